@@ -1,0 +1,114 @@
+"""Decoding of coarse masks to high resolution by the assignments: eq. (5)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .neighbourhood import NUM_CANDIDATES, channels_first, channels_last, coarse_size
+from .neighbourhood import merge_windows, shifted, windows
+
+
+def decode(masks: Tensor, assignment: Tensor) -> Tensor:
+    r"""Bring masks one level up: every fine pixel mixes its 3×3 candidate cells, eq. (5).
+
+    .. math:: M^{(i)} = A^{(i)} M^{(i+1)}
+
+    Args:
+        masks: Coarse maps of any meaning (logits, probabilities, features), ``(B, Q, h, w)``.
+        assignment: Assignment ``(B, 9, H, W)`` of :func:`~hcformer_mm.ops.soft_assign`, with
+            ``(h, w) = (⌈H/2⌉, ⌈W/2⌉)``.
+
+    Returns:
+        Fine maps ``(B, Q, H, W)`` in the wider dtype of the two and channels-last memory.
+
+    Raises:
+        ValueError: The shapes or devices do not fit each other.
+    """
+    _check_step(masks, assignment)
+    height, width = assignment.shape[-2:]
+    dtype = torch.promote_types(masks.dtype, assignment.dtype)
+    weights = windows(channels_last(assignment).to(dtype))  # (B, h, 2, w, 2, 9)
+    cells = channels_last(masks).to(dtype)  # (B, h, w, Q)
+    return channels_first(merge_windows(_Decode.apply(cells, weights), height, width))
+
+
+class _Decode(torch.autograd.Function):
+    """Eq. (5) on windows: cells ``(B, h, w, Q)``, weights ``(B, h, 2, w, 2, 9)``."""
+
+    @staticmethod
+    def forward(ctx: Any, cells: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(cells, weights)
+        # Nine shifted multiply-adds read and write whole rows of channels; gathering the candidates
+        # for a matrix product would first write nine times the coarse map.
+        taps = [tap[:, :, None, :, None] for tap in shifted(cells)]
+        fine = weights[..., :1] * taps[0]  # (B, h, 2, w, 2, Q)
+        for k in range(1, NUM_CANDIDATES):
+            fine.addcmul_(weights[..., k : k + 1], taps[k])
+        return fine
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        cells, weights = ctx.saved_tensors
+        batch, rows, cols, channels = cells.shape
+        # A window as a matrix: here both gradients are sums over long axes, which matrix products
+        # do in one pass.
+        grad = grad.transpose(2, 3).reshape(-1, 4, channels)
+        grad_cells = grad_weights = None
+        if ctx.needs_input_grad[0]:
+            matrix = weights.transpose(2, 3).reshape(-1, 4, NUM_CANDIDATES)
+            grad_taps = torch.bmm(matrix.transpose(1, 2), grad)
+            grad_taps = grad_taps.view(batch, rows, cols, NUM_CANDIDATES, channels)
+            padded = cells.new_zeros((batch, rows + 2, cols + 2, channels))
+            for k in range(NUM_CANDIDATES):
+                dy, dx = divmod(k, 3)
+                padded[:, dy : dy + rows, dx : dx + cols] += grad_taps[:, :, :, k]
+            grad_cells = padded[:, 1:-1, 1:-1]
+        if ctx.needs_input_grad[1]:
+            taps = torch.stack(shifted(cells), dim=3).reshape(-1, NUM_CANDIDATES, channels)
+            grad_weights = torch.bmm(grad, taps.transpose(1, 2))
+            grad_weights = grad_weights.view(batch, rows, cols, 2, 2, -1).transpose(2, 3)
+        return grad_cells, grad_weights
+
+
+def decode_hierarchy(masks: Tensor, assignments: Sequence[Tensor]) -> Tensor:
+    r"""Bring masks through all levels, :math:`\prod_i A^{(i)} M` (paper, Sec. 2.3).
+
+    Args:
+        masks: Masks of the coarsest cells, ``(B, Q, h, w)``.
+        assignments: One assignment ``(B, 9, H_i, W_i)`` per level, **finest first**; may be empty.
+
+    Returns:
+        Masks of the finest level, ``(B, Q, H_0, W_0)``; ``masks`` itself if there is no level.
+
+    Raises:
+        ValueError: A level does not fit the level above it.
+    """
+    for assignment in reversed(assignments):
+        masks = decode(masks, assignment)
+    return masks
+
+
+def _check_step(masks: Tensor, assignment: Tensor) -> None:
+    if masks.dim() != 4:
+        raise ValueError(f"expected masks (B, Q, h, w), got {tuple(masks.shape)}")
+    if assignment.dim() != 4 or assignment.shape[1] != NUM_CANDIDATES or 0 in assignment.shape:
+        raise ValueError(f"expected an assignment (B, 9, H, W), got {tuple(assignment.shape)}")
+    if masks.shape[0] != assignment.shape[0]:
+        raise ValueError(
+            f"expected masks and assignment of one batch size, got {masks.shape[0]} and "
+            f"{assignment.shape[0]}"
+        )
+    expected = coarse_size(*assignment.shape[-2:])
+    if tuple(masks.shape[-2:]) != expected:
+        raise ValueError(
+            f"expected masks of (⌈H/2⌉, ⌈W/2⌉) = {expected} for an assignment of "
+            f"{tuple(assignment.shape[-2:])}, got {tuple(masks.shape[-2:])}; "
+            "are the assignments ordered finest first?"
+        )
+    if masks.device != assignment.device:
+        raise ValueError(
+            f"expected masks and assignment on one device, got {masks.device} and "
+            f"{assignment.device}"
+        )

@@ -1,0 +1,112 @@
+import pytest
+import torch
+
+from hcformer_mm.ops import decode, decode_hierarchy
+from tests import reference
+
+SIZES = [(1, 1), (1, 7), (7, 1), (2, 2), (4, 6), (5, 7), (6, 5), (3, 16), (13, 2)]
+
+
+def random_assignment(height, width, batch=2, dtype=torch.float64):
+    torch.manual_seed(height * 17 + width)
+    allowed = reference.neighbours(height, width)
+    logits = torch.randn(batch, *allowed.shape, dtype=dtype).masked_fill(~allowed, -torch.inf)
+    return reference.to_candidates(logits.softmax(-1), height, width)
+
+
+def coarse_maps(height, width, batch=2, channels=3, dtype=torch.float64):
+    torch.manual_seed(height + width)
+    return torch.randn(batch, channels, (height + 1) // 2, (width + 1) // 2, dtype=dtype)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_equals_the_dense_oracle_with_gradients(size):
+    masks = coarse_maps(*size).requires_grad_()
+    assignment = random_assignment(*size).requires_grad_()
+    fine = decode(masks, assignment)
+    expected = reference.decode(masks, reference.to_matrix(assignment), *size)
+    torch.testing.assert_close(fine, expected, rtol=1e-12, atol=1e-12)
+
+    weight = torch.randn_like(expected)
+    gradients = torch.autograd.grad((fine * weight).sum(), (masks, assignment))
+    oracle = torch.autograd.grad((expected * weight).sum(), (masks, assignment))
+    torch.testing.assert_close(gradients[0], oracle[0], rtol=1e-10, atol=1e-10)
+    # The oracle has no cell outside the map, so its gradient there is zero; ours is too.
+    torch.testing.assert_close(gradients[1], oracle[1], rtol=1e-10, atol=1e-10)
+
+
+def test_gradcheck_to_second_order():
+    inputs = (coarse_maps(3, 4, batch=1).requires_grad_(), random_assignment(3, 4, 1).requires_grad_())
+    assert torch.autograd.gradcheck(decode, inputs)
+    assert torch.autograd.gradgradcheck(decode, inputs)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_constant_in_constant_out(size):
+    masks = torch.full_like(coarse_maps(*size), 2.5)
+    fine = decode(masks, random_assignment(*size))
+    torch.testing.assert_close(fine, torch.full_like(fine, 2.5))
+
+
+def test_one_hot_assignment_copies():
+    """From the clustering perspective, decoding copies a cluster's value to its elements."""
+    masks = coarse_maps(6, 8)
+    candidates = random_assignment(6, 8)
+    winner = candidates.argmax(1)
+    one_hot = torch.nn.functional.one_hot(winner, 9).permute(0, 3, 1, 2).double()
+    fine = decode(masks, one_hot)
+    for y in range(6):
+        for x in range(8):
+            k = int(winner[0, y, x])
+            cell = masks[0, :, y // 2 + k // 3 - 1, x // 2 + k % 3 - 1]
+            assert torch.equal(fine[0, :, y, x], cell)
+
+
+def test_hierarchy_is_the_product_of_matrices():
+    sizes = [(11, 14), (6, 7), (3, 4)]
+    assignments = [random_assignment(*size) for size in sizes]
+    masks = coarse_maps(*sizes[-1])
+    product = torch.eye(11 * 14, dtype=torch.float64).expand(2, -1, -1)
+    for assignment in assignments:
+        product = product @ reference.to_matrix(assignment)
+    expected = reference.decode(masks, product, 11, 14)
+    torch.testing.assert_close(decode_hierarchy(masks, assignments), expected)
+    assert decode_hierarchy(masks, []) is masks
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    masks, assignment = coarse_maps(8, 10).to(dtype), random_assignment(8, 10).to(dtype)
+    half = decode(masks, assignment)
+    assert half.dtype == dtype
+    assert half.isfinite().all()
+    exact = decode(masks.double(), assignment.double())
+    torch.testing.assert_close(half.double(), exact, rtol=2e-2, atol=2e-2)
+
+
+def test_memory_formats_agree_and_answer_is_channels_last():
+    masks, assignment = coarse_maps(6, 8), random_assignment(6, 8)
+    expected = decode(masks, assignment)
+    channels_last = [x.contiguous(memory_format=torch.channels_last) for x in (masks, assignment)]
+    torch.testing.assert_close(decode(*channels_last), expected)
+    assert expected.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("masks", "assignment", "message"),
+    [
+        ((1, 2, 3, 3), (1, 9, 8, 8), r"\(4, 4\) for an assignment of \(8, 8\), got \(3, 3\)"),
+        ((1, 2, 4, 4), (2, 9, 8, 8), "one batch size, got 1 and 2"),
+        ((1, 2, 4, 4), (1, 4, 8, 8), r"assignment \(B, 9, H, W\), got \(1, 4, 8, 8\)"),
+        ((2, 4, 4), (1, 9, 8, 8), r"masks \(B, Q, h, w\), got \(2, 4, 4\)"),
+    ],
+)
+def test_shapes_that_do_not_fit(masks, assignment, message):
+    with pytest.raises(ValueError, match=message):
+        decode(torch.zeros(masks), torch.zeros(assignment))
+
+
+def test_order_of_levels_is_named():
+    assignments = [random_assignment(4, 4), random_assignment(8, 8)]
+    with pytest.raises(ValueError, match="finest first"):
+        decode_hierarchy(coarse_maps(4, 4), assignments)

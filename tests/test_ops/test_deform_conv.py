@@ -1,0 +1,83 @@
+import mmcv.ops
+import pytest
+import torch
+
+from hcformer_mm.ops.deform_conv import modulated_deform_conv2d
+from tests import reference
+
+CASES = [
+    # kernel, stride, padding, (H, W), batch
+    (3, 2, 1, (7, 8), 2),
+    (1, 2, 0, (6, 5), 2),
+    (3, 1, 1, (4, 4), 1),
+    (3, 2, 1, (1, 1), 1),
+    (3, 2, 1, (1, 9), 2),
+]
+
+
+def inputs(kernel, stride, padding, size, batch, dtype=torch.float64, spread=2.0):
+    torch.manual_seed(kernel + 10 * stride)
+    rows, cols = ((side + 2 * padding - kernel) // stride + 1 for side in size)
+    tensors = (
+        torch.randn(batch, 4, *size, dtype=dtype),
+        spread * torch.randn(batch, 2 * kernel**2, rows, cols, dtype=dtype),
+        torch.rand(batch, kernel**2, rows, cols, dtype=dtype),
+        torch.randn(6, 4, kernel, kernel, dtype=dtype),
+        torch.randn(6, dtype=dtype),
+    )
+    return [tensor.requires_grad_() for tensor in tensors]
+
+
+def agree(output, expected, tensors, tolerance):
+    torch.testing.assert_close(output, expected, rtol=tolerance, atol=tolerance)
+    weight = torch.randn_like(expected)
+    gradients = torch.autograd.grad((output * weight).sum(), tensors)
+    oracle = torch.autograd.grad((expected * weight).sum(), tensors)
+    for gradient, wanted in zip(gradients, oracle, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_oracle_with_gradients(case):
+    tensors = inputs(*case)
+    stride, padding = case[1:3]
+    output = modulated_deform_conv2d(*tensors, stride=stride, padding=padding)
+    expected = reference.deform_conv(*tensors, stride, padding)
+    agree(output, expected, tensors, 1e-10)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 20.0])
+def test_equals_the_host_with_gradients(spread):
+    tensors = inputs(3, 2, 1, (19, 33), 2, dtype=torch.float32, spread=spread)
+    output = modulated_deform_conv2d(*tensors, stride=2, padding=1)
+    expected = mmcv.ops.modulated_deform_conv2d(*tensors, 2, 1)
+    agree(output, expected, tensors, 1e-4)
+
+
+def test_undeformed_is_the_plain_convolution():
+    x, offset, mask, weight, bias = inputs(3, 2, 1, (9, 8), 2, spread=0.0)
+    output = modulated_deform_conv2d(
+        x, offset, torch.ones_like(mask), weight, bias, stride=2, padding=1
+    )
+    torch.testing.assert_close(
+        output, torch.nn.functional.conv2d(x, weight, bias, stride=2, padding=1)
+    )
+
+
+def test_channels_last_and_without_bias():
+    x, offset, mask, weight, bias = inputs(3, 2, 1, (6, 6), 1)
+    with_bias = modulated_deform_conv2d(x, offset, mask, weight, bias, stride=2, padding=1)
+    without = modulated_deform_conv2d(
+        x.contiguous(memory_format=torch.channels_last), offset, mask, weight, stride=2, padding=1
+    )
+    torch.testing.assert_close(without + bias.view(1, -1, 1, 1), with_bias)
+
+
+def test_shapes_that_do_not_fit():
+    x, offset, mask, weight, bias = inputs(3, 2, 1, (6, 6), 1)
+    with pytest.raises(ValueError, match=r"offset of \(1, 18, 3, 3\), got \(1, 9, 3, 3\)"):
+        modulated_deform_conv2d(x, mask, mask, weight, bias, stride=2, padding=1)
+    with pytest.raises(ValueError, match=r"mask of \(1, 9, 6, 6\)"):
+        modulated_deform_conv2d(
+            x, torch.zeros(1, 18, 6, 6), mask, weight, bias, stride=1, padding=1
+        )
