@@ -1,0 +1,107 @@
+"""DCNv2 in the downsampling layers of a CNN (paper, Sec. 2.5 and Appendix F.2)."""
+
+import torch
+from mmcv.ops import ModulatedDeformConv2d
+from torch import Tensor, nn
+
+from ..ops.deform_conv import modulated_deform_conv2d
+
+
+class DeformableDownsampling(ModulatedDeformConv2d):
+    """A strided convolution whose kernel is deformed and modulated, in place of a plain one.
+
+    The kernel keeps its name (``weight``) and its values, so that pretrained checkpoints of the
+    plain network load. Offsets and modulation come from a 3×3 convolution of the same stride,
+    whatever the kernel size is; it starts at zero: offsets 0, modulation 0.5.
+
+    Args:
+        conv: The convolution to replace; its weights are taken over, and a bias is added.
+
+    Raises:
+        ValueError: The convolution is grouped, dilated or not square.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        square = len(set(conv.kernel_size)) == len(set(conv.stride)) == 1
+        if not square or conv.groups != 1 or conv.dilation != (1, 1):
+            raise ValueError(
+                "expected a square convolution without groups and dilation to make deformable, "
+                f"got {conv}; use downsampling='original'"
+            )
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size[0],
+            stride=conv.stride[0],
+            padding=conv.padding[0],
+            bias=True,
+        )
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        self.conv_offset = nn.Conv2d(
+            conv.in_channels, 3 * taps, kernel_size=3, stride=self.stride, padding=1
+        )
+        with torch.no_grad():
+            self.weight.copy_(conv.weight)
+            if conv.bias is not None:
+                self.bias.copy_(conv.bias)
+        self.reset_offsets()
+
+    def reset_offsets(self) -> None:
+        """Let the kernel start undeformed."""
+        nn.init.zeros_(self.conv_offset.weight)
+        nn.init.zeros_(self.conv_offset.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``(B, C_in, H, W)`` to ``(B, C_out, ⌈H/2⌉, ⌈W/2⌉)`` (for a stride of two)."""
+        raw = self.conv_offset(x)
+        offset, mask = raw.tensor_split([raw.shape[1] * 2 // 3], dim=1)
+        mask = mask.sigmoid()
+        if x.device.type == "cpu":
+            with torch.autocast("cpu", enabled=False):
+                dtype = self.weight.dtype
+                return modulated_deform_conv2d(
+                    x.to(dtype),
+                    offset.to(dtype),
+                    mask.to(dtype),
+                    self.weight,
+                    self.bias,
+                    stride=self.stride[0],
+                    padding=self.padding[0],
+                )
+        # The host's operator computes in the dtype of the offsets, knows no bfloat16, and reads any
+        # memory as if it were contiguous.
+        if offset.dtype == torch.bfloat16:
+            offset = offset.float()
+        return super().forward(x.contiguous(), offset.contiguous(), mask.contiguous())
+
+
+def make_downsampling_deformable(block: nn.Module) -> list[str]:
+    """Replace every convolution of stride two inside ``block`` by a deformable one.
+
+    In a residual block these are two: the strided convolution of the main path and that of the
+    shortcut.
+
+    Args:
+        block: A module that halves the resolution; changed in place.
+
+    Returns:
+        The names of the replaced layers.
+
+    Raises:
+        ValueError: There is no such layer.
+    """
+    names = [
+        name
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2)
+    ]
+    if not names:
+        raise ValueError(
+            f"expected a convolution of stride two in {type(block).__name__}, found none; use "
+            "downsampling='original' for backbones that downsample otherwise"
+        )
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        conv = block.get_submodule(name)
+        setattr(block.get_submodule(parent), leaf, DeformableDownsampling(conv))
+    return names

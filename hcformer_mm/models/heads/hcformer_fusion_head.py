@@ -1,0 +1,82 @@
+"""HCFormerFusionHead: panoptic, instance and semantic results of one prediction."""
+
+from typing import Any
+
+import torch
+from mmdet.models.seg_heads import MaskFormerFusionHead
+from mmdet.structures import SampleList
+from mmengine.structures import PixelData
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...registry import MODELS
+
+
+@MODELS.register_module()
+class HCFormerFusionHead(MaskFormerFusionHead):
+    """The host's fusion head with semantic results (paper, Sec. 4.1 and Appendix E).
+
+    ``test_cfg`` is that of the host: ``panoptic_on``, ``instance_on``, ``semantic_on`` choose the
+    results; ``object_mask_thr``, ``iou_thr``, ``filter_low_score`` and ``max_per_image`` shape them.
+    """
+
+    def semantic_postprocess(self, mask_cls: Tensor, mask_pred: Tensor) -> PixelData:
+        """Sum up masks by class: softmax(class)ᵀ · sigmoid(mask).
+
+        Args:
+            mask_cls: Class logits ``(Q, K + 1)`` of an image.
+            mask_pred: Mask logits ``(Q, H, W)``.
+
+        Returns:
+            ``sem_seg``, the most likely class of every pixel, ``(1, H, W)``.
+        """
+        class_probabilities = mask_cls.softmax(dim=-1)[:, :-1]
+        scores = torch.einsum("qk,qhw->khw", class_probabilities, mask_pred.sigmoid())
+        return PixelData(sem_seg=scores.argmax(dim=0, keepdim=True))
+
+    def predict(
+        self,
+        mask_cls_results: Tensor,
+        mask_pred_results: Tensor,
+        batch_data_samples: SampleList,
+        rescale: bool = False,
+        **kwargs: Any,
+    ) -> list[dict[str, Any]]:
+        """Turn class and mask logits into the results that ``test_cfg`` asks for.
+
+        The host's detector accepts panoptic and instance results alone, so semantic ones are
+        attached here, as ``pred_sem_seg`` of each data sample: where every metric looks for them.
+
+        Args:
+            mask_cls_results: Class logits ``(B, Q, K + 1)``.
+            mask_pred_results: Mask logits at input size, ``(B, Q, H, W)``.
+            batch_data_samples: Their ``img_shape`` (without padding) and ``ori_shape``; semantic
+                results are attached to them.
+            rescale: Whether results have the size of the original image.
+            kwargs: Not read; part of the host's signature.
+
+        Returns:
+            A dict per image with ``pan_results`` and ``ins_results``, as in the host.
+        """
+        results = []
+        for mask_cls, mask_pred, data_sample in zip(
+            mask_cls_results, mask_pred_results, batch_data_samples, strict=True
+        ):
+            height, width = data_sample.metainfo["img_shape"][:2]
+            mask_pred = mask_pred[:, :height, :width]
+            if rescale:
+                mask_pred = F.interpolate(
+                    mask_pred[None],
+                    size=data_sample.metainfo["ori_shape"][:2],
+                    mode="bilinear",
+                    align_corners=False,
+                )[0]
+            result: dict[str, Any] = {}
+            if self.test_cfg.get("panoptic_on", True):
+                result["pan_results"] = self.panoptic_postprocess(mask_cls, mask_pred)
+            if self.test_cfg.get("instance_on", False):
+                result["ins_results"] = self.instance_postprocess(mask_cls, mask_pred)
+            if self.test_cfg.get("semantic_on", False):
+                data_sample.pred_sem_seg = self.semantic_postprocess(mask_cls, mask_pred)
+            results.append(result)
+        return results

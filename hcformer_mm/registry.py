@@ -1,0 +1,18 @@
+"""Child registries of ``hcformer_mm``: one for each kind of component that the package adds.
+
+A scoped type name (``hcformer_mm.HCBackbone``) in any config imports the locations below by itself,
+so no ``custom_imports`` is needed.
+"""
+
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+__all__ = ["DATASETS", "MODELS"]
+
+MODELS = Registry(
+    "model", parent=MMENGINE_MODELS, scope="hcformer_mm", locations=["hcformer_mm.models"]
+)
+DATASETS = Registry(
+    "dataset", parent=MMENGINE_DATASETS, scope="hcformer_mm", locations=["hcformer_mm.datasets"]
+)
