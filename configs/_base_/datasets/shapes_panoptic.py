@@ -1,0 +1,81 @@
+# Shapes for panoptic, instance and semantic segmentation in one pass, at 256x192.
+# Made by: python tools/dataset_converters/make_shapes.py
+dataset_type = "hcformer_mm.ShapesPanopticDataset"
+data_root = "data/shapes/"
+backend_args = None
+image_scale = (256, 192)
+
+train_pipeline = [
+    dict(type="LoadImageFromFile", backend_args=backend_args),
+    dict(type="mmdet.LoadPanopticAnnotations", backend_args=backend_args),
+    dict(type="mmdet.Resize", scale=image_scale, keep_ratio=True),
+    dict(type="mmdet.RandomFlip", prob=0.5),
+    dict(type="mmdet.PackDetInputs"),
+]
+# The metrics read the ground truth of panoptic and instance segmentation from files; only the
+# semantic map, at the original size (hence after Resize), travels with the image.
+test_pipeline = [
+    dict(type="LoadImageFromFile", backend_args=backend_args),
+    dict(type="mmdet.Resize", scale=image_scale, keep_ratio=True),
+    dict(
+        type="mmdet.LoadPanopticAnnotations",
+        with_bbox=False,
+        with_label=False,
+        with_mask=False,
+        with_seg=True,
+        backend_args=backend_args,
+    ),
+    dict(
+        type="mmdet.PackDetInputs",
+        meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
+    ),
+]
+
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        ann_file="annotations/panoptic_train.json",
+        data_prefix=dict(img="train/", seg="annotations/panoptic_train/"),
+        pipeline=train_pipeline,
+        backend_args=backend_args,
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    drop_last=False,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        ann_file="annotations/panoptic_val.json",
+        data_prefix=dict(img="val/", seg="annotations/panoptic_val/"),
+        test_mode=True,
+        pipeline=test_pipeline,
+        backend_args=backend_args,
+    ),
+)
+test_dataloader = val_dataloader
+
+val_evaluator = [
+    dict(
+        type="mmdet.CocoPanopticMetric",
+        ann_file=data_root + "annotations/panoptic_val.json",
+        seg_prefix=data_root + "annotations/panoptic_val/",
+        backend_args=backend_args,
+    ),
+    dict(
+        type="mmdet.CocoMetric",
+        ann_file=data_root + "annotations/instances_val.json",
+        metric="segm",
+        backend_args=backend_args,
+    ),
+    dict(type="mmdet.SemSegMetric", iou_metrics=["mIoU"], prefix="sem_seg"),
+]
+test_evaluator = val_evaluator

@@ -1,0 +1,33 @@
+# From scratch on two CPU cores: few iterations, a short warm-up, cosine decay.
+_base_ = "../default_runtime.py"
+
+max_iters = 2000
+
+optim_wrapper = dict(
+    type="OptimWrapper",
+    optimizer=dict(type="AdamW", lr=5e-4, weight_decay=0.05),
+    paramwise_cfg=dict(
+        custom_keys={
+            "query_embed": dict(decay_mult=0.0),
+            "query_feat": dict(decay_mult=0.0),
+            "level_embed": dict(decay_mult=0.0),
+        },
+        norm_decay_mult=0.0,
+    ),
+    clip_grad=dict(max_norm=1.0, norm_type=2),
+)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(
+        type="CosineAnnealingLR",
+        by_epoch=False,
+        begin=100,
+        end=max_iters,
+        T_max=max_iters - 100,
+        eta_min_ratio=0.01,
+    ),
+]
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=max_iters)
+val_cfg = dict(type="ValLoop")
+test_cfg = dict(type="TestLoop")
+default_hooks = dict(checkpoint=dict(interval=500, max_keep_ckpts=1), logger=dict(interval=20))

@@ -1,0 +1,1 @@
+"""What a user imports to run a model."""

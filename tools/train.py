@@ -1,0 +1,47 @@
+"""Train a model of any config, MMDetection's and MMSegmentation's included."""
+
+import argparse
+
+from hcformer_mm.apis.command_line import add_common_arguments, build_runner, load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_common_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        help="resume from this checkpoint or, if none is named, from the newest in the work "
+        "directory",
+    )
+    parser.add_argument("--amp", action="store_true", help="train in automatic mixed precision")
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate with the batch size, from auto_scale_lr.base_batch_size",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    config = load_config(args)
+    if args.amp:
+        config.optim_wrapper.type = "AmpOptimWrapper"
+        config.optim_wrapper.loss_scale = "dynamic"
+    if args.auto_scale_lr:
+        if "base_batch_size" not in config.get("auto_scale_lr", {}):
+            raise SystemExit(
+                f"expected auto_scale_lr.base_batch_size in {args.config} for --auto-scale-lr, got "
+                "none; add auto_scale_lr = dict(base_batch_size=...) to the config"
+            )
+        config.auto_scale_lr.enable = True
+    if args.resume is not None:
+        config.resume = True
+        config.load_from = None if args.resume == "auto" else args.resume
+    build_runner(config).train()
+
+
+if __name__ == "__main__":
+    main()
