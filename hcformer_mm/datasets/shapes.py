@@ -1,0 +1,59 @@
+"""The Shapes dataset: six classes of things on four of stuff, rendered by ``make_shapes.py``."""
+
+from typing import Any, ClassVar
+
+from mmdet.datasets import CocoDataset, CocoPanopticDataset
+from mmseg.datasets import BaseSegDataset
+
+from hcformer_mm.registry import DATASETS
+
+from .shapes_generator import FIGURES, STUFF_TEXTURES
+
+_PALETTE: dict[str, tuple[int, int, int]] = {
+    "disc": (224, 64, 64),
+    "box": (64, 112, 224),
+    "triangle": (240, 192, 48),
+    "star": (176, 80, 208),
+    "cross": (48, 192, 208),
+    "ring": (240, 128, 176),
+    "grass": (80, 144, 64),
+    "water": (96, 128, 160),
+    "brick": (144, 80, 48),
+    "sand": (192, 176, 128),
+}
+
+METAINFO: dict[str, Any] = {
+    "classes": (*FIGURES, *STUFF_TEXTURES),
+    "thing_classes": tuple(FIGURES),
+    "stuff_classes": tuple(STUFF_TEXTURES),
+    "palette": [_PALETTE[name] for name in (*FIGURES, *STUFF_TEXTURES)],
+}
+"""Classes in the order of their labels (things first) and their colours.
+
+The classes are those that the renderer can draw: to add one, add its figure or texture there and
+its colour here.
+"""
+
+
+@DATASETS.register_module()
+class ShapesPanopticDataset(CocoPanopticDataset):
+    """Shapes for panoptic segmentation: all ten classes; arguments as in mmdet's dataset."""
+
+    METAINFO = METAINFO
+
+
+@DATASETS.register_module()
+class ShapesInstanceDataset(CocoDataset):
+    """Shapes for instance segmentation: the things; arguments as in mmdet's dataset."""
+
+    METAINFO: ClassVar[dict] = {
+        "classes": METAINFO["thing_classes"],
+        "palette": METAINFO["palette"][: len(METAINFO["thing_classes"])],
+    }
+
+
+@DATASETS.register_module()
+class ShapesSemanticDataset(BaseSegDataset):
+    """Shapes for semantic segmentation: all ten classes; arguments as in mmseg's dataset."""
+
+    METAINFO: ClassVar[dict] = {"classes": METAINFO["classes"], "palette": METAINFO["palette"]}

@@ -1,0 +1,79 @@
+"""A scene of the Shapes dataset: a picture and the segments that it shows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .exact import uniform
+from .figures import FIGURES
+from .layout import draw_layout
+from .painting import paint
+from .textures import STUFF_TEXTURES
+
+GENERATOR_VERSION = "1.0"
+"""Changes whenever the same seed would give other scenes."""
+
+MIN_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One thing, or all that is seen of one class of stuff.
+
+    Attributes:
+        label (int): Index of its class: things first, then stuff.
+        is_thing (bool): Whether it is a thing.
+        mask (np.ndarray): The pixels (H, W), bool, where it is seen. Not empty.
+    """
+
+    label: int
+    is_thing: bool
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture and its segments.
+
+    Attributes:
+        image (np.ndarray): The picture (H, W, 3), RGB, uint8.
+        segments (list[Segment]): Stuff by label, then things from bottom to top. Their masks
+            partition the picture.
+    """
+
+    image: np.ndarray
+    segments: list[Segment]
+
+
+def render_scene(seed: tuple[int, ...], *, size: tuple[int, int] = (240, 320)) -> Scene:
+    """Render the scene of a seed.
+
+    The result depends on nothing but the arguments: labels and pixels have the same bits on every
+    machine.
+
+    Args:
+        seed (tuple[int, ...]): Integers in [0, 2**32), such as (seed of the dataset, split, index).
+        size (tuple[int, int]): Height and width about which the scene's own vary by up to 8 %.
+
+    Returns:
+        Scene: The picture and its segments.
+
+    Raises:
+        ValueError: If a side is shorter than 64 pixels.
+    """
+    if min(size) < MIN_SIZE:
+        raise ValueError(
+            f"expected size (height, width) of at least {MIN_SIZE} pixels each, got {tuple(size)}"
+        )
+    rng = np.random.RandomState(list(seed))
+    height, width = (int(side * uniform(rng, 0.92, 1.08)) for side in size)
+    layout = draw_layout(rng, height, width)
+    ground = layout.owner < 0
+    segments = []
+    for label in range(len(STUFF_TEXTURES)):
+        mask = ground & (layout.ground == label)
+        if mask.any():
+            segments.append(Segment(len(FIGURES) + label, False, mask))
+    for index, thing in enumerate(layout.things):
+        segments.append(Segment(thing.label, True, layout.owner == index))
+    return Scene(paint(rng, layout), segments)

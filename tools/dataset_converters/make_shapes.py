@@ -1,0 +1,57 @@
+"""Render the Shapes dataset in COCO panoptic, COCO instance and semantic-PNG form."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from hcformer_mm.datasets.shapes_writer import write_shapes
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("data/shapes"), help="folder to create")
+    parser.add_argument("--num-train", type=int, default=800, help="training images")
+    parser.add_argument("--num-val", type=int, default=100, help="validation images")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other images")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(240, 320),
+        metavar=("H", "W"),
+        help="height and width about which the images' own vary",
+    )
+    parser.add_argument("--workers", type=int, default=2, help="processes that render")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the Shapes dataset that is in --out"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Render the dataset; end with exit code 1 and one line if the arguments do not allow it."""
+    args = parse_args()
+    start = time.monotonic()
+    try:
+        write_shapes(
+            args.out,
+            num_train=args.num_train,
+            num_val=args.num_val,
+            seed=args.seed,
+            size=tuple(args.size),
+            workers=args.workers,
+            overwrite=args.overwrite,
+        )
+    except (FileExistsError, ValueError, RuntimeError) as error:
+        sys.exit(f"make_shapes: {error}")
+    megabytes = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file()) / 1e6
+    print(
+        f"{args.num_train} training and {args.num_val} validation images in {args.out}: "
+        f"{megabytes:.0f} MB in {time.monotonic() - start:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()
