@@ -31,29 +31,35 @@ def decode(masks: Tensor, assignment: Tensor) -> Tensor:
     dtype = torch.promote_types(masks.dtype, assignment.dtype)
     weights = windows(channels_last(assignment).to(dtype))  # (B, h, 2, w, 2, 9)
     cells = channels_last(masks).to(dtype)  # (B, h, w, Q)
-    return channels_first(merge_windows(_Decode.apply(cells, weights), height, width))
+    needs_grad = torch.is_grad_enabled() and (cells.requires_grad or weights.requires_grad)
+    fine = _Decode.apply(cells, weights) if needs_grad else _mix(cells, weights)
+    return channels_first(merge_windows(fine, height, width))
+
+
+def _mix(cells: Tensor, weights: Tensor) -> Tensor:
+    """Eq. (5) on windows: cells ``(B, h, w, Q)``, weights ``(B, h, 2, w, 2, 9)``."""
+    # Nine shifted multiply-adds read and write whole rows of channels; gathering the candidates for
+    # a matrix product would first write nine times the coarse map.
+    taps = [tap[:, :, None, :, None] for tap in shifted(cells)]
+    fine = weights[..., :1] * taps[0]  # (B, h, 2, w, 2, Q)
+    for k in range(1, NUM_CANDIDATES):
+        fine.addcmul_(weights[..., k : k + 1], taps[k])
+    return fine
 
 
 class _Decode(torch.autograd.Function):
-    """Eq. (5) on windows: cells ``(B, h, w, Q)``, weights ``(B, h, 2, w, 2, 9)``."""
+    """:func:`_mix` with a backward pass of matrix products, for which it saves nothing of its own."""
 
     @staticmethod
     def forward(ctx: Any, cells: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(cells, weights)
-        # Nine shifted multiply-adds read and write whole rows of channels; gathering the candidates
-        # for a matrix product would first write nine times the coarse map.
-        taps = [tap[:, :, None, :, None] for tap in shifted(cells)]
-        fine = weights[..., :1] * taps[0]  # (B, h, 2, w, 2, Q)
-        for k in range(1, NUM_CANDIDATES):
-            fine.addcmul_(weights[..., k : k + 1], taps[k])
-        return fine
+        return _mix(cells, weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         cells, weights = ctx.saved_tensors
         batch, rows, cols, channels = cells.shape
-        # A window as a matrix: here both gradients are sums over long axes, which matrix products
-        # do in one pass.
+        # Both gradients are sums over long axes, which matrix products do in one pass.
         grad = grad.transpose(2, 3).reshape(-1, 4, channels)
         grad_cells = grad_weights = None
         if ctx.needs_input_grad[0]:
