@@ -1,0 +1,175 @@
+"""From nothing to a trained, evaluated and drawn HCFormer: the Shapes set on two CPU cores.
+
+Run again, it goes on where it was interrupted, and trains only what is not trained yet.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from mmengine.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = Path("configs/shapes/hcformer_r18_shapes-panoptic.py")
+DATA = Path("data/shapes")
+GROUND_TRUTH = DATA / "annotations/panoptic_val.json"
+# Few objects, tiny and thin ones, overlapping ones, and a crowd.
+PICTURES = [DATA / f"val/{number:06}.jpg" for number in (10, 23, 33, 44)]
+# Title, name in the metrics of the run, and what makes it a percentage.
+METRICS = (
+    ("PQ", "coco_panoptic/PQ", 1),
+    ("PQ of things", "coco_panoptic/PQ_th", 1),
+    ("PQ of stuff", "coco_panoptic/PQ_st", 1),
+    ("mask AP", "coco/segm_mAP", 100),
+    ("mIoU", "sem_seg/mIoU", 1),
+)
+# Settings that make a training another training.
+TRAINING = ("model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg")
+
+
+class StepError(Exception):
+    """A step cannot be done; the message says why and what to type."""
+
+
+class Demo:
+    """The steps, how long each one took, and where things are."""
+
+    def __init__(self, work_dir: Path) -> None:
+        self.work_dir = work_dir
+        self.config = Config.fromfile(ROOT / CONFIG)
+        self.minutes: dict[str, str] = {}
+
+    def run(self, title: str, *command: object) -> None:
+        """Run one of the project's tools, its output on the screen."""
+        line = [str(word) for word in command]
+        print(f"\n== {title}: python {' '.join(line)}\n", flush=True)
+        start = time.monotonic()
+        code = subprocess.run([sys.executable, *line], cwd=ROOT, check=False).returncode
+        if code:
+            raise StepError(
+                f"'{title}' failed with exit code {code}; what went wrong stands above. "
+                "Run the same command again to go on from here."
+            )
+        self.minutes[title] = f"{(time.monotonic() - start) / 60:.1f} min"
+
+    def skip(self, title: str) -> None:
+        print(f"\n== {title}: there already")
+        self.minutes[title] = "there already"
+
+    def make_data(self) -> None:
+        if (ROOT / GROUND_TRUTH).is_file():
+            return self.skip("data")
+        self.run("data", "tools/dataset_converters/make_shapes.py", "--out", DATA)
+
+    def checkpoint(self) -> Path | None:
+        """The newest checkpoint in the work directory."""
+        pointer = ROOT / self.work_dir / "last_checkpoint"
+        if not pointer.is_file():
+            return None
+        path = self.work_dir / Path(pointer.read_text().strip()).name
+        return path if (ROOT / path).is_file() else None
+
+    def check_training(self) -> None:
+        """Refuse to go on with, or to overwrite, a training with other settings."""
+        earlier = ROOT / self.work_dir / CONFIG.name  # the runner leaves its config here
+        if not earlier.is_file():
+            return
+        then = Config.fromfile(earlier)
+        changed = [key for key in TRAINING if then.get(key) != self.config.get(key)]
+        if changed:
+            raise StepError(
+                f"{self.work_dir} holds a training with other settings ({', '.join(changed)}). "
+                "Add --fresh to delete it, or --work-dir to choose another folder."
+            )
+
+    def train(self) -> None:
+        self.check_training()
+        done = self.checkpoint()
+        if done is not None and done.stem == f"iter_{self.config.train_cfg.max_iters}":
+            return self.skip("training")
+        self.run("training", "tools/train.py", CONFIG, "--work-dir", self.work_dir, "--resume")
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics of the newest checkpoint on the validation split."""
+        folder = self.work_dir / "evaluation"
+        before = set((ROOT / folder).glob("*/*.json"))
+        self.run("evaluation", "tools/test.py", CONFIG, self.checkpoint(), "--work-dir", folder)
+        new = set((ROOT / folder).glob("*/*.json")) - before
+        # The runner writes the metrics of a test into <time>/<time>.json.
+        logs = [path for path in new if path.stem == path.parent.name]
+        metrics = json.loads(logs[0].read_text()) if logs else {}
+        missing = [key for _, key, _ in METRICS if key not in metrics]
+        if missing:
+            raise StepError(f"the evaluation left no {', '.join(missing)} in {folder}")
+        return {title: metrics[key] * factor for title, key, factor in METRICS}
+
+    def draw(self) -> Path:
+        folder = self.work_dir / "pictures"
+        tool = ("tools/visualize_clusters.py", CONFIG, self.checkpoint())
+        self.run("pictures", *tool, "--img", *PICTURES, "--gt", GROUND_TRUTH, "--out", folder)
+        return folder
+
+
+def report(demo: Demo, metrics: dict[str, float], pictures: Path) -> None:
+    """Close with what was reached, what it took, where it is and what comes next."""
+    checkpoint = demo.checkpoint()
+    rows = [
+        *((title, f"{value:.1f}") for title, value in metrics.items()),
+        None,
+        *demo.minutes.items(),
+    ]
+    width = max(len(row[0]) for row in rows if row)
+    value_width = max(len(row[1]) for row in rows if row)
+    rule = "-" * (width + 2 + value_width)
+    print(f"\nHCFormer, ResNet-18, Shapes validation split\n{rule}")
+    for row in rows:
+        print(f"{row[0]:{width}}  {row[1]:>{value_width}}" if row else rule)
+    print(
+        f"{rule}\ncheckpoint  {checkpoint}\npictures    {pictures}\n\n"
+        f"Next, draw a picture of your own:\n"
+        f"  {os.path.relpath(sys.executable, ROOT)} tools/visualize_clusters.py \\\n"
+        f"    {CONFIG} \\\n    {checkpoint} \\\n"
+        f"    --img my_picture.jpg --out {pictures}"
+    )
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--work-dir",
+        type=Path,
+        default=ROOT / "work_dirs" / CONFIG.stem,
+        help="folder for checkpoints, metrics and pictures",
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="delete that folder first and train anew"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    work_dir = args.work_dir.resolve()
+    if args.fresh and work_dir.exists():
+        # A mistyped folder is not deleted: only one in which this config was trained.
+        if not (work_dir / CONFIG.name).is_file():
+            sys.exit(f"demo: {work_dir} holds no training of {CONFIG}; delete it yourself")
+        shutil.rmtree(work_dir)
+    demo = Demo(work_dir.relative_to(ROOT) if work_dir.is_relative_to(ROOT) else work_dir)
+    try:
+        demo.make_data()
+        demo.train()
+        report(demo, demo.evaluate(), demo.draw())
+    except StepError as error:
+        sys.exit(f"demo: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\ndemo: interrupted; the same command goes on from here")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,7 @@
+"""Clustering and decoding as pure functions of tensors; imports nothing of OpenMMLab."""
+
+from .assignment import soft_assign
+from .clusters import hard_assignment, hierarchical_clusters
+from .decoding import decode, decode_hierarchy
+
+__all__ = ["decode", "decode_hierarchy", "hard_assignment", "hierarchical_clusters", "soft_assign"]

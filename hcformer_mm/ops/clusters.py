@@ -1,0 +1,176 @@
+"""Hard labels of every level: from soft assignments to the hierarchy of clusters they describe.
+
+With the scale of eq. (3) going to 0 an assignment becomes the arg-max of eq. (2): every fine cell
+belongs to exactly one coarse cell. Following that choice from level to level gives a tree, and
+cutting the tree at a level gives a clustering of the pixels (paper, sections 2.1 and 2.3).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .neighbourhood import (
+    NUM_CANDIDATES,
+    channels_last,
+    coarse_size,
+    merge_windows,
+    outside,
+    shifted,
+    windows,
+)
+
+
+def hard_assignment(assignment: Tensor) -> Tensor:
+    """Coarse cell that each fine cell belongs to: eq. (2) for a local assignment.
+
+    The arg-max is taken over the candidates that lie inside the coarse map, decided by geometry
+    and not by the weights, so that the answer is a valid cell whatever the weights are. Of equal
+    weights the first candidate in row-major order wins.
+
+    Args:
+        assignment: ``(B, 9, H, W)``; weights of the row-major 3×3 candidates around the parent
+            ``(y // 2, x // 2)`` of each fine cell ``(y, x)``.
+
+    Returns:
+        ``(B, H, W)`` int64: flat row-major index into the coarse map of ``(⌈H/2⌉, ⌈W/2⌉)``.
+
+    Raises:
+        ValueError: the shape is not ``(B, 9, H, W)`` with ``H, W >= 1``.
+    """
+    _check_assignment(assignment, "assignment")
+    height, width = assignment.shape[-2:]
+    rows, cols = coarse_size(height, width)
+    weights = windows(channels_last(assignment))  # (B, h, 2, w, 2, 9)
+    beyond = outside(rows, cols, assignment.device)  # (h, w, 9)
+    weights = weights.masked_fill(beyond[:, None, :, None], -torch.inf)
+    best = weights.argmax(dim=-1, keepdim=True)  # (B, h, 2, w, 2, 1)
+
+    cells = torch.arange(rows * cols, device=assignment.device).view(1, rows, cols, 1)
+    candidates = torch.cat(shifted(cells), dim=-1)[:, :, None, :, None]  # (1, h, 1, w, 1, 9)
+    chosen = candidates.expand_as(weights).gather(-1, best)  # (B, h, 2, w, 2, 1)
+    return merge_windows(chosen, height, width).squeeze(-1)
+
+
+def hierarchical_clusters(
+    assignments: Sequence[Tensor],
+    *,
+    image_size: tuple[int, int] | None = None,
+    stride: int | None = None,
+    dense: bool = True,
+) -> tuple[Tensor, ...]:
+    """Label maps of every level, nested: a cluster of a level lies inside one of the next level.
+
+    The label of a pixel at a level is the coarse cell reached by following the hard assignments up
+    to that level, so the labels of a level are a function of those of any level below it.
+
+    Args:
+        assignments: Soft assignments, finest first: ``(B, 9, H, W)``, then ``(B, 9, ⌈H/2⌉, ⌈W/2⌉)``
+            and so on, the size halving (rounded up) from level to level.
+        image_size: ``(h, w)`` of an image whose top-left corner is the top-left corner of the
+            finest map. The labels are then of this size: pixel ``(y, x)`` takes the label of cell
+            ``(y // stride, x // stride)``, and what the map has beyond the image (padding) is cut
+            off. By default the labels are those of the finest map's cells.
+        stride: Side in pixels of a cell of the finest map; needed with ``image_size``.
+        dense: Number the clusters of each image and level 0, 1, … without gaps, in the order of
+            their cells; clusters that lie in the padding only are not counted. Otherwise a label is
+            the flat row-major index of the cluster's cell in the coarse map of its level.
+
+    Returns:
+        For each level, finest first, ``(B, H, W)`` or ``(B, h, w)`` int64.
+
+    Raises:
+        ValueError: no assignments; sizes that do not halve; an image larger than the map covers, or
+            without stride.
+    """
+    _check_hierarchy(assignments)
+    labels = [hard_assignment(assignments[0])]
+    for assignment in assignments[1:]:
+        parent = hard_assignment(assignment).flatten(1)  # (B, cells of this level)
+        labels.append(parent.gather(1, labels[-1].flatten(1)).view_as(labels[0]))
+    if image_size is not None:
+        # The crop comes before the numbering (padding has no say in it) and before the enlargement.
+        cells = _covering_cells(image_size, stride, labels[0].shape[-2:])
+        labels = [label[:, : cells[0], : cells[1]] for label in labels]
+    elif stride is not None:
+        raise ValueError(f"expected image_size together with stride, got stride={stride} only")
+    if dense:
+        labels = [relabel(label) for label in labels]
+    if image_size is not None and stride is not None:
+        labels = [_upsample(label, image_size, stride) for label in labels]
+    return tuple(labels)
+
+
+def relabel(labels: Tensor) -> Tensor:
+    """Number the labels of each item of a batch 0, 1, … without gaps, keeping their order.
+
+    Args:
+        labels: ``(B, …)`` integers, at least 0. Memory grows with the largest label.
+
+    Returns:
+        Int64 of the same shape; equal where ``labels`` are equal, within an item.
+
+    Raises:
+        ValueError: labels that are negative or no integers.
+    """
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"expected integer labels, got {labels.dtype}")
+    if labels.numel() == 0:
+        return labels.long()
+    low, high = (int(bound) for bound in labels.aminmax())
+    if low < 0:
+        raise ValueError(f"expected labels >= 0, got {low}; mark pixels to ignore some other way")
+    flat = labels.flatten(1).long()
+    used = torch.zeros(flat.shape[0], high + 1, dtype=torch.long, device=flat.device)
+    used.scatter_(1, flat, 1)
+    rank = used.cumsum(1) - 1
+    return rank.gather(1, flat).view(labels.shape)
+
+
+def _covering_cells(
+    image_size: tuple[int, int], stride: int | None, map_size: Sequence[int]
+) -> tuple[int, int]:
+    if stride is None or stride < 1:
+        raise ValueError(
+            f"expected stride >= 1, the side in pixels of a cell of the finest map, got {stride}"
+        )
+    height, width = image_size
+    cells = -(-height // stride), -(-width // stride)
+    if min(image_size) < 1 or cells[0] > map_size[0] or cells[1] > map_size[1]:
+        covered = (map_size[0] * stride, map_size[1] * stride)
+        raise ValueError(
+            f"expected an image of at most {covered}, which is what a map of {tuple(map_size)} "
+            f"covers at stride {stride}, got {tuple(image_size)}"
+        )
+    return cells
+
+
+def _upsample(labels: Tensor, image_size: tuple[int, int], stride: int) -> Tensor:
+    height, width = image_size
+    rows = labels.repeat_interleave(stride, dim=1)[:, :height]
+    return rows.repeat_interleave(stride, dim=2)[:, :, :width]
+
+
+def _check_assignment(assignment: Tensor, name: str) -> None:
+    shape = tuple(assignment.shape)
+    if len(shape) != 4 or shape[1] != NUM_CANDIDATES or min(shape[2:]) < 1:
+        raise ValueError(
+            f"expected {name} of (B, {NUM_CANDIDATES}, H, W) with H, W >= 1, got {shape}"
+        )
+
+
+def _check_hierarchy(assignments: Sequence[Tensor]) -> None:
+    if isinstance(assignments, Tensor) or len(assignments) == 0:
+        got = "a tensor" if isinstance(assignments, Tensor) else "none"
+        raise ValueError(f"expected a sequence of assignments, finest first, got {got}")
+    for level, assignment in enumerate(assignments):
+        _check_assignment(assignment, f"assignments[{level}]")
+        if level == 0:
+            continue
+        finer = assignments[level - 1].shape
+        expected = (finer[0], NUM_CANDIDATES, *coarse_size(*finer[-2:]))
+        if tuple(assignment.shape) != expected:
+            raise ValueError(
+                f"expected assignments[{level}] of {expected}, half the size of the level before "
+                f"it (finest first), got {tuple(assignment.shape)}"
+            )

@@ -1,0 +1,219 @@
+"""Hard labels of every level against loops that follow each pixel by hand."""
+
+import itertools
+import time
+
+import pytest
+import torch
+from torch import Tensor
+
+from hcformer_mm.ops.clusters import (
+    hard_assignment,
+    hierarchical_clusters,
+    relabel,
+)
+
+SIZES = [(1, 1), (1, 2), (1, 7), (5, 1), (2, 2), (3, 3), (4, 6), (7, 10), (13, 9)]
+
+
+def random_assignment(batch: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Soft assignment: random weights that sum to 1, exactly 0 outside the coarse map."""
+    weights = torch.rand(batch, 9, height, width, generator=generator, dtype=torch.float64)
+    for y, x, k in itertools.product(range(height), range(width), range(9)):
+        if not is_inside(candidate_cell(y, x, k), height, width):
+            weights[:, k, y, x] = 0
+    return weights / weights.sum(1, keepdim=True)
+
+
+def random_hierarchy(
+    batch: int, height: int, width: int, levels: int, *, seed: int = 0
+) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    assignments = []
+    for _ in range(levels):
+        assignments.append(random_assignment(batch, height, width, generator))
+        height, width = (height + 1) // 2, (width + 1) // 2
+    return assignments
+
+
+def candidate_cell(y: int, x: int, k: int) -> tuple[int, int]:
+    return y // 2 + k // 3 - 1, x // 2 + k % 3 - 1
+
+
+def is_inside(cell: tuple[int, int], height: int, width: int) -> bool:
+    return 0 <= cell[0] < -(-height // 2) and 0 <= cell[1] < -(-width // 2)
+
+
+def loop_best_cell(assignment: Tensor, y: int, x: int) -> tuple[int, int]:
+    """First of the heaviest candidates of one fine cell, ``assignment`` (9, H, W)."""
+    height, width = assignment.shape[-2:]
+    best, best_weight = None, -1.0
+    for k in range(9):
+        cell = candidate_cell(y, x, k)
+        weight = float(assignment[k, y, x])
+        if is_inside(cell, height, width) and weight > best_weight:
+            best, best_weight = cell, weight
+    assert best is not None
+    return best
+
+
+def loop_labels(assignments: list[Tensor], image: int, level: int) -> list[list[int]]:
+    """Flat index of the level's cell that each cell of the finest map ends in."""
+    height, width = assignments[0].shape[-2:]
+    labels = [[0] * width for _ in range(height)]
+    for y, x in itertools.product(range(height), range(width)):
+        cell = (y, x)
+        for assignment in assignments[: level + 1]:
+            cell = loop_best_cell(assignment[image], *cell)
+        labels[y][x] = cell[0] * -(-assignments[level].shape[-1] // 2) + cell[1]
+    return labels
+
+
+def different_pairs(some: Tensor, others: Tensor) -> set[tuple[int, int]]:
+    return set(zip(some.flatten().tolist(), others.flatten().tolist(), strict=True))
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_hard_assignment_equals_loop(height: int, width: int) -> None:
+    assignment = random_hierarchy(2, height, width, 1)[0]
+    expected = [loop_labels([assignment], image, 0) for image in range(2)]
+
+    result = hard_assignment(assignment)
+
+    assert result.dtype == torch.int64
+    assert result.tolist() == expected
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_one_hot_assignment_is_read_back(height: int, width: int) -> None:
+    for k in range(9):
+        one_hot = torch.zeros(1, 9, height, width)
+        one_hot[:, k] = 1
+        result = hard_assignment(one_hot)[0]
+        for y, x in itertools.product(range(height), range(width)):
+            cell = candidate_cell(y, x, k)
+            if is_inside(cell, height, width):
+                assert result[y, x] == cell[0] * -(-width // 2) + cell[1]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -1.0, float("nan")])
+def test_choice_is_inside_whatever_the_weights(value: float) -> None:
+    # All nine candidates tie, the outside ones included: the first inside one must win.
+    result = hard_assignment(torch.full((1, 9, 3, 5), value))[0]
+    #   coarse map 2×3; parents of the columns 0..4: 0 0 1 1 2, first candidate: parent - 1 or 0
+    assert result.tolist() == [[0, 0, 0, 0, 1], [0, 0, 0, 0, 1], [0, 0, 0, 0, 1]]
+
+
+def test_heavy_weight_outside_is_ignored() -> None:
+    assignment = torch.zeros(1, 9, 2, 2)
+    assignment[:, 0] = 1.0  # above and to the left of the only coarse cell
+    assert hard_assignment(assignment).tolist() == [[[0, 0], [0, 0]]]
+
+
+def test_half_precision_and_channels_last() -> None:
+    assignment = random_hierarchy(2, 6, 9, 1)[0].half()
+    expected = hard_assignment(assignment)
+    channels_last = assignment.to(memory_format=torch.channels_last)
+    assert torch.equal(hard_assignment(channels_last), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_hierarchy_equals_loop(height: int, width: int) -> None:
+    assignments = random_hierarchy(2, height, width, 3)
+    result = hierarchical_clusters(assignments, dense=False)
+    assert len(result) == 3
+    for level, labels in enumerate(result):
+        assert labels.tolist() == [loop_labels(assignments, image, level) for image in range(2)]
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("dense", [True, False])
+def test_levels_are_nested(height: int, width: int, dense: bool) -> None:
+    labels = hierarchical_clusters(random_hierarchy(2, height, width, 3), dense=dense)
+    for finer, coarser in itertools.pairwise(labels):
+        for image in range(2):
+            pairs = different_pairs(finer[image], coarser[image])
+            assert len(pairs) == len(finer[image].unique()), "a cluster has two parents"
+
+
+def test_dense_labels_have_no_gaps_and_the_same_regions() -> None:
+    assignments = random_hierarchy(3, 13, 9, 3)
+    dense = hierarchical_clusters(assignments)
+    sparse = hierarchical_clusters(assignments, dense=False)
+    for some, others in zip(dense, sparse, strict=True):
+        for image in range(3):
+            assert some[image].unique().tolist() == list(range(len(others[image].unique())))
+            pairs = different_pairs(some[image], others[image])
+            assert len(pairs) == len(others[image].unique())
+
+
+@pytest.mark.parametrize("image_size", [(1, 1), (3, 30), (17, 22), (28, 40), (25, 37)])
+@pytest.mark.parametrize("dense", [True, False])
+def test_image_labels_are_those_of_the_cells(image_size: tuple[int, int], dense: bool) -> None:
+    stride = 4
+    assignments = random_hierarchy(2, 7, 10, 3)
+    cells = hierarchical_clusters(assignments, dense=False)
+
+    result = hierarchical_clusters(assignments, image_size=image_size, stride=stride, dense=dense)
+
+    for level in range(3):
+        expected = torch.empty(2, *image_size, dtype=torch.long)
+        for y, x in itertools.product(*map(range, image_size)):
+            expected[:, y, x] = cells[level][:, y // stride, x // stride]
+        if dense:
+            # Only clusters that the image shows are counted, in the order of their cells.
+            for image in range(2):
+                expected[image] = torch.unique(expected[image], return_inverse=True)[1]
+        assert torch.equal(result[level], expected)
+
+
+def test_relabel_by_hand() -> None:
+    labels = torch.tensor([[7, 3, 7], [0, 9, 2]])
+    assert relabel(labels).tolist() == [[1, 0, 1], [0, 2, 1]]
+    assert relabel(labels.to(torch.uint8)).dtype == torch.int64
+    assert relabel(torch.empty(2, 0, 4, dtype=torch.int32)).shape == (2, 0, 4)
+
+
+def test_large_image_is_quick() -> None:
+    """A 2048×1024 image at stride 4 with three levels, in well under a second."""
+    torch.manual_seed(0)
+    assignments = [torch.rand(1, 9, 256 >> i, 512 >> i) for i in range(3)]
+    seconds = []
+    for _ in range(3):  # the best of three, as another process may take the core away
+        start = time.perf_counter()
+        labels = hierarchical_clusters(assignments, image_size=(1024, 2048), stride=4)
+        seconds.append(time.perf_counter() - start)
+    assert labels[-1].shape == (1, 1024, 2048)
+    assert min(seconds) < 1
+
+
+@pytest.mark.parametrize("shape", [(9, 4, 4), (1, 8, 4, 4), (1, 9, 0, 4)])
+def test_wrong_shape(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected assignment of \(B, 9, H, W\)"):
+        hard_assignment(torch.zeros(shape))
+
+
+def test_wrong_hierarchy() -> None:
+    fine, coarse = random_hierarchy(1, 5, 6, 2)
+    with pytest.raises(ValueError, match=r"expected assignments\[1\] of \(1, 9, 2, 2\), half"):
+        hierarchical_clusters([coarse, fine])
+    with pytest.raises(ValueError, match="got none"):
+        hierarchical_clusters([])
+    with pytest.raises(ValueError, match="got a tensor"):
+        hierarchical_clusters(fine)
+
+
+def test_wrong_image_size() -> None:
+    assignments = random_hierarchy(1, 5, 6, 2)
+    with pytest.raises(ValueError, match=r"at most \(20, 24\)"):
+        hierarchical_clusters(assignments, image_size=(21, 24), stride=4)
+    with pytest.raises(ValueError, match="expected stride >= 1"):
+        hierarchical_clusters(assignments, image_size=(20, 24))
+    with pytest.raises(ValueError, match="expected image_size together with stride"):
+        hierarchical_clusters(assignments, stride=4)
+
+
+@pytest.mark.parametrize("labels", [torch.rand(1, 3), torch.ones(1, 3) > 0, torch.tensor([[-1]])])
+def test_wrong_labels(labels: Tensor) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        relabel(labels)
