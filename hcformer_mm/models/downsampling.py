@@ -93,7 +93,7 @@ def make_downsampling_deformable(block: nn.Module) -> list[str]:
     names = [
         name
         for name, module in block.named_modules()
-        if isinstance(module, nn.Conv2d) and module.stride == (2, 2)
+        if name and isinstance(module, nn.Conv2d) and module.stride == (2, 2)
     ]
     if not names:
         raise ValueError(

@@ -56,10 +56,10 @@ class HCBackbone(BaseModule):
             raise ValueError(f"expected downsampling 'deform' or 'original', got {downsampling!r}")
         self.backbone = MODELS.build(backbone)
         self.taps = self._choose_taps(taps, hierarchical_level)
+        tapping.attach(self.backbone, self.taps)
         if downsampling == "deform":
             for name in self.taps:
                 make_downsampling_deformable(self.backbone.get_submodule(name))
-        tapping.attach(self.backbone, self.taps)
         self.clusterings = nn.ModuleList(
             ClusteringModule(fine.shape[1], coarse.shape[1], embed_channels, init_scale)
             for fine, coarse in self._probe()
