@@ -1,0 +1,113 @@
+"""The command line from data to metrics, on a Shapes set of a few pictures."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+CONFIG = "configs/shapes/hcformer_r18_shapes-panoptic.py"
+
+
+def tool(*arguments, check=True):
+    """Run a tool as a user does, from the root of the project."""
+    result = subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+    )
+    if check:
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result
+
+
+@pytest.fixture(scope="module")
+def small_shapes(tmp_path_factory):
+    """Six training and three validation pictures, and the options that point a config at them."""
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    tool(
+        "tools/dataset_converters/make_shapes.py",
+        *("--out", root, "--num-train", 6, "--num-val", 3),
+    )
+    loaders = [
+        f"{split}_dataloader.{option}"
+        for split in ("train", "val", "test")
+        for option in (f"dataset.data_root={root}/", "num_workers=0", "persistent_workers=False")
+    ]
+    evaluators = [
+        f"{split}_evaluator.{option}"
+        for split in ("val", "test")
+        for option in (
+            f"0.ann_file={root}/annotations/panoptic_val.json",
+            f"0.seg_prefix={root}/annotations/panoptic_val/",
+            f"1.ann_file={root}/annotations/instances_val.json",
+        )
+    ]
+    return [*loaders, *evaluators]
+
+
+def train(work_dir, options, *arguments, iterations=2):
+    schedule = [f"train_cfg.max_iters={iterations}", f"train_cfg.val_interval={iterations}"]
+    return tool(
+        "tools/train.py",
+        *(CONFIG, "--work-dir", work_dir, *arguments),
+        *("--cfg-options", *options, *schedule, "train_dataloader.batch_size=2"),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, small_shapes):
+    work_dir = tmp_path_factory.mktemp("work_dirs")
+    train(work_dir, small_shapes)
+    return work_dir
+
+
+def metrics(work_dir):
+    """What a test writes: <time>/<time>.json."""
+    (log,) = (path for path in work_dir.glob("*/*.json") if path.stem == path.parent.name)
+    return json.loads(log.read_text())
+
+
+def test_training_leaves_a_checkpoint(trained):
+    checkpoint = torch.load(trained / "iter_2.pth", weights_only=False)
+    names = checkpoint["state_dict"]
+    assert "backbone.backbone.layer2.0.conv1.conv_offset.weight" in names
+    assert "backbone.clusterings.0.scale" in names
+    assert checkpoint["meta"]["dataset_meta"]["classes"][:2] == ("disc", "box")
+
+
+def test_test_reports_all_metrics_and_dumps_predictions(trained, small_shapes, tmp_path):
+    dump = tmp_path / "predictions.pkl"
+    tool(
+        "tools/test.py",
+        *(CONFIG, trained / "iter_2.pth", "--work-dir", tmp_path, "--out", dump),
+        *("--show-dir", "pictures", "--cfg-options", *small_shapes),
+    )
+    scores = metrics(tmp_path)
+    for name in ("PQ", "PQ_th", "PQ_st"):
+        assert 0 <= scores[f"coco_panoptic/{name}"] <= 100
+    assert "coco/segm_mAP" in scores
+    assert 0 <= scores["sem_seg/mIoU"] <= 100
+    assert dump.stat().st_size > 0
+    assert len(list(tmp_path.glob("*/pictures/**/*.jpg"))) == 3
+
+
+def test_training_resumes(trained, small_shapes):
+    result = train(trained, small_shapes, "--resume", iterations=3)
+    assert "resumed" in result.stdout + result.stderr
+    assert (trained / "iter_3.pth").is_file()
+
+
+def test_auto_scale_lr_needs_a_base_batch_size(tmp_path):
+    result = tool(
+        "tools/train.py", CONFIG, "--work-dir", tmp_path, "--auto-scale-lr", check=False
+    )
+    assert result.returncode != 0
+    assert "expected auto_scale_lr.base_batch_size" in result.stderr
+
+
+def test_dump_must_be_a_pickle():
+    result = tool("tools/test.py", CONFIG, "x.pth", "--out", "x.json", check=False)
+    assert result.returncode == 2
+    assert "expected --out to end in .pkl" in result.stderr
