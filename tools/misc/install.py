@@ -1,0 +1,343 @@
+"""Create ``.venv`` in the clone and install everything that hcformer_mm needs into it.
+
+    python3 tools/misc/install.py
+
+``make install`` runs this. A step whose inputs have not changed since it last succeeded is skipped,
+so a second run takes a moment and an interrupted one goes on where it stopped. Needs only the
+standard library of Python 3.10 or newer.
+
+Environment variables (those of ``mmcv_wheel.py`` too):
+    PYTHON           interpreter of a new ``.venv``; an existing one made by another version is
+                     replaced only when this is given
+    TORCH_INDEX_URL  package index for torch and torchvision alone, such as PyTorch's CPU index
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+VENV = ROOT / ".venv"
+STAMPS = "installed.json"
+MINIMUM = (3, 10)
+VENV_ENTRIES = {
+    STAMPS,
+    "pyvenv.cfg",
+    ".gitignore",
+    "bin",
+    "etc",
+    "include",
+    "lib",
+    "lib64",
+    "share",
+}
+
+
+class InstallError(Exception):
+    """Something the user has to put right; the message says what and how."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One part of the installation.
+
+    Attributes:
+        name: what it installs.
+        inputs: files whose contents decide what it does.
+        command: arguments of the environment's Python.
+        distributions: what is installed afterwards, as ``name`` or ``name==version``.
+        variables: added to the environment of the command; where packages come from, not which.
+    """
+
+    name: str
+    inputs: Sequence[str]
+    command: Sequence[str]
+    distributions: Sequence[str]
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def key(self, *, root: Path, python: str) -> str:
+        """What the step's outcome depends on, in short."""
+        digest = hashlib.sha256(f"{root}\n{python}\n{list(self.command)}".encode())
+        for name in self.inputs:
+            digest.update(f"\n{name}\n".encode() + (root / name).read_bytes())
+        return digest.hexdigest()
+
+    def is_done(self, stamp: str | None, key: str, installed: Mapping[str, str]) -> bool:
+        """Whether it succeeded with these inputs, and nobody removed the result since."""
+        return stamp == key and all(is_installed(name, installed) for name in self.distributions)
+
+
+def requirements(file: Path) -> list[str]:
+    """The requirements in a file, without comments."""
+    lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in file.read_text().splitlines())
+    return [line for line in lines if line]
+
+
+def normalized(name: str) -> str:
+    """A distribution's name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def is_installed(requirement: str, installed: Mapping[str, str]) -> bool:
+    """Whether a ``name``, ``name==version`` or range is there; a range is not looked into."""
+    match = re.match(r"([\w.-]+)(?:\[.*\])?\s*(==)?\s*([^\s;,]*)", requirement)
+    if match is None:
+        raise InstallError(f"cannot read the requirement {requirement!r}.")
+    found = installed.get(normalized(match.group(1)))
+    if found is None:
+        return False
+    # torch's version carries the build: 2.14.1+cpu.
+    return match.group(2) is None or found.partition("+")[0] == match.group(3)
+
+
+def distributions_in(venv: Path) -> dict[str, str]:
+    """Names and versions of what is completely installed: pip writes RECORD last."""
+    records = venv.glob("lib/python3.*/site-packages/*.dist-info/RECORD")
+    names = (record.parent.name.removesuffix(".dist-info").split("-") for record in records)
+    return {normalized(name): version for name, version in names}
+
+
+def remove_partial(venv: Path) -> None:
+    """Remove the traces of an interrupted pip, so that it installs those packages again."""
+    for site in venv.glob("lib/python3.*/site-packages"):
+        partial = [path for path in site.glob("*.dist-info") if not (path / "RECORD").exists()]
+        for path in [*partial, *site.glob("~*")]:
+            print(f"removing {path.name}, left by an interrupted installation", flush=True)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def plan(root: Path, env: Mapping[str, str]) -> list[Step]:
+    """The steps of the installation, in order."""
+    names = "build", "torch", "mminstall", "constraints", "runtime", "tests", "lint", "nodeps"
+    files = {name: f"requirements/{name}.txt" for name in names}
+    wanted = {name: requirements(root / file) for name, file in files.items()}
+    pip = ["-m", "pip", "--disable-pip-version-check", "install"]
+    index = env.get("TORCH_INDEX_URL")
+    rest = ["mminstall", "runtime", "tests", "lint"]
+    limits = ["constraints", "torch", "build"]
+    return [
+        Step(
+            "build tools",
+            inputs=[files["build"]],
+            command=[*pip, "-q", "--upgrade", "pip", "-r", files["build"]],
+            distributions=wanted["build"],
+        ),
+        Step(
+            "torch and torchvision",
+            inputs=[files["torch"]],
+            command=[*pip, "-r", files["torch"]],
+            distributions=wanted["torch"],
+            variables={"PIP_INDEX_URL": index} if index else {},
+        ),
+        Step(
+            "mmcv with its operators",
+            inputs=[files["build"], files["torch"], files["mminstall"]],
+            command=["tools/misc/mmcv_wheel.py"],
+            distributions=[name for name in wanted["mminstall"] if name.startswith("onedl-mmcv=")],
+        ),
+        Step(
+            "OpenMMLab, tests and checks",
+            inputs=[files[name] for name in (*rest, *limits)],
+            command=[
+                *pip,
+                *(argument for name in limits for argument in ("-c", files[name])),
+                *(argument for name in rest for argument in ("-r", files[name])),
+            ],
+            distributions=[name for file in rest for name in wanted[file]],
+        ),
+        Step(
+            "panopticapi",
+            inputs=[files["nodeps"]],
+            command=[*pip, "-q", "--no-deps", "-r", files["nodeps"]],
+            distributions=wanted["nodeps"],
+        ),
+        Step(
+            "hcformer_mm, editable",
+            inputs=["setup.py", "hcformer_mm/version.py", *(files[name] for name in rest)],
+            command=[*pip, "-q", "--no-deps", "--no-build-isolation", "--editable", "."],
+            distributions=["hcformer-mm"],
+            variables={"PYTHONWARNINGS": "ignore"},  # setuptools warns of every editable install
+        ),
+    ]
+
+
+def check_version(version: Sequence[int]) -> None:
+    """Refuse an interpreter that is too old.
+
+    Raises:
+        InstallError: names the version and how to choose another interpreter.
+    """
+    if tuple(version[:2]) < MINIMUM:
+        raise InstallError(
+            "Python {}.{} or newer is needed, and ".format(*MINIMUM)
+            + "{} is {}.{}. ".format(sys.executable, *version[:2])
+            + "Name another one: PYTHON=python3.11 make install"
+        )
+
+
+def check_venv_module(has_module: Callable[[str], object]) -> None:
+    """Refuse an interpreter that cannot make environments.
+
+    Args:
+        has_module: tells whether it has a module of the standard library.
+
+    Raises:
+        InstallError: names the package that has the modules.
+    """
+    missing = [name for name in ("venv", "ensurepip") if not has_module(name)]
+    if missing:
+        raise InstallError(
+            f"{sys.executable} has no module {' and '.join(missing)}. Install it:\n"
+            "    Debian, Ubuntu:  sudo apt-get install python{}.{}-venv\n".format(
+                *sys.version_info[:2]
+            )
+            + "    Fedora:          sudo dnf install python3-libs python3-pip"
+        )
+
+
+def venv_version(venv: Path) -> str | None:
+    """Python's version in a sound environment; None if it is missing or was left half made."""
+    code = 'import sys, pip; print("%d.%d" % sys.version_info[:2], sys.prefix, sep="\\n")'
+    try:
+        done = subprocess.run(
+            [venv / "bin" / "python", "-c", code], capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    version, _, prefix = done.stdout.strip().partition("\n")
+    sound = done.returncode == 0 and Path(prefix).resolve() == venv.resolve()
+    return version if sound else None
+
+
+def ensure_venv(venv: Path, *, replace_other: bool) -> str:
+    """Make the environment unless a sound one is there; its Python's version.
+
+    Args:
+        venv: its folder.
+        replace_other: whether to replace a sound one made by another version of Python.
+
+    Raises:
+        InstallError: what is there is not an environment, or none could be made.
+    """
+    mine = "{}.{}".format(*sys.version_info[:2])
+    found = venv_version(venv)
+    if found == mine or (found and not replace_other):
+        return found
+    if venv.is_symlink() or (venv.exists() and not venv.is_dir()):
+        raise InstallError(f"{venv} is no folder: move it away.")
+    if venv.is_dir():
+        strange = sorted({path.name for path in venv.iterdir()} - VENV_ENTRIES)
+        if strange and not (venv / "pyvenv.cfg").exists():
+            raise InstallError(
+                f"{venv} is not a virtual environment (it holds {', '.join(strange)}): "
+                "move it away."
+            )
+        why = f"is of Python {found}, {mine} is wanted" if found else "is incomplete"
+        print(f"{venv.name} {why}: making it anew", flush=True)
+        set_aside(venv)
+    remove_set_aside(venv)
+    check_venv_module(importlib.util.find_spec)
+    run([sys.executable, "-m", "venv", str(venv)], cwd=venv.parent)
+    made = venv_version(venv)
+    if made is None:
+        raise InstallError(f"{sys.executable} made no working environment in {venv}.")
+    return made
+
+
+def set_aside(venv: Path) -> None:
+    """Rename an environment, so that one half removed never has its name."""
+    venv.rename(venv.with_name(f"{venv.name}.old-{os.getpid()}"))
+
+
+def remove_set_aside(venv: Path) -> None:
+    """Remove what was set aside, also by an earlier run that was interrupted."""
+    for path in venv.parent.glob(f"{venv.name}.old-*"):
+        shutil.rmtree(path)
+
+
+def run(command: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None = None) -> None:
+    """Run a command, and end it before leaving when this process is interrupted.
+
+    Raises:
+        InstallError: it failed.
+    """
+    process = subprocess.Popen(command, cwd=cwd, env=None if env is None else dict(env))
+    try:
+        code = process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if code != 0:
+        raise InstallError(f"this failed, see above: {' '.join(map(str, command))}")
+
+
+def read_stamps(file: Path) -> dict[str, str]:
+    """Keys of the steps that succeeded; none if the file is missing or damaged."""
+    try:
+        stamps = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return stamps if isinstance(stamps, dict) else {}
+
+
+def write_stamps(file: Path, stamps: Mapping[str, str]) -> None:
+    """Write the keys at once."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(stamps, indent=2) + "\n")
+    partial.replace(file)
+
+
+def install(root: Path, venv: Path, python: str, env: Mapping[str, str]) -> None:
+    """Run the steps from the first that is not done: each builds on those before it."""
+    stamps = read_stamps(venv / STAMPS)
+    steps = plan(root, env)
+    keys = {step.name: step.key(root=root, python=python) for step in steps}
+    installed = distributions_in(venv)
+    done = 0
+    for step in steps:
+        if not step.is_done(stamps.get(step.name), keys[step.name], installed):
+            break
+        done += 1
+    if done == len(steps):
+        return
+    remove_partial(venv)
+    stamps = {step.name: keys[step.name] for step in steps[:done]}
+    for number, step in enumerate(steps[done:], start=done + 1):
+        write_stamps(venv / STAMPS, stamps)
+        print(f"[{number}/{len(steps)}] {step.name}", flush=True)
+        started = time.monotonic()
+        python_of_venv = str(venv / "bin" / "python")
+        run([python_of_venv, *step.command], cwd=root, env={**env, **step.variables})
+        stamps[step.name] = keys[step.name]
+        print(f"      done in {time.monotonic() - started:.0f} s", flush=True)
+    write_stamps(venv / STAMPS, stamps)
+
+
+def main() -> None:
+    """Install."""
+    check_version(sys.version_info)
+    python = ensure_venv(VENV, replace_other=bool(os.environ.get("PYTHON")))
+    install(ROOT, VENV, python, os.environ)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    try:
+        main()
+    except InstallError as error:
+        sys.exit(f"\n{error}")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted; `make install` goes on from here.")

@@ -1,0 +1,211 @@
+"""Install mmcv with its compiled operators into the environment of the Python that runs this.
+
+mmcv comes as source. Its operators are built only if torch is already there and build isolation
+is off, and its build asks for C++17 where torch's headers need C++20. This script knows all that,
+keeps the built wheel in a cache outside the clone, and continues a build that was interrupted.
+
+    python tools/misc/mmcv_wheel.py
+
+Environment variables:
+    HCFORMER_MM_WHEELS  folder, or URL of a page of links, with a prebuilt wheel; asked first
+    HCFORMER_MM_CACHE   cache folder (default: $XDG_CACHE_HOME/hcformer_mm or ~/.cache/hcformer_mm)
+    MAX_JOBS            compilers that run at a time (default: by cores and free memory)
+    CXX                 the C++ compiler (default: the first of c++, g++, clang++ that does C++20)
+
+Needs only the standard library, and torch and requirements/build.txt in the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import mmcv_build
+from mmcv_build import InstallError, pip
+
+REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements"
+# Loads the extension by its file: the package mmcv imports what may not be installed yet.
+LOAD_OPERATORS = """
+import importlib.util, pathlib, sys
+import torch
+package = importlib.util.find_spec("mmcv")
+if package is None:
+    sys.exit("mmcv is not installed")
+files = [f for p in package.submodule_search_locations for f in pathlib.Path(p).glob("_ext*.so")]
+if not files:
+    sys.exit("mmcv was built without operators")
+spec = importlib.util.spec_from_file_location("mmcv._ext", files[0])
+extension = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(extension)
+if sys.argv[1] == "cuda" and extension.get_compiling_cuda_version() == "not available":
+    sys.exit("mmcv's operators are compiled for the CPU only")
+"""
+
+
+def pinned(file: Path, name: str) -> str:
+    """The exact version that a requirements file gives to a distribution."""
+    for line in file.read_text().splitlines():
+        match = re.fullmatch(rf"{re.escape(name)}==(\S+)", line.partition("#")[0].strip())
+        if match:
+            return match.group(1)
+    raise InstallError(f"{file} gives no exact version (NAME==VERSION) for {name}.")
+
+
+def cache_root(env: Mapping[str, str]) -> Path:
+    """Where built wheels are kept between clones."""
+    if env.get("HCFORMER_MM_CACHE"):
+        return Path(env["HCFORMER_MM_CACHE"]).expanduser()
+    base = env.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "hcformer_mm"
+
+
+def wheel_key(*, mmcv: str, torch: str, python: str, machine: str, device: str) -> str:
+    """Everything that makes one compiled wheel unusable in another environment.
+
+    Args:
+        mmcv: version of mmcv.
+        torch: version of torch with its local suffix, such as ``2.14.1+cu130``.
+        python: interpreter tag, such as ``cp311``.
+        machine: platform, such as ``linux-x86_64``.
+        device: ``cpu``, or the CUDA release that the operators are compiled for, ``cuda13.0``.
+    """
+    return f"mmcv-{mmcv}_torch-{torch}_{python}_{machine}_{device}"
+
+
+def python_tag() -> str:
+    """The running interpreter's wheel tag."""
+    short = {"cpython": "cp", "pypy": "pp"}.get(sys.implementation.name, sys.implementation.name)
+    return f"{short}{sys.version_info.major}{sys.version_info.minor}"
+
+
+def cuda_release(env: Mapping[str, str]) -> str | None:
+    """The CUDA release to compile for, or None for operators that run on the CPU only.
+
+    mmcv compiles for CUDA wherever torch sees a GPU, and then fails without a compiler of the
+    same major release; so both are looked at before the build.
+    """
+    import torch
+
+    wanted = torch.cuda.is_available() or env.get("FORCE_CUDA") == "1"
+    if not wanted or torch.version.cuda is None:
+        return None
+    from torch.utils import cpp_extension
+
+    nvcc = Path(cpp_extension.CUDA_HOME or "", "bin", "nvcc")
+    if cpp_extension.CUDA_HOME and nvcc.exists():
+        output = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+        found = re.search(r"release (\d+)", output)
+        if found and found.group(1) == torch.version.cuda.partition(".")[0]:
+            return torch.version.cuda
+    print(
+        f"mmcv: there is a GPU, but no nvcc of CUDA {torch.version.cuda}: building operators for "
+        "the CPU only.\n      For the GPU, install that CUDA toolkit, set CUDA_HOME and run this "
+        "again.",
+        flush=True,
+    )
+    return None
+
+
+def cached_wheel(folder: Path) -> Path | None:
+    """The wheel in a folder of the cache."""
+    return next(iter(sorted(folder.glob("*.whl"))), None)
+
+
+def install(wheel: Path) -> str | None:
+    """Install a wheel over whatever is there; why its operators do not load, or None."""
+    arguments = ["-q", "--no-deps", "--no-index", "--force-reinstall", str(wheel)]
+    return load_error() if pip("install", *arguments) == 0 else "pip could not install it"
+
+
+def load_error(*, cuda: bool = False) -> str | None:
+    """Why the installed operators do not load with the installed torch (on CUDA), or None."""
+    command = [sys.executable, "-c", LOAD_OPERATORS, "cuda" if cuda else "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    return (done.stderr.strip().splitlines() or [f"the interpreter ended with {done.returncode}"])[
+        -1
+    ]
+
+
+def installed_version() -> str | None:
+    """The version of onedl-mmcv in this environment."""
+    try:
+        return metadata.version("onedl-mmcv")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def install_prebuilt(version: str, where: str) -> bool:
+    """Try the user's own wheels."""
+    arguments = ["-q", "--no-deps", "--no-index", "--only-binary=:all:", "--force-reinstall"]
+    if pip("install", *arguments, "--find-links", where, f"onedl-mmcv=={version}") != 0:
+        error = "it has no wheel for this Python and platform"
+    else:
+        error = load_error()
+    if error is None:
+        print(f"mmcv: installed from {where}", flush=True)
+        return True
+    print(f"mmcv: not taken from {where} (HCFORMER_MM_WHEELS): {error}", flush=True)
+    return False
+
+
+def main() -> None:
+    """Install mmcv from the user's wheels, the cache, or by building it."""
+    env = dict(os.environ)
+    version = pinned(REQUIREMENTS / "mminstall.txt", "onedl-mmcv")
+    try:
+        import torch
+    except ImportError as error:
+        raise InstallError(
+            f"mmcv is compiled against torch, and torch cannot be imported by {sys.executable}: "
+            f"{error}"
+        ) from error
+    cuda = cuda_release(env)
+    if installed_version() == version and load_error(cuda=bool(cuda)) is None:
+        print(f"mmcv: {version} is installed and its operators load.", flush=True)
+        return
+    if env.get("HCFORMER_MM_WHEELS") and install_prebuilt(version, env["HCFORMER_MM_WHEELS"]):
+        return
+    key = wheel_key(
+        mmcv=version,
+        torch=torch.__version__,
+        python=python_tag(),
+        machine=f"{platform.system()}-{platform.machine()}".lower(),
+        device=f"cuda{cuda}" if cuda else "cpu",
+    )
+    folder = cache_root(env) / "wheels" / key
+    if wheel := cached_wheel(folder):
+        error = install(wheel)
+        if error is None:
+            print(f"mmcv: installed from the cache, {folder}", flush=True)
+            return
+        print(f"mmcv: the cached wheel is of no use ({error}); building it again.", flush=True)
+        wheel.replace(wheel.with_suffix(".unusable"))
+    started = time.monotonic()
+    wheel = mmcv_build.build(
+        version, folder, cache_root(env) / "build" / key, cuda=bool(cuda), env=env
+    )
+    error = install(wheel)
+    if error is not None:
+        raise InstallError(f"mmcv was built, but its operators do not load: {error}\n({wheel})")
+    minutes = (time.monotonic() - started) / 60
+    print(f"mmcv: built in {minutes:.1f} minutes and kept in {folder}", flush=True)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    try:
+        main()
+    except InstallError as error:
+        sys.exit(f"\n{error}")
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted; the next run continues the build.")
