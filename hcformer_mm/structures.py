@@ -1,6 +1,7 @@
 """What a clustering backbone hands to necks and heads."""
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -12,8 +13,8 @@ class ClusteredFeatures(tuple[Tensor, ...]):
     backbone's output; those that know of clusters read the attributes too.
 
     Attributes:
-        assignments: One assignment ``(B, 9, H_i, W_i)`` per clustered downsampling, ordered like the
-            feature maps: finest first. Empty without clustering.
+        assignments: One assignment ``(B, 9, H_i, W_i)`` per clustered downsampling, ordered like
+            the feature maps: finest first. Empty without clustering.
         scales: The scale parameters of the same levels, each of one element; what the regulariser
             of the training loss sums up (paper, Sec. 4.1).
     """
@@ -39,7 +40,7 @@ class ClusteredFeatures(tuple[Tensor, ...]):
                 f"expected one scale per assignment, got {len(assignments)} assignments and "
                 f"{len(scales)} scales"
             )
-        for fine, coarse in zip(assignments, assignments[1:], strict=False):
+        for fine, coarse in pairwise(assignments):
             expected = tuple((side + 1) // 2 for side in fine.shape[-2:])
             if tuple(coarse.shape[-2:]) != expected:
                 raise ValueError(
@@ -53,6 +54,4 @@ class ClusteredFeatures(tuple[Tensor, ...]):
 
     def replace(self, feature_maps: Iterable[Tensor]) -> "ClusteredFeatures":
         """Other feature maps with the same clustering: what a neck returns."""
-        return ClusteredFeatures(
-            feature_maps, assignments=self.assignments, scales=self.scales
-        )
+        return ClusteredFeatures(feature_maps, assignments=self.assignments, scales=self.scales)

@@ -120,7 +120,7 @@ def test_pipeline_of_the_paper_on_coco():
 
 
 def test_model_index_is_complete():
-    """Every leaf of configs/hcformer stands in its metafile, and every file that it names exists."""
+    """Every leaf of configs/hcformer stands in its metafile; every file that it names exists."""
     index = yaml.safe_load((ROOT / "model-index.yml").read_text())
     models, collections = [], set()
     for name in index["Import"]:

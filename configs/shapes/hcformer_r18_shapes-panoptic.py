@@ -11,9 +11,7 @@ attention = dict(embed_dims=128, num_heads=8, dropout=0.0, batch_first=True)
 
 model = dict(
     backbone=dict(
-        backbone=dict(
-            depth=18, norm_cfg=dict(requires_grad=True), norm_eval=False, init_cfg=None
-        )
+        backbone=dict(depth=18, norm_cfg=dict(requires_grad=True), norm_eval=False, init_cfg=None)
     ),
     panoptic_head=dict(
         in_channels=512,

@@ -20,7 +20,7 @@ def add_common_arguments(parser: ArgumentParser) -> None:
         "--cfg-options",
         nargs="+",
         action=DictAction,
-        help="override settings of the config, as key=value; lists as key=\"[a,b]\" or key=a,b",
+        help='override settings of the config, as key=value; lists as key="[a,b]" or key=a,b',
     )
     parser.add_argument(
         "--launcher",

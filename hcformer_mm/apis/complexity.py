@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class _Tensors(nn.Module):
-    """A model's plain forward pass as a function of the image alone, which is what can be traced."""
+    """A model's plain forward pass as a function of the image alone, which can be traced."""
 
     def __init__(self, model: BaseModel) -> None:
         super().__init__()

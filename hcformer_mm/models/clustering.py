@@ -1,4 +1,4 @@
-"""The clustering module: norms, projections and scale around :func:`~hcformer_mm.ops.soft_assign`."""
+"""The clustering module: norms, projections and scale around ``ops.soft_assign``."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from ..ops.neighbourhood import channels_first, channels_last
 
 
 class ClusteringModule(nn.Module):
-    r"""Cluster the pixels before a downsampling around the pixels after it (paper, Sec. 2.2, Fig. 2).
+    r"""Cluster the pixels before a downsampling around those after it (paper, Sec. 2.2, Fig. 2).
 
     Each map goes through layer normalisation over its channels and a 1×1 convolution without bias;
     the features are normalised to unit length, so that the inner product in eq. (3) is the cosine

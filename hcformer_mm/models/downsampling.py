@@ -48,8 +48,8 @@ class DeformableDownsampling(ModulatedDeformConv2d):
 
     def reset_offsets(self) -> None:
         """Let the kernel start undeformed."""
-        nn.init.zeros_(self.conv_offset.weight)
-        nn.init.zeros_(self.conv_offset.bias)
+        for parameter in self.conv_offset.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``(B, C_in, H, W)`` to ``(B, C_out, ⌈H/2⌉, ⌈W/2⌉)`` (for a stride of two)."""
@@ -90,18 +90,17 @@ def make_downsampling_deformable(block: nn.Module) -> list[str]:
     Raises:
         ValueError: There is no such layer.
     """
-    names = [
-        name
+    strided = {
+        name: module
         for name, module in block.named_modules()
         if name and isinstance(module, nn.Conv2d) and module.stride == (2, 2)
-    ]
-    if not names:
+    }
+    if not strided:
         raise ValueError(
             f"expected a convolution of stride two in {type(block).__name__}, found none; use "
             "downsampling='original' for backbones that downsample otherwise"
         )
-    for name in names:
+    for name, conv in strided.items():
         parent, _, leaf = name.rpartition(".")
-        conv = block.get_submodule(name)
         setattr(block.get_submodule(parent), leaf, DeformableDownsampling(conv))
-    return names
+    return list(strided)

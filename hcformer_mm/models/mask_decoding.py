@@ -27,7 +27,8 @@ def decode_mask_logits(
         assignments: Assignments, finest first.
         mask_space: ``'logit'`` applies eq. (5) to the logits, as the released weights need it.
             ``'probability'`` is eqs. (4)-(5) to the letter: :math:`\prod_i A^{(i)}` is applied to
-            :math:`\mathrm{Sigmoid}(\cdot)`, and the logits of the decoded probabilities are returned.
+            :math:`\mathrm{Sigmoid}(\cdot)`, and the logits of the decoded probabilities are
+            returned.
 
     Returns:
         Mask logits ``(B, Q, H, W)``.

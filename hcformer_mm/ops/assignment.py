@@ -3,8 +3,16 @@
 import torch
 from torch import Tensor
 
-from .neighbourhood import channels_first, channels_last, coarse_size, merge_windows, outside
-from .neighbourhood import NUM_CANDIDATES, shifted, windows
+from .neighbourhood import (
+    NUM_CANDIDATES,
+    channels_first,
+    channels_last,
+    coarse_size,
+    merge_windows,
+    outside,
+    shifted,
+    windows,
+)
 
 SCALE_EPS = 1e-8
 """Added to ``|scale|``, so that a scale of zero is the hard assignment of eq. (2), not a NaN."""
@@ -26,8 +34,8 @@ def soft_assign(fine: Tensor, coarse: Tensor, scale: Tensor | float) -> Tensor:
         scale: The scale s; a number or a tensor of one element.
 
     Returns:
-        The assignment ``(B, 9, H, W)`` in the dtype of ``fine`` and channels-last memory. It sums to
-        1 over dim 1.
+        The assignment ``(B, 9, H, W)`` in the dtype of ``fine`` and channels-last memory. It sums
+        to 1 over dim 1.
 
     Raises:
         ValueError: The shapes, dtypes or devices do not fit each other.
@@ -45,9 +53,8 @@ def soft_assign(fine: Tensor, coarse: Tensor, scale: Tensor | float) -> Tensor:
         candidates = torch.stack(shifted(channels_last(coarse).to(dtype)), dim=3)
         candidates = candidates.reshape(batch * rows * cols, NUM_CANDIDATES, channels)
         logits = torch.bmm(pixels, candidates.transpose(1, 2))  # (B·h·w, 4, 9)
-        if isinstance(scale, Tensor):
-            scale = scale.to(dtype)
-        logits = logits / (SCALE_EPS + abs(scale))
+        magnitude = scale.to(dtype).abs() if isinstance(scale, Tensor) else abs(scale)
+        logits = logits / (SCALE_EPS + magnitude)
         logits = logits.reshape(batch, rows, cols, 4, NUM_CANDIDATES)
         logits = logits.masked_fill(outside(rows, cols, fine.device).unsqueeze(2), -torch.inf)
         assignment = logits.softmax(dim=-1).to(fine.dtype)

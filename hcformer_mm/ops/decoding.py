@@ -6,8 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .neighbourhood import NUM_CANDIDATES, channels_first, channels_last, coarse_size
-from .neighbourhood import merge_windows, shifted, windows
+from .neighbourhood import (
+    NUM_CANDIDATES,
+    channels_first,
+    channels_last,
+    coarse_size,
+    merge_windows,
+    shifted,
+    windows,
+)
 
 
 def decode(masks: Tensor, assignment: Tensor) -> Tensor:
@@ -48,7 +55,7 @@ def _mix(cells: Tensor, weights: Tensor) -> Tensor:
 
 
 class _Decode(torch.autograd.Function):
-    """:func:`_mix` with a backward pass of matrix products, for which it saves nothing of its own."""
+    """:func:`_mix` with a backward pass of matrix products; it saves nothing of its own."""
 
     @staticmethod
     def forward(ctx: Any, cells: Tensor, weights: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Modulated deformable convolution (DCNv2) on channels-last maps, for devices without a kernel.
 
-The host's operator has a fast kernel for GPUs; on CPUs it samples scalar by scalar. Here sampling is
-one weighted sum of rows (a pixel's channels lie together), and the rest one matrix product.
+The host's operator has a fast kernel for GPUs; on CPUs it samples scalar by scalar. Here sampling
+is one weighted sum of rows (a pixel's channels lie together), and the rest one matrix product.
 """
 
 import torch

@@ -1,8 +1,8 @@
 """The 3×3 neighbourhood that assignment and decoding share (paper, Sec. 2.4 and Fig. 3).
 
 A fine pixel ``(y, x)`` has the parent cell ``(y // 2, x // 2)``; its candidates are the parent and
-the eight cells around it, row-major. Everything here works on channels-last tensors (``B, H, W, C``),
-where the channels of a pixel lie together in memory.
+the eight cells around it, row-major. Everything here works on channels-last tensors
+``(B, H, W, C)``, where the channels of a pixel lie together in memory.
 """
 
 import torch
@@ -19,7 +19,7 @@ def coarse_size(height: int, width: int) -> tuple[int, int]:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """View ``(B, C, H, W)`` as contiguous ``(B, H, W, C)``; copies only what is not channels-last."""
+    """View ``(B, C, H, W)`` as contiguous ``(B, H, W, C)``; copy what is not channels-last."""
     return x.permute(0, 2, 3, 1).contiguous()
 
 

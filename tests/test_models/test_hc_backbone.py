@@ -89,7 +89,9 @@ def test_deformable_layers(level):
     names = [n for n, m in model.named_modules() if isinstance(m, DeformableDownsampling)]
     stages = [2, 3, 4][3 - level :]
     assert names == [
-        f"backbone.layer{stage}.0.{layer}" for stage in stages for layer in ("conv2", "downsample.0")
+        f"backbone.layer{stage}.0.{layer}"
+        for stage in stages
+        for layer in ("conv2", "downsample.0")
     ]
 
 
@@ -208,7 +210,7 @@ def test_custom_taps_equal_the_default_ones():
 
 def test_unknown_backbone_lists_the_modules_that_halve():
     wrapped = dict(type="mmpretrain.MobileNetV2", out_indices=(1, 2, 4, 7))
-    with pytest.raises(ValueError, match="expected taps for MobileNetV2.*'layer2.0'"):
+    with pytest.raises(ValueError, match=r"expected taps for MobileNetV2.*'layer2\.0'"):
         backbone(wrapped)
 
 

@@ -91,7 +91,11 @@ def _disturb(y, x):
 def test_losses_of_all_stages_and_the_regulariser():
     model, features = clustered(batch=2)
     losses = model.panoptic_head.train().loss(features, [data_sample((64, 96)) for _ in range(2)])
-    names = {f"{stage}loss_{kind}" for stage in ("", "d0.", "d1.", "d2.") for kind in ("cls", "mask", "dice")}
+    names = {
+        f"{stage}loss_{kind}"
+        for stage in ("", "d0.", "d1.", "d2.")
+        for kind in ("cls", "mask", "dice")
+    }
     assert set(losses) == names | {"loss_scale"}
     # Three levels of scale 0.1, weighted by 0.1.
     assert losses["loss_scale"].item() == pytest.approx(0.1 * 3 * 0.1)

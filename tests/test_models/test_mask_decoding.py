@@ -49,5 +49,5 @@ def test_half_precision_masks_are_finite():
 
 
 def test_unknown_space():
-    with pytest.raises(ValueError, match="'logit', 'probability'.*got 'sigmoid'"):
+    with pytest.raises(ValueError, match=r"'logit', 'probability'.*got 'sigmoid'"):
         check_mask_space("sigmoid")

@@ -78,9 +78,7 @@ def test_gradcheck():
 def test_half_precision(dtype, scale):
     fine, coarse = (x.to(dtype) for x in features(8, 10, dtype=torch.float32, channels=128))
     half = soft_assign(fine, coarse, torch.tensor([scale], dtype=dtype))
-    exact = soft_assign(
-        fine.double(), coarse.double(), torch.tensor([scale], dtype=dtype).double()
-    )
+    exact = soft_assign(fine.double(), coarse.double(), torch.tensor([scale], dtype=dtype).double())
     assert half.dtype == dtype
     assert half.isfinite().all()
     torch.testing.assert_close(half.double(), exact, rtol=0, atol=2e-2)

@@ -36,7 +36,10 @@ def test_equals_the_dense_oracle_with_gradients(size):
 
 
 def test_gradcheck_to_second_order():
-    inputs = (coarse_maps(3, 4, batch=1).requires_grad_(), random_assignment(3, 4, 1).requires_grad_())
+    inputs = (
+        coarse_maps(3, 4, batch=1).requires_grad_(),
+        random_assignment(3, 4, 1).requires_grad_(),
+    )
     assert torch.autograd.gradcheck(decode, inputs)
     assert torch.autograd.gradgradcheck(decode, inputs)
 

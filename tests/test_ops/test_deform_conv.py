@@ -74,7 +74,7 @@ def test_channels_last_and_without_bias():
 
 
 def test_shapes_that_do_not_fit():
-    x, offset, mask, weight, bias = inputs(3, 2, 1, (6, 6), 1)
+    x, _, mask, weight, bias = inputs(3, 2, 1, (6, 6), 1)
     with pytest.raises(ValueError, match=r"offset of \(1, 18, 3, 3\), got \(1, 9, 3, 3\)"):
         modulated_deform_conv2d(x, mask, mask, weight, bias, stride=2, padding=1)
     with pytest.raises(ValueError, match=r"mask of \(1, 9, 6, 6\)"):

@@ -9,7 +9,7 @@ from torch import nn
 
 from hcformer_mm.apis.complexity import count_multiply_adds, count_parameters
 from hcformer_mm.ops import decode
-from tests.models import COCO_CONFIG, detector
+from tests.models import COCO_CONFIG, SHAPES_CONFIG, detector
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,14 +45,13 @@ def test_multiply_adds_of_the_paper(level, reference):
     assert counts.total() == pytest.approx(reference, rel=0.02)
 
 
+def get_flops(config, height, width):
+    command = ["tools/analysis_tools/get_flops.py", config, "--shape", str(height), str(width)]
+    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+
+
 def test_tool_prints_both():
-    result = subprocess.run(
-        [sys.executable, "tools/analysis_tools/get_flops.py"]
-        + ["configs/shapes/hcformer_r18_shapes-panoptic.py", "--shape", "192", "256"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    result = get_flops(SHAPES_CONFIG, 192, 256)
     assert result.returncode == 0, result.stderr
     assert "parameters" in result.stdout
     assert "mult-adds" in result.stdout
@@ -60,11 +59,6 @@ def test_tool_prints_both():
 
 
 def test_shape_must_fit_the_strides():
-    result = subprocess.run(
-        [sys.executable, "tools/analysis_tools/get_flops.py", COCO_CONFIG, "--shape", "100", "96"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    result = get_flops(COCO_CONFIG, 100, 96)
     assert result.returncode == 2
     assert "expected --shape of multiples of 32, got 100 96" in result.stderr

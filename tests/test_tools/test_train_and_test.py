@@ -100,9 +100,7 @@ def test_training_resumes(trained, small_shapes):
 
 
 def test_auto_scale_lr_needs_a_base_batch_size(tmp_path):
-    result = tool(
-        "tools/train.py", CONFIG, "--work-dir", tmp_path, "--auto-scale-lr", check=False
-    )
+    result = tool("tools/train.py", CONFIG, "--work-dir", tmp_path, "--auto-scale-lr", check=False)
     assert result.returncode != 0
     assert "expected auto_scale_lr.base_batch_size" in result.stderr
 

@@ -47,8 +47,8 @@ def main() -> None:
         print(f"  {kind:<16} {count / 1e9:8.2f} G")
     print(
         "Counted by fvcore's conventions. Deformable convolutions count as the plain convolutions "
-        "that they replace, and the convolutions that predict their offsets as themselves; resizing "
-        "the masks to the image is left out."
+        "that they replace, and the convolutions that predict their offsets as themselves; "
+        "resizing the masks to the image is left out."
     )
 
 

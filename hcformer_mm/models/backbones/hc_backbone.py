@@ -18,21 +18,22 @@ class HCBackbone(BaseModule):
     """A backbone that also says, at every downsampling, which coarse cell a fine pixel belongs to.
 
     "Clustering after downsampling" (paper, Sec. 2): the maps before and after a downsampling layer
-    are read while the backbone runs, and a :class:`~hcformer_mm.models.ClusteringModule` assigns the
-    fine pixels to the coarse ones. The wrapped backbone's forward path, parameter names and
+    are read while the backbone runs, and a :class:`~hcformer_mm.models.ClusteringModule` assigns
+    the fine pixels to the coarse ones. The wrapped backbone's forward path, parameter names and
     pretrained loading stay as they are; with ``downsampling='original'`` its outputs are bit for
     bit those of the bare backbone.
 
     Args:
         backbone: Config of any registered backbone, e.g. ``dict(type='mmdet.ResNet', depth=50)``.
-        hierarchical_level: How many downsamplings are clustered, counted from the deepest (Fig. II).
-            0 means none.
+        hierarchical_level: How many downsamplings are clustered, counted from the deepest
+            (Fig. II). 0 means none.
         embed_channels: Channels of the space in which similarities are taken.
         init_scale: Initial value of the scales.
         downsampling: ``'deform'`` replaces the strided convolutions of the clustered downsamplings
             by DCNv2 (Sec. 2.5, for CNNs); ``'original'`` leaves them.
-        taps: Names of the modules whose input is the fine and whose output is the coarse map, finest
-            first. By default those of the backbone's family: the first block of each ResNet stage.
+        taps: Names of the modules whose input is the fine and whose output is the coarse map,
+            finest first. By default those of the backbone's family: the first block of every ResNet
+            stage but the first.
         init_cfg: Initialisation of the whole module, as everywhere in MMEngine. The wrapped
             backbone's own ``init_cfg`` stands in ``backbone``.
 
@@ -127,7 +128,7 @@ class HCBackbone(BaseModule):
                 clustering(fine, coarse)
                 for clustering, (fine, coarse) in zip(self.clusterings, pairs, strict=True)
             ],
-            scales=[clustering.scale for clustering in self.clusterings],
+            scales=[clustering.get_parameter("scale") for clustering in self.clusterings],
         )
 
 

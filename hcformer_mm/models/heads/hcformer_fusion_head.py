@@ -17,7 +17,8 @@ class HCFormerFusionHead(MaskFormerFusionHead):
     """The host's fusion head with semantic results (paper, Sec. 4.1 and Appendix E).
 
     ``test_cfg`` is that of the host: ``panoptic_on``, ``instance_on``, ``semantic_on`` choose the
-    results; ``object_mask_thr``, ``iou_thr``, ``filter_low_score`` and ``max_per_image`` shape them.
+    results; ``object_mask_thr``, ``iou_thr``, ``filter_low_score`` and ``max_per_image`` shape
+    them.
     """
 
     def semantic_postprocess(self, mask_cls: Tensor, mask_pred: Tensor) -> PixelData:

@@ -19,12 +19,12 @@ from ..mask_decoding import MaskSpace, check_mask_space, decode_mask_logits
 
 @MODELS.register_module()
 class HCFormerHead(Mask2FormerHead):
-    """Group the coarsest cells into segments and decode them (paper, Secs. 2.2-2.3, Fig. 4).
+    r"""Group the coarsest cells into segments and decode them (paper, Secs. 2.2-2.3, Fig. 4).
 
     The masked-attention transformer decoder reads the last, coarsest feature map alone. Its mask
-    logits are decoded through the assignments (eq. (5)) before the loss and the prediction. Matching
-    and losses are those of the host's ``Mask2FormerHead``; the scale regulariser
-    :math:`\\lambda_{reg} \\sum_i |s^{(i)}|` joins them.
+    logits are decoded through the assignments (eq. (5)) before the loss and the prediction.
+    Matching and losses are those of the host's ``Mask2FormerHead``; the scale regulariser
+    :math:`\lambda_{reg} \sum_i |s^{(i)}|` joins them.
 
     Args:
         in_channels: Channels of the last feature map.
@@ -41,7 +41,7 @@ class HCFormerHead(Mask2FormerHead):
             "no object".
         loss_mask: Config of the mask loss.
         loss_dice: Config of the dice loss.
-        loss_scale_weight: :math:`\\lambda_{reg}`.
+        loss_scale_weight: :math:`\lambda_{reg}`.
         train_cfg: ``assigner``, ``sampler``, ``num_points``, ``oversample_ratio`` and
             ``importance_sample_ratio``, as in the host.
         test_cfg: Taken for the detector's sake; read by the fusion head.
@@ -116,9 +116,7 @@ class HCFormerHead(Mask2FormerHead):
         self.test_cfg = test_cfg
         if train_cfg:
             self.assigner = TASK_UTILS.build(train_cfg["assigner"])
-            self.sampler = TASK_UTILS.build(
-                train_cfg["sampler"], default_args=dict(context=self)
-            )
+            self.sampler = TASK_UTILS.build(train_cfg["sampler"], default_args=dict(context=self))
             self.num_points = train_cfg["num_points"]
             self.oversample_ratio = train_cfg["oversample_ratio"]
             self.importance_sample_ratio = train_cfg["importance_sample_ratio"]
