@@ -4,15 +4,17 @@ import colorsys
 
 import numpy as np
 
-from .exact import direction, integer, pixel_grid, uniform, value_noise
+from .exact import choice, direction, integer, pixel_grid, uniform, value_noise
 from .figures import FIGURES
 from .layout import Layout, Thing
-from .textures import STUFF_TEXTURES, filling
+from .textures import FILLINGS, STUFF_TEXTURES, Texture
 
 Color = tuple[float, float, float]
 
-THING_HUE_BIAS = 0.25
+THING_HUE_BIAS = 0.6
 """Share of things that wear their class's hue; the others wear any. Colour informs, but weakly."""
+THING_FILLING_BIAS = 0.9
+"""Share of things that wear their class's filling; the others wear any. Only the shape is sure."""
 STUFF_HUE_BIAS = 0.5
 """The same for stuff."""
 MIN_CONTRAST = 0.3
@@ -78,6 +80,13 @@ def _thing_color(rng: np.random.RandomState, label: int, used: list[Color]) -> C
     return best
 
 
+def _filling(rng: np.random.RandomState, label: int) -> Texture:
+    """The class's own filling (with probability ``THING_FILLING_BIAS``) or any."""
+    if rng.random_sample() < THING_FILLING_BIAS:
+        return FILLINGS[label]
+    return choice(rng, FILLINGS)
+
+
 def _squared_distance(a: Color, b: Color) -> float:
     # Spelt out because sum() rounds floats differently from Python 3.12 on.
     red, green, blue = a[0] - b[0], a[1] - b[1], a[2] - b[2]
@@ -111,8 +120,8 @@ def _paint_thing(
 ) -> None:
     """Paint, in place, a thing's surface, shading and (on some) rim."""
     mask = thing.mask
-    pattern = filling(rng, x[mask], y[mask])
-    surface = _shades(color, uniform(rng, 0.15, 0.6), pattern)
+    pattern = _filling(rng, thing.label)(rng, x[mask], y[mask])
+    surface = _shades(color, uniform(rng, 0.3, 0.6), pattern)
     u, v = thing.u[mask], thing.v[mask]
     a, b = direction(rng)
     surface = surface * (1.0 + uniform(rng, 0.0, 0.3) * (a * u + b * v))[:, None]

@@ -102,9 +102,5 @@ def blotches(rng: np.random.RandomState, x: np.ndarray, y: np.ndarray) -> np.nda
     return np.clip(1.5 * value_noise(rng, x / size, y / size), -1.0, 1.0)
 
 
-_FILLINGS: tuple[Texture, ...] = (plain, plain, gradient, stripes, checks, dots, blotches)
-
-
-def filling(rng: np.random.RandomState, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The surface of a thing: one of the six fillings, of whichever class the thing is."""
-    return choice(rng, _FILLINGS)(rng, x, y)
+FILLINGS: tuple[Texture, ...] = (dots, checks, stripes, plain, blotches, gradient)
+"""Fillings of things; the first is what the first thing class prefers, and so on."""
