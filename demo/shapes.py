@@ -14,6 +14,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from hcformer_mm.datasets.shapes_writer import is_standard
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = Path("configs/shapes/hcformer_r18_shapes-panoptic.py")
 DATA = Path("data/shapes")
@@ -63,6 +65,11 @@ class Demo:
 
     def make_data(self) -> None:
         if (ROOT / GROUND_TRUTH).is_file():
+            if not is_standard(ROOT / DATA):
+                raise StepError(
+                    f"{DATA} holds another set than this version makes by default. Remove it, or "
+                    "make it anew: python tools/dataset_converters/make_shapes.py --overwrite"
+                )
             return self.skip("data")
         self.run("data", "tools/dataset_converters/make_shapes.py", "--out", DATA)
 

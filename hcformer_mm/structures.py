@@ -5,6 +5,8 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from .ops.neighbourhood import coarse_size
+
 
 class ClusteredFeatures(tuple[Tensor, ...]):
     """Feature maps of a backbone together with the hierarchical clustering of its pixels.
@@ -26,10 +28,13 @@ class ClusteredFeatures(tuple[Tensor, ...]):
         cls,
         feature_maps: Iterable[Tensor],
         *,
-        assignments: Sequence[Tensor] = (),
-        scales: Sequence[Tensor] = (),
+        assignments: Sequence[Tensor],
+        scales: Sequence[Tensor],
     ) -> "ClusteredFeatures":
         """Build from feature maps and the clustering of their levels.
+
+        Both are asked for, so that code which rebuilds a tuple from its items alone (as some
+        wrappers of modules do) fails instead of losing the clustering.
 
         Raises:
             ValueError: There are not as many assignments as scales, or a level does not lie
@@ -41,7 +46,7 @@ class ClusteredFeatures(tuple[Tensor, ...]):
                 f"{len(scales)} scales"
             )
         for fine, coarse in pairwise(assignments):
-            expected = tuple((side + 1) // 2 for side in fine.shape[-2:])
+            expected = coarse_size(*fine.shape[-2:])
             if tuple(coarse.shape[-2:]) != expected:
                 raise ValueError(
                     "expected assignments ordered finest first, each level half of the one before: "

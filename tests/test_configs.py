@@ -7,8 +7,10 @@ import torch
 import yaml
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, init_default_scope
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.models import COCO_CONFIG, SHAPES_CONFIG, data_sample
 
@@ -55,6 +57,15 @@ def test_trains_a_step_and_predicts(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS)
+def test_pipelines_are_built(path):
+    config = Config.fromfile(ROOT / path)
+    init_default_scope(config.default_scope)
+    for split in ("train", "val", "test"):
+        steps = config[f"{split}_dataloader"].dataset.pipeline
+        assert len(Compose(steps).transforms) == len(steps)
+
+
+@pytest.mark.parametrize("path", CONFIGS)
 def test_leaves_are_short(path):
     assert len((ROOT / path).read_text().splitlines()) <= 30
 
@@ -63,7 +74,8 @@ def test_leaves_are_short(path):
 def test_classes_are_those_of_the_dataset(path):
     config = Config.fromfile(ROOT / path)
     init_default_scope(config.default_scope)
-    metainfo = DATASETS.get(config.test_dataloader.dataset.type).METAINFO
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        metainfo = registry.get(config.test_dataloader.dataset.type).METAINFO
     head = config.model.panoptic_head
     assert head.num_things_classes == len(metainfo["thing_classes"])
     assert head.num_stuff_classes == len(metainfo["stuff_classes"])
@@ -81,7 +93,7 @@ def test_protocol_of_the_paper_on_coco():
     assert isinstance(wrapper.optimizer, torch.optim.AdamW)
     assert wrapper.clip_grad_kwargs == dict(max_norm=0.01, norm_type=2)
     settings = {id(g["params"][0]): (g["lr"], g["weight_decay"]) for g in wrapper.param_groups}
-    norms = (torch.nn.LayerNorm, torch.nn.Embedding)
+    norms = (torch.nn.LayerNorm, torch.nn.GroupNorm, _BatchNorm, torch.nn.Embedding)
     undecayed = {id(p) for m in model.modules() if isinstance(m, norms) for p in m.parameters()}
     seen = 0
     for name, parameter in model.named_parameters():
@@ -109,7 +121,7 @@ def test_pipeline_of_the_paper_on_coco():
     """Large-scale jitter on 1024x1024 crops; images of 800 to 1333 in the test."""
     config = Config.fromfile(ROOT / COCO_CONFIG)
     steps = {step["type"]: step for step in config.train_dataloader.dataset.pipeline}
-    resize = steps["mmdet.RandomResize"]
+    resize = steps["RandomResize"]
     assert resize.scale == (1024, 1024)
     assert resize.ratio_range == (0.1, 2.0)
     assert resize.keep_ratio

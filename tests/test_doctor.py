@@ -3,11 +3,12 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hcformer_mm.doctor import Environment, diagnose, table, try_imports, try_model
+from hcformer_mm.doctor import MINIMUM_TORCH, Environment, diagnose, table, try_imports, try_model
 from hcformer_mm.version import LIBRARIES
 
 FORKS = {
@@ -51,6 +52,18 @@ def test_old_python() -> None:
     (problem,) = diagnose(environment(python=(3, 9, 2)))
     assert "3.9.2" in problem.what and "3.10" in problem.what
     assert problem.command == "PYTHON=python3.11 make install"
+
+
+def test_old_torch() -> None:
+    (problem,) = diagnose(environment({**FORKS, "torch": "2.4.1+cpu"}))
+    assert "torch is 2.4.1+cpu; 2.5 or newer" in problem.what
+    assert "'torch>=2.5'" in problem.command
+    assert diagnose(environment({**FORKS, "torch": "2.14.1"})) == []
+
+
+def test_oldest_torch_is_that_of_the_requirements() -> None:
+    runtime = Path(__file__).parents[1] / "requirements" / "runtime.txt"
+    assert f"torch>={'.'.join(map(str, MINIMUM_TORCH))}" in runtime.read_text().splitlines()
 
 
 def test_operators_missing() -> None:
@@ -228,4 +241,4 @@ def test_this_environment_is_sound() -> None:
     command = [sys.executable, "-m", "hcformer_mm.doctor"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "was built from a config and ran" in done.stdout
+    assert "trained a step and predicted" in done.stdout

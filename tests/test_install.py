@@ -88,7 +88,8 @@ def clone(tmp_path: Path) -> Path:
     (root / "requirements").mkdir()
     for file in (ROOT / "requirements").glob("*.txt"):
         (root / "requirements" / file.name).write_text("")
-    (root / "setup.py").write_text("")
+    for name in ("setup.py", "model-index.yml"):
+        (root / name).write_text("")
     (root / "hcformer_mm" / "version.py").write_text("")
     dist_info(root / ".venv" / "lib" / "python3.11" / "site-packages", "hcformer_mm-0.1.0")
     return root

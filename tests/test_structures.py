@@ -20,8 +20,13 @@ def test_is_a_tuple_with_a_clustering():
 
 
 def test_without_clustering():
-    features = ClusteredFeatures([torch.zeros(1, 4, 8, 8)])
+    features = ClusteredFeatures([torch.zeros(1, 4, 8, 8)], assignments=[], scales=[])
     assert features.assignments == features.scales == ()
+
+
+def test_is_not_rebuilt_without_its_clustering():
+    with pytest.raises(TypeError, match="assignments"):
+        ClusteredFeatures([torch.zeros(1, 4, 8, 8)])
 
 
 def test_replace_keeps_the_clustering():
@@ -41,4 +46,4 @@ def test_levels_out_of_order():
 
 def test_scales_missing():
     with pytest.raises(ValueError, match="1 assignments and 0 scales"):
-        ClusteredFeatures([], assignments=assignments((4, 4)))
+        ClusteredFeatures([], assignments=assignments((4, 4)), scales=[])

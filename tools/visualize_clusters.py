@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import pickle
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,13 +13,13 @@ import torch
 from mmdet.structures import INSTANCE_OFFSET, DetDataSample
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.logging import HistoryBuffer
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.utils import track_iter_progress
 from panopticapi.utils import rgb2id
 from PIL import Image
 from torch import Tensor, nn
 
+from hcformer_mm.apis.checkpoint import load_checkpoint
 from hcformer_mm.ops import hierarchical_clusters
 from hcformer_mm.visualization import Classes, Panoptic, cluster_sheet, resize_labels
 
@@ -63,15 +62,10 @@ def load_weights(model: nn.Module, path: Path) -> dict:
     Returns:
         What the checkpoint says about itself, its ``meta``.
     """
-    array = np.zeros(1)
-    logs = [HistoryBuffer, getattr, np.ndarray, np.dtype, type(array.dtype), type(np.dtype(int))]
-    logs += [array.__reduce__()[0], array[0].__reduce__()[0]]
     try:
-        # Beside the weights, a checkpoint of MMEngine holds the curves of its training.
-        with torch.serialization.safe_globals(logs):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UsageError(f"{path} holds more than weights and logs: {error}") from None
+        checkpoint = load_checkpoint(path)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     try:
         model.load_state_dict(checkpoint.get("state_dict", checkpoint))
     except RuntimeError as error:
@@ -81,7 +75,11 @@ def load_weights(model: nn.Module, path: Path) -> dict:
 
 def read_classes(config: Config, meta: dict) -> Classes:
     """Classes as the checkpoint names them or else as the config's test set does."""
-    dataset = meta.get("dataset_meta") or DATASETS.get(config.test_dataloader.dataset.type).METAINFO
+    dataset = meta.get("dataset_meta")
+    if not dataset:
+        # The type may be without a scope, and is then of the config's default one.
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            dataset = registry.get(config.test_dataloader.dataset.type).METAINFO
     palette = dataset.get("palette")
     return Classes(
         names=dataset["classes"],

@@ -8,6 +8,8 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from .checkpoint import read_weights_only
+
 
 def add_common_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of every OpenMMLab tool that runs a config."""
@@ -51,7 +53,11 @@ def load_config(args: Namespace) -> Config:
 
 
 def build_runner(config: Config) -> Runner:
-    """Build the runner of a config: MMEngine's own, unless ``runner_type`` names another."""
+    """Build the runner of a config: MMEngine's own, unless ``runner_type`` names another.
+
+    The checkpoints that it loads are read as data.
+    """
+    read_weights_only()
     if "runner_type" in config:
         return RUNNERS.build(config)
     return Runner.from_cfg(config)

@@ -35,8 +35,8 @@ def count_multiply_adds(model: BaseModel, height: int, width: int) -> Counter[st
     """Multiply-adds of backbone, neck, head and decoding for one image, by kind of operator.
 
     The conventions are fvcore's: a multiply-add is one operation, convolutions, matrix products and
-    normalisations count, elementwise operations do not. The shifted multiply-adds of the decoding,
-    eq. (5), count as the matrix product that they are. Deformable convolutions count as the plain
+    normalisations count, elementwise operations do not. Of the nine products of the decoding,
+    eq. (5), the eight that are added up count. Deformable convolutions count as the plain
     convolutions that they replace, and the convolutions that predict their offsets as themselves.
     Resizing of the masks to the image is left out.
 

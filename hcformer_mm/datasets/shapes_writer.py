@@ -14,6 +14,9 @@ from .shapes import METAINFO
 from .shapes_generator import GENERATOR_VERSION, Scene, render_scene
 
 SPLITS = ("train", "val")
+NUM_TRAIN, NUM_VAL = 800, 100
+SEED = 0
+SIZE = (240, 320)
 _JPEG_QUALITY = 90
 _MARKER = Path("annotations", "panoptic_train.json")
 
@@ -32,10 +35,10 @@ class _Task:
 def write_shapes(
     out: str | Path,
     *,
-    num_train: int = 800,
-    num_val: int = 100,
-    seed: int = 0,
-    size: tuple[int, int] = (240, 320),
+    num_train: int = NUM_TRAIN,
+    num_val: int = NUM_VAL,
+    seed: int = SEED,
+    size: tuple[int, int] = SIZE,
     workers: int = 2,
     overwrite: bool = False,
 ) -> None:
@@ -98,6 +101,29 @@ def _check_target(out: Path, *, overwrite: bool) -> None:
         )
 
 
+def is_standard(root: str | Path) -> bool:
+    """Whether a folder holds the set that this version renders by default.
+
+    Raises:
+        FileNotFoundError: If ``root`` holds no Shapes dataset.
+    """
+    for split, count in zip(SPLITS, (NUM_TRAIN, NUM_VAL), strict=True):
+        content = json.loads(Path(root, "annotations", f"panoptic_{split}.json").read_text())
+        if len(content["images"]) != count or content["info"] != _info(split, SEED, SIZE):
+            return False
+    return True
+
+
+def _info(split: str, seed: int, size: tuple[int, int]) -> dict[str, object]:
+    """What the annotation files say of where their pictures come from."""
+    return {
+        "description": f"Shapes, {split} split",
+        "version": GENERATOR_VERSION,
+        "seed": seed,
+        "size": list(size),
+    }
+
+
 def _write_split(
     root: Path, split: str, count: int, *, seed: int, size: tuple[int, int], workers: int
 ) -> None:
@@ -109,12 +135,7 @@ def _write_split(
         records = track_progress(_write_scene, tasks)
     else:
         records = track_parallel_progress(_write_scene, tasks, workers, chunksize=4)
-    info = {
-        "description": f"Shapes, {split} split",
-        "version": GENERATOR_VERSION,
-        "seed": seed,
-        "size": list(size),
-    }
+    info = _info(split, seed, size)
     images = [image for image, _, _ in records]
     panoptic = {
         "info": info,

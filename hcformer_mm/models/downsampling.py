@@ -1,7 +1,10 @@
 """DCNv2 in the downsampling layers of a CNN (paper, Sec. 2.5 and Appendix F.2)."""
 
+from functools import cache
+
 import torch
-from mmcv.ops import ModulatedDeformConv2d
+from mmcv.ops import ModulatedDeformConv2d, get_compiling_cuda_version
+from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
 from ..ops.deform_conv import modulated_deform_conv2d
@@ -51,13 +54,19 @@ class DeformableDownsampling(ModulatedDeformConv2d):
         for parameter in self.conv_offset.parameters():
             nn.init.zeros_(parameter)
 
+    def init_weights(self) -> None:
+        """Initialise from scratch, as ResNets do their convolutions, and undeformed."""
+        kaiming_init(self)
+        if hasattr(self, "conv_offset"):  # the parent's constructor calls this too
+            self.reset_offsets()
+
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``(B, C_in, H, W)`` to ``(B, C_out, ⌈H/2⌉, ⌈W/2⌉)`` (for a stride of two)."""
         raw = self.conv_offset(x)
         offset, mask = raw.tensor_split([raw.shape[1] * 2 // 3], dim=1)
         mask = mask.sigmoid()
-        if x.device.type == "cpu":
-            with torch.autocast("cpu", enabled=False):
+        if not _host_has_kernel(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
                 dtype = self.weight.dtype
                 return modulated_deform_conv2d(
                     x.to(dtype),
@@ -68,11 +77,19 @@ class DeformableDownsampling(ModulatedDeformConv2d):
                     stride=self.stride[0],
                     padding=self.padding[0],
                 )
-        # The host's operator computes in the dtype of the offsets, knows no bfloat16, and reads any
-        # memory as if it were contiguous.
-        if offset.dtype == torch.bfloat16:
+        # The host's operator computes positions in the dtype of the offsets, where float16 steps by
+        # a quarter of a pixel beyond 256, and reads any memory as if it were contiguous.
+        if offset.dtype in (torch.float16, torch.bfloat16):
             offset = offset.float()
         return super().forward(x.contiguous(), offset.contiguous(), mask.contiguous())
+
+
+@cache
+def _host_has_kernel(device: str) -> bool:
+    """Whether mmcv was compiled with a kernel for this type of device that is worth calling."""
+    if device == "cuda":
+        return get_compiling_cuda_version() != "not available"
+    return device in ("npu", "mlu")
 
 
 def make_downsampling_deformable(block: nn.Module) -> list[str]:
@@ -102,5 +119,8 @@ def make_downsampling_deformable(block: nn.Module) -> list[str]:
         )
     for name, conv in strided.items():
         parent, _, leaf = name.rpartition(".")
-        setattr(block.get_submodule(parent), leaf, DeformableDownsampling(conv))
+        deformable = DeformableDownsampling(conv)
+        # A frozen layer stays frozen, before DDP and the optimizer look at it.
+        deformable.requires_grad_(conv.weight.requires_grad)
+        setattr(block.get_submodule(parent), leaf, deformable)
     return list(strided)

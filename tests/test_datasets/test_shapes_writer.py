@@ -167,3 +167,13 @@ class TestTarget:
         with pytest.raises(ValueError, match=message):
             write(tmp_path / "shapes", **argument)
         assert not list(tmp_path.iterdir())
+
+
+def test_is_standard(root, monkeypatch):
+    for name, value in (("NUM_TRAIN", 3), ("NUM_VAL", 2), ("SEED", 7), ("SIZE", SIZE)):
+        monkeypatch.setattr(shapes_writer, name, value)
+    assert shapes_writer.is_standard(root)
+    for name, value in (("NUM_VAL", 3), ("SEED", 8), ("GENERATOR_VERSION", "0.9")):
+        with monkeypatch.context() as other:
+            other.setattr(shapes_writer, name, value)
+            assert not shapes_writer.is_standard(root)

@@ -118,7 +118,18 @@ def test_from_scratch_kernels_start_undeformed():
     assert len(layers) == 6
     for layer in layers:
         assert (layer.conv_offset.weight == 0).all()
-        assert layer.weight.std() > 0
+        # As the host initialises its convolutions: normal, keeping the variance of the output.
+        fan_out = layer.out_channels * layer.kernel_size[0] ** 2
+        assert layer.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+        assert (layer.bias == 0).all()
+
+
+def test_frozen_stages_stay_frozen():
+    model = backbone(resnet(frozen_stages=2))
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert "backbone.layer2.0.conv1.weight" in frozen
+    assert "backbone.layer2.0.conv1.conv_offset.weight" in frozen
+    assert not any(name.startswith("backbone.layer3") for name in frozen)
 
 
 def test_undeformed_layer_is_half_the_convolution():
@@ -223,7 +234,7 @@ def test_unknown_backbone_lists_the_modules_that_halve():
         (dict(taps=["layer9.0"], hierarchical_level=1), "got 'layer9.0'"),
         (
             dict(taps=["layer1.0"], hierarchical_level=1, downsampling="original"),
-            "tap 'layer1.0' to be run once and to halve",
+            "tap 'layer1.0' to be run and to halve",
         ),
         (
             dict(taps=["layer1.0"], hierarchical_level=1),

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from mmdet.models.seg_heads import MaskFormerFusionHead
@@ -87,6 +89,18 @@ def test_equals_the_host_without_semantics(rescale):
         for key in ("scores", "labels", "bboxes", "masks"):
             assert torch.equal(result["ins_results"][key], wanted["ins_results"][key])
     assert "pred_sem_seg" not in samples[0]
+
+
+def test_fewer_pairs_than_wanted():
+    """Two queries of three classes are six pairs, four of them things; the host wants a hundred."""
+    (result,) = fusion_head(max_per_image=100).predict(
+        torch.zeros(1, 2, 4), torch.full((1, 2, 4, 4), 1.0), [data_sample((4, 4))]
+    )
+    instances = result["ins_results"]
+    assert sorted(instances.labels.tolist()) == [0, 0, 1, 1]
+    assert instances.masks.all()
+    # A quarter, times the confidence of the mask.
+    assert instances.scores.tolist() == pytest.approx([0.25 / (1 + math.exp(-1))] * 4)
 
 
 @pytest.mark.parametrize("kind", ["panoptic", "instance", "semantic"])

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmengine.structures import InstanceData
 
 from hcformer_mm.models import HCFormerHead
 from hcformer_mm.models.mask_decoding import decode_mask_logits
@@ -56,6 +57,9 @@ def test_any_number_of_layers_and_queries(layers, queries):
     class_logits, masks = model.panoptic_head.train()(features)
     assert len(class_logits) == layers + 1
     assert masks[0].shape[1] == queries
+    with torch.no_grad():
+        (prediction,) = model.eval().predict(torch.randn(1, 3, 64, 96), [data_sample((64, 96))])
+    assert len(prediction.pred_instances) <= 100
 
 
 def test_attention_looks_where_the_mask_is():
@@ -143,10 +147,11 @@ def test_padding_of_the_batch():
         data_sample((64, 96), padded=(64, 96)),
         data_sample((50, 70), padded=(64, 96)),
     ]
-    assert all(v.isfinite() for v in model.loss(torch.randn(2, 3, 64, 96), samples).values())
+    losses = model.loss(torch.randn(2, 3, 64, 96), samples)
+    assert all(loss.isfinite() for loss in losses.values())
 
 
-@pytest.mark.parametrize(("level", "millions"), enumerate((37.42, 37.97, 38.25, 38.39)))
+@pytest.mark.parametrize(("level", "millions"), [(0, 37.42), (1, 37.97), (2, 38.25), (3, 38.39)])
 def test_parameters_of_the_paper(level, millions):
     """37 to 38 M (Table 5), where the affine terms of the frozen normalisation do not count."""
     model = detector(COCO_CONFIG, **{"backbone.hierarchical_level": level})
@@ -161,7 +166,29 @@ def test_features_without_clustering_are_refused():
     head = detector().panoptic_head
     with pytest.raises(TypeError, match=r"expected ClusteredFeatures .* got tuple; wrap"):
         head((torch.randn(1, 512, 2, 2),))
-    assert head.eval()(ClusteredFeatures([torch.randn(1, 512, 2, 2)]))[1][0].shape[-2:] == (2, 2)
+    features = ClusteredFeatures([torch.randn(1, 512, 2, 2)], assignments=[], scales=[])
+    assert head.eval()(features)[1][0].shape[-2:] == (2, 2)
+
+
+def test_matching_does_not_overflow_in_half_precision():
+    """A large segment that every query is sure to exclude: the sum of its cost exceeds float16."""
+    head = detector(**{"train_cfg.num_points": 12544}).panoptic_head
+    ground_truth = InstanceData(labels=torch.tensor([0]), masks=torch.ones(1, 32, 32))
+    with torch.autocast("cpu", dtype=torch.float16):
+        targets = head._get_targets_single(
+            torch.zeros(20, 11), torch.full((20, 8, 8), -6.0), ground_truth, {}
+        )
+    labels = targets[0]
+    assert (labels == 0).sum() == 1
+
+
+def test_losses_under_autocast():
+    model = detector().train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model.loss(torch.randn(1, 3, 64, 96), [data_sample((64, 96))])
+    total = sum(losses.values())
+    total.backward()
+    assert total.isfinite()
 
 
 def test_bad_options():
@@ -171,5 +198,9 @@ def test_bad_options():
         MODELS.build({**config, "mask_space": "sigmoid"})
     with pytest.raises(ValueError, match="12 in all, got 11"):
         MODELS.build({**config, "num_stuff_classes": 5})
+    with pytest.raises(ValueError, match="11 in all, got 0"):
+        MODELS.build({**config, "loss_cls": dict(type="mmdet.CrossEntropyLoss")})
+    with pytest.raises(ValueError, match="equal to feat_channels=64, got 128 and 128"):
+        MODELS.build({**config, "feat_channels": 64})
     with pytest.raises(TypeError, match="num_query"):
         HCFormerHead(num_query=5)

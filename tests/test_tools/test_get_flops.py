@@ -26,7 +26,7 @@ class Toy(BaseModel):
         return decode(image.new_ones(1, 5, 4, 4), assignment)
 
 
-def test_decoding_counts_as_a_matrix_product():
+def test_decoding_counts():
     counts = count_multiply_adds(Toy(), 8, 8)
     assert counts["conv"] == 8 * 8 * 3 * 9
     # Nine candidates times five masks at every pixel; the first of the nine is no addition.

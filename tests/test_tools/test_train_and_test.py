@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+
+from hcformer_mm.apis.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "configs/shapes/hcformer_r18_shapes-panoptic.py"
@@ -70,7 +71,7 @@ def metrics(work_dir):
 
 
 def test_training_leaves_a_checkpoint(trained):
-    checkpoint = torch.load(trained / "iter_2.pth", weights_only=False)
+    checkpoint = load_checkpoint(trained / "iter_2.pth")
     names = checkpoint["state_dict"]
     assert "backbone.backbone.layer2.0.conv1.conv_offset.weight" in names
     assert "backbone.clusterings.0.scale" in names

@@ -1,5 +1,6 @@
 """The tool on an untrained model: what it draws is checked where the geometry says what it is."""
 
+import copy
 import importlib.util
 import itertools
 import json
@@ -13,6 +14,7 @@ import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
 from PIL import Image
@@ -219,7 +221,7 @@ def test_error_ends_in_one_line(
 def test_model_without_clusters(
     tool: ModuleType, config: Config, tmp_path: Path, model: nn.Module
 ) -> None:
-    flat_config = config.copy()
+    flat_config = copy.deepcopy(config)
     flat_config.model.backbone.hierarchical_level = 0
     flat = MODELS.build(flat_config.model).eval()
     path = write_picture(tmp_path / "a.png", 40, 60)
@@ -246,7 +248,7 @@ def test_checkpoints_that_are_refused(
         tool.load_weights(model, path)
     assert "query_embed" in str(error.value)
     torch.save({"state_dict": {}, "meta": Harmful()}, path)
-    with pytest.raises(tool.UsageError, match="holds more than weights and logs"):
+    with pytest.raises(tool.UsageError, match="to hold weights, plain values and logs"):
         tool.load_weights(model, path)
 
 
@@ -254,7 +256,7 @@ def test_checkpoint_with_training_logs(
     tool: ModuleType, model: nn.Module, checkpoint: Path, tmp_path: Path
 ) -> None:
     content = torch.load(checkpoint, weights_only=True)
-    history = tool.HistoryBuffer([0.5, 0.25], [1, 1])
+    history = HistoryBuffer([0.5, 0.25], [1, 1])
     content["message_hub"] = {"log_scalars": {"loss": history}, "lr": np.float64(0.1)}
     content["meta"] = {"dataset_meta": {"classes": ("a", "b"), "thing_classes": ("a",)}}
     path = tmp_path / "trained.pth"

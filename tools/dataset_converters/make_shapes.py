@@ -5,21 +5,21 @@ import sys
 import time
 from pathlib import Path
 
-from hcformer_mm.datasets.shapes_writer import write_shapes
+from hcformer_mm.datasets.shapes_writer import NUM_TRAIN, NUM_VAL, SEED, SIZE, write_shapes
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("data/shapes"), help="folder to create")
-    parser.add_argument("--num-train", type=int, default=800, help="training images")
-    parser.add_argument("--num-val", type=int, default=100, help="validation images")
-    parser.add_argument("--seed", type=int, default=0, help="another seed gives other images")
+    parser.add_argument("--num-train", type=int, default=NUM_TRAIN, help="training images")
+    parser.add_argument("--num-val", type=int, default=NUM_VAL, help="validation images")
+    parser.add_argument("--seed", type=int, default=SEED, help="another seed gives other images")
     parser.add_argument(
         "--size",
         type=int,
         nargs=2,
-        default=(240, 320),
+        default=SIZE,
         metavar=("H", "W"),
         help="height and width about which the images' own vary",
     )

@@ -105,7 +105,7 @@ def is_installed(requirement: str, installed: Mapping[str, str]) -> bool:
 def distributions_in(venv: Path) -> dict[str, str]:
     """Names and versions of what is completely installed: pip writes RECORD last."""
     records = venv.glob("lib/python3.*/site-packages/*.dist-info/RECORD")
-    names = (record.parent.name.removesuffix(".dist-info").split("-") for record in records)
+    names = (record.parent.name.removesuffix(".dist-info").rsplit("-", 1) for record in records)
     return {normalized(name): version for name, version in names}
 
 
@@ -165,7 +165,12 @@ def plan(root: Path, env: Mapping[str, str]) -> list[Step]:
         ),
         Step(
             "hcformer_mm, editable",
-            inputs=["setup.py", "hcformer_mm/version.py", *(files[name] for name in rest)],
+            inputs=[
+                "setup.py",
+                "model-index.yml",
+                "hcformer_mm/version.py",
+                *(files[name] for name in rest),
+            ],
             command=[*pip, "-q", "--no-deps", "--no-build-isolation", "--editable", "."],
             distributions=["hcformer-mm"],
             variables={"PYTHONWARNINGS": "ignore"},  # setuptools warns of every editable install

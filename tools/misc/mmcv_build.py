@@ -147,7 +147,10 @@ def unpacked_source(version: str, folder: Path) -> Path:
     download = Path(tempfile.mkdtemp(prefix="download-", dir=folder))
     arguments = ["--no-deps", "--no-build-isolation", "--no-binary=onedl-mmcv", "--no-cache-dir"]
     if pip("download", "-q", *arguments, "-d", str(download), f"onedl-mmcv=={version}") != 0:
-        raise InstallError(f"the source of onedl-mmcv {version} could not be downloaded.")
+        raise InstallError(
+            f"the source of onedl-mmcv {version} could not be downloaded and "
+            "unpacked; in an environment of your own, first: pip install -r requirements/build.txt"
+        )
     (archive,) = download.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         if hasattr(tarfile, "data_filter"):

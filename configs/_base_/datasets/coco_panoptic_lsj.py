@@ -27,7 +27,13 @@ train_pipeline = [
         backend_args=backend_args,
     ),
     dict(type="mmdet.RandomFlip", prob=0.5),
-    dict(type="mmdet.RandomResize", scale=image_size, ratio_range=(0.1, 2.0), keep_ratio=True),
+    dict(
+        type="RandomResize",
+        scale=image_size,
+        ratio_range=(0.1, 2.0),
+        resize_type="mmdet.Resize",
+        keep_ratio=True,
+    ),
     dict(
         type="mmdet.RandomCrop",
         crop_size=image_size,

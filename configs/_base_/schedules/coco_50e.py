@@ -5,8 +5,9 @@ _base_ = "../default_runtime.py"
 max_iters = 368750
 
 no_decay = dict(decay_mult=0.0)
-# A custom key takes the place of norm_decay_mult, so the norms inside the backbone have keys of
-# their own; the longest key that is part of a parameter's name decides.
+# A custom key takes the place of norm_decay_mult, so the norms of the clustering modules, inside
+# the backbone, have keys of their own (the longest key that is part of a name decides). BatchNorm
+# of the ResNet is frozen; a backbone whose norms are trained needs keys for them too.
 backbone = dict(lr_mult=0.1, decay_mult=1.0)
 backbone_norm = dict(lr_mult=0.1, decay_mult=0.0)
 optim_wrapper = dict(

@@ -10,7 +10,7 @@ from .layout import draw_layout
 from .painting import paint
 from .textures import STUFF_TEXTURES
 
-GENERATOR_VERSION = "1.0"
+GENERATOR_VERSION = "1.1"
 """Changes whenever the same seed would give other scenes."""
 
 MIN_SIZE = 64

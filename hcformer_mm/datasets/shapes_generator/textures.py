@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .exact import choice, direction, integer, uniform, value_noise, wave
+from .exact import direction, integer, uniform, value_noise, wave
 
 Texture = Callable[[np.random.RandomState, np.ndarray, np.ndarray], np.ndarray]
 

@@ -94,7 +94,7 @@ class HCBackbone(BaseModule):
         for name in self.taps:
             if name not in captured or not tapping.halves(*captured[name]):
                 raise ValueError(
-                    f"expected the tap {name!r} to be run once and to halve the resolution of a "
+                    f"expected the tap {name!r} to be run and to halve the resolution of a "
                     "map (B, C, H, W); those that do are "
                     f"{tapping.halving_modules(self.backbone)}"
                 )
@@ -104,11 +104,11 @@ class HCBackbone(BaseModule):
         """Initialise as MMEngine does; deformable kernels start undeformed."""
         super().init_weights()
         if not (_is_pretrained(self.init_cfg) or _is_pretrained(self.backbone.init_cfg)):
-            # A backbone trained from scratch initialises every convolution inside it, the
-            # convolutions of the offsets included.
+            # A backbone trained from scratch initialises every convolution inside it, those of the
+            # offsets included, and does not reach the kernels in its shortcuts.
             for module in self.modules():
                 if isinstance(module, DeformableDownsampling):
-                    module.reset_offsets()
+                    module.init_weights()
 
     def forward(self, x: Tensor) -> ClusteredFeatures:
         """Run the backbone and cluster.

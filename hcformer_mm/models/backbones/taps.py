@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...ops.neighbourhood import coarse_size
+
 Pair = tuple[Tensor, Tensor]
 """A fine map ``(B, C, H, W)`` and the coarse map ``(B, C', ⌈H/2⌉, ⌈W/2⌉)`` under it."""
 
@@ -70,7 +72,7 @@ def halves(fine: Any, coarse: Any) -> bool:
         isinstance(fine, Tensor)
         and isinstance(coarse, Tensor)
         and fine.dim() == coarse.dim() == 4
-        and tuple(coarse.shape[-2:]) == tuple((side + 1) // 2 for side in fine.shape[-2:])
+        and tuple(coarse.shape[-2:]) == coarse_size(*fine.shape[-2:])
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from mmdet.models.seg_heads import MaskFormerFusionHead
 from mmdet.structures import SampleList
-from mmengine.structures import PixelData
+from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,6 +34,34 @@ class HCFormerFusionHead(MaskFormerFusionHead):
         class_probabilities = mask_cls.softmax(dim=-1)[:, :-1]
         scores = torch.einsum("qk,qhw->khw", class_probabilities, mask_pred.sigmoid())
         return PixelData(sem_seg=scores.argmax(dim=0, keepdim=True))
+
+    def instance_postprocess(self, mask_cls: Tensor, mask_pred: Tensor) -> InstanceData:
+        """The ``max_per_image`` best pairs of a query and a class, things alone.
+
+        As in the host, for any number of queries: the host asks for ``max_per_image`` pairs even
+        where there are not as many.
+
+        Args:
+            mask_cls: Class logits ``(Q, K + 1)`` of an image.
+            mask_pred: Mask logits ``(Q, H, W)``.
+
+        Returns:
+            ``scores``, ``labels``, ``bboxes`` and ``masks`` of the instances.
+        """
+        pairs = mask_cls.shape[0] * self.num_classes
+        wanted = self.test_cfg.get("max_per_image", 100)
+        if pairs < wanted:
+            # Queries without an object and without a mask fill up the ranking, and leave it again.
+            missing = -(-(wanted - pairs) // self.num_classes)
+            nothing = mask_cls.new_full((missing, mask_cls.shape[1]), -torch.inf)
+            nothing[:, -1] = 0.0
+            mask_cls = torch.cat((mask_cls, nothing))
+            empty = mask_pred.new_full((missing, *mask_pred.shape[1:]), -torch.inf)
+            mask_pred = torch.cat((mask_pred, empty))
+        instances = super().instance_postprocess(mask_cls, mask_pred)
+        if pairs < wanted:
+            instances = instances[instances.masks.flatten(1).any(dim=1)]
+        return instances
 
     def predict(
         self,

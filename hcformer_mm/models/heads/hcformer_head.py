@@ -10,6 +10,7 @@ from mmdet.models.layers import Mask2FormerTransformerDecoder, SinePositionalEnc
 from mmdet.registry import TASK_UTILS
 from mmdet.structures import SampleList
 from mmengine.model import caffe2_xavier_init
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ...registry import MODELS
@@ -48,7 +49,8 @@ class HCFormerHead(Mask2FormerHead):
         init_cfg: Initialisation, as everywhere in MMEngine.
 
     Raises:
-        ValueError: ``mask_space`` is unknown, or ``class_weight`` does not fit the classes.
+        ValueError: ``mask_space`` is unknown, ``class_weight`` does not fit the classes, or the
+            widths of the decoder do not fit each other.
     """
 
     def __init__(
@@ -83,6 +85,12 @@ class HCFormerHead(Mask2FormerHead):
         self.num_queries = num_queries
 
         self.transformer_decoder = Mask2FormerTransformerDecoder(**transformer_decoder)
+        widths = (self.transformer_decoder.embed_dims, 2 * positional_encoding["num_feats"])
+        if widths != (feat_channels, feat_channels):
+            raise ValueError(
+                "expected transformer_decoder of embed_dims and positional_encoding of twice "
+                f"num_feats equal to feat_channels={feat_channels}, got {widths[0]} and {widths[1]}"
+            )
         self.num_heads = self.transformer_decoder.layer_cfg["cross_attn_cfg"]["num_heads"]
         self.decoder_input_proj = (
             nn.Identity()
@@ -103,7 +111,7 @@ class HCFormerHead(Mask2FormerHead):
             nn.Linear(feat_channels, out_channels),
         )
 
-        self.class_weight = loss_cls["class_weight"]
+        self.class_weight = loss_cls.get("class_weight") or ()
         if len(self.class_weight) != self.num_classes + 1:
             raise ValueError(
                 f"expected loss_cls.class_weight of {self.num_classes} classes and no-object, "
@@ -192,6 +200,23 @@ class HCFormerHead(Mask2FormerHead):
         masks = decode_mask_logits(masks, assignments, self.mask_space)
         return all_class_logits, list(masks.split(self.num_queries, dim=1))
 
+    def _get_targets_single(
+        self,
+        cls_score: Tensor,
+        mask_pred: Tensor,
+        gt_instances: InstanceData,
+        img_meta: dict[str, Any],
+    ) -> tuple[Any, ...]:
+        """Match as the host does, but never in half precision.
+
+        The host's cost of a mask sums over all points; in float16 the sum overflows, and a cost of
+        infinity has no matching.
+        """
+        with torch.autocast(mask_pred.device.type, enabled=False):
+            return super()._get_targets_single(
+                cls_score.float(), mask_pred.float(), gt_instances, img_meta
+            )
+
     def loss(self, x: ClusteredFeatures, batch_data_samples: SampleList) -> dict[str, Tensor]:
         """Losses of the host on the decoded masks, and the scale regulariser (Sec. 4.1).
 
@@ -200,7 +225,8 @@ class HCFormerHead(Mask2FormerHead):
             batch_data_samples: Ground truth, as in the host.
 
         Returns:
-            Losses by name; ``loss_scale`` is the regulariser.
+            Losses by name; ``loss_scale`` is the regulariser. In training mode there are those of
+            all stages, ``d0.loss_cls`` being the query features'; in evaluation of the last alone.
         """
         losses = super().loss(x, batch_data_samples)
         scales = _clustering(x).scales
