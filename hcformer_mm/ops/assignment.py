@@ -34,8 +34,8 @@ def soft_assign(fine: Tensor, coarse: Tensor, scale: Tensor | float) -> Tensor:
         scale: The scale s; a number or a tensor of one element.
 
     Returns:
-        The assignment ``(B, 9, H, W)`` in the dtype of ``fine`` and channels-last memory. It sums
-        to 1 over dim 1.
+        The assignment ``(B, 9, H, W)`` in the dtype of ``fine`` and channels-last memory (a
+        part of it at odd sizes). It sums to 1 over dim 1.
 
     Raises:
         ValueError: The shapes, dtypes or devices do not fit each other.

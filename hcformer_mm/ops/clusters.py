@@ -13,6 +13,7 @@ from torch import Tensor
 from .neighbourhood import (
     NUM_CANDIDATES,
     channels_last,
+    check_assignment,
     coarse_size,
     merge_windows,
     outside,
@@ -38,7 +39,7 @@ def hard_assignment(assignment: Tensor) -> Tensor:
     Raises:
         ValueError: the shape is not ``(B, 9, H, W)`` with ``H, W >= 1``.
     """
-    _check_assignment(assignment, "assignment")
+    check_assignment(assignment)
     height, width = assignment.shape[-2:]
     rows, cols = coarse_size(height, width)
     weights = windows(channels_last(assignment))  # (B, h, 2, w, 2, 9)
@@ -151,20 +152,12 @@ def _upsample(labels: Tensor, image_size: tuple[int, int], stride: int) -> Tenso
     return rows.repeat_interleave(stride, dim=2)[:, :, :width]
 
 
-def _check_assignment(assignment: Tensor, name: str) -> None:
-    shape = tuple(assignment.shape)
-    if len(shape) != 4 or shape[1] != NUM_CANDIDATES or min(shape[2:]) < 1:
-        raise ValueError(
-            f"expected {name} of (B, {NUM_CANDIDATES}, H, W) with H, W >= 1, got {shape}"
-        )
-
-
 def _check_hierarchy(assignments: Sequence[Tensor]) -> None:
     if isinstance(assignments, Tensor) or len(assignments) == 0:
         got = "a tensor" if isinstance(assignments, Tensor) else "none"
         raise ValueError(f"expected a sequence of assignments, finest first, got {got}")
     for level, assignment in enumerate(assignments):
-        _check_assignment(assignment, f"assignments[{level}]")
+        check_assignment(assignment, f"assignments[{level}]")
         if level == 0:
             continue
         finer = assignments[level - 1].shape

@@ -10,6 +10,7 @@ from .neighbourhood import (
     NUM_CANDIDATES,
     channels_first,
     channels_last,
+    check_assignment,
     coarse_size,
     merge_windows,
     shifted,
@@ -28,7 +29,8 @@ def decode(masks: Tensor, assignment: Tensor) -> Tensor:
             ``(h, w) = (⌈H/2⌉, ⌈W/2⌉)``.
 
     Returns:
-        Fine maps ``(B, Q, H, W)`` in the wider dtype of the two and channels-last memory.
+        Fine maps ``(B, Q, H, W)`` in the wider dtype of the two and channels-last memory (a part
+        of it at odd sizes).
 
     Raises:
         ValueError: The shapes or devices do not fit each other.
@@ -106,8 +108,7 @@ def decode_hierarchy(masks: Tensor, assignments: Sequence[Tensor]) -> Tensor:
 def _check_step(masks: Tensor, assignment: Tensor) -> None:
     if masks.dim() != 4:
         raise ValueError(f"expected masks (B, Q, h, w), got {tuple(masks.shape)}")
-    if assignment.dim() != 4 or assignment.shape[1] != NUM_CANDIDATES or 0 in assignment.shape:
-        raise ValueError(f"expected an assignment (B, 9, H, W), got {tuple(assignment.shape)}")
+    check_assignment(assignment)
     if masks.shape[0] != assignment.shape[0]:
         raise ValueError(
             f"expected masks and assignment of one batch size, got {masks.shape[0]} and "

@@ -60,3 +60,12 @@ def outside(rows: int, cols: int, device: torch.device) -> Tensor:
     """Which candidates lie outside a ``rows × cols`` map: bool ``(h, w, 9)``, by geometry alone."""
     inside = torch.ones((1, rows, cols, 1), dtype=torch.bool, device=device)
     return ~torch.cat(shifted(inside), dim=-1)[0]
+
+
+def check_assignment(assignment: Tensor, name: str = "assignment") -> None:
+    """Raise a ValueError unless an assignment is ``(B, 9, H, W)``."""
+    shape = tuple(assignment.shape)
+    if len(shape) != 4 or shape[1] != NUM_CANDIDATES or min(shape[2:]) < 1:
+        raise ValueError(
+            f"expected {name} of (B, {NUM_CANDIDATES}, H, W) with H, W >= 1, got {shape}"
+        )
