@@ -62,7 +62,7 @@ def test_two_pictures_are_learnt_by_heart(config):
     Segments smaller than a cell of 32 x 32 pixels keep it from more: several of them share a cell
     of the coarsest map, and only what the assignments tell apart can become two masks.
     """
-    iterations = 300
+    iterations = 400
     side = 512
     # The default sampler would end an epoch, and the runner then pauses, after every batch.
     config.train_dataloader.sampler = dict(type="InfiniteSampler", shuffle=True)

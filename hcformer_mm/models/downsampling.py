@@ -4,7 +4,6 @@ from functools import cache
 
 import torch
 from mmcv.ops import ModulatedDeformConv2d, get_compiling_cuda_version
-from mmengine.model import kaiming_init
 from torch import Tensor, nn
 
 from ..ops.deform_conv import modulated_deform_conv2d
@@ -53,12 +52,6 @@ class DeformableDownsampling(ModulatedDeformConv2d):
         """Let the kernel start undeformed."""
         for parameter in self.conv_offset.parameters():
             nn.init.zeros_(parameter)
-
-    def init_weights(self) -> None:
-        """Initialise from scratch, as ResNets do their convolutions, and undeformed."""
-        kaiming_init(self)
-        if hasattr(self, "conv_offset"):  # the parent's constructor calls this too
-            self.reset_offsets()
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``(B, C_in, H, W)`` to ``(B, C_out, ⌈H/2⌉, ⌈W/2⌉)`` (for a stride of two)."""

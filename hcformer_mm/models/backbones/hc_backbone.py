@@ -105,10 +105,10 @@ class HCBackbone(BaseModule):
         super().init_weights()
         if not (_is_pretrained(self.init_cfg) or _is_pretrained(self.backbone.init_cfg)):
             # A backbone trained from scratch initialises every convolution inside it, those of the
-            # offsets included, and does not reach the kernels in its shortcuts.
+            # offsets included.
             for module in self.modules():
                 if isinstance(module, DeformableDownsampling):
-                    module.init_weights()
+                    module.reset_offsets()
 
     def forward(self, x: Tensor) -> ClusteredFeatures:
         """Run the backbone and cluster.
