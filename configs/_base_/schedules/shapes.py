@@ -14,7 +14,7 @@ optim_wrapper = dict(
             "level_embed": dict(decay_mult=0.0),
         },
         norm_decay_mult=0.0,
-        # At the full rate the kernels move by a third of a pixel in a step.
+        # The offsets get the largest gradients of all parameters.
         dcn_offset_lr_mult=0.1,
     ),
     clip_grad=dict(max_norm=1.0, norm_type=2),

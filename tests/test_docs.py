@@ -1,0 +1,43 @@
+"""What the documents name exists, and what they say of the demo is so."""
+
+import re
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from tests.models import SHAPES_CONFIG
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "configs/*/*.md")
+    for path in ROOT.glob(pattern)
+)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document):
+    path = ROOT / document
+    targets = re.findall(r"\]\(([^)#]+)\)", path.read_text())
+    missing = [t for t in targets if "://" not in t and not (path.parent / t).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_tools_and_configs_exist(document):
+    text = (ROOT / document).read_text()
+    named = re.findall(r"(?<![\w/.])((?:tools|configs|demo)/[\w./-]+\.(?:py|sh|yml))", text)
+    missing = [name for name in named if not (ROOT / name).is_file()]
+    assert not missing
+
+
+def test_documents_are_found():
+    assert {"README.md", "CONTRIBUTING.md", "configs/hcformer/README.md"} <= set(DOCUMENTS)
+
+
+def test_readme_loads_the_checkpoint_of_the_demo():
+    iterations = Config.fromfile(ROOT / SHAPES_CONFIG).train_cfg.max_iters
+    text = (ROOT / "README.md").read_text()
+    assert f"/iter_{iterations}.pth" in text
+    assert f"/{Path(SHAPES_CONFIG).name}" in text
