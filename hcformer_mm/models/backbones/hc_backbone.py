@@ -103,7 +103,7 @@ class HCBackbone(BaseModule):
     def init_weights(self) -> None:
         """Initialise as MMEngine does; deformable kernels start undeformed."""
         super().init_weights()
-        if not (_is_pretrained(self.init_cfg) or _is_pretrained(self.backbone.init_cfg)):
+        if not (_is_pretrained(self) or _is_pretrained(self.backbone)):
             # A backbone trained from scratch initialises every convolution inside it, those of the
             # offsets included.
             for module in self.modules():
@@ -132,5 +132,6 @@ class HCBackbone(BaseModule):
         )
 
 
-def _is_pretrained(init_cfg: Any) -> bool:
+def _is_pretrained(module: nn.Module) -> bool:
+    init_cfg = getattr(module, "init_cfg", None)
     return isinstance(init_cfg, dict) and init_cfg.get("type") == "Pretrained"
