@@ -106,6 +106,7 @@ def test_r50_trains_a_step_and_predicts_at_800_pixels(config):
     config.param_scheduler = None
     config.randomness = dict(seed=0)
     runner = Runner.from_cfg(config)
+    runner.model.init_weights()
     before = {n: p.detach().clone() for n, p in runner.model.named_parameters()}
     runner.train()
     changed = [n for n, p in runner.model.named_parameters() if not torch.equal(p, before[n])]
