@@ -8,9 +8,11 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config, ConfigDict
 from mmengine.structures import InstanceData, PixelData
+from mmseg.structures import SegDataSample
 from torch import nn
 
 SHAPES_CONFIG = "configs/shapes/hcformer_r18_shapes-panoptic.py"
+SEMANTIC_CONFIG = "configs/shapes/hcformer_r18_shapes-semantic.py"
 COCO_CONFIG = "configs/hcformer/hcformer_r50_8xb2-lsj-50e_coco-panoptic.py"
 
 
@@ -66,10 +68,23 @@ def data_sample(
         )
     )
     sample.gt_instances = InstanceData(
-        labels=torch.arange(things), masks=BitmapMasks(masks.numpy(), height, width)
+        labels=torch.arange(things) % 6, masks=BitmapMasks(masks.numpy(), height, width)
     )
     semantic = torch.full((1, height, width), 255 if stuff_label is None else stuff_label)
     for i in range(things):
-        semantic[0, masks[i].bool()] = i
+        semantic[0, masks[i].bool()] = i % 6
     sample.gt_sem_seg = PixelData(sem_seg=semantic)
+    return sample
+
+
+def segmentor(**overrides: Any) -> nn.Module:
+    """A small HCFormer in mmseg's EncoderDecoder, with random weights from seed 0."""
+    return detector(SEMANTIC_CONFIG, **overrides)
+
+
+def seg_sample(label_map: torch.Tensor, **metainfo: Any) -> SegDataSample:
+    """A sample of mmseg with ``label_map`` (H, W) as ground truth."""
+    size = tuple(label_map.shape)
+    sample = SegDataSample(metainfo=dict(img_shape=size, ori_shape=size) | metainfo)
+    sample.gt_sem_seg = PixelData(data=label_map[None])
     return sample

@@ -82,6 +82,14 @@ def probability_logits(logits: Tensor, assignments: list[Tensor]) -> Tensor:
     return torch.log(probabilities / (1 - probabilities))
 
 
+def class_probability_logits(logits: Tensor, assignments: list[Tensor]) -> Tensor:
+    """The same for classes that exclude each other: decode Softmax(.), then take the logarithm."""
+    probabilities = logits.softmax(dim=1)
+    for assignment in reversed(assignments):
+        probabilities = decode(probabilities, to_matrix(assignment), *assignment.shape[-2:])
+    return torch.log(probabilities)
+
+
 def deform_conv(
     x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int
 ) -> Tensor:
@@ -113,3 +121,94 @@ def deform_conv(
                     kernel_tap = weight[:, :, k // kernel, k % kernel]
                     y[b, :, i, j] = y[b, :, i, j] + kernel_tap @ (mask[b, k, i, j] * sample)
     return y
+
+
+def attention(
+    attn: torch.nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
+    """Multi-head attention (B, N, C), head by head, with the weights of torch's module."""
+    width = attn.embed_dim // attn.num_heads
+    weights, biases = attn.in_proj_weight.chunk(3), attn.in_proj_bias.chunk(3)
+    q, k, v = (x @ w.T + b for x, w, b in zip((query, key, value), weights, biases, strict=True))
+    heads = []
+    for h in range(attn.num_heads):
+        part = slice(h * width, (h + 1) * width)
+        similarity = q[..., part] @ k[..., part].transpose(1, 2) / width**0.5
+        heads.append(similarity.softmax(dim=-1) @ v[..., part])
+    return torch.cat(heads, dim=-1) @ attn.out_proj.weight.T + attn.out_proj.bias
+
+
+def layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
+    """Normalise over the last dimension, with the weights of torch's module."""
+    centred = x - x.mean(dim=-1, keepdim=True)
+    variance = (centred**2).mean(dim=-1, keepdim=True)
+    return centred / (variance + norm.eps).sqrt() * norm.weight + norm.bias
+
+
+def feed_forward(x: Tensor, first: torch.nn.Linear, second: torch.nn.Linear) -> Tensor:
+    """Two linear layers around a ReLU."""
+    return (x @ first.weight.T + first.bias).clamp_min(0) @ second.weight.T + second.bias
+
+
+def encoder_layer(layer: torch.nn.Module, x: Tensor, position: Tensor) -> Tensor:
+    """A layer of DETR's encoder (B, N, C), normalised afterwards; no position in the values."""
+    linear = [m for m in layer.ffn.modules() if isinstance(m, torch.nn.Linear)]
+    x = layer_norm(
+        x + attention(layer.self_attn.attn, x + position, x + position, x), layer.norms[0]
+    )
+    return layer_norm(x + feed_forward(x, *linear), layer.norms[1])
+
+
+def decoder_layer(
+    layer: torch.nn.Module, x: Tensor, memory: Tensor, query_position: Tensor, position: Tensor
+) -> Tensor:
+    """A layer of DETR's decoder (B, Q, C): attend to the queries, then to the memory, then FFN."""
+    linear = [m for m in layer.ffn.modules() if isinstance(m, torch.nn.Linear)]
+    query = x + query_position
+    x = layer_norm(x + attention(layer.self_attn.attn, query, query, x), layer.norms[0])
+    key = memory + position
+    x = x + attention(layer.cross_attn.attn, x + query_position, key, memory)
+    x = layer_norm(x, layer.norms[1])
+    return layer_norm(x + feed_forward(x, *linear), layer.norms[2])
+
+
+def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """Score of a class at a pixel (K, H, W): over the queries, the sum of P(class) · P(mask)."""
+    queries, classes = class_logits.shape
+    scores = mask_logits.new_zeros(classes - 1, *mask_logits.shape[1:])
+    for q in range(queries):
+        probabilities = class_logits[q].exp() / class_logits[q].exp().sum()
+        for k in range(classes - 1):
+            scores[k] += probabilities[k] / (1 + (-mask_logits[q]).exp())
+    return scores
+
+
+def patch_merging(
+    tokens: Tensor,
+    size: tuple[int, int],
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    reduction: Tensor,
+) -> Tensor:
+    """Swin's patch merging as its authors describe it: tokens (B, H·W, C) → (B, ⌈H/2⌉·⌈W/2⌉, 2C).
+
+    The four tokens of a window, (row, column) = (0, 0), (1, 0), (0, 1), (1, 1), zero outside the
+    map, are put one after the other, normalised together and reduced by one matrix.
+    """
+    height, width = size
+    channels = tokens.shape[-1]
+    merged = []
+    for top in range(0, height, 2):
+        for left in range(0, width, 2):
+            parts = []
+            for row, col in ((0, 0), (1, 0), (0, 1), (1, 1)):
+                y, x = top + row, left + col
+                inside = y < height and x < width
+                parts.append(tokens[:, y * width + x] if inside else tokens.new_zeros(channels))
+            parts = [part.expand(len(tokens), channels) for part in parts]
+            window = torch.cat(parts, dim=1)
+            mean = window.mean(dim=1, keepdim=True)
+            variance = ((window - mean) ** 2).mean(dim=1, keepdim=True)
+            window = (window - mean) / (variance + 1e-5).sqrt() * norm_weight + norm_bias
+            merged.append(window @ reduction.T)
+    return torch.stack(merged, dim=1)

@@ -3,6 +3,7 @@
 from functools import cache
 
 import torch
+from mmcv.cnn.bricks.wrappers import Conv2d
 from mmcv.ops import ModulatedDeformConv2d, get_compiling_cuda_version
 from torch import Tensor, nn
 
@@ -20,15 +21,14 @@ class DeformableDownsampling(ModulatedDeformConv2d):
         conv: The convolution to replace; its weights are taken over, and a bias is added.
 
     Raises:
-        ValueError: The convolution is grouped, dilated or not square.
+        ValueError: The convolution is grouped, dilated, not square or of a special kind.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        square = len(set(conv.kernel_size)) == len(set(conv.stride)) == 1
-        if not square or conv.groups != 1 or conv.dilation != (1, 1):
+        if not _is_plain(conv):
             raise ValueError(
-                "expected a square convolution without groups and dilation to make deformable, "
-                f"got {conv}; use downsampling='original'"
+                "expected a plain square convolution without groups and dilation to make "
+                f"deformable, got {conv}; use downsampling='original'"
             )
         super().__init__(
             conv.in_channels,
@@ -54,8 +54,17 @@ class DeformableDownsampling(ModulatedDeformConv2d):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve ``(B, C_in, H, W)`` to ``(B, C_out, ⌈H/2⌉, ⌈W/2⌉)`` (for a stride of two)."""
+        """Convolve ``(B, C_in, H, W)`` to ``(B, C_out, ⌈H/2⌉, ⌈W/2⌉)`` (for a stride of two).
+
+        A 2×2 kernel rounds down instead.
+        """
         raw = self.conv_offset(x)
+        # A kernel without overlap (2×2, as in ConvNeXt) leaves out the last line of an odd side.
+        rows, cols = (
+            (side + 2 * self.padding[0] - self.kernel_size[0]) // self.stride[0] + 1
+            for side in x.shape[-2:]
+        )
+        raw = raw[..., :rows, :cols]
         offset, mask = raw.tensor_split([raw.shape[1] * 2 // 3], dim=1)
         mask = mask.sigmoid()
         if not _host_has_kernel(x.device.type):
@@ -75,6 +84,18 @@ class DeformableDownsampling(ModulatedDeformConv2d):
         if offset.dtype in (torch.float16, torch.bfloat16):
             offset = offset.float()
         return super().forward(x.contiguous(), offset.contiguous(), mask.contiguous())
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    # A subclass that pads or standardises its weights in its own forward is another operation.
+    return (
+        type(conv).forward in (nn.Conv2d.forward, Conv2d.forward)
+        and not isinstance(conv.padding, str)
+        and conv.padding_mode == "zeros"
+        and all(len(set(pair)) == 1 for pair in (conv.kernel_size, conv.stride, conv.padding))
+        and conv.groups == 1
+        and conv.dilation == (1, 1)
+    )
 
 
 @cache

@@ -3,7 +3,9 @@ import threading
 
 import pytest
 import torch
+from mmcv.cnn.bricks import Conv2dAdaptivePadding, ConvWS2d
 from mmdet.registry import MODELS
+from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from torch import nn
 
 from hcformer_mm.models import HCBackbone
@@ -125,6 +127,31 @@ def test_from_scratch_kernels_start_undeformed():
         assert (layer.bias == 0).all()
 
 
+def test_trained_offsets_stay_when_initialised_again():
+    model = backbone()
+    model.init_weights()
+    layer = next(m for m in model.modules() if isinstance(m, DeformableDownsampling))
+    nn.init.ones_(layer.conv_offset.weight)
+    model.init_weights()
+    assert (layer.conv_offset.weight == 1).all()
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_checkpoint_of_a_clustering_backbone_keeps_its_offsets(tmp_path, as_list):
+    donor = backbone()
+    for module in donor.modules():
+        if isinstance(module, DeformableDownsampling):
+            nn.init.normal_(module.conv_offset.weight)
+    checkpoint = tmp_path / "backbone.pth"
+    torch.save(donor.state_dict(), checkpoint)
+    init_cfg = dict(type="Pretrained", checkpoint=str(checkpoint))
+    model = backbone(init_cfg=[init_cfg] if as_list else init_cfg)
+    model.init_weights()
+    state = model.state_dict()
+    for name, weight in donor.state_dict().items():
+        assert torch.equal(state[name], weight), name
+
+
 def test_frozen_stages_stay_frozen():
     model = backbone(resnet(frozen_stages=2))
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
@@ -139,6 +166,34 @@ def test_undeformed_layer_is_half_the_convolution():
     x = torch.randn(2, 4, 7, 9)
     # Zero offsets, and a modulation of sigmoid(0) = 0.5.
     torch.testing.assert_close(layer(x), conv(x) / 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((8, 6), (4, 3)), ((7, 9), (3, 4))], ids=["even", "odd"]
+)
+def test_undeformed_layer_without_overlap(size, expected):
+    conv = nn.Conv2d(4, 6, 2, stride=2, bias=False)
+    y = DeformableDownsampling(conv)(x := torch.randn(2, 4, *size))
+    assert tuple(y.shape[-2:]) == expected
+    torch.testing.assert_close(y, conv(x) / 2)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4),
+        nn.Conv2d(4, 4, 3, stride=2, padding=2, dilation=2),
+        nn.Conv2d(4, 4, (3, 1), stride=2, padding=(1, 0)),
+        nn.Conv2d(4, 4, 3, stride=2, padding=1, padding_mode="reflect"),
+        nn.Conv2d(4, 4, 3, stride=2, padding="valid"),
+        Conv2dAdaptivePadding(4, 4, 3, stride=2),
+        ConvWS2d(4, 4, 3, stride=2, padding=1),
+    ],
+    ids=["groups", "dilation", "oblong", "reflect", "named-padding", "pads", "standardises"],
+)
+def test_convolutions_that_cannot_be_deformed(conv):
+    with pytest.raises(ValueError, match=r"plain square convolution .* downsampling='original'"):
+        DeformableDownsampling(conv)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -159,6 +214,40 @@ def test_every_trainable_parameter_gets_a_finite_gradient():
     loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def gradients(model, image):
+    features = model(image)
+    (sum((f**2).mean() for f in features) + (features.assignments[1] ** 2).sum()).backward()
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.filterwarnings("ignore:torch.utils.checkpoint")
+@pytest.mark.parametrize("part", ["backbone.layer3.0", "backbone.layer3.1"])
+def test_blocks_under_activation_checkpointing(part):
+    plain, model = backbone(resnet(), downsampling="original"), backbone(downsampling="original")
+    turn_on_activation_checkpointing(model, part)
+    image = torch.randn(2, 3, 64, 64)
+    for ours, theirs in zip(gradients(model, image), gradients(plain, image), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:torch.utils.checkpoint", "ignore:None of the inputs")
+def test_a_tap_inside_activation_checkpointing_is_refused():
+    """There, the maps of a tap carry no gradient."""
+    model = backbone()
+    turn_on_activation_checkpointing(model, "backbone.layer3")
+    with pytest.raises(RuntimeError, match=r"tap 'layer3\.0' .* with gradients"):
+        model(torch.randn(1, 3, 64, 64))
+    with torch.no_grad():
+        model(torch.randn(1, 3, 64, 64))
+
+
+def test_frozen_backbone_needs_no_gradient():
+    model = backbone()
+    model.backbone.requires_grad_(False)
+    (model(torch.randn(1, 3, 64, 64)).assignments[1] ** 2).sum().backward()
+    assert model.clusterings[1].fine_proj.weight.grad.any()
 
 
 def test_copies_report_their_own_maps():
@@ -203,27 +292,11 @@ def test_nothing_is_kept_after_forward():
     assert tapping._LOCAL.captured is None
 
 
-def test_dry_run_leaves_no_trace():
-    bare = MODELS.build(resnet())
-    bare.train()
-    before = copy.deepcopy(bare.state_dict())
-    tapping.dry_run(bare)
-    assert bare.training and bare.layer1.training
-    for name, value in bare.state_dict().items():
-        assert torch.equal(value, before[name]), name
-
-
 def test_custom_taps_equal_the_default_ones():
     image = torch.randn(1, 3, 64, 64)
     default = backbone(hierarchical_level=2).eval()(image)
     custom = backbone(taps=["layer2.0", "layer3.0", "layer4.0"], hierarchical_level=2).eval()(image)
     assert torch.equal(default.assignments[0], custom.assignments[0])
-
-
-def test_unknown_backbone_lists_the_modules_that_halve():
-    wrapped = dict(type="mmpretrain.MobileNetV2", out_indices=(1, 2, 4, 7))
-    with pytest.raises(ValueError, match=r"expected taps for MobileNetV2.*'layer2\.0'"):
-        backbone(wrapped)
 
 
 @pytest.mark.parametrize(
@@ -234,12 +307,12 @@ def test_unknown_backbone_lists_the_modules_that_halve():
         (dict(downsampling="dcn"), "'deform' or 'original', got 'dcn'"),
         (dict(taps=["layer9.0"], hierarchical_level=1), "got 'layer9.0'"),
         (
-            dict(taps=["layer1.0"], hierarchical_level=1, downsampling="original"),
-            "tap 'layer1.0' to be run and to halve",
+            dict(taps=["layer1.0"], hierarchical_level=1),
+            r"tap 'layer1\.0' to be run and to halve the resolution of a map; these .*'layer2\.0'",
         ),
         (
-            dict(taps=["layer1.0"], hierarchical_level=1),
-            "a convolution of stride two in BasicBlock, found none",
+            dict(taps=["maxpool"], hierarchical_level=1),
+            "a convolution of stride two in MaxPool2d, found none",
         ),
     ],
 )

@@ -1,15 +1,18 @@
 """HCBackbone: hierarchical clustering around any registered multi-stage backbone."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ...ops.neighbourhood import coarse_size
 from ...registry import MODELS
 from ...structures import ClusteredFeatures
 from ..clustering import ClusteringModule
 from ..downsampling import DeformableDownsampling, make_downsampling_deformable
+from ..pretrained import is_pretrained
 from . import taps as tapping
 
 
@@ -30,16 +33,17 @@ class HCBackbone(BaseModule):
         embed_channels: Channels of the space in which similarities are taken.
         init_scale: Initial value of the scales.
         downsampling: ``'deform'`` replaces the strided convolutions of the clustered downsamplings
-            by DCNv2 (Sec. 2.5, for CNNs); ``'original'`` leaves them.
+            by DCNv2 (Sec. 2.5, for CNNs); ``'original'`` leaves them, as transformers need.
         taps: Names of the modules whose input is the fine and whose output is the coarse map,
-            finest first. By default those of the backbone's family: the first block of every ResNet
-            stage but the first.
+            finest first; maps, or tokens with their size. By default those of the backbone's
+            family: ResNet, ConvNeXt, Swin, PVT or MiT
+            (:func:`~hcformer_mm.models.backbones.taps.default_taps`).
         init_cfg: Initialisation of the whole module, as everywhere in MMEngine. The wrapped
             backbone's own ``init_cfg`` stands in ``backbone``.
 
     Raises:
-        ValueError: The taps are unknown, do not halve the resolution, or are fewer than
-            ``hierarchical_level``.
+        ValueError: The taps are unknown, do not halve the resolution, are fewer than
+            ``hierarchical_level``, or cannot be made deformable.
     """
 
     def __init__(
@@ -58,12 +62,13 @@ class HCBackbone(BaseModule):
         self.backbone = MODELS.build(backbone)
         self.taps = self._choose_taps(taps, hierarchical_level)
         tapping.attach(self.backbone, self.taps)
+        pairs = self._probe()
         if downsampling == "deform":
-            for name in self.taps:
-                make_downsampling_deformable(self.backbone.get_submodule(name))
+            for name, pair in zip(self.taps, pairs, strict=True):
+                self._deform(name, pair)
         self.clusterings = nn.ModuleList(
-            ClusteringModule(fine.shape[1], coarse.shape[1], embed_channels, init_scale)
-            for fine, coarse in self._probe()
+            ClusteringModule(pair.fine.shape[1], pair.coarse.shape[1], embed_channels, init_scale)
+            for pair in pairs
         )
 
     def _choose_taps(self, taps: Sequence[str] | None, level: int) -> list[str]:
@@ -75,8 +80,8 @@ class HCBackbone(BaseModule):
                 return []
             raise ValueError(
                 f"expected taps for {type(self.backbone).__name__}, a backbone without default "
-                "ones; name modules whose input is the fine and whose output is the coarse map, "
-                f"finest first, among {tapping.halving_modules(self.backbone)}"
+                "ones: names of modules whose input is the fine and whose output is the coarse "
+                f"map, finest first; {tapping.candidates(self.backbone)}"
             )
         if not 0 <= level <= len(taps):
             raise ValueError(
@@ -89,21 +94,31 @@ class HCBackbone(BaseModule):
         """What the taps see of a blank image, checked."""
         if not self.taps:
             return []
-        with tapping.recording() as captured:
-            tapping.dry_run(self.backbone)
+        captured = tapping.dry_run(self.backbone)
         for name in self.taps:
-            if name not in captured or not tapping.halves(*captured[name]):
+            if name not in captured or not tapping.halves(captured[name]):
                 raise ValueError(
                     f"expected the tap {name!r} to be run and to halve the resolution of a "
-                    "map (B, C, H, W); those that do are "
-                    f"{tapping.halving_modules(self.backbone)}"
+                    f"map; {tapping.candidates(self.backbone)}"
                 )
         return [captured[name] for name in self.taps]
 
+    def _deform(self, name: str, pair: tapping.Pair) -> None:
+        """Make the downsampling at a tap deformable."""
+        block = self.backbone.get_submodule(name)
+        if pair.tokens:
+            raise ValueError(
+                f"expected the downsampling {name!r} of a CNN to make deformable, got "
+                f"{type(block).__name__}, which yields tokens; use downsampling='original' for "
+                "transformers"
+            )
+        make_downsampling_deformable(block)
+
     def init_weights(self) -> None:
         """Initialise as MMEngine does; deformable kernels start undeformed."""
+        is_first = not self.is_init
         super().init_weights()
-        if not (_is_pretrained(self) or _is_pretrained(self.backbone)):
+        if is_first and not (is_pretrained(self) or is_pretrained(self.backbone)):
             # A backbone trained from scratch initialises every convolution inside it, those of the
             # offsets included.
             for module in self.modules():
@@ -117,21 +132,48 @@ class HCBackbone(BaseModule):
             x: Images ``(B, 3, H, W)``.
 
         Returns:
-            The feature maps of the wrapped backbone with ``hierarchical_level`` assignments.
+            The feature maps of the wrapped backbone with ``hierarchical_level`` assignments. There
+            may be fewer maps than assignments: ``out_indices`` of the backbone decides.
+
+        Raises:
+            ValueError: A downsampling rounds an odd side down, or the backbone returns no maps.
+            RuntimeError: The gradient of a tap is cut off by activation checkpointing.
         """
         with tapping.recording() as captured:
             features = self.backbone(x)
         pairs = [captured[name] for name in self.taps]
+        for name, pair in zip(self.taps, pairs, strict=True):
+            self._check(name, pair)
+        features = (features,) if isinstance(features, Tensor) else tuple(features)
+        if any(feature.dim() != 4 for feature in features):
+            raise ValueError(
+                f"expected {type(self.backbone).__name__} to return maps (B, C, H, W), got "
+                f"{[tuple(feature.shape) for feature in features]}; turn its pooling off "
+                "(gap_before_final_norm=False in ConvNeXt)"
+            )
         return ClusteredFeatures(
-            (features,) if isinstance(features, Tensor) else features,
+            features,
             assignments=[
-                clustering(fine, coarse)
-                for clustering, (fine, coarse) in zip(self.clusterings, pairs, strict=True)
+                clustering(pair.fine, pair.coarse)
+                for clustering, pair in zip(self.clusterings, pairs, strict=True)
             ],
-            scales=[clustering.get_parameter("scale") for clustering in self.clusterings],
+            # Not get_parameter: inside a forward of FSDP these are no nn.Parameter.
+            scales=[cast(Tensor, clustering.scale) for clustering in self.clusterings],
         )
 
-
-def _is_pretrained(module: nn.Module) -> bool:
-    init_cfg = getattr(module, "init_cfg", None)
-    return isinstance(init_cfg, dict) and init_cfg.get("type") == "Pretrained"
+    def _check(self, name: str, pair: tapping.Pair) -> None:
+        fine, coarse = tuple(pair.fine.shape[-2:]), tuple(pair.coarse.shape[-2:])
+        if coarse != coarse_size(*fine):
+            raise ValueError(
+                f"expected the tap {name!r} to halve a map of {fine} to {coarse_size(*fine)}, got "
+                f"{coarse}; this backbone rounds down: pad images to a multiple of its stride "
+                "(pad_size_divisor of the data preprocessor)"
+            )
+        if torch.is_grad_enabled() and not pair.coarse.requires_grad:
+            tap = self.backbone.get_submodule(name)
+            if any(parameter.requires_grad for parameter in tap.parameters()):
+                raise RuntimeError(
+                    f"expected the tap {name!r} to be run with gradients, but its output has none: "
+                    "it lies inside a part under reentrant activation checkpointing or no_grad. "
+                    "Checkpoint the blocks beside it instead, or freeze it"
+                )

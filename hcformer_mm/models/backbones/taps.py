@@ -1,33 +1,74 @@
 """Taps: where in a backbone the maps before and after a downsampling are read.
 
-A tap names a module whose input is the fine and whose output is the coarse map.
+A tap names a module whose input is the fine and whose output is the coarse map. Each of the two is
+a tensor ``(B, C, H, W)`` or, as in transformers, tokens ``(B, H·W, C)`` followed by their size
+``(H, W)``.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...ops.neighbourhood import coarse_size
 
-Pair = tuple[Tensor, Tensor]
-"""A fine map ``(B, C, H, W)`` and the coarse map ``(B, C', ⌈H/2⌉, ⌈W/2⌉)`` under it."""
+DRY_RUN_SIZES = ((64, 96), (224, 224), (384, 384), (512, 512))
+"""Blank images that a backbone is tried with. The first has two different sides, so that pooling a
+whole map to a pixel does not look like halving it; the others are for fixed sizes and windows."""
 
 _LOCAL = threading.local()
 
 
-def _capture(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+class Pair(NamedTuple):
+    """The maps at a tap.
+
+    Attributes:
+        fine: Map ``(B, C, H, W)`` before the downsampling.
+        coarse: Map ``(B, C', ⌈H/2⌉, ⌈W/2⌉)`` after it.
+        tokens: Whether the module handed the coarse map on as tokens.
+    """
+
+    fine: Tensor
+    coarse: Tensor
+    tokens: bool
+
+
+def _read_map(values: Any) -> tuple[Tensor, bool] | None:
+    """The map that leads ``values``, and whether it is there as tokens; None if there is none."""
+    match values if isinstance(values, (tuple, list)) else (values,):
+        case [Tensor() as x, *rest] if x.dim() == 4:
+            # Several maps are the features of a whole backbone, or inputs to be fused.
+            several = any(isinstance(value, Tensor) and value.dim() == 4 for value in rest)
+            return None if several else (x, False)
+        case [Tensor() as x, [height, width], *_] if x.dim() == 3:
+            # Under tracing the sides are tensors without dimensions.
+            sides = (height, width)
+            scalar = all(isinstance(s, int) or getattr(s, "shape", None) == () for s in sides)
+            if scalar and height * width == x.shape[1]:
+                return x.transpose(1, 2).unflatten(2, sides), True
+    return None
+
+
+def _capture(
+    name: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+) -> None:
     captured = getattr(_LOCAL, "captured", None)
-    if captured is not None and args:
-        captured[name] = (args[0], output)
+    if captured is None:
+        return
+    fine, coarse = _read_map((*args, *kwargs.values())), _read_map(output)
+    if fine is not None and coarse is not None:
+        captured[name] = Pair(fine[0], *coarse)
 
 
-def attach(backbone: nn.Module, taps: Sequence[str]) -> None:
+def attach(backbone: nn.Module, taps: Sequence[str]) -> list[Any]:
     """Make ``backbone`` report the maps at ``taps`` to :func:`recording`, and only to it.
+
+    Returns:
+        Handles that remove the hooks.
 
     Raises:
         ValueError: A tap is no module of the backbone.
@@ -37,10 +78,13 @@ def attach(backbone: nn.Module, taps: Sequence[str]) -> None:
         if name not in modules:
             raise ValueError(
                 f"expected taps to name modules of {type(backbone).__name__}, got {name!r}; "
-                f"those that halve the resolution are {halving_modules(backbone)}"
+                f"{candidates(backbone)}"
             )
-        # A partial of a plain function, so that copies of the model copy their hooks.
-        modules[name].register_forward_hook(partial(_capture, name))
+    # A partial of a plain function, so that copies of the model copy their hooks.
+    return [
+        modules[name].register_forward_hook(partial(_capture, name), with_kwargs=True)
+        for name in taps
+    ]
 
 
 @contextmanager
@@ -58,57 +102,99 @@ def recording() -> Iterator[dict[str, Pair]]:
 def default_taps(backbone: nn.Module) -> list[str] | None:
     """The taps of a known family of backbones, finest first; None for an unknown one.
 
-    ResNets (``res_layers`` lists their stages): the first block of every stage but the first.
+    A family is known by how it is built:
+
+    - ResNets list the names of their stages in ``res_layers``: the first block of every stage but
+      the first;
+    - ConvNeXts keep what lies before the stages in ``downsample_layers``: all but the stem;
+    - Swins end (in version 2 begin) ``stages`` with a module ``downsample``: these;
+    - PVTs and MiTs have ``layers`` of lists that begin with a patch embedding: all but the first.
     """
-    stages = getattr(backbone, "res_layers", None)
-    if isinstance(stages, list) and all(isinstance(stage, str) for stage in stages):
-        return [f"{stage}.0" for stage in stages[1:]]
+    names = getattr(backbone, "res_layers", None)
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return [f"{name}.0" for name in names[1:]]
+    lists = {
+        name: child for name, child in backbone.named_children() if isinstance(child, nn.ModuleList)
+    }
+    if "downsample_layers" in lists:
+        return [f"downsample_layers.{i}" for i in range(1, len(lists["downsample_layers"]))]
+    stages = [
+        f"stages.{i}.downsample"
+        for i, stage in enumerate(lists.get("stages", ()))
+        if isinstance(getattr(stage, "downsample", None), nn.Module)
+    ]
+    if stages:
+        return stages
+    layers = lists.get("layers", ())
+    if layers and all(
+        isinstance(layer, nn.ModuleList) and hasattr(layer[0], "projection") for layer in layers
+    ):
+        return [f"layers.{i}.0" for i in range(1, len(layers))]
     return None
 
 
-def halves(fine: Any, coarse: Any) -> bool:
-    """Whether two values are maps, the second at half the resolution of the first."""
-    return (
-        isinstance(fine, Tensor)
-        and isinstance(coarse, Tensor)
-        and fine.dim() == coarse.dim() == 4
-        and tuple(coarse.shape[-2:]) == coarse_size(*fine.shape[-2:])
-    )
+def halves(pair: Pair) -> bool:
+    """Whether the coarse map has half the resolution of the fine one."""
+    fine, coarse = tuple(pair.fine.shape[-2:]), tuple(pair.coarse.shape[-2:])
+    return coarse == coarse_size(*fine) != fine
 
 
-def dry_run(backbone: nn.Module, side: int = 64) -> Any:
-    """Run ``backbone`` on a blank square image, leaving no trace in it, and return its output."""
+def dry_run(backbone: nn.Module) -> dict[str, Pair]:
+    """What the attached taps see of a blank image, leaving no trace in the backbone.
+
+    Raises:
+        ValueError: The backbone runs on no image that is tried.
+    """
+    # The first convolution is the stem in most models, but some register another one before it.
+    convs = (m for m in backbone.modules() if isinstance(m, nn.Conv2d))
+    channels = dict.fromkeys((3, *(conv.in_channels for conv in (next(convs, None),) if conv)))
+    shapes = [(1, count, *size) for count in channels for size in DRY_RUN_SIZES]
+    parameter = next(backbone.parameters(), torch.zeros(()))
     modes = {module: module.training for module in backbone.modules()}
-    stem = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
-    image = stem.weight.new_zeros((1, stem.in_channels, side, side))
-    backbone.eval()
+    gpus = {p.device for p in backbone.parameters() if p.is_cuda}
+    # Set one by one: the host's own `train()` freezes layers.
+    for module in modes:
+        module.training = False
+    failure = None
     try:
-        with torch.no_grad():
-            return backbone(image)
+        for shape in shapes:
+            with torch.no_grad(), torch.random.fork_rng(gpus), recording() as captured:
+                try:
+                    backbone(parameter.new_zeros(shape))
+                # Every backbone has its own way to refuse a size.
+                except Exception as error:
+                    failure = failure or error
+                else:
+                    return captured
     finally:
         for module, mode in modes.items():
             module.training = mode
+    raise ValueError(
+        f"expected {type(backbone).__name__} to run on a blank image of one of the shapes "
+        f"{shapes}; the first attempt failed with: {failure}"
+    ) from failure
 
 
 def halving_modules(backbone: nn.Module) -> list[str]:
-    """The modules of ``backbone`` that halve the resolution, found by a dry run."""
-    found: list[str] = []
-
-    def listener(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if args and halves(args[0], output):
-                found.append(name)
-
-        return hook
-
-    handles = [
-        module.register_forward_hook(listener(name))
-        for name, module in backbone.named_modules()
-        if name
-    ]
+    """The modules of ``backbone`` that halve the resolution, in the order they end a dry run."""
+    handles = attach(backbone, [name for name, _ in backbone.named_modules() if name])
     try:
-        dry_run(backbone)
+        captured = dry_run(backbone)
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return [name for name, pair in captured.items() if halves(pair)]
+
+
+def candidates(backbone: nn.Module) -> str:
+    """The end of an error message: which modules of ``backbone`` can be taps."""
+    try:
+        names = halving_modules(backbone)
+    except ValueError as error:
+        return f"what halves the resolution could not be found: {error}"
+    if names:
+        return f"these halve the resolution in a dry run: {names}"
+    return (
+        "a dry run found none that halves the resolution of a map (B, C, H, W), or of tokens "
+        "(B, H·W, C) with their size"
+    )
