@@ -37,10 +37,39 @@ def decode_mask_logits(
         return decode_hierarchy(logits, assignments)
     # An assignment sums to 1, so the complement of a decoded probability is the decoded complement;
     # decoding both keeps the logit exact where a probability is within rounding of 1.
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    tiny = torch.finfo(logits.dtype).tiny
-    log_odds = [
-        decode_hierarchy((sign * logits).sigmoid(), assignments).clamp_min(tiny).log()
-        for sign in (1, -1)
-    ]
+    logits = full_precision(logits)
+    log_odds = [_log(decode_hierarchy((sign * logits).sigmoid(), assignments)) for sign in (1, -1)]
     return log_odds[0] - log_odds[1]
+
+
+def decode_class_logits(
+    logits: Tensor, assignments: Sequence[Tensor], mask_space: MaskSpace = "logit"
+) -> Tensor:
+    r"""Decode class logits of the coarsest cells to class logits of the finest level.
+
+    As :func:`decode_mask_logits`, for classes that exclude each other.
+
+    Args:
+        logits: Class logits ``(B, K, h, w)``; with a single channel, those of a binary mask.
+        assignments: Assignments, finest first.
+        mask_space: ``'logit'`` applies eq. (5) to the logits. ``'probability'`` applies it to the
+            probabilities :math:`\mathrm{Softmax}_K(\cdot)` and returns the logarithms of the
+            decoded probabilities: logits that a softmax turns into them again.
+
+    Returns:
+        Class logits ``(B, K, H, W)``.
+    """
+    if mask_space == "logit" or not assignments or logits.shape[1] == 1:
+        return decode_mask_logits(logits, assignments, mask_space)
+    probabilities = full_precision(logits).softmax(dim=1)
+    return _log(decode_hierarchy(probabilities, assignments))
+
+
+def full_precision(logits: Tensor) -> Tensor:
+    """The same in float32, unless they are in float64."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    """Logarithm, finite where a probability has vanished."""
+    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()

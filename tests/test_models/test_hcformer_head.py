@@ -1,12 +1,15 @@
 import pytest
 import torch
 from mmdet.registry import MODELS
-from mmengine.structures import InstanceData
+from mmengine.structures import InstanceData, PixelData
 
 from hcformer_mm.models import HCFormerHead
 from hcformer_mm.models.mask_decoding import decode_mask_logits
 from hcformer_mm.structures import ClusteredFeatures
+from tests import reference
 from tests.models import COCO_CONFIG, data_sample, detector, model_config
+
+DECODERS = ["masked", "standard"]
 
 
 def clustered(batch=1, size=(64, 96), level=3, **overrides):
@@ -46,16 +49,18 @@ def test_level_zero_is_not_decoded():
     assert masks[0].shape == (1, 20, 2, 3)
 
 
+@pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize(("layers", "queries"), [(1, 3), (5, 40)])
-def test_any_number_of_layers_and_queries(layers, queries):
+def test_any_number_of_layers_and_queries(layers, queries, decoder):
     model, features = clustered(
         **{
+            "panoptic_head.decoder": decoder,
             "panoptic_head.transformer_decoder.num_layers": layers,
             "panoptic_head.num_queries": queries,
         }
     )
     class_logits, masks = model.panoptic_head.train()(features)
-    assert len(class_logits) == layers + 1
+    assert len(class_logits) == len(masks) == layers + (decoder == "masked")
     assert masks[0].shape[1] == queries
     with torch.no_grad():
         (prediction,) = model.eval().predict(torch.randn(1, 3, 64, 96), [data_sample((64, 96))])
@@ -81,6 +86,58 @@ def test_attention_looks_where_the_mask_is():
     before, after = attended
     unchanged = (before == after).all(dim=1)
     assert torch.equal(unchanged, excluded[:, y, x])
+
+
+@torch.no_grad()
+def randomise(module):
+    """Normalisations and biases start at 1 and 0, which would hide a mistake."""
+    for parameter in module.parameters():
+        parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
+
+
+def test_standard_decoder_is_that_of_detr():
+    """Predictions of every layer and all gradients, against a plain composition in float64."""
+    head = detector(**{"panoptic_head.decoder": "standard"}).panoptic_head.double()
+    torch.manual_seed(1)
+    randomise(head)
+    feature_map = torch.randn(2, 512, 3, 5, dtype=torch.float64, requires_grad=True)
+
+    memory = head.decoder_input_proj(feature_map).flatten(2).transpose(1, 2)
+    position = head.decoder_positional_encoding(torch.zeros(2, 3, 5)).flatten(2).transpose(1, 2)
+    query = torch.zeros(2, 20, 128, dtype=torch.float64)
+    expected = []
+    for layer in head.transformer_decoder.layers:
+        query = reference.decoder_layer(
+            layer, query, memory, head.query_embed.weight, position.double()
+        )
+        normalised = reference.layer_norm(query, head.transformer_decoder.post_norm)
+        mask_features = head.mask_proj(feature_map).flatten(2)
+        masks = (head.mask_embed(normalised) @ mask_features).unflatten(2, (3, 5))
+        expected.append((head.cls_embed(normalised), masks))
+
+    computed = list(zip(*head.group(feature_map), strict=True))
+    assert len(computed) == len(expected) == 3
+    wanted = [x for pair in expected for x in pair]
+    got = [x for pair in computed for x in pair]
+    weights = [torch.randn_like(x) for x in wanted]
+    inputs = [feature_map, *head.parameters()]
+    gradients = [
+        torch.autograd.grad(sum((x * w).sum() for x, w in zip(xs, weights, strict=True)), inputs)
+        for xs in (wanted, got)
+    ]
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-7, atol=1e-9)
+
+
+def test_standard_decoder_has_no_query_features():
+    """Its queries start at zero, so there is nothing before the first layer to predict from."""
+    heads = {
+        decoder: detector(**{"panoptic_head.decoder": decoder}).panoptic_head
+        for decoder in DECODERS
+    }
+    names = {decoder: set(dict(head.named_parameters())) for decoder, head in heads.items()}
+    assert names["masked"] - names["standard"] == {"query_feat.weight", "level_embed.weight"}
+    assert names["standard"] < names["masked"]
 
 
 def _disturb(y, x):
@@ -120,9 +177,17 @@ def test_no_regulariser_without_levels():
     assert "loss_scale" not in model.panoptic_head.train().loss(features, [data_sample((64, 96))])
 
 
+@pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("mask_space", ["logit", "probability"])
-def test_every_trainable_parameter_gets_a_finite_gradient(mask_space):
-    model = detector(**{"panoptic_head.mask_space": mask_space}).train()
+@pytest.mark.parametrize("downsampling", ["deform", "original"])
+def test_every_trainable_parameter_gets_a_finite_gradient(decoder, mask_space, downsampling):
+    model = detector(
+        **{
+            "panoptic_head.decoder": decoder,
+            "panoptic_head.mask_space": mask_space,
+            "backbone.downsampling": downsampling,
+        }
+    ).train()
     losses = model.loss(torch.randn(2, 3, 64, 96), [data_sample((64, 96)) for _ in range(2)])
     sum(losses.values()).backward()
     for name, parameter in model.named_parameters():
@@ -133,8 +198,16 @@ def test_every_trainable_parameter_gets_a_finite_gradient(mask_space):
 def test_images_without_segments():
     model = detector().train()
     samples = [data_sample((64, 96)), data_sample((64, 96), things=0, stuff_label=None)]
-    losses = model.loss(torch.randn(2, 3, 64, 96), samples)
-    assert all(loss.isfinite() for loss in losses.values())
+    images = torch.randn(2, 3, 64, 96)
+    samples_without_padding = [samples[0], data_sample((64, 96))]
+    losses = []
+    for truth in (samples, samples, samples_without_padding):
+        torch.manual_seed(1)
+        losses.append(model.loss(images, truth))
+    assert all(loss.isfinite() for loss in losses[0].values())
+    # The same seed gives the same losses, and what differs is the ground truth alone.
+    torch.testing.assert_close(losses[0], losses[1])
+    assert losses[0]["loss_mask"] != losses[2]["loss_mask"]
     empty = model.loss(torch.randn(1, 3, 64, 96), samples[1:])
     total = sum(empty.values())
     total.backward()
@@ -142,24 +215,46 @@ def test_images_without_segments():
 
 
 def test_padding_of_the_batch():
+    """Pictures are padded by the mean colour, masks by background, labels by void."""
     model = detector().train()
-    samples = [
-        data_sample((64, 96), padded=(64, 96)),
-        data_sample((50, 70), padded=(64, 96)),
-    ]
-    losses = model.loss(torch.randn(2, 3, 64, 96), samples)
-    assert all(loss.isfinite() for loss in losses.values())
+    sizes = (64, 96), (50, 70)
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
+    batch = dict(inputs=images, data_samples=[data_sample(size) for size in sizes])
+    torch.manual_seed(1)
+    losses = model(**model.data_preprocessor(batch, training=True), mode="loss")
+
+    padded = torch.zeros(2, 3, 64, 96)
+    samples = [data_sample(size) for size in sizes]
+    for target, image, sample in zip(padded, images, samples, strict=True):
+        _, height, width = image.shape
+        rgb = image[[2, 1, 0]].float()
+        mean, std = model.data_preprocessor.mean, model.data_preprocessor.std
+        target[:, :height, :width] = (rgb - mean) / std
+        sample.gt_instances.masks = sample.gt_instances.masks.pad((64, 96))
+        labels = torch.full((1, 64, 96), 255)
+        labels[:, :height, :width] = sample.gt_sem_seg.sem_seg
+        sample.gt_sem_seg = PixelData(sem_seg=labels)
+    torch.manual_seed(1)
+    expected = model.loss(padded, samples)
+    assert set(losses) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value)
+
+
+def parameters(**overrides):
+    """Numbers of trainable and of frozen parameters of the R50 model, in millions."""
+    counts = {True: 0, False: 0}
+    for parameter in detector(COCO_CONFIG, **overrides).parameters():
+        counts[parameter.requires_grad] += parameter.numel()
+    return counts[True] / 1e6, counts[False] / 1e6
 
 
 @pytest.mark.parametrize(("level", "millions"), [(0, 37.42), (1, 37.97), (2, 38.25), (3, 38.39)])
 def test_parameters_of_the_paper(level, millions):
     """37 to 38 M (Table 5), where the affine terms of the frozen normalisation do not count."""
-    model = detector(COCO_CONFIG, **{"backbone.hierarchical_level": level})
-    counts = {True: 0, False: 0}
-    for parameter in model.parameters():
-        counts[parameter.requires_grad] += parameter.numel()
-    assert counts[True] / 1e6 == pytest.approx(millions, abs=0.01)
-    assert counts[False] / 1e6 == pytest.approx(0.053, abs=1e-3)
+    trainable, frozen = parameters(**{"backbone.hierarchical_level": level})
+    assert trainable == pytest.approx(millions, abs=0.01)
+    assert frozen == pytest.approx(0.053, abs=1e-3)
 
 
 def test_features_without_clustering_are_refused():
@@ -174,21 +269,59 @@ def test_matching_does_not_overflow_in_half_precision():
     """A large segment that every query is sure to exclude: the sum of its cost exceeds float16."""
     head = detector(**{"train_cfg.num_points": 12544}).panoptic_head
     ground_truth = InstanceData(labels=torch.tensor([0]), masks=torch.ones(1, 32, 32))
-    with torch.autocast("cpu", dtype=torch.float16):
-        targets = head._get_targets_single(
-            torch.zeros(20, 11), torch.full((20, 8, 8), -6.0), ground_truth, {}
-        )
-    labels = targets[0]
-    assert (labels == 0).sum() == 1
+    losses = []
+    for dtype in (torch.float32, torch.float16):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.float16, enabled=dtype == torch.float16):
+            class_logits = torch.zeros(1, 20, 11, dtype=dtype)
+            mask_logits = torch.full((1, 20, 8, 8), -6.0, dtype=dtype)
+            losses.append(head.loss_by_feat([class_logits], [mask_logits], [ground_truth], [{}]))
+    assert losses[0]["loss_mask"] > 20
+    torch.testing.assert_close(losses[0], losses[1])
 
 
-def test_losses_under_autocast():
-    model = detector().train()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = model.loss(torch.randn(1, 3, 64, 96), [data_sample((64, 96))])
-    total = sum(losses.values())
-    total.backward()
-    assert total.isfinite()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_under_autocast(dtype):
+    """So many masks and points that their product exceeds float16."""
+    losses = {}
+    for enabled in (False, True):
+        model = detector(**{"train_cfg.num_points": 12544}).train()
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            image = torch.randn(1, 3, 64, 96)
+            losses[enabled] = model.loss(image, [data_sample((64, 96), things=8)])
+    for name, value in losses[False].items():
+        assert losses[True][name].item() == pytest.approx(value.item(), rel=0.05), name
+    sum(losses[True].values()).backward()
+
+
+def test_training_needs_a_train_cfg():
+    config = model_config().panoptic_head
+    head = MODELS.build({**config, "train_cfg": None, "test_cfg": None})
+    with pytest.raises(ValueError, match="expected train_cfg with assigner"):
+        head.loss_by_feat([torch.zeros(1, 20, 11)], [torch.zeros(1, 20, 8, 8)], [], [])
+
+
+def test_weights_of_a_checkpoint_stay(tmp_path):
+    config = model_config().panoptic_head
+    config.update(train_cfg=None, test_cfg=None)
+    stored = MODELS.build(config)
+    for parameter in stored.parameters():
+        torch.nn.init.constant_(parameter, 0.5)
+    path = tmp_path / "head.pth"
+    torch.save(stored.state_dict(), path)
+    head = MODELS.build({**config, "init_cfg": dict(type="Pretrained", checkpoint=str(path))})
+    head.init_weights()
+    assert all((parameter == 0.5).all() for parameter in head.parameters())
+
+
+def test_weights_are_initialised_once():
+    head = detector().panoptic_head
+    head.init_weights()
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    head.init_weights()
+    for name, value in head.state_dict().items():
+        torch.testing.assert_close(value, before[name])
 
 
 def test_bad_options():
@@ -196,11 +329,27 @@ def test_bad_options():
     config.update(train_cfg=None, test_cfg=None)
     with pytest.raises(ValueError, match="mask_space"):
         MODELS.build({**config, "mask_space": "sigmoid"})
-    with pytest.raises(ValueError, match="12 in all, got 11"):
-        MODELS.build({**config, "num_stuff_classes": 5})
-    with pytest.raises(ValueError, match="11 in all, got 0"):
-        MODELS.build({**config, "loss_cls": dict(type="mmdet.CrossEntropyLoss")})
+    with pytest.raises(ValueError, match=r"'masked', 'standard'.*got 'detr'"):
+        MODELS.build({**config, "decoder": "detr"})
     with pytest.raises(ValueError, match="equal to feat_channels=64, got 128 and 128"):
         MODELS.build({**config, "feat_channels": 64})
     with pytest.raises(TypeError, match="num_query"):
         HCFormerHead(num_query=5)
+
+
+def test_class_weights():
+    """They follow from the number of classes, unless the loss has its own."""
+    config = model_config().panoptic_head
+    head = MODELS.build({**config, "no_object_weight": 0.3})
+    assert head.class_weight == head.loss_cls.class_weight == [1.0] * 10 + [0.3]
+    assert "class_weight" not in config.loss_cls
+
+    own = [0.5] * 5 + [2.0] * 5 + [0.2]
+    head = MODELS.build({**config, "loss_cls": {**config.loss_cls, "class_weight": own}})
+    assert head.class_weight == head.loss_cls.class_weight == own
+    for wrong in (own[1:], []):
+        loss_cls = {**config.loss_cls, "class_weight": wrong}
+        with pytest.raises(
+            ValueError, match=f"10 classes and no-object, 11 in all, got {len(wrong)}"
+        ):
+            MODELS.build({**config, "loss_cls": loss_cls})

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...registry import MODELS
+from ..semantic_inference import semantic_scores
 
 
 @MODELS.register_module()
@@ -22,7 +23,7 @@ class HCFormerFusionHead(MaskFormerFusionHead):
     """
 
     def semantic_postprocess(self, mask_cls: Tensor, mask_pred: Tensor) -> PixelData:
-        """Sum up masks by class: softmax(class)ᵀ · sigmoid(mask).
+        """Classify the pixels by :func:`~hcformer_mm.models.semantic_inference.semantic_scores`.
 
         Args:
             mask_cls: Class logits ``(Q, K + 1)`` of an image.
@@ -31,8 +32,7 @@ class HCFormerFusionHead(MaskFormerFusionHead):
         Returns:
             ``sem_seg``, the most likely class of every pixel, ``(1, H, W)``.
         """
-        class_probabilities = mask_cls.softmax(dim=-1)[:, :-1]
-        scores = torch.einsum("qk,qhw->khw", class_probabilities, mask_pred.sigmoid())
+        scores = semantic_scores(mask_cls, mask_pred)
         return PixelData(sem_seg=scores.argmax(dim=0, keepdim=True))
 
     def instance_postprocess(self, mask_cls: Tensor, mask_pred: Tensor) -> InstanceData:
@@ -60,6 +60,7 @@ class HCFormerFusionHead(MaskFormerFusionHead):
             mask_pred = torch.cat((mask_pred, empty))
         instances = super().instance_postprocess(mask_cls, mask_pred)
         if pairs < wanted:
+            # What filled up has no mask; neither have instances of score 0, which go with it.
             instances = instances[instances.masks.flatten(1).any(dim=1)]
         return instances
 

@@ -1,30 +1,38 @@
 """HCFormerHead: a mask transformer that groups the coarsest cells, without a pixel decoder."""
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from mmcv.cnn import Conv2d
 from mmdet.models.dense_heads import Mask2FormerHead
 from mmdet.models.dense_heads.anchor_free_head import AnchorFreeHead
-from mmdet.models.layers import Mask2FormerTransformerDecoder, SinePositionalEncoding
+from mmdet.models.layers import (
+    DetrTransformerDecoder,
+    Mask2FormerTransformerDecoder,
+    SinePositionalEncoding,
+)
 from mmdet.registry import TASK_UTILS
 from mmdet.structures import SampleList
-from mmengine.model import caffe2_xavier_init
+from mmengine.model import BaseModule, caffe2_xavier_init
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ...registry import MODELS
 from ...structures import ClusteredFeatures
-from ..mask_decoding import MaskSpace, check_mask_space, decode_mask_logits
+from ..clustered import require_clustering, scale_losses
+from ..mask_decoding import MaskSpace, check_mask_space, decode_mask_logits, full_precision
+from ..pretrained import is_pretrained
+
+Decoder = Literal["masked", "standard"]
 
 
 @MODELS.register_module()
 class HCFormerHead(Mask2FormerHead):
     r"""Group the coarsest cells into segments and decode them (paper, Secs. 2.2-2.3, Fig. 4).
 
-    The masked-attention transformer decoder reads the last, coarsest feature map alone. Its mask
-    logits are decoded through the assignments (eq. (5)) before the loss and the prediction.
-    Matching and losses are those of the host's ``Mask2FormerHead``; the scale regulariser
+    The transformer decoder reads the last, coarsest feature map alone. Its mask logits are decoded
+    through the assignments (eq. (5)) before the loss and the prediction. Matching and losses are
+    those of the host's ``Mask2FormerHead``; the scale regulariser
     :math:`\lambda_{reg} \sum_i |s^{(i)}|` joins them.
 
     Args:
@@ -34,12 +42,17 @@ class HCFormerHead(Mask2FormerHead):
         num_things_classes: Number of thing classes.
         num_stuff_classes: Number of stuff classes.
         num_queries: Number of queries, :math:`N_m`.
-        transformer_decoder: Config of the host's ``Mask2FormerTransformerDecoder``.
+        decoder: ``'masked'`` is Mask2Former's: learnt query features look where their mask of the
+            layer before is, and predict before the first layer too. ``'standard'`` is that of DETR
+            and MaskFormer (Table V): the queries start at zero and look everywhere.
+        transformer_decoder: Config of the host's ``Mask2FormerTransformerDecoder`` or
+            ``DetrTransformerDecoder``; the same serves both.
         positional_encoding: Config of the host's ``SinePositionalEncoding``.
         mask_space: ``'logit'`` or ``'probability'``; see
             :func:`~hcformer_mm.models.mask_decoding.decode_mask_logits`.
-        loss_cls: Config of the classification loss; with ``class_weight`` of all classes and of
-            "no object".
+        no_object_weight: Weight of "no object" among classes of weight 1.
+        loss_cls: Config of the classification loss. A ``class_weight`` of its own, of all classes
+            and of "no object", takes the place of ``no_object_weight``.
         loss_mask: Config of the mask loss.
         loss_dice: Config of the dice loss.
         loss_scale_weight: :math:`\lambda_{reg}`.
@@ -49,8 +62,8 @@ class HCFormerHead(Mask2FormerHead):
         init_cfg: Initialisation, as everywhere in MMEngine.
 
     Raises:
-        ValueError: ``mask_space`` is unknown, ``class_weight`` does not fit the classes, or the
-            widths of the decoder do not fit each other.
+        ValueError: ``decoder`` or ``mask_space`` is unknown, ``class_weight`` does not fit the
+            classes, or the widths of the decoder do not fit each other.
     """
 
     def __init__(
@@ -62,9 +75,11 @@ class HCFormerHead(Mask2FormerHead):
         num_things_classes: int = 80,
         num_stuff_classes: int = 53,
         num_queries: int = 100,
+        decoder: Decoder = "masked",
         transformer_decoder: dict[str, Any],
         positional_encoding: dict[str, Any],
         mask_space: MaskSpace = "logit",
+        no_object_weight: float = 0.1,
         loss_cls: dict[str, Any],
         loss_mask: dict[str, Any],
         loss_dice: dict[str, Any],
@@ -77,6 +92,9 @@ class HCFormerHead(Mask2FormerHead):
         # and a pixel decoder, and HCFormer has neither.
         super(AnchorFreeHead, self).__init__(init_cfg=init_cfg)
         check_mask_space(mask_space)
+        if decoder not in get_args(Decoder):
+            raise ValueError(f"expected decoder among {get_args(Decoder)}, got {decoder!r}")
+        self.decoder = decoder
         self.mask_space = mask_space
         self.loss_scale_weight = loss_scale_weight
         self.num_things_classes = num_things_classes
@@ -84,7 +102,11 @@ class HCFormerHead(Mask2FormerHead):
         self.num_classes = num_things_classes + num_stuff_classes
         self.num_queries = num_queries
 
-        self.transformer_decoder = Mask2FormerTransformerDecoder(**transformer_decoder)
+        kind = Mask2FormerTransformerDecoder if decoder == "masked" else DetrTransformerDecoder
+        # Every layer is supervised, so every layer is asked for.
+        self.transformer_decoder: DetrTransformerDecoder = kind(
+            **{**transformer_decoder, "return_intermediate": True}
+        )
         widths = (self.transformer_decoder.embed_dims, 2 * positional_encoding["num_feats"])
         if widths != (feat_channels, feat_channels):
             raise ValueError(
@@ -99,9 +121,11 @@ class HCFormerHead(Mask2FormerHead):
         )
         self.mask_proj = Conv2d(in_channels, out_channels, kernel_size=1)
         self.decoder_positional_encoding = SinePositionalEncoding(**positional_encoding)
-        self.level_embed = nn.Embedding(1, feat_channels)
+        if decoder == "masked":
+            self.level_embed = nn.Embedding(1, feat_channels)
         self.query_embed = nn.Embedding(num_queries, feat_channels)
-        self.query_feat = nn.Embedding(num_queries, feat_channels)
+        if decoder == "masked":
+            self.query_feat = nn.Embedding(num_queries, feat_channels)
         self.cls_embed = nn.Linear(feat_channels, self.num_classes + 1)
         self.mask_embed = nn.Sequential(
             nn.Linear(feat_channels, feat_channels),
@@ -111,13 +135,15 @@ class HCFormerHead(Mask2FormerHead):
             nn.Linear(feat_channels, out_channels),
         )
 
-        self.class_weight = loss_cls.get("class_weight") or ()
+        self.class_weight = loss_cls.get("class_weight")
+        if self.class_weight is None:
+            self.class_weight = [1.0] * self.num_classes + [no_object_weight]
         if len(self.class_weight) != self.num_classes + 1:
             raise ValueError(
                 f"expected loss_cls.class_weight of {self.num_classes} classes and no-object, "
                 f"{self.num_classes + 1} in all, got {len(self.class_weight)}"
             )
-        self.loss_cls = MODELS.build(loss_cls)
+        self.loss_cls = MODELS.build({**loss_cls, "class_weight": self.class_weight})
         self.loss_mask = MODELS.build(loss_mask)
         self.loss_dice = MODELS.build(loss_dice)
         self.train_cfg = train_cfg
@@ -130,13 +156,19 @@ class HCFormerHead(Mask2FormerHead):
             self.importance_sample_ratio = train_cfg["importance_sample_ratio"]
 
     def init_weights(self) -> None:
-        """Initialise as the host's ``Mask2FormerHead`` does."""
+        """Initialise as the host's head of the same decoder does, or by ``init_cfg``."""
+        is_first = not self.is_init
+        # The host's own override wants a pixel decoder.
+        BaseModule.init_weights(self)
+        if not is_first or is_pretrained(self):
+            return
+        xavier = nn.init.xavier_normal_ if self.decoder == "masked" else nn.init.xavier_uniform_
         for projection in (self.decoder_input_proj, self.mask_proj):
             if isinstance(projection, Conv2d):
                 caffe2_xavier_init(projection, bias=0)
         for parameter in self.transformer_decoder.parameters():
             if parameter.dim() > 1:
-                nn.init.xavier_normal_(parameter)
+                xavier(parameter)
 
     def group(self, feature_map: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Group the cells of the coarsest map: the mask transformer up to eq. (4), in logits.
@@ -145,19 +177,26 @@ class HCFormerHead(Mask2FormerHead):
             feature_map: Coarsest feature map, ``(B, in_channels, h, w)``.
 
         Returns:
-            Class logits ``(B, Q, K + 1)`` and mask logits ``(B, Q, h, w)``, a pair of them of the
-            query features themselves and of every decoder layer.
+            Class logits ``(B, Q, K + 1)`` and mask logits ``(B, Q, h, w)``, a pair of them of every
+            decoder layer; of the query features themselves first, if the decoder is masked.
         """
         batch, _, rows, cols = feature_map.shape
         mask_features = self.mask_proj(feature_map)
         memory = self.decoder_input_proj(feature_map).flatten(2).transpose(1, 2)  # (B, h·w, C)
-        memory = memory + self.level_embed.weight
         no_padding = memory.new_zeros((batch, rows, cols), dtype=torch.bool)
         position = self.decoder_positional_encoding(no_padding).flatten(2).transpose(1, 2)
-        query = self.query_feat.weight.expand(batch, -1, -1)
         query_position = self.query_embed.weight.expand(batch, -1, -1)
+        if self.decoder == "masked":
+            return self._decode_masked(memory, position, query_position, mask_features)
+        return self._decode_standard(memory, position, query_position, mask_features)
 
-        class_logits, mask_logits, ignored = self._forward_head(query, mask_features, (rows, cols))
+    def _decode_masked(
+        self, memory: Tensor, position: Tensor, query_position: Tensor, mask_features: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        size = mask_features.shape[-2:]
+        memory = memory + self.level_embed.weight
+        query = self.query_feat.weight.expand_as(query_position)
+        class_logits, mask_logits, ignored = self._forward_head(query, mask_features, size)
         all_class_logits, all_mask_logits = [class_logits], [mask_logits]
         for layer in self.transformer_decoder.layers:
             # A query that may look nowhere looks everywhere.
@@ -170,12 +209,24 @@ class HCFormerHead(Mask2FormerHead):
                 key_pos=position,
                 cross_attn_mask=ignored,
             )
-            class_logits, mask_logits, ignored = self._forward_head(
-                query, mask_features, (rows, cols)
-            )
+            class_logits, mask_logits, ignored = self._forward_head(query, mask_features, size)
             all_class_logits.append(class_logits)
             all_mask_logits.append(mask_logits)
         return all_class_logits, all_mask_logits
+
+    def _decode_standard(
+        self, memory: Tensor, position: Tensor, query_position: Tensor, mask_features: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        queries = self.transformer_decoder(
+            query=torch.zeros_like(query_position),
+            key=memory,
+            value=memory,
+            query_pos=query_position,
+            key_pos=position,
+            key_padding_mask=None,
+        )  # (layers, B, Q, C), normalised
+        mask_logits = torch.einsum("lbqc,bchw->lbqhw", self.mask_embed(queries), mask_features)
+        return list(self.cls_embed(queries)), list(mask_logits)
 
     def forward(
         self, x: ClusteredFeatures, batch_data_samples: SampleList | None = None
@@ -188,10 +239,10 @@ class HCFormerHead(Mask2FormerHead):
 
         Returns:
             Class logits ``(B, Q, K + 1)`` and decoded mask logits ``(B, Q, H, W)`` of all stages of
-            the decoder (the query features, then every layer); in evaluation of the last alone, as
-            nothing else is decoded that no result needs.
+            the decoder, as :meth:`group` has them; in evaluation of the last alone, as nothing else
+            is decoded that no result needs.
         """
-        assignments = _clustering(x).assignments
+        assignments = require_clustering(x).assignments
         all_class_logits, all_mask_logits = self.group(x[-1])
         if not self.training:
             all_class_logits, all_mask_logits = all_class_logits[-1:], all_mask_logits[-1:]
@@ -200,21 +251,41 @@ class HCFormerHead(Mask2FormerHead):
         masks = decode_mask_logits(masks, assignments, self.mask_space)
         return all_class_logits, list(masks.split(self.num_queries, dim=1))
 
-    def _get_targets_single(
+    def loss_by_feat(
         self,
-        cls_score: Tensor,
-        mask_pred: Tensor,
-        gt_instances: InstanceData,
-        img_meta: dict[str, Any],
-    ) -> tuple[Any, ...]:
-        """Match as the host does, but never in half precision.
+        all_cls_scores: list[Tensor],
+        all_mask_preds: list[Tensor],
+        batch_gt_instances: list[InstanceData],
+        batch_img_metas: list[dict[str, Any]],
+    ) -> dict[str, Tensor]:
+        """Match and compare as the host does, but never in half precision.
 
-        The host's cost of a mask sums over all points; in float16 the sum overflows, and a cost of
-        infinity has no matching.
+        In float16 the host's cost of a mask, a sum over all points, overflows; so does the number
+        of masks times points, by which it divides the mask loss.
+
+        Args:
+            all_cls_scores: Class logits ``(B, Q, K + 1)`` of every stage.
+            all_mask_preds: Mask logits ``(B, Q, H, W)`` of every stage.
+            batch_gt_instances: ``labels`` ``(N,)`` and ``masks`` ``(N, H', W')`` of every image.
+            batch_img_metas: Read by nothing; part of the host's signature.
+
+        Returns:
+            Losses by name.
+
+        Raises:
+            ValueError: The head has no ``train_cfg``.
         """
-        with torch.autocast(mask_pred.device.type, enabled=False):
-            return super()._get_targets_single(
-                cls_score.float(), mask_pred.float(), gt_instances, img_meta
+        if not self.train_cfg:
+            raise ValueError(
+                "expected train_cfg with assigner, sampler and num_points for a loss, got none; in "
+                "a segmentor it stands in decode_head"
+            )
+        with torch.autocast(all_mask_preds[0].device.type, enabled=False):
+            return super().loss_by_feat(
+                [full_precision(logits) for logits in all_cls_scores],
+                [full_precision(logits) for logits in all_mask_preds],
+                batch_gt_instances,
+                batch_img_metas,
             )
 
     def loss(self, x: ClusteredFeatures, batch_data_samples: SampleList) -> dict[str, Tensor]:
@@ -226,19 +297,7 @@ class HCFormerHead(Mask2FormerHead):
 
         Returns:
             Losses by name; ``loss_scale`` is the regulariser. In training mode there are those of
-            all stages, ``d0.loss_cls`` being the query features'; in evaluation of the last alone.
+            all stages, ``d0.loss_cls`` being the first's; in evaluation of the last alone.
         """
         losses = super().loss(x, batch_data_samples)
-        scales = _clustering(x).scales
-        if scales:
-            losses["loss_scale"] = self.loss_scale_weight * torch.cat(scales).abs().sum()
-        return losses
-
-
-def _clustering(x: Any) -> ClusteredFeatures:
-    if not isinstance(x, ClusteredFeatures):
-        raise TypeError(
-            f"expected ClusteredFeatures of an HCBackbone, got {type(x).__name__}; wrap the "
-            "backbone: backbone=dict(type='hcformer_mm.HCBackbone', backbone=dict(...))"
-        )
-    return x
+        return {**losses, **scale_losses(x, self.loss_scale_weight)}

@@ -1,0 +1,106 @@
+"""TransformerEncoderNeck: what HCFormer+ has between backbone and head."""
+
+from typing import Any
+
+import torch
+from mmcv.cnn import ConvModule
+from mmdet.models.layers import DetrTransformerEncoder, SinePositionalEncoding
+from mmengine.model import BaseModule, caffe2_xavier_init
+from torch import Tensor, nn
+
+from ...registry import MODELS
+from ...structures import ClusteredFeatures
+from ..clustered import require_clustering
+from ..pretrained import is_pretrained
+
+
+@MODELS.register_module()
+class TransformerEncoderNeck(BaseModule):
+    """A transformer encoder on the coarsest feature map: HCFormer+ (paper, Tables 1-4).
+
+    The map is brought to ``out_channels`` by a 1×1 convolution and group normalisation of 32
+    groups, and its cells attend to each other, their sine position added to the queries and keys of
+    every layer. The cells of padding take part, as in the head.
+
+    Args:
+        in_channels: Channels of the last feature map.
+        out_channels: Channels of the last feature map afterwards: what the head reads.
+        encoder: Config of the host's ``DetrTransformerEncoder``: ``num_layers`` and ``layer_cfg``
+            with ``self_attn_cfg`` and ``ffn_cfg``.
+        positional_encoding: Config of the host's ``SinePositionalEncoding``.
+        init_cfg: Initialisation, as everywhere in MMEngine.
+
+    Raises:
+        ValueError: The widths do not fit each other.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 256,
+        *,
+        encoder: dict[str, Any],
+        positional_encoding: dict[str, Any],
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.encoder = DetrTransformerEncoder(**encoder)
+        widths = (self.encoder.embed_dims, 2 * positional_encoding["num_feats"])
+        if widths != (out_channels, out_channels):
+            raise ValueError(
+                "expected encoder of embed_dims and positional_encoding of twice num_feats equal "
+                f"to out_channels={out_channels}, got {widths[0]} and {widths[1]}"
+            )
+        self.in_channels = in_channels
+        # The released weights have the bias, although the normalisation has one too.
+        self.input_proj = ConvModule(
+            in_channels,
+            out_channels,
+            kernel_size=1,
+            bias=True,
+            norm_cfg=dict(type="GN", num_groups=32),
+            act_cfg=None,
+        )
+        self.positional_encoding = SinePositionalEncoding(**positional_encoding)
+
+    def init_weights(self) -> None:
+        """Initialise as the host's ``TransformerEncoderPixelDecoder`` does, or by ``init_cfg``."""
+        is_first = not self.is_init
+        super().init_weights()
+        if not is_first or is_pretrained(self):
+            return
+        caffe2_xavier_init(self.input_proj.conv, bias=0)
+        for parameter in self.encoder.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(self, x: ClusteredFeatures) -> ClusteredFeatures:
+        """Encode the last feature map.
+
+        Args:
+            x: Feature maps, finest first, with their clustering; the last is
+                ``(B, in_channels, h, w)``.
+
+        Returns:
+            The same with ``(B, out_channels, h, w)`` in the place of the last map.
+
+        Raises:
+            TypeError: The features carry no clustering.
+            ValueError: The last map does not have ``in_channels``.
+        """
+        x = require_clustering(x)
+        if x[-1].shape[1] != self.in_channels:
+            raise ValueError(
+                f"expected a last feature map of in_channels={self.in_channels}, got "
+                f"{tuple(x[-1].shape)}"
+            )
+        cells = self.input_proj(x[-1])
+        batch, _, rows, cols = cells.shape
+        no_padding = cells.new_zeros((batch, rows, cols), dtype=torch.bool)
+        position = self.positional_encoding(no_padding)
+        encoded: Tensor = self.encoder(
+            query=cells.flatten(2).transpose(1, 2),  # (B, h·w, C)
+            query_pos=position.flatten(2).transpose(1, 2),
+            key_padding_mask=None,
+        )
+        return x.replace([*x[:-1], encoded.transpose(1, 2).unflatten(2, (rows, cols))])
