@@ -2,6 +2,26 @@
 
 from .backbones import HCBackbone
 from .clustering import ClusteringModule
-from .heads import HCFormerFusionHead, HCFormerHead
+from .heads import (
+    ClusteredDecodeHead,
+    HCASPPHead,
+    HCFCNHead,
+    HCFormerFusionHead,
+    HCFormerHead,
+    HCFormerSegHead,
+    HCPSPHead,
+)
+from .necks import TransformerEncoderNeck
 
-__all__ = ["ClusteringModule", "HCBackbone", "HCFormerFusionHead", "HCFormerHead"]
+__all__ = [
+    "ClusteredDecodeHead",
+    "ClusteringModule",
+    "HCASPPHead",
+    "HCBackbone",
+    "HCFCNHead",
+    "HCFormerFusionHead",
+    "HCFormerHead",
+    "HCFormerSegHead",
+    "HCPSPHead",
+    "TransformerEncoderNeck",
+]

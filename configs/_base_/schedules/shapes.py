@@ -1,6 +1,5 @@
 # From scratch on two CPU cores in twenty minutes: few iterations, a short warm-up, cosine decay.
-_base_ = "../default_runtime.py"
-
+# Goes with the runtime of either host; a leaf hands `checkpoints` to its hook.
 max_iters = 3000
 warmup = 100
 
@@ -33,4 +32,4 @@ param_scheduler = [
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
-default_hooks = dict(checkpoint=dict(interval=500, max_keep_ckpts=1), logger=dict(interval=50))
+checkpoints = dict(interval=500, max_keep_ckpts=1)

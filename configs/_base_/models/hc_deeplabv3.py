@@ -1,0 +1,3 @@
+_base_ = ["per_pixel_hc.py", "parts/per_pixel_heads.py"]
+
+model = dict(decode_head=dict(type="hcformer_mm.HCASPPHead", **_base_.aspp_head))

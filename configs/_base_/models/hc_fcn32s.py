@@ -1,0 +1,3 @@
+_base_ = ["per_pixel_hc.py", "parts/per_pixel_heads.py"]
+
+model = dict(decode_head=dict(type="hcformer_mm.HCFCNHead", **_base_.fcn_head))

@@ -1,0 +1,4 @@
+# HCFormer with a Swin-L for semantic segmentation; decode_head.num_classes is the dataset's.
+_base_ = ["hcformer_semantic.py", "parts/swin_l.py"]
+
+model = dict(backbone=_base_.hc_backbone, decode_head=dict(in_channels=_base_.hc_channels))

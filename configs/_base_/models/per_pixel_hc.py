@@ -1,0 +1,13 @@
+# The same with hierarchical clustering: the backbone stays that of FCN-32s, of output stride 32. So
+# does its downsampling: the paper speaks of DCNv2 for HCFormer, not for these models.
+_base_ = ["per_pixel.py", "parts/clustering.py"]
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        **_base_.hc_clustering,
+        downsampling="original",
+        backbone=_base_.model.backbone,
+    ),
+    decode_head=dict(mask_space="logit", loss_scale_weight=0.1),
+)

@@ -1,0 +1,7 @@
+# The same with fewer iterations, for seven models.
+_base_ = "shapes.py"
+
+max_iters = 2000
+param_scheduler = _base_.param_scheduler
+param_scheduler[-1].update(end=max_iters, T_max=max_iters - _base_.warmup)
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)

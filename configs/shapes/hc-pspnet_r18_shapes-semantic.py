@@ -1,0 +1,16 @@
+# PSPNet at output stride 32 with hierarchical clustering, from scratch.
+_base_ = [
+    "../_base_/models/hc_pspnet.py",
+    "../_base_/models/parts/per_pixel_r18.py",
+    "../_base_/datasets/shapes_semantic.py",
+    "../_base_/schedules/shapes_per_pixel.py",
+    "../_base_/mmseg_runtime.py",
+]
+
+model = dict(
+    data_preprocessor=_base_.small_data_preprocessor,
+    backbone=dict(backbone=_base_.small_backbone),
+    decode_head=_base_.small_head,
+    auxiliary_head=_base_.small_auxiliary_head,
+)
+default_hooks = dict(checkpoint=_base_.checkpoints)

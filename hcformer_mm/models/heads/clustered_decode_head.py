@@ -1,0 +1,121 @@
+"""Per-pixel classification with hierarchical clustering (paper, Appendix F.1)."""
+
+from typing import Any
+
+from mmseg.models.decode_heads import ASPPHead, FCNHead, PSPHead
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.utils import SampleList
+from torch import Tensor
+
+from ...ops.neighbourhood import coarse_size
+from ...registry import MODELS
+from ...structures import ClusteredFeatures
+from ..clustered import require_clustering, scale_losses
+from ..mask_decoding import MaskSpace, check_mask_space, decode_class_logits
+
+
+class ClusteredDecodeHead(BaseDecodeHead):
+    r"""Makes a decode head of the host classify the coarsest cells, and decodes their classes.
+
+    The head runs as it is, on the coarsest feature map; its logits are decoded through the
+    assignments (eq. (5)) before the host's loss and prediction see them. The scale regulariser
+    :math:`\lambda_{reg} \sum_i |s^{(i)}|` joins its losses. Features without any level
+    (``hierarchical_level=0``) are treated as the host's head treats them.
+
+    To be named before the host's head, which may be any whose ``forward`` returns one map of
+    logits::
+
+        @MODELS.register_module()
+        class HCSegformerHead(ClusteredDecodeHead, SegformerHead): ...
+
+    A head that fuses several maps answers at the size of the finest; give it the coarsest alone
+    (``in_index=[3], in_channels=[2048]``).
+
+    Args:
+        args: Those of the host's head.
+        mask_space: ``'logit'`` or ``'probability'``; see
+            :func:`~hcformer_mm.models.mask_decoding.decode_class_logits`.
+        loss_scale_weight: :math:`\lambda_{reg}`.
+        kwargs: Those of the host's head, which refuses unknown ones.
+
+    Raises:
+        ValueError: ``mask_space`` is unknown.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        mask_space: MaskSpace = "logit",
+        loss_scale_weight: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        check_mask_space(mask_space)
+        super().__init__(*args, **kwargs)
+        self.mask_space = mask_space
+        self.loss_scale_weight = loss_scale_weight
+
+    def forward(self, inputs: ClusteredFeatures) -> Tensor:
+        """Classify the coarsest cells and decode.
+
+        Args:
+            inputs: Feature maps, finest first, with their clustering.
+
+        Returns:
+            Class logits of the finest level, ``(B, K, H, W)``.
+
+        Raises:
+            TypeError: The features carry no clustering, or the host's head returns more than
+                logits.
+            ValueError: The host's head does not answer at the size of the coarsest cells.
+        """
+        assignments = require_clustering(inputs).assignments
+        logits = super().forward(inputs)  # (B, K, h, w)
+        if not assignments:
+            return logits
+        self._check(logits, coarse_size(*assignments[-1].shape[-2:]))
+        return decode_class_logits(logits, assignments, self.mask_space)
+
+    def _check(self, logits: Any, expected: tuple[int, int]) -> None:
+        name = type(self).__name__
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                f"expected {name} to return one map of logits, got {type(logits).__name__}; heads "
+                "that return more cannot be clustered"
+            )
+        if tuple(logits.shape[-2:]) != expected:
+            raise ValueError(
+                f"expected {name} to classify the coarsest cells, {expected}, got logits of "
+                f"{tuple(logits.shape[-2:])}; let it read the coarsest feature map alone, by "
+                f"in_index (now {self.in_index})"
+            )
+
+    def loss(
+        self, inputs: ClusteredFeatures, batch_data_samples: SampleList, train_cfg: Any
+    ) -> dict[str, Tensor]:
+        """Losses of the host on the decoded logits, and the scale regulariser (Sec. 4.1).
+
+        Args:
+            inputs: Feature maps with their clustering.
+            batch_data_samples: Ground truth, as in the host.
+            train_cfg: As in the host.
+
+        Returns:
+            Losses by name; ``loss_scale`` is the regulariser.
+        """
+        losses = super().loss(inputs, batch_data_samples, train_cfg)
+        return losses | scale_losses(inputs, self.loss_scale_weight)
+
+
+@MODELS.register_module()
+class HCFCNHead(ClusteredDecodeHead, FCNHead):
+    """The host's FCN head on clusters: HC-FCN-32s; arguments of both."""
+
+
+@MODELS.register_module()
+class HCPSPHead(ClusteredDecodeHead, PSPHead):
+    """The host's pyramid pooling head on clusters: HC-PSPNet; arguments of both."""
+
+
+@MODELS.register_module()
+class HCASPPHead(ClusteredDecodeHead, ASPPHead):
+    """The host's atrous pyramid head on clusters: HC-Deeplabv3; arguments of both."""
