@@ -1,0 +1,211 @@
+"""Models to be timed: from any config of mmdet or mmseg, on a random picture, prepared alike."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from mmcv.cnn.utils import fuse_conv_bn
+from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
+from mmdet.models.detectors import BaseDetector
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.model import BaseModel, revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from mmseg.models.segmentors import BaseSegmentor
+from mmseg.structures import SegDataSample
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..models.downsampling import DeformableDownsampling
+from .checkpoint import load_checkpoint
+
+Mode = Literal["backbone", "forward", "predict"]
+"""The backbone alone; the whole network; the network between pre- and post-processing."""
+
+MODES: tuple[Mode, ...] = get_args(Mode)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def find_config(name: str) -> Path:
+    """The file of a config: a path, or ``package::path`` for those that come with a package.
+
+    MMEngine's own resolution asks for the original names of the distributions; this one looks where
+    the package is installed, whatever its distribution is called.
+
+    Raises:
+        ValueError: There is no such package or file.
+    """
+    package, separator, relative = name.rpartition("::")
+    if not separator:
+        path = Path(name)
+    else:
+        spec = find_spec(package) if package.isidentifier() else None
+        if spec is None or spec.origin is None:
+            raise ValueError(f"expected package::path of an installed package, got {name!r}")
+        path = Path(spec.origin).parent / ".mim" / "configs" / relative
+    if not path.is_file():
+        raise ValueError(f"expected a config file or package::path, got {name!r}: no {path}")
+    return path
+
+
+def without_pretrained(config: Any) -> Any:
+    """Take every mention of pretrained weights out of a model's config, however deep it stands.
+
+    Args:
+        config: Config of a model; changed in place.
+
+    Returns:
+        The same config, or None if it was itself the initialisation by a checkpoint.
+    """
+    if isinstance(config, dict):
+        kind = config.get("type")
+        if getattr(kind, "__name__", kind) in ("Pretrained", "PretrainedInit"):
+            return None
+        if config.get("pretrained"):
+            config["pretrained"] = None
+        for key, value in config.items():
+            if isinstance(value, dict | list):
+                config[key] = without_pretrained(value)
+    elif isinstance(config, list):
+        kept = [without_pretrained(value) for value in config]
+        config[:] = [new for new, old in zip(kept, config, strict=True) if new is old]
+    return config
+
+
+def build_model(config: Config, checkpoint: Path | None = None, *, seed: int = 0) -> BaseModel:
+    """Build the model of a config for inference on one CPU.
+
+    Args:
+        config: A whole config of a detector or segmentor.
+        checkpoint: Weights; by default they are random, initialised as for training from scratch.
+        seed: Seed of the random weights.
+
+    Returns:
+        The model in evaluation mode, without synchronised normalisation.
+
+    Raises:
+        ValueError: The config is of another kind of model, or the checkpoint does not fit it.
+    """
+    if "model" not in config:
+        raise ValueError(f"expected a config with a model, got {config.filename}")
+    torch.manual_seed(seed)
+    with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmdet")):
+        model = MODELS.build(without_pretrained(config.model))
+    if not isinstance(model, BaseDetector | BaseSegmentor):
+        raise ValueError(
+            "expected a detector of mmdet or a segmentor of mmseg, got "
+            f"{type(model).__name__} of {config.filename}"
+        )
+    if checkpoint is None:
+        model.init_weights()
+    else:
+        weights = load_checkpoint(checkpoint)
+        try:
+            model.load_state_dict(weights.get("state_dict", weights))
+        except RuntimeError as error:
+            raise ValueError(f"{checkpoint} does not fit {config.filename}: {error}") from None
+    model = revert_sync_batchnorm(model)
+    model.eval()
+    return model
+
+
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """Fold every BatchNorm into the convolution before it, deformable ones of ours included.
+
+    Args:
+        model: A model in evaluation mode; changed in place.
+
+    Returns:
+        The model, with the same outputs up to rounding.
+    """
+    for parent in list(model.modules()):
+        for (conv_name, conv), (norm_name, norm) in pairwise(list(parent.named_children())):
+            if isinstance(conv, DeformableDownsampling) and isinstance(norm, _BatchNorm):
+                setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, norm_name, nn.Identity())
+    return fuse_conv_bn(model)
+
+
+def to_channels_last(model: nn.Module) -> nn.Module:
+    """Lay out the weights of a model channels-last, which makes its maps so.
+
+    Raises:
+        ValueError: The model has a layer that computes wrong numbers on such maps.
+    """
+    for name, module in model.named_modules():
+        deformable = isinstance(module, DeformConv2d | ModulatedDeformConv2d)
+        if deformable and not isinstance(module, DeformableDownsampling):
+            raise ValueError(
+                "expected no deformable convolution of mmcv, which reads any memory as contiguous "
+                f"on a CPU, got {name!r} of {type(model).__name__}; leave out channels-last"
+            )
+    return model.to(memory_format=torch.channels_last)
+
+
+def model_call(
+    model: BaseModel,
+    shape: tuple[int, int],
+    *,
+    mode: Mode = "predict",
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    seed: int = 0,
+) -> Callable[[], Any]:
+    """What is timed: a model on one random picture.
+
+    Args:
+        model: A model of :func:`build_model`.
+        shape: Height and width of the picture, in pixels. It is its original size too: results have
+            this size.
+        mode: ``'backbone'`` or ``'forward'``, from the normalised picture to feature maps or to
+            what the head says; ``'predict'``, from the picture to results: normalisation,
+            padding, network and post-processing.
+        dtype: float32, or the type of autocast.
+        channels_last: Whether the network gets the picture in channels-last memory.
+        seed: Seed of the picture. For one seed all models get the same.
+
+    Returns:
+        A function that runs the model once, in inference mode, and returns its results. It raises
+        RuntimeError if the model does not run on a picture alone.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    picture = torch.randint(256, (3, *shape), dtype=torch.uint8, generator=generator)
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    sample_type = SegDataSample if isinstance(model, BaseSegmentor) else DetDataSample
+
+    def preprocess() -> dict[str, Any]:
+        # A new sample each time: models leave their results in it.
+        sample = sample_type(
+            metainfo=dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=(1, 1))
+        )
+        batch = model.data_preprocessor(dict(inputs=[picture], data_samples=[sample]), False)
+        return batch | dict(inputs=batch["inputs"].contiguous(memory_format=memory))
+
+    def predict() -> Any:
+        return model(**preprocess(), mode="predict")
+
+    run: Callable[[], Any]
+    if mode == "predict":
+        run = predict
+    elif mode == "forward":
+        run = partial(model, **preprocess(), mode="tensor")
+    else:
+        run = partial(model.backbone, preprocess()["inputs"])
+
+    def call() -> Any:
+        autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+        try:
+            with torch.inference_mode(), autocast:
+                return run()
+        except Exception as error:
+            raise RuntimeError(
+                f"{type(model).__name__} does not run ({mode}, {dtype}) on nothing but a picture "
+                f"of {shape[0]}x{shape[1]}: {error}"
+            ) from error
+
+    return call
