@@ -1,15 +1,22 @@
-"""The COCO config on two real pictures with panoptic ground truth; minutes, hence slow."""
+"""The COCO configs on two real pictures with panoptic ground truth; minutes, hence slow."""
 
+import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from panopticapi.utils import rgb2id
+from PIL import Image
+from pycocotools import mask as coco_mask
 
 from tests.models import COCO_CONFIG
+
+INSTANCE_CONFIG = "configs/hcformer/hcformer_r50_8xb2-lsj-50e_coco-instance.py"
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = Path(os.environ.get("HCFORMER_MM_COCO_SAMPLE", ROOT / "../shared/data/coco_sample"))
@@ -25,29 +32,67 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def config(tmp_path):
-    """The COCO config, reading the sample for training and for validation, on the CPU."""
-    config = Config.fromfile(ROOT / COCO_CONFIG)
+def read(path, work_dir, ann_file, data_prefix):
+    """A config that reads the sample for training and for validation, on the CPU."""
+    config = Config.fromfile(ROOT / path)
     init_default_scope(config.default_scope)
-    config.work_dir = str(tmp_path)
+    config.work_dir = str(work_dir)
     config.model.backbone.backbone.init_cfg = None
     for split in ("train", "val", "test"):
         loader = config[f"{split}_dataloader"]
         loader.update(num_workers=0, persistent_workers=False)
-        loader.dataset.update(
-            data_root=str(SAMPLE),
-            ann_file=f"{ANNOTATIONS}.json",
-            data_prefix=dict(img="val2017/", seg=ANNOTATIONS),
-        )
+        loader.dataset.update(data_root=str(SAMPLE), ann_file=ann_file, data_prefix=data_prefix)
+    # Mixed precision of the host needs a GPU.
+    config.optim_wrapper.type = "OptimWrapper"
+    config.randomness = dict(seed=0)
+    return config
+
+
+@pytest.fixture
+def config(tmp_path):
+    """The panoptic config on the sample."""
+    prefix = dict(img="val2017/", seg=ANNOTATIONS)
+    config = read(COCO_CONFIG, tmp_path, f"{ANNOTATIONS}.json", prefix)
     panoptic = dict(
         type="mmdet.CocoPanopticMetric",
         ann_file=str(SAMPLE / f"{ANNOTATIONS}.json"),
         seg_prefix=str(SAMPLE / ANNOTATIONS),
     )
     config.val_evaluator = config.test_evaluator = [panoptic]
-    # Mixed precision of the host needs a GPU.
-    config.optim_wrapper.type = "OptimWrapper"
+    return config
+
+
+@pytest.fixture
+def instances(tmp_path):
+    """The things of the sample as a file of COCO instances."""
+    panoptic = json.loads((SAMPLE / f"{ANNOTATIONS}.json").read_text())
+    things = [category for category in panoptic["categories"] if category["isthing"]]
+    wanted = {category["id"] for category in things}
+    annotations = []
+    for entry in panoptic["annotations"]:
+        with Image.open(SAMPLE / ANNOTATIONS / entry["file_name"]) as image:
+            ids = rgb2id(np.asarray(image.convert("RGB")))
+        for segment in entry["segments_info"]:
+            if segment["category_id"] in wanted:
+                mask = coco_mask.encode(np.asfortranarray(ids == segment["id"]).astype(np.uint8))
+                mask["counts"] = mask["counts"].decode()
+                # Ids of segments are unique in their picture alone.
+                own = dict(id=len(annotations) + 1, image_id=entry["image_id"], segmentation=mask)
+                annotations.append(segment | own)
+    file = tmp_path / "instances.json"
+    file.write_text(
+        json.dumps(dict(images=panoptic["images"], annotations=annotations, categories=things))
+    )
+    return file
+
+
+@pytest.fixture
+def instance_config(tmp_path, instances):
+    """The instance config on the sample."""
+    config = read(INSTANCE_CONFIG, tmp_path, str(instances), dict(img="val2017/"))
+    for evaluators in (config.val_evaluator, config.test_evaluator):
+        for evaluator in evaluators:
+            evaluator.ann_file = str(instances)
     return config
 
 
@@ -92,19 +137,18 @@ def test_two_pictures_are_learnt_by_heart(config):
         type="IterBasedTrainLoop", max_iters=iterations, val_interval=iterations
     )
     config.default_hooks.logger.interval = 10
-    config.randomness = dict(seed=0)
     runner = Runner.from_cfg(config)
     runner.train()
     assert runner.val_loop.run()["coco_panoptic/PQ"] >= 60
 
 
-def test_r50_trains_a_step_and_predicts_at_800_pixels(config):
-    step(config.train_dataloader, "RandomResize").update(scale=(800, 800), ratio_range=(1, 1))
-    step(config.train_dataloader, "RandomCrop").crop_size = (800, 800)
-    config.model.data_preprocessor.batch_augments[0].size = (800, 800)
+def one_step_at(side, config):
+    """A training step of initialised weights, and the metrics after it."""
+    step(config.train_dataloader, "RandomResize").update(scale=(side, side), ratio_range=(1, 1))
+    step(config.train_dataloader, "RandomCrop").crop_size = (side, side)
+    config.model.data_preprocessor.batch_augments[0].size = (side, side)
     config.train_cfg = dict(type="IterBasedTrainLoop", max_iters=1, val_interval=1)
     config.param_scheduler = None
-    config.randomness = dict(seed=0)
     runner = Runner.from_cfg(config)
     runner.model.init_weights()
     before = {n: p.detach().clone() for n, p in runner.model.named_parameters()}
@@ -113,5 +157,15 @@ def test_r50_trains_a_step_and_predicts_at_800_pixels(config):
     trainable = [n for n, p in runner.model.named_parameters() if p.requires_grad]
     assert set(changed) <= set(trainable)
     assert len(changed) > 0.9 * len(trainable)
-    metrics = runner.test()
-    assert "coco_panoptic/PQ" in metrics
+    return runner.test()
+
+
+def test_r50_trains_a_step_and_predicts_at_800_pixels(config):
+    assert "coco_panoptic/PQ" in one_step_at(800, config)
+
+
+def test_r50_trains_a_step_on_instances(instance_config):
+    for split in ("val", "test"):
+        step(instance_config[f"{split}_dataloader"], "Resize").scale = (512, 512)
+    metrics = one_step_at(512, instance_config)
+    assert {"coco/segm_mAP", "coco/segm_mAP_s", "coco/boundary_mAP"} <= set(metrics)

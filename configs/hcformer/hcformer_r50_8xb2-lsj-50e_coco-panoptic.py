@@ -5,4 +5,4 @@ _base_ = [
     "../_base_/schedules/coco_50e.py",
 ]
 
-model = dict(data_preprocessor=dict(batch_augments={{_base_.batch_augments}}))
+model = dict(data_preprocessor=dict(batch_augments=_base_.batch_augments))

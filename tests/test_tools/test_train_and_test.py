@@ -108,5 +108,5 @@ def test_auto_scale_lr_needs_a_base_batch_size(tmp_path):
 
 def test_dump_must_be_a_pickle():
     result = tool("tools/test.py", CONFIG, "x.pth", "--out", "x.json", check=False)
-    assert result.returncode == 2
+    assert result.returncode != 0
     assert "expected --out to end in .pkl" in result.stderr

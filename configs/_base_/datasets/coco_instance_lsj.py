@@ -1,0 +1,26 @@
+# COCO instances with large-scale jittering: the host's dataset with the pipeline of the panoptic
+# one, and with the boundary AP beside the AP of masks.
+_base_ = ["mmdet::_base_/datasets/coco_instance.py", "lsj.py"]
+
+data_root = "data/coco/"
+backend_args = None
+
+train_pipeline = [
+    dict(**_base_.lsj_load_image, backend_args=backend_args),
+    dict(type="mmdet.LoadAnnotations", with_bbox=True, with_mask=True, backend_args=backend_args),
+    *_base_.lsj_steps,
+    # What the crop has cut away.
+    dict(type="mmdet.FilterAnnotations", min_gt_bbox_wh=(1e-5, 1e-5), by_mask=True),
+    dict(type="mmdet.PackDetInputs"),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+
+# Instances come without a semantic map to pad.
+batch_augments = [dict(_base_.batch_augments[0], pad_seg=False)]
+
+truth = dict(ann_file=data_root + "annotations/instances_val2017.json", backend_args=backend_args)
+val_evaluator = [
+    dict(type="mmdet.CocoMetric", metric="segm", **truth),
+    dict(type="hcformer_mm.CocoBoundaryMetric", **truth),
+]
+test_evaluator = val_evaluator

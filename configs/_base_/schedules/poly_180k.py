@@ -1,0 +1,6 @@
+# The schedule for semantic segmentation, of 180k iterations.
+_base_ = "poly_90k.py"
+
+max_iters = 180000
+param_scheduler = dict(end=max_iters)
+train_cfg = dict(max_iters=max_iters)

@@ -1,0 +1,9 @@
+# HCFormer+, ResNet-50, COCO instances (paper, Table 2).
+_base_ = [
+    "../_base_/models/hcformer-plus_r50.py",
+    "../_base_/models/parts/instance.py",
+    "../_base_/datasets/coco_instance_lsj.py",
+    "../_base_/schedules/coco_100e.py",
+]
+
+model = dict(data_preprocessor=dict(batch_augments=_base_.batch_augments), **_base_.things_alone)

@@ -1,0 +1,8 @@
+# HCFormer+, ResNet-50, COCO panoptic (paper, Table 1).
+_base_ = [
+    "../_base_/models/hcformer-plus_r50.py",
+    "../_base_/datasets/coco_panoptic_lsj.py",
+    "../_base_/schedules/coco_100e.py",
+]
+
+model = dict(data_preprocessor=dict(batch_augments=_base_.batch_augments))

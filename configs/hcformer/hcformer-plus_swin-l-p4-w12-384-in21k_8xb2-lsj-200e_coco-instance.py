@@ -1,0 +1,9 @@
+# HCFormer+, Swin-L, COCO instances (paper, Table 2).
+_base_ = [
+    "../_base_/models/hcformer-plus_swin-l.py",
+    "../_base_/models/parts/instance.py",
+    "../_base_/datasets/coco_instance_lsj.py",
+    "../_base_/schedules/coco_200e.py",
+]
+
+model = dict(data_preprocessor=dict(batch_augments=_base_.batch_augments), **_base_.things_alone)

@@ -1,0 +1,11 @@
+# HCFormer+, Swin-S, ADE20K (paper, Table 3).
+_base_ = [
+    "../_base_/models/hcformer-plus_swin-s_semantic.py",
+    "../_base_/datasets/ade20k_multiscale_512x512.py",
+    "../_base_/schedules/poly_320k.py",
+]
+
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size, size_divisor=None),
+    decode_head=dict(num_classes=_base_.num_classes),
+)

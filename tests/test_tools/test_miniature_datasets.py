@@ -1,0 +1,235 @@
+"""The configs of every dataset from files to metrics, on miniature sets in the hosts' layouts."""
+
+import json
+import runpy
+
+import numpy as np
+import pytest
+from mmdet.datasets import CocoDataset
+from mmengine.config import Config
+from PIL import Image
+
+from tests.test_tools.test_train_and_test import ROOT, metrics, tool
+
+HCFORMER = "configs/hcformer/hcformer"
+ADE20K = f"{HCFORMER}_r50_8xb2-160k_ade20k-512x512.py"
+CITYSCAPES = f"{HCFORMER}_r50_8xb2-90k_cityscapes-512x1024.py"
+COCO_INSTANCE = f"{HCFORMER}_r50_8xb2-lsj-50e_coco-instance.py"
+SIZE = (96, 128)
+
+# A ResNet-18, one layer and few points; two iterations; mixed precision of the host needs a GPU.
+QUICK = [
+    "optim_wrapper.type=OptimWrapper",
+    "train_cfg.max_iters=2",
+    "train_cfg.val_interval=2",
+    "model.backbone.backbone.depth=18",
+    "model.backbone.backbone.init_cfg=None",
+    *(
+        f"{split}_dataloader.{option}"
+        for split in ("train", "val", "test")
+        for option in ("num_workers=0", "persistent_workers=False")
+    ),
+]
+QUICK_SEGMENTOR = [
+    *QUICK,
+    "model.decode_head.in_channels=512",
+    "model.decode_head.transformer_decoder.num_layers=1",
+    "model.decode_head.train_cfg.num_points=64",
+    "model.data_preprocessor.size=(64,64)",
+    "train_dataloader.dataset.pipeline.2.scales=[64,96]",
+    "train_dataloader.dataset.pipeline.3.crop_size=(64,64)",
+    "val_dataloader.dataset.pipeline.1.scale=(256,64)",
+    "test_dataloader.dataset.pipeline.1.scale=(256,64)",
+]
+SLIDE = [
+    "model.test_cfg.mode=slide",
+    "model.test_cfg.crop_size=(64,64)",
+    "model.test_cfg.stride=(32,32)",
+]
+
+
+def paint(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def stripes(labels, rng):
+    """A label map of upright stripes, and a picture of it."""
+    width = -(-SIZE[1] // len(labels))
+    label_map = np.tile(np.repeat(labels, width)[: SIZE[1]], (SIZE[0], 1)).astype(np.uint8)
+    picture = np.stack((label_map, 255 - label_map, label_map // 2), axis=-1)
+    return label_map, picture + rng.integers(0, 20, picture.shape, dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def ade20k(tmp_path_factory):
+    """Three pictures a split; labels 1 to 150, and 0 for other objects."""
+    root = tmp_path_factory.mktemp("ade") / "ADEChallengeData2016"
+    rng = np.random.default_rng(0)
+    for split in ("training", "validation"):
+        for i, labels in enumerate(([1, 2, 150], [0, 5, 17, 3], [12, 20])):
+            label_map, picture = stripes(labels, rng)
+            name = f"ADE_{split[:-3]}_{i:08d}"
+            paint(root / "images" / split / f"{name}.jpg", picture)
+            paint(root / "annotations" / split / f"{name}.png", label_map)
+    return root
+
+
+@pytest.fixture(scope="module")
+def cityscapes(tmp_path_factory):
+    """Three pictures a split; trainIds 0 to 18, and 255 for other objects."""
+    root = tmp_path_factory.mktemp("data") / "cityscapes"
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for i, labels in enumerate(([0, 1, 18], [255, 5, 17, 3], [11, 13])):
+            label_map, picture = stripes(labels, rng)
+            name = f"aachen_{i:06d}_000019"
+            paint(root / "leftImg8bit" / split / "aachen" / f"{name}_leftImg8bit.png", picture)
+            label_file = f"{name}_gtFine_labelTrainIds.png"
+            paint(root / "gtFine" / split / "aachen" / label_file, label_map)
+    return root
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory):
+    """Three pictures a split, with two polygons each, and one without objects in training."""
+    root = tmp_path_factory.mktemp("data") / "coco"
+    rng = np.random.default_rng(0)
+    names = CocoDataset.METAINFO["classes"]
+    categories = [dict(id=2 * i + 1, name=name) for i, name in enumerate(names)]
+    for split in ("train2017", "val2017"):
+        images, annotations = [], []
+        for i in range(4 if split == "train2017" else 3):
+            picture = rng.integers(0, 60, (*SIZE, 3), dtype=np.uint8)
+            for j in range(2 if i < 3 else 0):
+                left, top, side = 8 + 60 * j, 10 + 8 * i, 40 + 4 * i
+                picture[top : top + side, left : left + side, j] = 255
+                right, bottom = left + side, top + side
+                polygon = [left, top, right, top, right, bottom, left, bottom]
+                annotations.append(
+                    dict(
+                        id=len(annotations) + 1,
+                        image_id=i,
+                        category_id=categories[40 * j]["id"],
+                        segmentation=[polygon],
+                        bbox=[left, top, side, side],
+                        area=side**2,
+                        iscrowd=0,
+                    )
+                )
+            name = f"{i:012d}.jpg"
+            paint(root / split / name, picture)
+            images.append(dict(id=i, file_name=name, height=SIZE[0], width=SIZE[1]))
+        file = root / "annotations" / f"instances_{split}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(
+            json.dumps(dict(images=images, annotations=annotations, categories=categories))
+        )
+    return root
+
+
+def rooted(root):
+    return [f"{split}_dataloader.dataset.data_root={root}" for split in ("train", "val", "test")]
+
+
+def train(config, work_dir, options):
+    """Two iterations and a validation; the checkpoint."""
+    tool("tools/train.py", config, "--work-dir", work_dir, "--cfg-options", *options)
+    (log,) = work_dir.glob("*/vis_data/scalars.json")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert any("mIoU" in line or "coco/segm_mAP" in line for line in lines)
+    return work_dir / "iter_2.pth"
+
+
+def evaluate(config, checkpoint, work_dir, options, *arguments):
+    result = tool(
+        "tools/test.py",
+        *(config, checkpoint, "--work-dir", work_dir, *arguments),
+        *("--cfg-options", *options),
+    )
+    # Whatever wraps the model, the checkpoint fits.
+    assert "do not match" not in result.stdout + result.stderr
+    return metrics(work_dir)
+
+
+@pytest.fixture(scope="module")
+def trained_on_ade20k(ade20k, tmp_path_factory):
+    options = [*QUICK_SEGMENTOR, *rooted(ade20k)]
+    return train(ADE20K, tmp_path_factory.mktemp("work_dirs"), options), options
+
+
+def test_ade20k_by_sliding_windows(trained_on_ade20k, tmp_path):
+    checkpoint, options = trained_on_ade20k
+    scores = evaluate(
+        *(ADE20K, checkpoint, tmp_path, [*options, *SLIDE]),
+        *("--out", tmp_path / "label_maps", "--show-dir", "pictures"),
+    )
+    assert 0 <= scores["mIoU"] <= 100
+    maps = sorted((tmp_path / "label_maps").glob("*.png"))
+    assert len(maps) == 3
+    for path in maps:
+        label_map = np.asarray(Image.open(path))
+        assert label_map.shape == SIZE
+        # In the numbers of the dataset, where 0 is no class.
+        assert 1 <= label_map.min() <= label_map.max() <= 150
+    assert len(list(tmp_path.glob("*/pictures/*.png"))) == 3
+
+
+def test_ade20k_with_augmentation(trained_on_ade20k, tmp_path):
+    checkpoint, options = trained_on_ade20k
+    options = [option for option in options if "test_dataloader.dataset.pipeline" not in option]
+    assert 0 <= evaluate(ADE20K, checkpoint, tmp_path, options, "--tta")["mIoU"] <= 100
+
+
+def test_cityscapes_by_sliding_windows_with_augmentation(cityscapes, tmp_path):
+    options = [*QUICK_SEGMENTOR, *rooted(cityscapes)]
+    checkpoint = train(CITYSCAPES, tmp_path / "train", options)
+    options = [option for option in options if "test_dataloader.dataset.pipeline" not in option]
+    scores = evaluate(CITYSCAPES, checkpoint, tmp_path / "test", [*options, *SLIDE], "--tta")
+    assert 0 <= scores["mIoU"] <= 100
+
+
+def test_coco_instances(coco, tmp_path):
+    annotations = coco / "annotations/instances_val2017.json"
+    options = [
+        *QUICK,
+        *rooted(f"{coco}/"),
+        *(
+            f"{split}_evaluator.{i}.ann_file={annotations}"
+            for split in ("val", "test")
+            for i in "01"
+        ),
+        "model.panoptic_head.in_channels=512",
+        "model.panoptic_head.transformer_decoder.num_layers=1",
+        "model.train_cfg.num_points=64",
+        "model.data_preprocessor.batch_augments.0.size=(128,128)",
+        "train_dataloader.dataset.pipeline.3.scale=(128,128)",
+        "train_dataloader.dataset.pipeline.4.crop_size=(128,128)",
+        "val_dataloader.dataset.pipeline.1.scale=(160,96)",
+        "test_dataloader.dataset.pipeline.1.scale=(160,96)",
+    ]
+    checkpoint = train(COCO_INSTANCE, tmp_path / "train", options)
+    dump = tmp_path / "predictions.pkl"
+    scores = evaluate(COCO_INSTANCE, checkpoint, tmp_path / "test", options, "--out", dump)
+    expected = {f"coco/segm_mAP{part}" for part in ("", "_s", "_m", "_l")} | {"coco/boundary_mAP"}
+    assert expected <= set(scores)
+    assert dump.stat().st_size > 0
+
+
+@pytest.fixture
+def functions():
+    """The functions of tools/test.py."""
+    return runpy.run_path(str(ROOT / "tools/test.py"))
+
+
+def test_augmentation_needs_its_model(functions):
+    config = Config.fromfile(ROOT / COCO_INSTANCE)
+    with pytest.raises(SystemExit, match=r"expected tta_model and tta_pipeline in .* no tta_model"):
+        functions["augment"](config)
+
+
+def test_label_maps_need_their_metric(functions):
+    config = Config.fromfile(ROOT / ADE20K)
+    config.test_evaluator.type = "mmseg.DepthMetric"
+    with pytest.raises(SystemExit, match=r"expected a mmseg\.IoUMetric"):
+        functions["write_label_maps"](config, "label_maps")
