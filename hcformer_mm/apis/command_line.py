@@ -8,6 +8,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..engine import set_up_gloo
 from .checkpoint import read_weights_only
 
 
@@ -55,9 +56,11 @@ def load_config(args: Namespace) -> Config:
 def build_runner(config: Config) -> Runner:
     """Build the runner of a config: MMEngine's own, unless ``runner_type`` names another.
 
-    The checkpoints that it loads are read as data.
+    The checkpoints that it loads are read as data. Without GPUs, processes that torchrun started
+    are joined by gloo.
     """
     read_weights_only()
+    set_up_gloo(config)
     if "runner_type" in config:
         return RUNNERS.build(config)
     return Runner.from_cfg(config)

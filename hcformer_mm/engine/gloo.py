@@ -1,0 +1,46 @@
+"""Several processes on machines without GPUs, which the host's launchers take for granted."""
+
+from datetime import timedelta
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from torch import distributed
+
+
+def set_up_gloo(config: Config) -> None:
+    """Join the processes that torchrun started, where there is no GPU; elsewhere do nothing.
+
+    The host does this itself, but not without ``torch.cuda.set_device``; and its wrapper of
+    distributed models is given the number of a GPU unless a config says otherwise.
+
+    Args:
+        config: Config of a runner. ``model_wrapper_cfg`` is set for the CPU.
+
+    Raises:
+        ValueError: The launcher or the backend of ``env_cfg.dist_cfg`` needs a GPU.
+    """
+    launcher = config.get("launcher", "none")
+    if launcher == "none" or get_device() != "cpu":
+        return
+    options = dict(config.get("env_cfg", {}).get("dist_cfg", {}))
+    backend = options.pop("backend", "nccl")
+    if launcher != "pytorch" or backend != "gloo":
+        raise ValueError(
+            "expected launcher 'pytorch' and backend 'gloo' on a machine without GPUs, got "
+            f"{launcher!r} and {backend!r}; start by tools/dist_train.sh or tools/dist_test.sh, "
+            "and add --cfg-options env_cfg.dist_cfg.backend=gloo"
+        )
+    if "timeout" in options:
+        options["timeout"] = timedelta(seconds=options["timeout"])
+    if not distributed.is_initialized():
+        distributed.init_process_group(backend, **options)
+    if "runner_type" not in config:
+        defaults = dict(
+            broadcast_buffers=False,
+            find_unused_parameters=config.get("find_unused_parameters", False),
+        )
+        config.model_wrapper_cfg = {
+            **defaults,
+            **config.get("model_wrapper_cfg", {}),
+            "device_ids": None,
+        }

@@ -1,0 +1,158 @@
+"""Two processes on the CPU learn what one of them learns from the same images."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from hcformer_mm.datasets.shapes_writer import write_shapes
+from hcformer_mm.engine import set_up_gloo
+from tests.distributed_training import launch, train, write_config
+from tests.models import SHAPES_CONFIG, data_sample, detector
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs/distributed.md"
+STEPS = 3
+# Segments that are left of each image, and the weight of "no object". Of four images, one process
+# gets the first and the third, the other one the second and the fourth.
+SCENARIOS = {
+    "as_many": ((2, 2, 0, 0), 0.1),
+    "one_has_none": ((3, 0, 2, 0), 1.0),
+    "none_at_all": ((0, 0, 0, 0), 0.1),
+    "different": ((3, 1, 2, 0), 0.1),
+}
+
+
+@pytest.fixture
+def shapes(tmp_path):
+    """A folder with four pictures."""
+    write_shapes(tmp_path / "shapes", num_train=4, num_val=1, size=(64, 96), workers=1)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Four pictures, and a config for each scenario."""
+    folder = tmp_path_factory.mktemp("distributed")
+    write_shapes(folder / "shapes", num_train=4, num_val=1, size=(64, 96), workers=1)
+    for name, (segments, weight) in SCENARIOS.items():
+        write_config(
+            folder,
+            name,
+            segments,
+            steps=STEPS,
+            model__panoptic_head__no_object_weight=weight,
+            default_hooks__checkpoint=None,
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_processes(folder):
+    """Mean losses of two processes, by scenario and step."""
+    return {name: mean(*ranks) for name, ranks in launch(folder).items()}
+
+
+def mean(first, second):
+    """Mean losses of two processes, by step."""
+    return [
+        {name: (one[name] + two[name]) / 2 for name in one}
+        for one, two in zip(first, second, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", ["as_many", "one_has_none", "none_at_all"])
+def test_loss_curve_is_that_of_one_process(folder, two_processes, name):
+    """Images without objects included: no hang, and no parameter that takes no part."""
+    alone = train(folder / f"{name}.py")
+    together = two_processes[name]
+    assert len(alone) == len(together) == STEPS
+    for one, two in zip(alone, together, strict=True):
+        assert two == pytest.approx(one, abs=1e-4)
+    # The same images three times: what a step has learnt shows in the next loss.
+    assert abs(alone[-1]["loss"] - alone[0]["loss"]) > 0.1
+
+
+def test_classification_is_normalised_in_each_process(folder, two_processes):
+    """By the host, as in DETR: with other numbers of objects in each, weights of images differ."""
+    alone = train(folder / "different.py")[0]
+    together = two_processes["different"][0]
+    apart = [key for key in alone if abs(alone[key] - together[key]) > 1e-4]
+    assert apart == ["loss", "loss_cls", "d0.loss_cls"]
+
+
+@pytest.mark.parametrize(
+    "objects",
+    [dict(things=0, stuff_label=None), dict(things=0), dict(stuff_label=None)],
+    ids=["nothing", "stuff", "things"],
+)
+def test_every_parameter_takes_part(objects):
+    """Else the wrapper of distributed models would wait for gradients that never come."""
+    model = detector()
+    samples = [data_sample((64, 96), **objects)] * 2
+    loss, _ = model.parse_losses(model.loss(torch.rand(2, 3, 64, 96), samples))
+    loss.backward()
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+GLOO = dict(launcher="pytorch", env_cfg=dict(dist_cfg=dict(backend="gloo")))
+
+
+@pytest.mark.parametrize("wrong", [dict(launcher="slurm"), dict(env_cfg=dict())])
+def test_gpus_are_asked_for_what_they_alone_can(wrong):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ValueError, match="expected launcher 'pytorch' and backend 'gloo'"):
+        set_up_gloo(Config({**GLOO, **wrong}))
+
+
+def test_one_process_needs_no_group():
+    config = Config(dict(launcher="none"))
+    set_up_gloo(config)
+    assert "model_wrapper_cfg" not in config
+    assert not torch.distributed.is_initialized()
+
+
+def page_configs():
+    """What docs/distributed.md shows, by strategy, on top of the Shapes config."""
+    base = Config.fromfile(ROOT / SHAPES_CONFIG)
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), flags=re.M | re.S)
+    found = {}
+    for block in blocks:
+        config: dict = {}
+        exec(block, dict(_base_=base), config)
+        found[config["strategy"]["type"]] = config
+    return found
+
+
+def test_page_shows_configs(tmp_path):
+    """DeepSpeed's can be read and inherits all but the clipping, which is the strategy's."""
+    assert set(page_configs()) == {"FSDPStrategy", "DeepSpeedStrategy"}
+    (block,) = re.findall(r"^```python\n([^`]*DeepSpeed.*?)^```", PAGE.read_text(), re.M | re.S)
+    path = tmp_path / "config.py"
+    path.write_text(f'_base_ = "{ROOT / SHAPES_CONFIG}"\n{block}')
+    config, base = Config.fromfile(path), Config.fromfile(ROOT / SHAPES_CONFIG)
+    assert config.strategy.gradient_clipping == base.optim_wrapper.clip_grad.max_norm
+    assert set(config.optim_wrapper) == {"type", "optimizer", "paramwise_cfg"}
+    assert config.optim_wrapper.paramwise_cfg == base.optim_wrapper.paramwise_cfg
+
+
+@pytest.mark.slow
+def test_sharded_model_learns_the_same_and_is_loaded_by_one_process(shapes):
+    """MMEngine's FSDP: two processes, two steps, a checkpoint of the whole model."""
+    segments = (2, 2, 0, 0)
+    # The host's clipping would take the norm of each process's own part.
+    common = dict(optim_wrapper__clip_grad=None)
+    write_config(shapes, "alone", segments, steps=3, **common)
+    alone = train(shapes / "alone.py")
+    (shapes / "alone.py").unlink()
+    sharded = page_configs()["FSDPStrategy"]
+    sharded["strategy"]["model_wrapper"]["device_id"] = "cpu"
+    write_config(shapes, "sharded", segments, steps=2, **common, **sharded)
+    for one, two in zip(alone, mean(*launch(shapes)["sharded"]), strict=False):
+        assert two == pytest.approx(one, abs=1e-4)
+    checkpoint = str(shapes / "sharded/iter_2.pth")
+    write_config(shapes, "loaded", segments, steps=1, load_from=checkpoint, **common)
+    assert train(shapes / "loaded.py")[0] == pytest.approx(alone[2], abs=1e-4)

@@ -1,0 +1,330 @@
+"""Faults put one by one into a tiny Shapes set, and what check_panoptic says of them."""
+
+import json
+import os
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from panopticapi.utils import id2rgb, rgb2id
+from PIL import Image
+
+from hcformer_mm.datasets.panoptic_check import Fault, check_panoptic
+from hcformer_mm.datasets.shapes_writer import write_shapes
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools/dataset_converters/check_panoptic.py"
+SAMPLE = Path(os.environ.get("HCFORMER_MM_COCO_SAMPLE", ROOT / "../shared/data/coco_sample"))
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    write_shapes(root, num_train=3, num_val=1, size=(72, 96), workers=1)
+    return root
+
+
+class Shapes:
+    """A copy of the training split to spoil."""
+
+    def __init__(self, root):
+        self.ann_file = root / "annotations/panoptic_train.json"
+        self.seg_dir = root / "annotations/panoptic_train"
+        self.img_dir = root / "train"
+        self.content = json.loads(self.ann_file.read_text())
+        self.annotation = self.content["annotations"][1]
+        self.segment = self.annotation["segments_info"][0]
+        self.png = self.seg_dir / self.annotation["file_name"]
+
+    def check(self, **options):
+        self.ann_file.write_text(json.dumps(self.content))
+        return check_panoptic(self.ann_file, self.seg_dir, self.img_dir, **options)
+
+    def ids(self):
+        return rgb2id(np.asarray(Image.open(self.png)))
+
+    def repaint(self, ids):
+        Image.fromarray(id2rgb(ids)).save(self.png)
+
+
+@pytest.fixture
+def shapes(pristine, tmp_path):
+    return Shapes(shutil.copytree(pristine, tmp_path / "shapes"))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_clean(shapes, num_workers):
+    assert shapes.check(num_workers=num_workers) == []
+
+
+def no_isthing(shapes):
+    category = shapes.content["categories"][2]
+    del category["isthing"]
+    return shapes.ann_file, f"category 3 ({category['name']}): expected isthing"
+
+
+def category_id_twice(shapes):
+    shapes.content["categories"].append({**shapes.content["categories"][-1], "name": "mud"})
+    return shapes.ann_file, "several categories have the id 10"
+
+
+def stuff_first(shapes):
+    shapes.content["categories"].insert(0, shapes.content["categories"].pop())
+    return shapes.ann_file, "category 1 (disc), a thing, stands after stuff"
+
+
+def unknown_category(shapes):
+    shapes.segment["category_id"] = 77
+    return shapes.ann_file, f"segment {shapes.segment['id']}: category 77 is not among"
+
+
+def json_id_not_in_png(shapes):
+    shapes.annotation["segments_info"].append({**shapes.segment, "id": 123})
+    return shapes.png, "id 123 of the JSON is on no pixel"
+
+
+def png_id_not_in_json(shapes):
+    shapes.annotation["segments_info"].remove(shapes.segment)
+    pixels = shapes.segment["area"]
+    return shapes.png, f"id {shapes.segment['id']}, of {pixels} pixels, is not in the JSON"
+
+
+def segment_id_twice(shapes):
+    shapes.annotation["segments_info"].append(dict(shapes.segment))
+    return shapes.ann_file, f"image 2: several segments have the id {shapes.segment['id']}"
+
+
+def segment_is_void(shapes):
+    ids = shapes.ids()
+    ids[ids == shapes.segment["id"]] = 0
+    shapes.repaint(ids)
+    shapes.segment["id"] = 0
+    return shapes.ann_file, "image 2, segment 0: 0 means void"
+
+
+def image_id_twice(shapes):
+    shapes.content["images"].append(dict(shapes.content["images"][1]))
+    return shapes.ann_file, "several images have the id 2"
+
+
+def png_twice(shapes):
+    """Two images share a PNG: it has the ids of one of them."""
+    shapes.content["annotations"][2]["file_name"] = shapes.annotation["file_name"]
+    return shapes.ann_file, f"several annotations have the file {shapes.annotation['file_name']}"
+
+
+def annotated_twice(shapes):
+    shapes.content["annotations"].append(dict(shapes.annotation))
+    return shapes.ann_file, "several annotations are of the image 2"
+
+
+def no_annotation(shapes):
+    shapes.content["annotations"].remove(shapes.annotation)
+    return shapes.ann_file, "image 2 has no annotation"
+
+
+def no_image(shapes):
+    del shapes.content["images"][1]
+    return shapes.ann_file, "an annotation is of the image 2, which is not among the images"
+
+
+def png_of_another_size(shapes):
+    ids = np.pad(shapes.ids(), ((0, 1), (0, 0)))
+    shapes.repaint(ids)
+    image = shapes.content["images"][1]
+    height, width = image["height"], image["width"]
+    return shapes.png, f"expected height and width {(height, width)}, as the JSON says of image 2"
+
+
+def picture_of_another_size(shapes):
+    picture = shapes.img_dir / shapes.content["images"][1]["file_name"]
+    Image.new("RGB", (7, 5)).save(picture)
+    return picture, "as the JSON says of image 2, got (5, 7)"
+
+
+def picture_on_its_side(shapes):
+    """The host turns it, and then it does not fit."""
+    picture = shapes.img_dir / shapes.content["images"][1]["file_name"]
+    pixels = Image.open(picture).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels.save(picture, exif=exif)
+    return picture, f"as the JSON says of image 2, got {pixels.size}"
+
+
+def no_png(shapes):
+    shapes.png.unlink()
+    return shapes.png, "the PNG of the annotation does not exist"
+
+
+def no_picture(shapes):
+    picture = shapes.img_dir / shapes.content["images"][1]["file_name"]
+    picture.unlink()
+    return picture, "the picture of image 2 does not exist"
+
+
+def broken_png(shapes):
+    shapes.png.write_bytes(shapes.png.read_bytes()[:60])
+    return shapes.png, "expected a PNG"
+
+
+def grey_png(shapes):
+    Image.open(shapes.png).convert("L").save(shapes.png)
+    return shapes.png, "expected an RGB PNG, whose colours are ids, got mode L"
+
+
+def no_iscrowd(shapes):
+    del shapes.segment["iscrowd"]
+    return shapes.ann_file, f"image 2, segment {shapes.segment['id']} lacks iscrowd"
+
+
+def wrong_area(shapes):
+    pixels = shapes.segment["area"]
+    shapes.segment["area"] = 1
+    return shapes.png, f"id {shapes.segment['id']} has {pixels} pixels, and the area 1 in the JSON"
+
+
+def empty_box(shapes):
+    shapes.segment["bbox"] = [0, 0, 0, 0]
+    return shapes.ann_file, "the host drops segments whose box [0, 0, 0, 0] is below 1 pixel"
+
+
+def png_of_another_name(shapes):
+    shapes.annotation["file_name"] = "renamed.png"
+    shapes.png.rename(shapes.seg_dir / "renamed.png")
+    return shapes.ann_file, "image 2: the host reads 000001.png for 000001.jpg"
+
+
+FAULTS = [
+    no_isthing,
+    category_id_twice,
+    stuff_first,
+    unknown_category,
+    json_id_not_in_png,
+    png_id_not_in_json,
+    segment_id_twice,
+    segment_is_void,
+    image_id_twice,
+    png_twice,
+    annotated_twice,
+    no_annotation,
+    no_image,
+    png_of_another_size,
+    picture_of_another_size,
+    picture_on_its_side,
+    no_png,
+    no_picture,
+    broken_png,
+    grey_png,
+    no_iscrowd,
+    wrong_area,
+    empty_box,
+    png_of_another_name,
+]
+
+
+@pytest.mark.parametrize("spoil", FAULTS, ids=lambda spoil: spoil.__name__)
+def test_fault_is_found(shapes, spoil):
+    file, message = spoil(shapes)
+    faults = shapes.check()
+    assert [f for f in faults if f.file == file and message in f.message], faults
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [no_isthing, unknown_category, json_id_not_in_png, png_id_not_in_json, no_png, wrong_area],
+    ids=lambda spoil: spoil.__name__,
+)
+def test_fault_is_found_once(shapes, spoil):
+    """And nothing else is blamed with it."""
+    spoil(shapes)
+    assert len(shapes.check()) == 1
+
+
+def test_faults_come_in_order_of_annotations(shapes):
+    for annotation in shapes.content["annotations"]:
+        (shapes.seg_dir / annotation["file_name"]).unlink()
+    names = [a["file_name"] for a in shapes.content["annotations"]]
+    assert [fault.file.name for fault in shapes.check(num_workers=2)] == names
+
+
+def test_pictures_are_checked_on_demand(shapes):
+    shutil.rmtree(shapes.img_dir)
+    assert check_panoptic(shapes.ann_file, shapes.seg_dir) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"images": [], "annotations": []}', '{"images": [1]}']
+)
+def test_no_panoptic_json(shapes, text):
+    shapes.ann_file.write_text(text)
+    with pytest.raises(ValueError, match=f"expected {shapes.ann_file} to hold images"):
+        check_panoptic(shapes.ann_file, shapes.seg_dir)
+
+
+def test_instance_json_is_no_panoptic_json(shapes):
+    instances = shapes.ann_file.with_name("instances_train.json")
+    with pytest.raises(ValueError, match=r"KeyError: .file_name in"):
+        check_panoptic(instances, shapes.seg_dir)
+
+
+@pytest.fixture
+def run(monkeypatch):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
+        runpy.run_path(str(TOOL), run_name="__main__")
+
+    return run
+
+
+def test_tool_on_a_clean_set(run, pristine, capsys):
+    annotations = pristine / "annotations"
+    arguments = (annotations / "panoptic_train.json", annotations / "panoptic_train")
+    run(*arguments, "--img-dir", pristine / "train", "--num-workers", 1)
+    assert "are clean" in capsys.readouterr().out
+
+
+def test_tool_names_and_counts_what_is_wrong(run, shapes, capsys):
+    for annotation in shapes.content["annotations"]:
+        (shapes.seg_dir / annotation["file_name"]).unlink()
+    del shapes.content["categories"][0]["isthing"]
+    shapes.ann_file.write_text(json.dumps(shapes.content))
+    with pytest.raises(SystemExit, match=f"check_panoptic: 4 findings in {shapes.ann_file}"):
+        run(shapes.ann_file, shapes.seg_dir, "--limit", 2)
+    out = capsys.readouterr().out
+    assert f"{shapes.ann_file}: category 1 (disc): expected isthing" in out
+    assert f"{shapes.seg_dir / '000001.png'}: the PNG" in out
+    assert f"{shapes.seg_dir / '000002.png'}: the PNG" not in out
+    assert "... and 1 more of this kind" in out
+    assert "       3  missing file" in out
+
+
+def test_tool_needs_files(run, shapes, tmp_path, capsys):
+    with pytest.raises(SystemExit) as raised:
+        run(shapes.ann_file, tmp_path / "nowhere")
+    assert raised.value.code == 2
+    assert f"expected a folder, but {tmp_path / 'nowhere'} is none" in capsys.readouterr().err
+
+
+def test_tool_needs_panoptic_annotations(run, shapes):
+    shapes.ann_file.write_text("{}")
+    with pytest.raises(SystemExit, match=r"check_panoptic: expected .* to hold images"):
+        run(shapes.ann_file, shapes.seg_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (SAMPLE / "annotations/panoptic_val2017.json").is_file(),
+    reason="needs COCO pictures with panoptic ground truth: name their folder in "
+    "HCFORMER_MM_COCO_SAMPLE",
+)
+def test_coco_is_clean():
+    annotations = SAMPLE / "annotations/panoptic_val2017"
+    assert check_panoptic(f"{annotations}.json", annotations, SAMPLE / "val2017") == []
+
+
+def test_fault_reads_as_a_line():
+    assert str(Fault("size", Path("a/b.png"), "too small")) == "a/b.png: too small"

@@ -1,0 +1,152 @@
+"""The scripts that start several processes: torchrun really, Slurm by a stand-in for ``srun``."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from hcformer_mm.datasets.shapes_writer import write_shapes
+from tests.models import SHAPES_CONFIG
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(ROOT.glob("tools/*.sh"))
+
+
+def run(script, *arguments, **variables):
+    return subprocess.run(
+        ["bash", f"tools/{script}", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **variables},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def test_scripts_are_found():
+    names = {path.name for path in SCRIPTS}
+    assert names >= {"dist_train.sh", "dist_test.sh", "slurm_train.sh", "slurm_test.sh"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_syntax(script):
+    checker = ["shellcheck"] if shutil.which("shellcheck") else ["bash", "-n"]
+    done = subprocess.run([*checker, str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_usage(script):
+    done = run(script.name, "config.py")
+    assert done.returncode == 2
+    assert f"usage: bash tools/{script.name} " in done.stderr
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """A stand-in for a program: it writes its arguments down, one a line."""
+
+    def make(name):
+        program = tmp_path / name
+        program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/arguments\n')
+        program.chmod(0o755)
+        return program, lambda: (tmp_path / "arguments").read_text().splitlines()
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("script", "own", "last"),
+    [
+        ("slurm_train.sh", "work dir", ["--work-dir", "work dir"]),
+        ("slurm_test.sh", "weights.pth", ["weights.pth"]),
+    ],
+)
+def test_slurm(recorded, script, own, last):
+    program, arguments = recorded("srun")
+    path = f"{program.parent}:{os.environ['PATH']}"
+    call = (script, "gpu", "my job", "config.py", own, "--cfg-options", "a=1", "b='x y'")
+    assert run(*call, PATH=path).returncode == 0
+    tool = script.replace("slurm_", "tools/").replace(".sh", ".py")
+    expected = [
+        *("--partition=gpu", "--job-name=my job", "--gres=gpu:8", "--ntasks=8"),
+        *("--ntasks-per-node=8", "--cpus-per-task=5", "--kill-on-bad-exit=1"),
+        *(sys.executable, "-u", tool, "config.py", *last, "--launcher", "slurm"),
+        *("--cfg-options", "a=1", "b='x y'"),
+    ]
+    assert arguments() == expected
+    variables = dict(GPUS="4", CPUS_PER_TASK="2", SRUN_ARGS="--qos=low --time=60")
+    assert run(*call, PATH=path, **variables).returncode == 0
+    changed = ["--gres=gpu:4", "--ntasks=4", "--ntasks-per-node=4", "--cpus-per-task=2"]
+    assert arguments()[2:9] == [*changed, "--kill-on-bad-exit=1", "--qos=low", "--time=60"]
+
+
+def test_several_machines(recorded):
+    program, arguments = recorded("python")
+    variables = dict(NNODES="2", NODE_RANK="1", MASTER_ADDR="10.0.0.1", PORT="12345")
+    run(
+        "dist_test.sh", "config.py", "weights.pth", 8, "--out", "x.pkl", PYTHON=program, **variables
+    )
+    assert arguments() == [
+        *("-m", "torch.distributed.run", "--nnodes=2", "--node_rank=1"),
+        *("--master_addr=10.0.0.1", "--master_port=12345", "--nproc_per_node=8"),
+        *("tools/test.py", "config.py", "weights.pth", "--launcher", "pytorch", "--out", "x.pkl"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """Shapes in two processes on the CPU."""
+    folder = tmp_path_factory.mktemp("launchers")
+    write_shapes(folder / "shapes", num_train=2, num_val=3, size=(72, 96), workers=1)
+    config = Config.fromfile(ROOT / SHAPES_CONFIG)
+    config.work_dir = str(folder / "work_dir")
+    for split in ("train", "val", "test"):
+        loader = config[f"{split}_dataloader"]
+        loader.update(num_workers=0, persistent_workers=False, batch_size=1)
+        loader.dataset.data_root = f"{folder}/shapes/"
+    config.val_evaluator = config.test_evaluator = dict(type="mmdet.SemSegMetric")
+    config.train_cfg.update(max_iters=1, val_interval=1)
+    config.dump(folder / "config.py")
+    return folder / "config.py"
+
+
+@pytest.mark.slow
+def test_two_processes_on_the_cpu(config, free_port):
+    """Three pictures for two processes: results of all of them, and of each once."""
+    gloo = ("--cfg-options", "env_cfg.dist_cfg.backend=gloo")
+    done = run("dist_train.sh", config, 2, *gloo, PORT=free_port)
+    assert done.returncode == 0, done.stderr[-3000:]
+    weights = config.parent / "work_dir/iter_1.pth"
+    done = run("dist_test.sh", config, weights, 2, *gloo, PORT=free_port)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Iter(test) [2/2]" in done.stdout + done.stderr
+    alone = subprocess.run(
+        [sys.executable, "tools/test.py", str(config), str(weights)], cwd=ROOT, capture_output=True
+    )
+    assert alone.returncode == 0
+    logs = sorted(
+        path for path in config.parent.glob("work_dir/*/*.json") if path.stem == path.parent.name
+    )
+    together, alone = (json.loads(path.read_text()) for path in logs[-2:])
+    assert together["mIoU"] == pytest.approx(alone["mIoU"], abs=0.01)
+
+
+def test_gpus_are_the_default(config, free_port):
+    """Without them, the error says what to add."""
+    done = run("dist_train.sh", config, 1, PORT=free_port, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode != 0
+    assert "add --cfg-options env_cfg.dist_cfg.backend=gloo" in done.stderr
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])

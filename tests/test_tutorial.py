@@ -1,0 +1,161 @@
+"""docs/custom_dataset.md is done as it is written: its configs, its layout, its commands."""
+
+import json
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import mmengine  # before a test starts: its progress bars keep the stdout of the import
+import numpy as np
+import pytest
+from panopticapi.utils import id2rgb
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/custom_dataset.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = [line for kind, text in BLOCKS if kind == "shell" for line in text.splitlines()]
+ITERATIONS = 2
+
+
+def scene(index):
+    """Category ids (72, 96): sky over grass over soil, with a bee and a snail, or none of them."""
+    labels = np.full((72, 96), 3)
+    labels[:48] = 4
+    labels[:24] = 5
+    if index:
+        labels[8:18, 10 * index : 10 * index + 12] = 1
+        labels[40:52, 60:80] = 2
+    return labels
+
+
+def write_split(root, split, pictures, categories):
+    """Pictures, panoptic annotations and label maps, as the page describes them."""
+    folders = (root / split, root / f"annotations/panoptic_{split}", root / f"semantic/{split}")
+    for folder in folders:
+        folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    images, annotations = [], []
+    for index, name in enumerate(pictures):
+        labels = scene(index)
+        pixels = 40 * labels[..., None] + random.integers(0, 40, (72, 96, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(folders[0] / f"{name}.jpg")
+        Image.fromarray(id2rgb(labels + 1000)).save(folders[1] / f"{name}.png")
+        Image.fromarray((labels - 1).astype(np.uint8)).save(folders[2] / f"{name}.png")
+        segments = []
+        for category in np.unique(labels).tolist():
+            rows, columns = np.nonzero(labels == category)
+            left, top = int(columns.min()), int(rows.min())
+            box = [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top]
+            segments.append(
+                dict(
+                    id=category + 1000,
+                    category_id=category,
+                    area=len(rows),
+                    bbox=box,
+                    iscrowd=0,
+                )
+            )
+        image = dict(id=index + 1, file_name=f"{name}.jpg", height=72, width=96)
+        images.append(image)
+        annotations.append(
+            dict(image_id=index + 1, file_name=f"{name}.png", segments_info=segments)
+        )
+    content = dict(images=images, annotations=annotations, categories=categories)
+    mmengine.dump(content, root / f"annotations/panoptic_{split}.json")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A folder with the configs of the page, and data of the layout that it describes."""
+    project = tmp_path_factory.mktemp("project")
+    (project / "tools").symlink_to(ROOT / "tools")
+    (project / "configs/garden").mkdir(parents=True)
+    for folder in (ROOT / "configs").iterdir():
+        (project / "configs" / folder.name).symlink_to(folder)
+    for kind, text in BLOCKS:
+        if kind == "python":
+            (project / re.match(r"# (\S+\.py)\n", text).group(1)).write_text(text)
+    (example,) = (json.loads(text) for kind, text in BLOCKS if kind == "json")
+    root = project / "data/garden"
+    write_split(root, "train", ("rose", "hedge", "pond"), example["categories"])
+    write_split(root, "val", ("path", "bed"), example["categories"])
+    return project
+
+
+@pytest.fixture
+def run(project, monkeypatch):
+    """Type a command of the page; what it would take long for is cut short."""
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+
+    def run(command):
+        program, script, *arguments = shlex.split(command)
+        assert program == "python"
+        short = [a.replace("iter_3000", f"iter_{ITERATIONS}") for a in arguments]
+        options = [
+            f"{split}_dataloader.{option}"
+            for split in ("train", "val", "test")
+            for option in ("num_workers=0", "persistent_workers=False")
+        ]
+        if script == "tools/train.py":
+            iterations = [f"train_cfg.{key}={ITERATIONS}" for key in ("max_iters", "val_interval")]
+            short += ["--cfg-options", *options, *iterations, "train_dataloader.batch_size=2"]
+        elif script == "tools/test.py":
+            short += ["--cfg-options", *options]
+        monkeypatch.setattr(sys, "argv", [script, *short])
+        runpy.run_path(script, run_name="__main__")
+
+    return run
+
+
+def commands(*needles):
+    found = [line for line in COMMANDS if all(needle in line for needle in needles)]
+    assert found, f"the page has no command with {needles}"
+    return found
+
+
+def test_annotations_are_clean(run, capsys):
+    for command in commands("check_panoptic.py"):
+        run(command)
+    assert capsys.readouterr().out.count("are clean") == 2
+
+
+def test_panoptic(run, project):
+    """Training, test and pictures; they build upon each other."""
+    (train,) = commands("tools/train.py", "panoptic")
+    (test,) = commands("tools/test.py", "panoptic")
+    (draw,) = commands("visualize_clusters.py", "panoptic")
+    run(train)
+    run(test)
+    logs = project.glob("work_dirs/garden/*/*.json")
+    scores = json.loads(max(path for path in logs if path.stem == path.parent.name).read_text())
+    assert {"coco_panoptic/PQ", "sem_seg/mIoU"} <= set(scores)
+    run(draw)
+    assert (project / "work_dirs/garden/clusters/bed.png").is_file()
+
+
+def test_semantic(run, project):
+    (train,) = commands("tools/train.py", "semantic")
+    run(train)
+    assert (project / f"work_dirs/garden-semantic/iter_{ITERATIONS}.pth").is_file()
+
+
+def test_wrong_number_is_refused_as_the_page_says(run, project):
+    (train,) = commands("tools/train.py", "panoptic")
+    config = project / "configs/garden/hcformer_r18_garden-panoptic.py"
+    wrong = config.with_name("wrong.py")
+    wrong.write_text(
+        config.read_text().replace("num_things_classes=len(things)", "num_things_classes=6")
+    )
+    with pytest.raises(ValueError) as raised:
+        run(train.replace(config.name, wrong.name))
+    (message,) = (text for kind, text in re.findall(r"^```()\n(model\..*?)^```", PAGE, re.M | re.S))
+    assert " ".join(message.split()) in str(raised.value)
+
+
+def test_every_command_is_typed():
+    tools = ("check_panoptic.py", "tools/train.py", "tools/test.py", "visualize_clusters.py")
+    assert all(any(tool in command for tool in tools) for command in COMMANDS)

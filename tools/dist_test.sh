@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Test on the GPUs of a machine, by torchrun:
+#   bash tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of tools/test.py]
+# Several machines: NNODES, NODE_RANK and MASTER_ADDR, the same on all but for NODE_RANK. Two runs on
+# a machine need a PORT each. PYTHON is the interpreter. Without GPUs, add
+#   --cfg-options env_cfg.dist_cfg.backend=gloo
+set -euo pipefail
+
+if [ $# -lt 3 ]; then
+    echo "usage: bash $0 CONFIG CHECKPOINT GPUS [arguments of tools/test.py]" >&2
+    exit 2
+fi
+config=$1 checkpoint=$2 gpus=$3
+shift 3
+exec "${PYTHON:-python}" -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" \
+    --node_rank="${NODE_RANK:-0}" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
+    --master_port="${PORT:-29500}" \
+    --nproc_per_node="$gpus" \
+    "$(dirname "$0")/test.py" "$config" "$checkpoint" --launcher pytorch "$@"

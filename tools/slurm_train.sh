@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Train on a cluster with Slurm:
+#   bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [arguments of tools/train.py]
+# GPUS (8) processes, GPUS_PER_NODE (8) on a machine, with CPUS_PER_TASK (5) each. SRUN_ARGS holds
+# further arguments of srun, and PYTHON is the interpreter.
+set -euo pipefail
+
+if [ $# -lt 4 ]; then
+    echo "usage: bash $0 PARTITION JOB_NAME CONFIG WORK_DIR [arguments of tools/train.py]" >&2
+    exit 2
+fi
+partition=$1 job_name=$2 config=$3 work_dir=$4
+shift 4
+gpus=${GPUS:-8}
+gpus_per_node=${GPUS_PER_NODE:-8}
+# A job smaller than a machine takes no more of it than it needs.
+if [ "$gpus" -lt "$gpus_per_node" ]; then gpus_per_node=$gpus; fi
+
+# SRUN_ARGS is a list of words.
+# shellcheck disable=SC2086
+exec srun \
+    --partition="$partition" \
+    --job-name="$job_name" \
+    --gres="gpu:$gpus_per_node" \
+    --ntasks="$gpus" \
+    --ntasks-per-node="$gpus_per_node" \
+    --cpus-per-task="${CPUS_PER_TASK:-5}" \
+    --kill-on-bad-exit=1 \
+    ${SRUN_ARGS:-} \
+    "${PYTHON:-python}" -u "$(dirname "$0")/train.py" "$config" --work-dir "$work_dir" --launcher slurm "$@"
