@@ -32,6 +32,7 @@ PACKAGES = {
     "skimage": "scikit-image",
     "matplotlib": "matplotlib",
     "fvcore": "fvcore",
+    "tabulate": "tabulate",
     "pycocotools": "pycocotools",
     "faster_coco_eval": "faster-coco-eval",
     "ftfy": "ftfy",
