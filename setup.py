@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent
 PACKAGE = "hcformer_mm"
 # What mim and mmengine look for under hcformer_mm/.mim. The requirements go along because
 # tools/misc/mmcv_wheel.py reads mmcv's version there.
-MIM = ("configs", "tools", "requirements", "model-index.yml", "dataset-index.yml")
+MIM = ("configs", "tools", "requirements", "model-index.yml")
 JUNK = shutil.ignore_patterns("__pycache__", "*.py[co]", ".*")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 from mmdet.registry import MODELS
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, init_default_scope
@@ -154,6 +154,12 @@ def test_trains_a_step_and_predicts_what_the_metrics_read(zoo):
     if "IoUMetric" in metrics:
         assert prediction.pred_sem_seg.data.shape == (1, *original)
         assert prediction.seg_logits.data.shape == (model.num_classes, *original)
+        whole = model.test_cfg
+        model.test_cfg = ConfigDict(mode="slide", crop_size=(64, 64), stride=(32, 32))
+        with torch.no_grad():
+            prediction = model.test_step(batch(config, model, size, original))[0]
+        model.test_cfg = whole
+        assert prediction.pred_sem_seg.data.shape == (1, *original)
     asked = {"CocoPanopticMetric": "panoptic", "SemSegMetric": "semantic"}
     for metric, result in asked.items():
         if config.default_scope != "mmseg":

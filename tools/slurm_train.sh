@@ -2,7 +2,8 @@
 # Train on a cluster with Slurm:
 #   bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [arguments of tools/train.py]
 # GPUS (8) processes, GPUS_PER_NODE (8) on a machine, with CPUS_PER_TASK (5) each. SRUN_ARGS holds
-# further arguments of srun, and PYTHON is the interpreter.
+# further arguments of srun, and PYTHON is the interpreter. Two jobs on a machine need a MASTER_PORT
+# each.
 set -euo pipefail
 
 if [ $# -lt 4 ]; then

@@ -42,6 +42,7 @@ class _Task:
     annotation: dict[str, Any]
     image: dict[str, Any]
     categories: frozenset[int]
+    stuff: frozenset[int]
     ann_file: Path
     seg_dir: Path
     img_dir: Path | None
@@ -78,11 +79,13 @@ def check_panoptic(
         *_check_categories(ann_file, content["categories"]),
         *_check_images(ann_file, content["images"], content["annotations"]),
     ]
+    stuff = frozenset(c["id"] for c in content["categories"] if c.get("isthing") == 0)
     tasks = [
         _Task(
             annotation,
             images[annotation["image_id"]],
             frozenset(category["id"] for category in content["categories"]),
+            stuff,
             ann_file,
             seg_dir,
             None if img_dir is None else Path(img_dir),
@@ -210,13 +213,19 @@ def _check_segments(task: _Task) -> Iterator[Fault]:
         if segment.get("id") == VOID:
             message = f"{name}: {VOID} means void; expected another id"
             yield Fault("void id", task.ann_file, message)
-        if "bbox" in segment and min(segment["bbox"][2:]) < 1:
-            message = (
-                f"{name}: the host drops segments whose box {segment['bbox']} is below 1 pixel"
-            )
+        box = segment.get("bbox")
+        if "bbox" in segment and not (isinstance(box, list) and len(box) == 4):
+            message = f"{name}: expected left, top, width and height as bbox, got {box}"
+            yield Fault("no box", task.ann_file, message)
+        elif box is not None and min(box[2:]) < 1:
+            message = f"{name}: the host drops segments whose box {box} is below 1 pixel"
             yield Fault("empty box", task.ann_file, message)
     for value in _repeated(segment.get("id") for segment in segments):
         yield Fault("duplicate id", task.ann_file, f"{where}: several segments have the id {value}")
+    labels = (s.get("category_id") for s in segments if not s.get("iscrowd"))
+    for value in _repeated(label for label in labels if label in task.stuff):
+        message = f"{where}: several segments are of the stuff {value}; expected one"
+        yield Fault("stuff in parts", task.ann_file, message)
 
 
 def _check_picture(task: _Task) -> Iterator[Fault]:

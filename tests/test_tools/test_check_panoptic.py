@@ -82,7 +82,8 @@ def unknown_category(shapes):
 
 
 def json_id_not_in_png(shapes):
-    shapes.annotation["segments_info"].append({**shapes.segment, "id": 123})
+    thing = {**shapes.segment, "id": 123, "category_id": 1}
+    shapes.annotation["segments_info"].append(thing)
     return shapes.png, "id 123 of the JSON is on no pixel"
 
 
@@ -192,6 +193,19 @@ def empty_box(shapes):
     return shapes.ann_file, "the host drops segments whose box [0, 0, 0, 0] is below 1 pixel"
 
 
+def no_box(shapes):
+    shapes.segment["bbox"] = None
+    return shapes.ann_file, "expected left, top, width and height as bbox, got None"
+
+
+def stuff_in_parts(shapes):
+    (category, *_) = [c for c in shapes.content["categories"] if c["isthing"] == 0]
+    segments = shapes.annotation["segments_info"]
+    for segment in segments[:2]:
+        segment["category_id"] = category["id"]
+    return shapes.ann_file, f"image 2: several segments are of the stuff {category['id']}"
+
+
 def png_of_another_name(shapes):
     shapes.annotation["file_name"] = "renamed.png"
     shapes.png.rename(shapes.seg_dir / "renamed.png")
@@ -222,6 +236,8 @@ FAULTS = [
     no_iscrowd,
     wrong_area,
     empty_box,
+    no_box,
+    stuff_in_parts,
     png_of_another_name,
 ]
 

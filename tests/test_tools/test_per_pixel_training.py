@@ -1,25 +1,13 @@
 """A per-pixel classifier on clusters from data to mIoU, through the command line."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from hcformer_mm.apis.checkpoint import load_checkpoint
+from tests.test_tools.test_train_and_test import loader_options, metrics, tool
 
-ROOT = Path(__file__).parents[2]
 CONFIG = "configs/shapes/hc-fcn32s_r18_shapes-semantic.py"
-
-
-def tool(*arguments):
-    """Run a tool as a user does, from the root of the project."""
-    result = subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +18,7 @@ def small_shapes(tmp_path_factory):
         "tools/dataset_converters/make_shapes.py",
         *("--out", root, "--num-train", 6, "--num-val", 2),
     )
-    return [
-        f"{split}_dataloader.{option}"
-        for split in ("train", "val", "test")
-        for option in (f"dataset.data_root={root}/", "num_workers=0", "persistent_workers=False")
-    ]
+    return loader_options(root)
 
 
 def records(work_dir):
@@ -86,5 +70,4 @@ def test_checkpoint_is_tested_in_windows_and_on_probabilities(trained, small_sha
         *(*small_shapes, *(f"model.test_cfg.{option}" for option in windows)),
         "model.decode_head.mask_space=probability",
     )
-    (log,) = (path for path in tmp_path.glob("*/*.json") if path.stem == path.parent.name)
-    assert 0 <= json.loads(log.read_text())["mIoU"] <= 100
+    assert 0 <= metrics(tmp_path)["mIoU"] <= 100

@@ -23,6 +23,15 @@ def tool(*arguments, check=True):
     return result
 
 
+def loader_options(root):
+    """Options that point the dataloaders of a Shapes config at a folder."""
+    return [
+        f"{split}_dataloader.{option}"
+        for split in ("train", "val", "test")
+        for option in (f"dataset.data_root={root}/", "num_workers=0", "persistent_workers=False")
+    ]
+
+
 @pytest.fixture(scope="module")
 def small_shapes(tmp_path_factory):
     """Six training and three validation pictures, and the options that point a config at them."""
@@ -31,11 +40,6 @@ def small_shapes(tmp_path_factory):
         "tools/dataset_converters/make_shapes.py",
         *("--out", root, "--num-train", 6, "--num-val", 3),
     )
-    loaders = [
-        f"{split}_dataloader.{option}"
-        for split in ("train", "val", "test")
-        for option in (f"dataset.data_root={root}/", "num_workers=0", "persistent_workers=False")
-    ]
     evaluators = [
         f"{split}_evaluator.{option}"
         for split in ("val", "test")
@@ -45,7 +49,7 @@ def small_shapes(tmp_path_factory):
             f"1.ann_file={root}/annotations/instances_val.json",
         )
     ]
-    return [*loaders, *evaluators]
+    return [*loader_options(root), *evaluators]
 
 
 def train(work_dir, options, *arguments, iterations=2):

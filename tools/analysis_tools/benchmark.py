@@ -164,7 +164,7 @@ def main() -> None:
     MMLogger.get_instance("benchmark", log_level="WARNING")
     try:
         report = args.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"benchmark: {error}")
     report["command"] = shlex.join(["python", *sys.argv])
     rounds = {"rounds": args.repeats, "warm-up": args.warmup, "seed": args.seed}
