@@ -44,3 +44,8 @@ def test_readme_loads_the_checkpoint_of_the_demo():
     text = (ROOT / "README.md").read_text()
     assert f"/iter_{iterations}.pth" in text
     assert f"/{Path(SHAPES_CONFIG).name}" in text
+
+
+def test_figures_of_shapes_are_filled_in():
+    text = (ROOT / "configs/shapes/README.md").read_text()
+    assert not re.findall(r"\| [A-Z]{2,} (?=\|)", text)
