@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hcformer_mm.structures import ClusteredFeatures
+from hcformer_mm.structures import ClusteredFeatures, ImageClusters
 
 
 def assignments(*sizes):
@@ -47,3 +47,49 @@ def test_levels_out_of_order():
 def test_scales_missing():
     with pytest.raises(ValueError, match="1 assignments and 0 scales"):
         ClusteredFeatures([], assignments=assignments((4, 4)), scales=[])
+
+
+def clusters():
+    """An image of 30×44 that was resized to 15×22 and padded to 16×24, two levels at stride 4."""
+    torch.manual_seed(0)
+    return ImageClusters(
+        assignments=(torch.rand(9, 4, 6), torch.rand(9, 2, 3)),
+        stride=4,
+        input_size=(15, 22),
+        image_size=(30, 44),
+    )
+
+
+def test_labels_of_an_image_at_three_sizes():
+    image = clusters()
+    assert image.num_levels == 2
+    cells, resized, given = (image.labels(size) for size in ("cells", "input", "image"))
+    for level in range(2):
+        assert [labels[level].shape for labels in (cells, resized, given)] == [
+            (4, 6),
+            (15, 22),
+            (30, 44),
+        ]
+        # Every cell shows in the image here, so the numbers of the clusters agree.
+        for y in range(30):
+            for x in range(44):
+                assert given[level][y, x] == resized[level][y // 2, x // 2]
+        assert torch.equal(
+            resized[level], cells[level].repeat_interleave(4, 0).repeat_interleave(4, 1)[:15, :22]
+        )
+
+
+def test_connected_labels_of_an_image_are_finer():
+    image = clusters()
+    for whole, parts in zip(image.labels(), image.labels(connected=True), strict=True):
+        assert parts.max() >= whole.max()
+        pairs = {*zip(parts.flatten().tolist(), whole.flatten().tolist(), strict=True)}
+        assert len(pairs) == len(parts.unique())
+
+
+def test_clusters_move():
+    image = clusters()
+    moved = image.to("meta")
+    assert all(assignment.is_meta for assignment in moved.assignments)
+    assert (moved.stride, moved.input_size) == (image.stride, image.input_size)
+    assert torch.equal(image.cpu().assignments[0], image.assignments[0])

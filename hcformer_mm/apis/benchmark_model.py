@@ -2,19 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from mmcv.cnn.utils import fuse_conv_bn
 from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
-from mmdet.models.detectors import BaseDetector
 from mmdet.structures import DetDataSample
-from mmengine.config import Config
-from mmengine.model import BaseModel, revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.model import BaseModel
 from mmseg.models.segmentors import BaseSegmentor
 from mmseg.structures import SegDataSample
 from torch import nn
@@ -22,96 +17,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..models.downsampling import DeformableDownsampling
-from .checkpoint import load_checkpoint
 
 Mode = Literal["backbone", "forward", "predict"]
 """The backbone alone; the whole network; the network between pre- and post-processing."""
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def find_config(name: str) -> Path:
-    """The file of a config: a path, or ``package::path`` for those that come with a package.
-
-    MMEngine's own resolution asks for the original names of the distributions; this one looks where
-    the package is installed, whatever its distribution is called.
-
-    Raises:
-        ValueError: There is no such package or file.
-    """
-    package, separator, relative = name.rpartition("::")
-    if not separator:
-        path = Path(name)
-    else:
-        spec = find_spec(package) if package.isidentifier() else None
-        if spec is None or spec.origin is None:
-            raise ValueError(f"expected package::path of an installed package, got {name!r}")
-        path = Path(spec.origin).parent / ".mim" / "configs" / relative
-    if not path.is_file():
-        raise ValueError(f"expected a config file or package::path, got {name!r}: no {path}")
-    return path
-
-
-def without_pretrained(config: Any) -> Any:
-    """Take every mention of pretrained weights out of a model's config, however deep it stands.
-
-    Args:
-        config: Config of a model; changed in place.
-
-    Returns:
-        The same config, or None if it was itself the initialisation by a checkpoint.
-    """
-    if isinstance(config, dict):
-        kind = config.get("type")
-        if getattr(kind, "__name__", kind) in ("Pretrained", "PretrainedInit"):
-            return None
-        if config.get("pretrained"):
-            config["pretrained"] = None
-        for key, value in config.items():
-            if isinstance(value, dict | list):
-                config[key] = without_pretrained(value)
-    elif isinstance(config, list):
-        kept = [without_pretrained(value) for value in config]
-        config[:] = [new for new, old in zip(kept, config, strict=True) if new is old]
-    return config
-
-
-def build_model(config: Config, checkpoint: Path | None = None, *, seed: int = 0) -> BaseModel:
-    """Build the model of a config for inference on one CPU.
-
-    Args:
-        config: A whole config of a detector or segmentor.
-        checkpoint: Weights; by default they are random, initialised as for training from scratch.
-        seed: Seed of the random weights.
-
-    Returns:
-        The model in evaluation mode, without synchronised normalisation.
-
-    Raises:
-        ValueError: The config is of another kind of model, or the checkpoint does not fit it.
-    """
-    if "model" not in config:
-        raise ValueError(f"expected a config with a model, got {config.filename}")
-    torch.manual_seed(seed)
-    with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmdet")):
-        model = MODELS.build(without_pretrained(config.model))
-    if not isinstance(model, BaseDetector | BaseSegmentor):
-        raise ValueError(
-            "expected a detector of mmdet or a segmentor of mmseg, got "
-            f"{type(model).__name__} of {config.filename}"
-        )
-    if checkpoint is None:
-        model.init_weights()
-    else:
-        weights = load_checkpoint(checkpoint)
-        try:
-            model.load_state_dict(weights.get("state_dict", weights))
-        except RuntimeError as error:
-            raise ValueError(f"{checkpoint} does not fit {config.filename}: {error}") from None
-    model = revert_sync_batchnorm(model)
-    model.eval()
-    return model
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:

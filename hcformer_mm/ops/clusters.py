@@ -8,6 +8,7 @@ cutting the tree at a level gives a clustering of the pixels (paper, sections 2.
 from collections.abc import Sequence
 
 import torch
+from skimage import measure
 from torch import Tensor
 
 from .neighbourhood import (
@@ -58,6 +59,8 @@ def hierarchical_clusters(
     *,
     image_size: tuple[int, int] | None = None,
     stride: int | None = None,
+    output_size: tuple[int, int] | None = None,
+    connected: bool = False,
     dense: bool = True,
 ) -> tuple[Tensor, ...]:
     """Label maps of every level, nested: a cluster of a level lies inside one of the next level.
@@ -73,16 +76,21 @@ def hierarchical_clusters(
             ``(y // stride, x // stride)``, and what the map has beyond the image (padding) is cut
             off. By default the labels are those of the finest map's cells.
         stride: Side in pixels of a cell of the finest map; needed with ``image_size``.
+        output_size: ``(h', w')`` of the labels, if it is another than ``image_size``: that of an
+            image before it was resized. Each pixel takes the label that lies under its centre.
+        connected: Take the connected parts (by sides of pixels) of every cluster for clusters of
+            their own. They are nested too.
         dense: Number the clusters of each image and level 0, 1, … without gaps, in the order of
             their cells; clusters that lie in the padding only are not counted. Otherwise a label is
-            the flat row-major index of the cluster's cell in the coarse map of its level.
+            the flat row-major index of the cluster's cell in the coarse map of its level. Connected
+            parts are always numbered so, in the order of their first pixels.
 
     Returns:
-        For each level, finest first, ``(B, H, W)`` or ``(B, h, w)`` int64.
+        For each level, finest first, ``(B, H, W)``, ``(B, h, w)`` or ``(B, h', w')`` int64.
 
     Raises:
         ValueError: no assignments; sizes that do not halve; an image larger than the map covers, or
-            without stride.
+            without stride; an output size without an image.
     """
     _check_hierarchy(assignments)
     labels = [hard_assignment(assignments[0])]
@@ -90,16 +98,40 @@ def hierarchical_clusters(
         parent = hard_assignment(assignment).flatten(1)  # (B, cells of this level)
         labels.append(parent.gather(1, labels[-1].flatten(1)).view_as(labels[0]))
     if image_size is not None:
-        # The crop comes before the numbering (padding has no say in it) and before the enlargement.
-        cells = _covering_cells(image_size, stride, labels[0].shape[-2:])
-        labels = [label[:, : cells[0], : cells[1]] for label in labels]
-    elif stride is not None:
-        raise ValueError(f"expected image_size together with stride, got stride={stride} only")
-    if dense:
+        _check_image(image_size, stride, labels[0].shape[-2:])
+        rows, cols = (
+            _cells_under(pixels, size, stride, labels[0].device)
+            for pixels, size in zip(output_size or image_size, image_size, strict=True)
+        )
+        labels = [label[:, rows[:, None], cols] for label in labels]
+    elif stride is not None or output_size is not None:
+        raise ValueError(
+            "expected image_size together with stride and output_size, got "
+            f"stride={stride} and output_size={output_size} only"
+        )
+    if connected:
+        labels = [connected_parts(label) for label in labels]
+    elif dense:
         labels = [relabel(label) for label in labels]
-    if image_size is not None and stride is not None:
-        labels = [_upsample(label, image_size, stride) for label in labels]
     return tuple(labels)
+
+
+def connected_parts(labels: Tensor) -> Tensor:
+    """Connected parts of equally labelled pixels, neighbours being those that share a side.
+
+    Args:
+        labels: ``(B, H, W)`` integers.
+
+    Returns:
+        ``(B, H, W)`` int64; the parts of each image numbered 0, 1, … in the order of their first
+        pixels, row by row.
+    """
+    parts = [
+        # To scikit-image one label is the background, which gets no part: none is, here.
+        torch.from_numpy(measure.label(image, background=int(image.min()) - 1, connectivity=1) - 1)
+        for image in labels.cpu().numpy()
+    ]
+    return torch.stack(parts).to(labels.device, torch.long) if parts else labels.long()
 
 
 def relabel(labels: Tensor) -> Tensor:
@@ -128,28 +160,24 @@ def relabel(labels: Tensor) -> Tensor:
     return rank.gather(1, flat).view(labels.shape)
 
 
-def _covering_cells(
-    image_size: tuple[int, int], stride: int | None, map_size: Sequence[int]
-) -> tuple[int, int]:
+def _check_image(image_size: tuple[int, int], stride: int | None, map_size: Sequence[int]) -> None:
     if stride is None or stride < 1:
         raise ValueError(
             f"expected stride >= 1, the side in pixels of a cell of the finest map, got {stride}"
         )
-    height, width = image_size
-    cells = -(-height // stride), -(-width // stride)
-    if min(image_size) < 1 or cells[0] > map_size[0] or cells[1] > map_size[1]:
-        covered = (map_size[0] * stride, map_size[1] * stride)
+    covered = (map_size[0] * stride, map_size[1] * stride)
+    if min(image_size) < 1 or image_size[0] > covered[0] or image_size[1] > covered[1]:
         raise ValueError(
             f"expected an image of at most {covered}, which is what a map of {tuple(map_size)} "
             f"covers at stride {stride}, got {tuple(image_size)}"
         )
-    return cells
 
 
-def _upsample(labels: Tensor, image_size: tuple[int, int], stride: int) -> Tensor:
-    height, width = image_size
-    rows = labels.repeat_interleave(stride, dim=1)[:, :height]
-    return rows.repeat_interleave(stride, dim=2)[:, :, :width]
+def _cells_under(pixels: int, size: int, stride: int | None, device: torch.device) -> Tensor:
+    """Along one side: the cells under the centres of ``pixels`` that divide ``size`` evenly."""
+    # In integers: (i + 1/2) * size / pixels, rounded down.
+    centers = (2 * torch.arange(pixels, device=device) + 1) * size // (2 * pixels)
+    return centers // (stride or 1)
 
 
 def _check_hierarchy(assignments: Sequence[Tensor]) -> None:

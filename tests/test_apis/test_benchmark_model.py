@@ -4,19 +4,13 @@ import pytest
 import torch
 from mmcv.ops import ModulatedDeformConv2dPack
 from mmdet.structures import DetDataSample
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmseg.structures import SegDataSample
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hcformer_mm.apis.benchmark_model import (
-    build_model,
-    find_config,
-    fold_batch_norm,
-    model_call,
-    to_channels_last,
-    without_pretrained,
-)
+from hcformer_mm.apis.benchmark_model import fold_batch_norm, model_call, to_channels_last
+from hcformer_mm.apis.model_loading import build_model, find_config
 from hcformer_mm.models.downsampling import DeformableDownsampling
 from tests.models import SHAPES_CONFIG, backbone
 
@@ -38,37 +32,6 @@ def randomise_statistics(model):
                 tensor.uniform_(0.5, 1.5)
             for tensor in (module.bias.data, module.running_mean):
                 tensor.normal_(0.0, 0.1)
-
-
-def test_configs_are_found_by_path_and_by_package():
-    assert str(find_config(SHAPES_CONFIG)) == SHAPES_CONFIG
-    for name in (FCN, MASKFORMER):
-        assert find_config(name).name == name.rpartition("/")[2]
-
-
-@pytest.mark.parametrize(
-    "name", ["nowhere.py", "mmseg::fcn/nowhere.py", "no_package::fcn.py", "::"]
-)
-def test_unknown_configs(name):
-    with pytest.raises(ValueError, match=f"expected .*package::path.*{name!r}"):
-        find_config(name)
-
-
-def test_pretrained_weights_are_taken_out_everywhere():
-    pretrained = dict(type="Pretrained", checkpoint="torchvision://resnet50")
-    normal = dict(type="Normal", layer="Conv2d", std=0.01)
-    config = ConfigDict(
-        pretrained="open-mmlab://resnet50",
-        backbone=dict(backbone=dict(depth=18, init_cfg=pretrained), pretrained=None),
-        heads=[dict(init_cfg=[normal, pretrained]), dict(init_cfg=normal)],
-        strides=(1, 2),
-    )
-    assert without_pretrained(config) == ConfigDict(
-        pretrained=None,
-        backbone=dict(backbone=dict(depth=18, init_cfg=None), pretrained=None),
-        heads=[dict(init_cfg=[normal]), dict(init_cfg=normal)],
-        strides=(1, 2),
-    )
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,16 @@
 """Hard labels of every level against loops that follow each pixel by hand."""
 
 import itertools
+import math
 import time
+from fractions import Fraction
 
 import pytest
 import torch
 from torch import Tensor
 
 from hcformer_mm.ops.clusters import (
+    connected_parts,
     hard_assignment,
     hierarchical_clusters,
     relabel,
@@ -174,16 +177,17 @@ def test_relabel_by_hand() -> None:
     assert relabel(torch.empty(2, 0, 4, dtype=torch.int32)).shape == (2, 0, 4)
 
 
-def test_large_image_is_quick() -> None:
+@pytest.mark.parametrize("options", [{}, dict(connected=True), dict(output_size=(1365, 2731))])
+def test_large_image_is_quick(options: dict) -> None:
     """A 2048×1024 image at stride 4 with three levels, in well under a second."""
     torch.manual_seed(0)
     assignments = [torch.rand(1, 9, 256 >> i, 512 >> i) for i in range(3)]
     seconds = []
     for _ in range(3):  # the best of three, as another process may take the core away
         start = time.perf_counter()
-        labels = hierarchical_clusters(assignments, image_size=(1024, 2048), stride=4)
+        labels = hierarchical_clusters(assignments, image_size=(1024, 2048), stride=4, **options)
         seconds.append(time.perf_counter() - start)
-    assert labels[-1].shape == (1, 1024, 2048)
+    assert labels[-1].shape[1:] == options.get("output_size", (1024, 2048))
     assert min(seconds) < 1
 
 
@@ -217,3 +221,72 @@ def test_wrong_image_size() -> None:
 def test_wrong_labels(labels: Tensor) -> None:
     with pytest.raises(ValueError, match="expected"):
         relabel(labels)
+
+
+def loop_parts(labels: list[list[int]]) -> list[list[int]]:
+    """Connected parts by flooding from each pixel that no part has yet."""
+    height, width = len(labels), len(labels[0])
+    parts = [[-1] * width for _ in range(height)]
+    number = 0
+    for y, x in itertools.product(range(height), range(width)):
+        if parts[y][x] >= 0:
+            continue
+        parts[y][x], pending = number, [(y, x)]
+        while pending:
+            v, u = pending.pop()
+            for b, a in ((v - 1, u), (v + 1, u), (v, u - 1), (v, u + 1)):
+                inside = 0 <= b < height and 0 <= a < width
+                if inside and parts[b][a] < 0 and labels[b][a] == labels[y][x]:
+                    parts[b][a] = number
+                    pending.append((b, a))
+        number += 1
+    return parts
+
+
+def test_connected_parts_by_hand() -> None:
+    labels = torch.tensor([[[4, 4, 0, 4], [0, 4, 0, 4], [4, 0, 0, 0]]])
+    # 4s: one part on the left, one on the right, one below, which only a corner joins.
+    assert connected_parts(labels).tolist() == [[[0, 0, 1, 2], [3, 0, 1, 2], [4, 1, 1, 1]]]
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_connected_parts_equal_flooding_and_are_nested(height: int, width: int) -> None:
+    assignments = random_hierarchy(2, height, width, 3)
+    whole = hierarchical_clusters(assignments)
+    parts = hierarchical_clusters(assignments, connected=True)
+    for some, others in zip(whole, parts, strict=True):
+        assert others.tolist() == [loop_parts(image) for image in some.tolist()]
+    for finer, coarser in itertools.pairwise(parts):
+        for image in range(2):
+            pairs = different_pairs(finer[image], coarser[image])
+            assert len(pairs) == len(finer[image].unique())
+
+
+@pytest.mark.parametrize("output_size", [(1, 1), (17, 22), (34, 11), (9, 50)])
+def test_labels_of_the_size_before_resizing(output_size: tuple[int, int]) -> None:
+    stride, image_size = 4, (17, 22)
+    assignments = random_hierarchy(2, 7, 10, 3)
+    input_labels = hierarchical_clusters(
+        assignments, image_size=image_size, stride=stride, dense=False
+    )
+    place = dict(image_size=image_size, stride=stride, output_size=output_size)
+
+    result = hierarchical_clusters(assignments, **place, dense=False)
+    dense = hierarchical_clusters(assignments, **place)
+
+    for level, labels in enumerate(input_labels):
+        expected = torch.empty(2, *output_size, dtype=torch.long)
+        for y, x in itertools.product(*map(range, output_size)):
+            # The pixel of the resized image that the centre of (y, x) falls on.
+            v = math.floor(Fraction(2 * y + 1, 2) * Fraction(image_size[0], output_size[0]))
+            u = math.floor(Fraction(2 * x + 1, 2) * Fraction(image_size[1], output_size[1]))
+            expected[:, y, x] = labels[:, v, u]
+        assert torch.equal(result[level], expected)
+        for image in range(2):
+            # What no pixel of the smaller image shows is not counted.
+            assert torch.equal(dense[level][image], expected[image].unique(return_inverse=True)[1])
+
+
+def test_output_size_needs_an_image() -> None:
+    with pytest.raises(ValueError, match=r"expected image_size .*output_size=\(4, 4\) only"):
+        hierarchical_clusters(random_hierarchy(1, 5, 6, 1), output_size=(4, 4))

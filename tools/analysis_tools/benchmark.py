@@ -22,12 +22,11 @@ from hcformer_mm.apis.benchmark import (
 from hcformer_mm.apis.benchmark_model import (
     DTYPES,
     MODES,
-    build_model,
-    find_config,
     fold_batch_norm,
     model_call,
     to_channels_last,
 )
+from hcformer_mm.apis.model_loading import build_model, find_config
 
 
 def at_least(minimum: int):

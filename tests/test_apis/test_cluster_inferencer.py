@@ -1,0 +1,132 @@
+"""Clusters and predictions of pictures, of HCFormer and of the per-pixel family."""
+
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmseg.structures import SegDataSample
+
+from hcformer_mm.apis.cluster_inferencer import ClusterInferencer
+from tests.models import SEMANTIC_CONFIG, SHAPES_CONFIG
+
+FCN = "hc-fcn32s_r18_shapes-semantic"
+SIZES = [(48, 80), (60, 40), (192, 256)]
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    random = np.random.default_rng(0)
+    return [random.integers(256, size=(*size, 3), dtype=np.uint8) for size in SIZES]
+
+
+@pytest.fixture(scope="module")
+def files(pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = [folder / f"picture{i}.png" for i in range(len(pictures))]
+    for path, picture in zip(paths, pictures, strict=True):
+        mmcv.imwrite(picture, str(path))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def panoptic():
+    return ClusterInferencer(SHAPES_CONFIG)
+
+
+def same(result, expected):
+    assert np.array_equal(result.image, expected.image)
+    for one, other in zip(result.labels(), expected.labels(), strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "field"),
+    [
+        (SHAPES_CONFIG, DetDataSample, "pred_panoptic_seg"),
+        (SEMANTIC_CONFIG, SegDataSample, "pred_sem_seg"),
+        (FCN, SegDataSample, "pred_sem_seg"),
+    ],
+)
+def test_models_of_both_hosts(model, kind, field, files, pictures):
+    results = ClusterInferencer(model)(files)
+    assert [result.name for result in results] == ["picture0", "picture1", "picture2"]
+    for result, picture in zip(results, pictures, strict=True):
+        assert np.array_equal(result.image, picture[..., ::-1])
+        assert isinstance(result.prediction, kind)
+        assert field in result.prediction
+        assert "clusters" not in result.prediction
+        levels = result.labels()
+        assert [level.shape for level in levels] == [picture.shape[:2]] * 3
+        # Finer levels have more clusters; those of a level lie inside those of the next.
+        numbers = [level.max() + 1 for level in levels]
+        assert numbers == sorted(numbers, reverse=True) and numbers[0] > numbers[-1]
+        pairs = np.unique(np.stack([levels[0], levels[1]], axis=-1).reshape(-1, 2), axis=0)
+        assert len(pairs) == numbers[0]
+
+
+def test_arrays_files_and_lists_give_the_same(panoptic, files, pictures):
+    expected = panoptic(files)
+    for given in (files[0], str(files[0]), pictures[0], [pictures[0]], iter(files[:1])):
+        same(panoptic(given)[0], expected[0])
+    assert panoptic(pictures)[1].name == "1"
+    assert [result.name for result in panoptic.iterate(iter(files))] == [
+        result.name for result in expected
+    ]
+
+
+def test_batches_keep_the_order(panoptic, files, capsys):
+    one_by_one = panoptic(files[:1] * 3)
+    for result, expected in zip(
+        panoptic(files[:1] * 3, batch_size=2, progress=True), one_by_one, strict=True
+    ):
+        same(result, expected)
+    assert panoptic([]) == []
+
+
+def test_connected_parts_are_finer(panoptic, pictures):
+    (result,) = panoptic(pictures[0])
+    for whole, parts in zip(result.labels(), result.labels(connected=True), strict=True):
+        assert parts.max() >= whole.max()
+
+
+def test_weights_classes_and_configs(panoptic, pictures, tmp_path):
+    model = ClusterInferencer(SHAPES_CONFIG, seed=1).model
+    meta = dict(dataset_meta=dict(classes=tuple("abcdefghij"), palette="random"))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / "weights.pth")
+    config = Config.fromfile(SHAPES_CONFIG)
+    loaded = ClusterInferencer(config, tmp_path / "weights.pth", device="cpu")
+    assert loaded.classes.names == tuple("abcdefghij")
+    expected = ClusterInferencer(config, seed=1)(pictures[0])[0]
+    same(loaded(pictures[0])[0], expected)
+    other = panoptic(pictures[0])[0]
+    assert not np.array_equal(other.labels()[0], expected.labels()[0])
+
+
+def test_no_picture(panoptic, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+        panoptic(tmp_path / "nowhere.png")
+    (tmp_path / "text.png").write_text("text")
+    with pytest.raises(ValueError, match=r"text\.png"):
+        panoptic(tmp_path / "text.png")
+    with pytest.raises(ValueError, match=r"uint8 array \(H, W, 3\).*float64 \(4, 4\)"):
+        panoptic(np.zeros((4, 4)))
+    with pytest.raises(ValueError, match="got int"):
+        panoptic([7])
+    with pytest.raises(ValueError, match="batch_size >= 1"):
+        panoptic([], batch_size=0)
+
+
+def test_no_model(tmp_path):
+    with pytest.raises(ValueError, match="expected a config file"):
+        ClusterInferencer("hcformer_r18_nowhere")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
+        ClusterInferencer(SHAPES_CONFIG, tmp_path / "nowhere.pth")
+
+
+def test_model_without_clusters(pictures):
+    config = Config.fromfile(SHAPES_CONFIG)
+    config.model.backbone.hierarchical_level = 0
+    with pytest.raises(ValueError, match="hierarchical_level >= 1"):
+        ClusterInferencer(config)(pictures[0])
