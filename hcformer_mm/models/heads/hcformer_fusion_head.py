@@ -2,15 +2,13 @@
 
 from typing import Any
 
-import torch
 from mmdet.models.seg_heads import MaskFormerFusionHead
 from mmdet.structures import SampleList
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
-from torch.nn import functional as F
 
 from ...registry import MODELS
-from ..semantic_inference import semantic_scores
+from ..post_processing import InstanceResult, PanopticResult, SemanticResult, bands
 
 
 @MODELS.register_module()
@@ -22,6 +20,30 @@ class HCFormerFusionHead(MaskFormerFusionHead):
     them.
     """
 
+    def panoptic_postprocess(self, mask_cls: Tensor, mask_pred: Tensor) -> PixelData:
+        """Panoptic segmentation, equal to the host's.
+
+        Args:
+            mask_cls: Class logits ``(Q, K + 1)`` of an image.
+            mask_pred: Mask logits ``(Q, H, W)``.
+
+        Returns:
+            ``sem_seg`` ``(1, H, W)``: class + 1000 · number of the object; K where nothing is.
+        """
+        return self._results(mask_cls, mask_pred, panoptic_on=True)[0]
+
+    def instance_postprocess(self, mask_cls: Tensor, mask_pred: Tensor) -> InstanceData:
+        """The ``max_per_image`` best pairs of a query and a class, things alone.
+
+        Args:
+            mask_cls: Class logits ``(Q, K + 1)`` of an image.
+            mask_pred: Mask logits ``(Q, H, W)``.
+
+        Returns:
+            ``scores``, ``labels``, ``bboxes`` and ``masks`` of the instances.
+        """
+        return self._results(mask_cls, mask_pred, instance_on=True)[1]
+
     def semantic_postprocess(self, mask_cls: Tensor, mask_pred: Tensor) -> PixelData:
         """Classify the pixels by :func:`~hcformer_mm.models.semantic_inference.semantic_scores`.
 
@@ -32,37 +54,34 @@ class HCFormerFusionHead(MaskFormerFusionHead):
         Returns:
             ``sem_seg``, the most likely class of every pixel, ``(1, H, W)``.
         """
-        scores = semantic_scores(mask_cls, mask_pred)
-        return PixelData(sem_seg=scores.argmax(dim=0, keepdim=True))
+        return self._results(mask_cls, mask_pred, semantic_on=True)[2]
 
-    def instance_postprocess(self, mask_cls: Tensor, mask_pred: Tensor) -> InstanceData:
-        """The ``max_per_image`` best pairs of a query and a class, things alone.
+    def _results(
+        self,
+        mask_cls: Tensor,
+        mask_pred: Tensor,
+        size: tuple[int, int] | None = None,
+        *,
+        panoptic_on: bool = False,
+        instance_on: bool = False,
+        semantic_on: bool = False,
+    ) -> list[Any]:
+        """Panoptic, instance and semantic result of an image, None for those not asked for.
 
-        As in the host, for any number of queries: the host asks for ``max_per_image`` pairs even
-        where there are not as many.
-
-        Args:
-            mask_cls: Class logits ``(Q, K + 1)`` of an image.
-            mask_pred: Mask logits ``(Q, H, W)``.
-
-        Returns:
-            ``scores``, ``labels``, ``bboxes`` and ``masks`` of the instances.
+        The masks are resized to ``size`` on the way.
         """
-        pairs = mask_cls.shape[0] * self.num_classes
-        wanted = self.test_cfg.get("max_per_image", 100)
-        if pairs < wanted:
-            # Queries without an object and without a mask fill up the ranking, and leave it again.
-            missing = -(-(wanted - pairs) // self.num_classes)
-            nothing = mask_cls.new_full((missing, mask_cls.shape[1]), -torch.inf)
-            nothing[:, -1] = 0.0
-            mask_cls = torch.cat((mask_cls, nothing))
-            empty = mask_pred.new_full((missing, *mask_pred.shape[1:]), -torch.inf)
-            mask_pred = torch.cat((mask_pred, empty))
-        instances = super().instance_postprocess(mask_cls, mask_pred)
-        if pairs < wanted:
-            # What filled up has no mask; neither have instances of score 0, which go with it.
-            instances = instances[instances.masks.flatten(1).any(dim=1)]
-        return instances
+        size = size or (mask_pred.shape[-2], mask_pred.shape[-1])
+        numbers = (self.test_cfg, self.num_things_classes, self.num_classes)
+        results = [
+            PanopticResult(mask_cls, size, *numbers) if panoptic_on else None,
+            InstanceResult(mask_cls, size, *numbers) if instance_on else None,
+            SemanticResult(mask_cls, size) if semantic_on else None,
+        ]
+        for rows, logits in bands(mask_pred, size):
+            for result in results:
+                if result is not None:
+                    result.add(rows, logits)
+        return [result and result.result() for result in results]
 
     def predict(
         self,
@@ -88,25 +107,22 @@ class HCFormerFusionHead(MaskFormerFusionHead):
         Returns:
             A dict per image with ``pan_results`` and ``ins_results``, as in the host.
         """
+        wanted = dict(
+            panoptic_on=self.test_cfg.get("panoptic_on", True),
+            instance_on=self.test_cfg.get("instance_on", False),
+            semantic_on=self.test_cfg.get("semantic_on", False),
+        )
         results = []
         for mask_cls, mask_pred, data_sample in zip(
             mask_cls_results, mask_pred_results, batch_data_samples, strict=True
         ):
             height, width = data_sample.metainfo["img_shape"][:2]
-            mask_pred = mask_pred[:, :height, :width]
-            if rescale:
-                mask_pred = F.interpolate(
-                    mask_pred[None],
-                    size=data_sample.metainfo["ori_shape"][:2],
-                    mode="bilinear",
-                    align_corners=False,
-                )[0]
-            result: dict[str, Any] = {}
-            if self.test_cfg.get("panoptic_on", True):
-                result["pan_results"] = self.panoptic_postprocess(mask_cls, mask_pred)
-            if self.test_cfg.get("instance_on", False):
-                result["ins_results"] = self.instance_postprocess(mask_cls, mask_pred)
-            if self.test_cfg.get("semantic_on", False):
-                data_sample.pred_sem_seg = self.semantic_postprocess(mask_cls, mask_pred)
-            results.append(result)
+            size = tuple(data_sample.metainfo["ori_shape"][:2]) if rescale else (height, width)
+            panoptic, instances, semantic = self._results(
+                mask_cls, mask_pred[:, :height, :width], size, **wanted
+            )
+            if semantic is not None:
+                data_sample.pred_sem_seg = semantic
+            named = dict(pan_results=panoptic, ins_results=instances)
+            results.append({name: result for name, result in named.items() if result is not None})
         return results

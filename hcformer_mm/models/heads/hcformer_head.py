@@ -16,11 +16,13 @@ from mmdet.structures import SampleList
 from mmengine.model import BaseModule, caffe2_xavier_init
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...registry import MODELS
 from ...structures import ClusteredFeatures
 from ..clustered import require_clustering, scale_losses
 from ..mask_decoding import MaskSpace, check_mask_space, decode_mask_logits, full_precision
+from ..post_processing import needed_queries
 from ..pretrained import is_pretrained
 
 Decoder = Literal["masked", "standard"]
@@ -58,7 +60,8 @@ class HCFormerHead(Mask2FormerHead):
         loss_scale_weight: :math:`\lambda_{reg}`.
         train_cfg: ``assigner``, ``sampler``, ``num_points``, ``oversample_ratio`` and
             ``importance_sample_ratio``, as in the host.
-        test_cfg: Taken for the detector's sake; read by the fusion head.
+        test_cfg: That of the fusion head, to which the detector hands it too: what results are
+            wanted, and so which queries :meth:`predict` decodes.
         init_cfg: Initialisation, as everywhere in MMEngine.
 
     Raises:
@@ -250,6 +253,45 @@ class HCFormerHead(Mask2FormerHead):
         masks = torch.cat(all_mask_logits, dim=1)  # (B, stages·Q, h, w)
         masks = decode_mask_logits(masks, assignments, self.mask_space)
         return all_class_logits, list(masks.split(self.num_queries, dim=1))
+
+    def predict(
+        self, x: ClusteredFeatures, batch_data_samples: SampleList
+    ) -> tuple[Tensor, Tensor]:
+        """Predict classes and masks at input size, of queries that a result can need alone.
+
+        Which ones can is known before masks are decoded; see
+        :func:`~hcformer_mm.models.post_processing.needed_queries`. The results of the fusion head
+        are the same as of all queries.
+
+        Args:
+            x: Feature maps with their clustering.
+            batch_data_samples: Their ``batch_input_shape``.
+
+        Returns:
+            Class logits ``(B, Q', K + 1)`` and mask logits ``(B, Q', H, W)`` of the queries that an
+            image of the batch needs; of all of them without ``test_cfg``. One query at least.
+        """
+        assignments = require_clustering(x).assignments
+        all_class_logits, all_mask_logits = self.group(x[-1])
+        class_logits, mask_logits = all_class_logits[-1], all_mask_logits[-1]
+        if self.test_cfg is not None:
+            needed = [
+                needed_queries(
+                    logits,
+                    self.test_cfg,
+                    num_things=self.num_things_classes,
+                    num_classes=self.num_classes,
+                )
+                for logits in class_logits
+            ]
+            queries = torch.stack(needed).any(dim=0).nonzero()[:, 0]
+            if not len(queries):  # an empty map cannot be resized
+                queries = queries.new_zeros(1)
+            class_logits, mask_logits = class_logits[:, queries], mask_logits[:, queries]
+        masks = decode_mask_logits(mask_logits, assignments, self.mask_space)
+        size = batch_data_samples[0].metainfo["batch_input_shape"]
+        masks = F.interpolate(masks, size=tuple(size), mode="bilinear", align_corners=False)
+        return class_logits, masks
 
     def loss_by_feat(
         self,
