@@ -132,7 +132,7 @@ class HCFormerSegHead(HCFormerHead):
         )
         return {**losses, **scale_losses(inputs, self.loss_scale_weight)}
 
-    def predict(
+    def predict(  # type: ignore[override]  # segmentors call it with other things than detectors
         self,
         inputs: ClusteredFeatures,
         batch_img_metas: list[dict[str, Any]],
