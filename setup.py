@@ -61,7 +61,7 @@ class BuildWithMim(build_py):
 # Not in the clone: files of an earlier build there would end up in every later wheel.
 build_folder = tempfile.mkdtemp(prefix=f"{PACKAGE}-build-")
 atexit.register(shutil.rmtree, build_folder, ignore_errors=True)
-extras = {name: requirements(name) for name in ("mminstall", "tests")}
+extras = {name: requirements(name) for name in ("mminstall", "optional", "tests")}
 readme = ROOT / "README.md"
 
 setup(

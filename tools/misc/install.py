@@ -120,12 +120,13 @@ def remove_partial(venv: Path) -> None:
 
 def plan(root: Path, env: Mapping[str, str]) -> list[Step]:
     """The steps of the installation, in order."""
-    names = "build", "torch", "mminstall", "constraints", "runtime", "tests", "lint", "nodeps"
+    names = "build", "torch", "mminstall", "constraints", "runtime", "optional", "tests"
+    names += "lint", "nodeps"
     files = {name: f"requirements/{name}.txt" for name in names}
     wanted = {name: requirements(root / file) for name, file in files.items()}
     pip = ["-m", "pip", "--disable-pip-version-check", "install"]
     index = env.get("TORCH_INDEX_URL")
-    rest = ["mminstall", "runtime", "tests", "lint"]
+    rest = ["mminstall", "runtime", "optional", "tests", "lint"]
     limits = ["constraints", "torch", "build"]
     return [
         Step(
