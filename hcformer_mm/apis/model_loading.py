@@ -1,5 +1,7 @@
 """From the name of a config and a checkpoint to a model and to what it needs to see a picture."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +11,7 @@ import torch
 from mmdet.models.detectors import BaseDetector
 from mmengine.config import Config
 from mmengine.dataset import Compose
+from mmengine.logging import MMLogger
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmseg.models.segmentors import BaseSegmentor
@@ -118,7 +121,8 @@ def build_model(
         )
     meta: dict[str, Any] = {}
     if checkpoint is None:
-        model.init_weights()
+        with _warnings_only():
+            model.init_weights()
     else:
         content = load_checkpoint(checkpoint)
         try:
@@ -126,13 +130,25 @@ def build_model(
         except RuntimeError as error:
             raise ValueError(f"{checkpoint} does not fit {config.filename}: {error}") from None
         meta = content.get("meta") or {}
-    model.dataset_meta = meta.get("dataset_meta") or _dataset_meta(config)
+    model.dataset_meta = meta.get("dataset_meta") or dataset_meta_of(config)
     model = revert_sync_batchnorm(model)
     return model.to(device).eval()
 
 
-def _dataset_meta(config: Config) -> dict[str, Any] | None:
-    """Names and colours of the classes of a config's test set."""
+@contextmanager
+def _warnings_only() -> Iterator[None]:
+    """MMEngine logs of every parameter how it was initialised; nobody reads that on a screen."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel("WARNING")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def dataset_meta_of(config: Config) -> dict[str, Any] | None:
+    """Names and colours of the classes of a config's test set; None if it has no such set."""
     dataset = _test_set(config)
     if not dataset:
         return None

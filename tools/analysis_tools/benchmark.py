@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.logging import MMLogger
 
 from hcformer_mm.apis.benchmark import (
     as_markdown,
@@ -159,8 +158,6 @@ def time_models(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     args = parse_args()
-    # Building a model logs how every parameter is initialised.
-    MMLogger.get_instance("benchmark", log_level="WARNING")
     try:
         report = args.run(args)
     except (ValueError, OSError, RuntimeError) as error:

@@ -1,0 +1,193 @@
+"""From the released implementation's tensors to those of this package's model, and back."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import NamedTuple
+
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor
+
+from ..model_loading import without_pretrained
+from .names import COUNTER, DROPPED, Rule, rules
+from .variant import Shapes, find_variant, head_of, options_for, variant_of_config
+
+COMPUTED = "relative_position_index"
+"""A table that both implementations compute from the size of Swin's windows, and store."""
+
+
+class Conversion(NamedTuple):
+    """Weights under their new names, and what became of the others.
+
+    Attributes:
+        state_dict: The weights.
+        dropped: Tensors that were left behind, and why.
+        filled: Tensors that the source has no counterpart of, and what they were set to.
+    """
+
+    state_dict: dict[str, Tensor]
+    dropped: dict[str, str]
+    filled: dict[str, str]
+
+
+def convert(released: Mapping[str, Tensor], config: Config) -> Conversion:
+    """Turn the tensors of a released checkpoint into those of a config's model.
+
+    Every tensor is used or deliberately dropped, and every one of the model is filled.
+
+    Args:
+        released: Tensors under their released names.
+        config: A whole config of the same variant.
+
+    Returns:
+        Tensors for ``load_state_dict`` of the config's model, in the dtypes of the model.
+
+    Raises:
+        ValueError: Names or shapes do not fit; all of them are named.
+    """
+    variant = find_variant(shapes_of(released))
+    if variant != variant_of_config(config):
+        raise ValueError(_another_variant(released, config))
+    model = build(config)
+    _check_pixels(released, model)
+    dropped = {name: reason for name, reason in DROPPED.items() if name in released}
+    weights = {name: value for name, value in released.items() if name not in dropped}
+    names = rules(
+        family=variant.family,
+        level=variant.level,
+        deformable=variant.downsampling == "deform",
+        decoder=variant.decoder,
+        head=head_of(config),
+    )
+    renamed, faults = _rename(weights, names)
+    expected = model.state_dict()
+    state_dict, filled = {}, {}
+    for name, like in expected.items():
+        if name in renamed:
+            source, rule = renamed.pop(name)
+            value = weights[source].to(like.dtype)
+            if value.shape != like.shape:
+                faults.append(
+                    f"{source} {tuple(value.shape)} does not fit {name} {tuple(like.shape)}"
+                )
+                continue
+            state_dict[name] = rule.change.to_ours(value) if rule.change else value
+            if name.endswith(COMPUTED) and not torch.equal(value, like):
+                faults.append(f"{source} is not the table that the model computes for {name}")
+        elif name.endswith(COUNTER):
+            state_dict[name] = torch.zeros_like(like)
+            filled[name] = "0, as the released BatchNorm is frozen and counts nothing"
+        else:
+            faults.append(f"nothing fits {name} {tuple(like.shape)} of the model")
+    for source, _ in renamed.values():
+        faults.append(f"{source} {tuple(weights[source].shape)} has no place in the model")
+    if faults:
+        raise ValueError(_list(f"the tensors of {variant} as {config.filename} builds it", faults))
+    return Conversion(state_dict, dropped, filled)
+
+
+def revert(state_dict: Mapping[str, Tensor]) -> Conversion:
+    """Turn the weights of an HCFormer of this package into released ones.
+
+    Args:
+        state_dict: Weights under this package's names.
+
+    Returns:
+        Tensors under their released names, with the same values.
+
+    Raises:
+        ValueError: Some of them have no counterpart there; all of these are named.
+    """
+    head = "decode_head" if "decode_head.cls_embed.weight" in state_dict else "panoptic_head"
+    is_swin = "backbone.backbone.patch_embed.projection.weight" in state_dict
+    names = rules(
+        family="SwinTransformer" if is_swin else "ResNet",
+        level=sum(
+            name.startswith("backbone.clusterings.") and name.endswith(".scale")
+            for name in state_dict
+        ),
+        deformable=any(".conv_offset." in name for name in state_dict),
+        decoder="masked" if f"{head}.query_feat.weight" in state_dict else "standard",
+        head=head,
+    )
+    dropped = {
+        name: "counts updates; the released BatchNorm is frozen and counts nothing"
+        for name in state_dict
+        if name.endswith(COUNTER)
+    }
+    weights = {name: value for name, value in state_dict.items() if name not in dropped}
+    renamed, faults = _rename(weights, names, reverse=True)
+    if faults:
+        raise ValueError(_list("the weights of an HCFormer with a ResNet or a Swin", faults))
+    released = {
+        name: rule.change.to_released(weights[source]) if rule.change else weights[source]
+        for name, (source, rule) in renamed.items()
+    }
+    find_variant(shapes_of(released))
+    return Conversion(released, dropped, {})
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
+    """Name and shape of every tensor."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _rename(
+    weights: Mapping[str, Tensor], names: list[Rule], *, reverse: bool = False
+) -> tuple[dict[str, tuple[str, Rule]], list[str]]:
+    """Source and rule of every new name, and what is wrong with the others."""
+    renamed: dict[str, tuple[str, Rule]] = {}
+    faults = []
+    for source, value in weights.items():
+        for rule in names:
+            if (name := rule.rename(source, reverse=reverse)) is not None:
+                break
+        else:
+            faults.append(f"{source} {tuple(value.shape)} has no counterpart")
+            continue
+        if name in renamed:
+            faults.append(f"{source} and {renamed[name][0]} are both {name}")
+        renamed[name] = source, rule
+    return renamed, faults
+
+
+def build(config: Config) -> BaseModel:
+    """Build the model of a config as it is constructed, without initialising its weights."""
+    with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmdet")):
+        return MODELS.build(without_pretrained(deepcopy(config.model)))
+
+
+def _check_pixels(released: Mapping[str, Tensor], model: BaseModel) -> None:
+    """Raise a ValueError if a file says that its pixels are normalised otherwise."""
+    for name, attribute in (("pixel_mean", "mean"), ("pixel_std", "std")):
+        if name not in released:
+            continue
+        theirs = released[name].flatten()
+        ours = getattr(model.data_preprocessor, attribute, torch.empty(0)).flatten()
+        if theirs.shape != ours.shape or not torch.allclose(theirs.to(ours), ours):
+            raise ValueError(
+                f"expected {name} of {ours.tolist()}, as the config's data_preprocessor has it, "
+                f"got {theirs.tolist()}"
+            )
+
+
+def _another_variant(released: Mapping[str, Tensor], config: Config) -> str:
+    variant = find_variant(shapes_of(released))
+    described = variant_of_config(config)
+    differences = variant.differences(described).items()
+    message = _list(
+        f"{described}, as {config.filename} describes it",
+        [f"{key}: expected {ours!r}, got {theirs!r}" for key, (theirs, ours) in differences],
+        f"got {variant}",
+    )
+    options = options_for(variant, config)
+    if options is not None:
+        overrides = " ".join(f"{key}={value}" for key, value in options.items())
+        message += f"\nThe config fits with --cfg-options {overrides}"
+    return message
+
+
+def _list(expected: str, faults: list[str], but: str = "but") -> str:
+    return f"expected {expected}, {but}:\n  " + "\n  ".join(sorted(faults))

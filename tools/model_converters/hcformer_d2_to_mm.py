@@ -1,0 +1,86 @@
+"""Convert a checkpoint of the released Detectron2 implementation for this package, or back."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+from hcformer_mm.apis.released import Report, convert_file, revert_file
+from hcformer_mm.apis.weight_files import SAFETENSORS
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("src", type=Path, help="released checkpoint, .pth or .pkl")
+    parser.add_argument(
+        "dst", type=Path, help="what to write: .safetensors by its suffix, else as torch.save does"
+    )
+    parser.add_argument(
+        "--config",
+        help="config to check the variant against: a file or a name of configs/hcformer; by "
+        "default one that fits is chosen",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help="override settings of --config, as key=value",
+    )
+    parser.add_argument(
+        "--reverse",
+        action="store_true",
+        help="from a checkpoint of this package to one of the released implementation",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    run = revert_file if args.reverse else convert_file
+    try:
+        report = run(args.src, args.dst, args.config, args.cfg_options)
+    except (ValueError, ImportError) as error:
+        sys.exit(f"hcformer_d2_to_mm: {error}")
+    show(report, args.dst, args.reverse)
+
+
+def show(report: Report, dst: Path, reverse: bool) -> None:
+    dropped, filled = report.conversion.dropped, report.conversion.filled
+    config = f"configs/{report.config.parent.name}/{report.config.name}"
+    config = config if Path(config).is_file() else str(report.config)
+    options = [f"{key}={value}" for key, value in report.cfg_options.items()]
+    overrides = f" --cfg-options {shlex.join(options)}" if options else ""
+    print(f"variant    {report.variant}")
+    print(f"config     {config}{overrides}")
+    print(
+        f"tensors    {report.source} in the source: {report.source - len(dropped)} converted, "
+        f"{len(dropped)} dropped"
+    )
+    if not reverse:
+        tensors = len(report.conversion.state_dict)
+        print(
+            f"           {tensors} in the model: {tensors - len(filled)} from the source, "
+            f"{len(filled)} filled"
+        )
+    for name, tensors in (("dropped", dropped), ("filled", filled)):
+        for reason, names in by_reason(tensors).items():
+            some = names[0] if len(names) == 1 else f"{len(names)} tensors such as {names[0]}"
+            print(f"{name:<10} {some}: {reason}")
+    if report.left_out:
+        print(f"left out   {', '.join(report.left_out)}: no weights")
+    print(f"written    {dst}")
+    if not reverse and dst.suffix != SAFETENSORS:  # which the tools do not read
+        print(f"evaluate   python tools/test.py {config} {shlex.quote(str(dst))}{overrides}")
+
+
+def by_reason(tensors: dict[str, str]) -> dict[str, list[str]]:
+    reasons: dict[str, list[str]] = {}
+    for name, reason in tensors.items():
+        reasons.setdefault(reason, []).append(name)
+    return reasons
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Turn a checkpoint of the hosts into one that an HCFormer starts training from."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+from hcformer_mm.apis.model_loading import find_config
+from hcformer_mm.apis.warm_start import warm_start_file
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Backbones of mmdet, mmseg, mmpretrain, torchvision and Swin's authors, and the "
+        "heads of mmdet's Mask2Former and MaskFormer. The table says what was loaded and what not.",
+    )
+    parser.add_argument("src", type=Path, help="checkpoint of the hosts")
+    parser.add_argument("dst", type=Path, help="what to write for load_from, a .pth file")
+    parser.add_argument(
+        "--config", required=True, help="config of the model: a file or a name of configs/hcformer"
+    )
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, help="override settings, as key=value"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        result = warm_start_file(args.src, args.dst, args.config, args.cfg_options)
+    except ValueError as error:
+        sys.exit(f"warm_start: {error}")
+    print(result.table())
+    print(f"written {args.dst}; train with")
+    options = {
+        **(args.cfg_options or {}),
+        "load_from": args.dst,
+        "model.backbone.backbone.init_cfg": None,
+    }
+    overrides = [f"{key}={value}" for key, value in options.items()]
+    command = ["tools/train.py", str(find_config(args.config)), "--cfg-options", *overrides]
+    print(f"  python {shlex.join(command)}")
+
+
+if __name__ == "__main__":
+    main()
