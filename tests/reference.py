@@ -212,3 +212,78 @@ def patch_merging(
             window = (window - mean) / (variance + 1e-5).sqrt() * norm_weight + norm_bias
             merged.append(window @ reduction.T)
     return torch.stack(merged, dim=1)
+
+
+def undersegmentation_error(labels: Tensor, ground_truth: Tensor, form: str) -> float:
+    """Undersegmentation error of Stutz et al., by sets of pixels; labels (H, W)."""
+    pixels = [(y, x) for y in range(labels.shape[0]) for x in range(labels.shape[1])]
+    clusters: dict[int, set[tuple[int, int]]] = {}
+    segments: dict[int, set[tuple[int, int]]] = {}
+    for pixel in pixels:
+        clusters.setdefault(int(labels[pixel]), set()).add(pixel)
+        segments.setdefault(int(ground_truth[pixel]), set()).add(pixel)
+    errors = []
+    for segment in segments.values():
+        touching = [cluster for cluster in clusters.values() if cluster & segment]
+        if form == "levin":
+            errors.append((sum(map(len, touching)) - len(segment)) / len(segment))
+        else:
+            errors.append(sum(min(len(c & segment), len(c - segment)) for c in touching))
+    return sum(errors) / (len(segments) if form == "levin" else len(pixels))
+
+
+def labellings(labels: Tensor, segments: list[int]) -> Tensor:
+    """Every way to give the clusters (H, W), numbered from 0, one of the segments: (n, H, W)."""
+    number = int(labels.max()) + 1
+    choices = torch.cartesian_prod(*[torch.tensor(segments)] * number)
+    return choices.view(-1, number)[:, labels]
+
+
+def boundary_pixels(labels: Tensor) -> set[tuple[int, int]]:
+    """Pixels with another label above, below, left or right of them."""
+    height, width = labels.shape
+    found = set()
+    for y in range(height):
+        for x in range(width):
+            for v, u in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                if 0 <= v < height and 0 <= u < width and labels[v, u] != labels[y, x]:
+                    found.add((y, x))
+    return found
+
+
+def boundary_hits(
+    ours: set[tuple[int, int]], theirs: set[tuple[int, int]], tolerance: int
+) -> float:
+    """Part of our pixels with one of theirs no further away than the tolerance, along each axis."""
+    hits = sum(
+        any(abs(y - v) <= tolerance and abs(x - u) <= tolerance for v, u in theirs) for y, x in ours
+    )
+    return hits / len(ours)
+
+
+def compactness(labels: Tensor) -> float:
+    """Mean over the pixels of 4π · area / perimeter² of their clusters."""
+    height, width = labels.shape
+    total = 0.0
+    for label in labels.unique().tolist():
+        area = perimeter = 0
+        for y in range(height):
+            for x in range(width):
+                if labels[y, x] != label:
+                    continue
+                area += 1
+                for v, u in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                    inside = 0 <= v < height and 0 <= u < width and labels[v, u] == label
+                    perimeter += not inside
+        total += area * 4 * torch.pi * area / perimeter**2
+    return total / labels.numel()
+
+
+def explained_variation(labels: Tensor, image: Tensor) -> float:
+    """1 less what the mean colours of the clusters leave unexplained of an image (C, H, W)."""
+    residual = image.clone()
+    for label in labels.unique():
+        inside = labels == label
+        residual[:, inside] -= image[:, inside].mean(dim=1, keepdim=True)
+    spread = image - image.mean(dim=(1, 2), keepdim=True)
+    return float(1 - (residual**2).sum() / (spread**2).sum())

@@ -100,7 +100,7 @@ def hierarchical_clusters(
     if image_size is not None:
         _check_image(image_size, stride, labels[0].shape[-2:])
         rows, cols = (
-            _cells_under(pixels, size, stride, labels[0].device)
+            cells_under(pixels, size, stride, labels[0].device)
             for pixels, size in zip(output_size or image_size, image_size, strict=True)
         )
         labels = [label[:, rows[:, None], cols] for label in labels]
@@ -160,6 +160,25 @@ def relabel(labels: Tensor) -> Tensor:
     return rank.gather(1, flat).view(labels.shape)
 
 
+def cells_under(
+    pixels: int, size: int, stride: int | None, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Along one side of an image: the cells that its pixels lie on, before it was resized.
+
+    Args:
+        pixels: Number of pixels along the side of the image as it was given.
+        size: Number of pixels along the side as the network saw it.
+        stride: Pixels of the latter along the side of a cell.
+        device: Of the result.
+
+    Returns:
+        Int64 ``(pixels,)``: the cell under the centre of each pixel.
+    """
+    # In integers: (i + 1/2) * size / pixels, rounded down.
+    centers = (2 * torch.arange(pixels, device=device) + 1) * size // (2 * pixels)
+    return centers // (stride or 1)
+
+
 def _check_image(image_size: tuple[int, int], stride: int | None, map_size: Sequence[int]) -> None:
     if stride is None or stride < 1:
         raise ValueError(
@@ -171,13 +190,6 @@ def _check_image(image_size: tuple[int, int], stride: int | None, map_size: Sequ
             f"expected an image of at most {covered}, which is what a map of {tuple(map_size)} "
             f"covers at stride {stride}, got {tuple(image_size)}"
         )
-
-
-def _cells_under(pixels: int, size: int, stride: int | None, device: torch.device) -> Tensor:
-    """Along one side: the cells under the centres of ``pixels`` that divide ``size`` evenly."""
-    # In integers: (i + 1/2) * size / pixels, rounded down.
-    centers = (2 * torch.arange(pixels, device=device) + 1) * size // (2 * pixels)
-    return centers // (stride or 1)
 
 
 def _check_hierarchy(assignments: Sequence[Tensor]) -> None:

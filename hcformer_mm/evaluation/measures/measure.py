@@ -1,0 +1,92 @@
+"""What measures of quality have in common: they are counted picture by picture."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[np.int64]
+"""Clusters of a picture, ``(H, W)``."""
+
+Sample = Mapping[str, Any]
+"""A predicted data sample as metrics get it: a dict."""
+
+
+@dataclass(frozen=True)
+class PictureTruth:
+    """Ground truth of one picture.
+
+    Attributes:
+        segments: ``(H, W)`` integers: what clusters are compared with.
+        void: ``(H, W)`` bool: the pixels without ground truth.
+    """
+
+    segments: NDArray[np.int64]
+    void: NDArray[np.bool_]
+
+
+Truth = TypeVar("Truth", bound=PictureTruth)
+Prediction = TypeVar("Prediction")
+Counts = TypeVar("Counts")
+
+
+class Measure(ABC, Generic[Truth, Prediction, Counts]):
+    """Quality of the predictions of a dataset, as the hosts' metrics measure it.
+
+    Any labelling of a picture can be measured: what the model predicted, the ground truth itself,
+    or what an oracle makes of given clusters. Of each picture, small counts are kept.
+
+    Attributes:
+        names: Figures that it may return, the main one first.
+    """
+
+    names: tuple[str, ...]
+
+    @abstractmethod
+    def truth(self, sample: Sample) -> Truth:
+        """Ground truth of a picture.
+
+        Raises:
+            ValueError: There is none.
+        """
+
+    @abstractmethod
+    def predicted(self, sample: Sample) -> Prediction:
+        """What the model predicted.
+
+        Raises:
+            ValueError: There is no such prediction.
+        """
+
+    @abstractmethod
+    def perfect(self, truth: Truth) -> Prediction:
+        """The ground truth as a prediction."""
+
+    @abstractmethod
+    def oracle(self, truth: Truth, labels: Labels) -> Prediction:
+        """Each cluster as the segment of the ground truth that has most of its pixels."""
+
+    @abstractmethod
+    def count(self, prediction: Prediction, truth: Truth) -> Counts:
+        """What a picture adds to the figures: small, and it can be pickled."""
+
+    @abstractmethod
+    def figures(self, counts: Sequence[Counts]) -> dict[str, float]:
+        """Figures of a dataset, at best 100, by name; those that nothing defines are missing."""
+
+
+def prediction_of(sample: Sample, field: str, what: str) -> Any:
+    """A field of a predicted data sample.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if field not in sample:
+        raise ValueError(
+            f"expected {field} in the predictions, to compare with {what} ground truth, got "
+            f"{sorted(name for name in sample if name.startswith('pred_'))}"
+        )
+    return sample[field]

@@ -1,0 +1,171 @@
+"""Scores of clusters from the command line, for each task and both hosts."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from hcformer_mm.apis.model_loading import build_model
+from hcformer_mm.datasets.shapes_writer import write_shapes
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools/analysis_tools/evaluate_clusters.py"
+CONFIGS = ROOT / "configs/shapes"
+LEVELS = ("level_1", "level_2", "level_3")
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    write_shapes(root, num_train=1, num_val=3, size=(64, 96), workers=1)
+    return root
+
+
+@pytest.fixture
+def arguments(shapes, tmp_path):
+    """Command line for a config of ``configs/shapes`` with random weights."""
+
+    def make(name, *options, overrides=()):
+        config = CONFIGS / f"{name}.py"
+        checkpoint = tmp_path / "random.pth"
+        weights = build_model(Config.fromfile(config)).state_dict()
+        torch.save(dict(state_dict=weights), checkpoint)
+        annotations = shapes / "annotations"
+        files = {
+            "panoptic": [
+                f"test_evaluator.0.ann_file={annotations}/panoptic_val.json",
+                f"test_evaluator.0.seg_prefix={annotations}/panoptic_val/",
+                f"test_evaluator.1.ann_file={annotations}/instances_val.json",
+            ],
+            "instance": [f"test_evaluator.ann_file={annotations}/instances_val.json"],
+        }.get(name.rpartition("-")[2], [])
+        loader = (f"dataset.data_root={shapes}/", "num_workers=0", "persistent_workers=False")
+        return [
+            *map(str, (config, checkpoint, "--work-dir", tmp_path / "work", *options)),
+            "--cfg-options",
+            *(f"test_dataloader.{option}" for option in loader),
+            *files,
+            *overrides,
+        ]
+
+    return make
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run the tool in this process."""
+
+    def run(arguments):
+        monkeypatch.setattr(sys, "argv", [str(TOOL), *arguments])
+        runpy.run_path(str(TOOL), run_name="__main__")
+
+    return run
+
+
+def test_panoptic(arguments, tmp_path):
+    """As a user runs it."""
+    out = tmp_path / "new/scores.json"
+    command = arguments("hcformer_r18_shapes-panoptic", "--slic", "--out", out)
+    result = subprocess.run(
+        [sys.executable, str(TOOL), *command], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    report = json.loads(out.read_text())
+    assert report["config"] == command[0] and report["checkpoint"] == command[1]
+    metrics = report["metrics"]
+    for name in ("PQ", "PQ_th", "PQ_st"):
+        ours = metrics[f"clusters/prediction/{name}"]
+        assert ours == pytest.approx(metrics[f"coco_panoptic/{name}"])
+    assert metrics["clusters/prediction/mIoU"] == pytest.approx(metrics["sem_seg/mIoU"], abs=0.011)
+    assert "coco/segm_mAP" in metrics
+    for pieces in ("cells", *LEVELS, "slic_1", "slic_3"):
+        assert metrics[f"clusters/{pieces}/ASA"] > 0
+    lost = sum(
+        metrics[f"clusters/blame/mIoU/{part}"] for part in ("stem", *LEVELS, "classification")
+    )
+    assert lost == pytest.approx(100 - metrics["clusters/prediction/mIoU"])
+    for words in ("ground truth", "SLIC 2", "decoding costs", "classification costs"):
+        assert words in result.stdout
+    assert [path.name for path in out.parent.iterdir()] == ["scores.json"]
+
+
+@pytest.mark.parametrize(
+    ("config", "figure", "host"),
+    [
+        ("hcformer_r18_shapes-instance", "AP", "coco/segm_mAP"),
+        ("hcformer_r18_shapes-semantic", "mIoU", "mIoU"),
+        ("hc-fcn32s_r18_shapes-semantic", "mIoU", "mIoU"),
+    ],
+)
+def test_other_tasks(config, figure, host, arguments, run, tmp_path):
+    out = tmp_path / "scores.json"
+    run(arguments(config, "--out", out))
+    metrics = json.loads(out.read_text())["metrics"]
+    ours = metrics[f"clusters/prediction/{figure}"]
+    assert ours == pytest.approx(metrics[host] * (100 if figure == "AP" else 1), abs=0.051)
+    reached = [metrics[f"clusters/{pieces}/{figure}"] for pieces in ("cells", *LEVELS)]
+    assert reached == sorted(reached, reverse=True) and reached[0] > reached[-1]
+    lost = [value for name, value in metrics.items() if name.startswith("clusters/blame/")]
+    assert len(lost) == 6
+    assert not any("slic" in name for name in metrics)
+
+
+def test_limit(arguments, run, tmp_path):
+    """The figures of the first picture, without an AP in which the others would be missed."""
+    out = tmp_path / "scores.json"
+    command = arguments("hcformer_r18_shapes-panoptic", "--limit", 1, "--out", out)
+    run(command)
+    metrics = json.loads(out.read_text())["metrics"]
+    assert "coco_panoptic/PQ" in metrics and "coco/segm_mAP" not in metrics
+    assert metrics["clusters/cells/clusters"].is_integer()
+
+
+def test_config_with_the_metric(arguments, run, tmp_path):
+    """What a config has already is kept as it is, and is not added again."""
+    out = tmp_path / "scores.json"
+    overrides = [
+        "test_evaluator.type=hcformer_mm.ClusteringMetric",
+        "test_evaluator.ground_truth=semantic",
+        "test_evaluator.prefix=mine",
+        "test_evaluator._delete_=True",
+    ]
+    command = arguments("hc-fcn32s_r18_shapes-semantic", "--out", out, overrides=overrides)
+    run(command)
+    metrics = json.loads(out.read_text())["metrics"]
+    figures = [name for name in metrics if "/" in name]
+    assert figures and all(name.startswith("mine/") for name in figures)
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "message"),
+    [
+        ("fcn32s_r18_shapes-semantic", [], "expected a backbone hcformer_mm.HCBackbone"),
+        (
+            "hc-fcn32s_r18_shapes-semantic",
+            ["test_evaluator.type=mmseg.DepthMetric"],
+            r"expected a CocoPanopticMetric, .* got \['mmseg.DepthMetric'\]; put",
+        ),
+        (
+            "hcformer_r18_shapes-panoptic",
+            ["test_evaluator.0.ann_file=None"],
+            "ann_file and seg_prefix .* got ann_file=None",
+        ),
+    ],
+)
+def test_clear_errors(config, overrides, message, arguments, run):
+    with pytest.raises(SystemExit, match=f"evaluate_clusters: .*{message}"):
+        run(arguments(config, overrides=overrides))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"), [(["--limit", "0"], ">= 1, got '0'"), (["--out", "a.md"], "got 'a.md'")]
+)
+def test_bad_arguments(option, message, arguments, run, capsys):
+    with pytest.raises(SystemExit):
+        run(arguments("hc-fcn32s_r18_shapes-semantic", *option))
+    assert message in capsys.readouterr().err
