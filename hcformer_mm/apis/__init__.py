@@ -1,1 +1,19 @@
 """What a user imports to run a model."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .cluster_inferencer import ClusterInferencer
+    from .hcformer_inferencer import HCFormerInferencer
+
+__all__ = ["ClusterInferencer", "HCFormerInferencer"]
+
+_MODULES = {"ClusterInferencer": "cluster_inferencer", "HCFormerInferencer": "hcformer_inferencer"}
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: they import both hosts, which takes seconds, and most tools need other parts alone.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

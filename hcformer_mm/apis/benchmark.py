@@ -18,6 +18,7 @@ from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile
 
 from ..version import __version__, installed_versions
+from .files import replacing
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -246,10 +247,5 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
         raise ValueError(f"expected a file *.json or *.md, got {str(path)!r}")
     markdown = path.suffix == ".md"
     text = as_markdown(report) if markdown else json.dumps(report, indent=2) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

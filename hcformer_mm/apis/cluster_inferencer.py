@@ -1,24 +1,17 @@
 """ClusterInferencer: from pictures to the clusters of every level, and the model's prediction."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-import mmcv
 import numpy as np
-import torch
-from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
 from mmengine.structures import BaseDataElement
-from mmengine.utils import track_iter_progress
 from numpy.typing import NDArray
 
 from ..models.cluster_recording import record_clusters
 from ..structures import ImageClusters
-from .model_loading import build_model, find_config, inference_pipeline, read_classes
-
-Input = str | Path | NDArray[np.uint8]
-"""A picture: the path of a file, or an array ``(H, W, 3)`` of 8 bits, BGR as mmcv reads it."""
+from .pictures import Inputs, open_pictures
+from .prediction import Predictor
 
 
 @dataclass(frozen=True)
@@ -42,49 +35,22 @@ class ClusteredPicture:
         return [level.numpy() for level in self.clusters.labels(connected=connected)]
 
 
-class ClusterInferencer:
+class ClusterInferencer(Predictor):
     """Run a model on pictures and keep the clusters of every level.
 
     Works for every detector or segmentor with an ``HCBackbone``: HCFormer and the per-pixel family.
-
-    Args:
-        model: A config: the path of a file, the name of one of this package's, or a ``Config``.
-        weights: A checkpoint; it is read as data. Random weights if it is None.
-        device: Where the model runs; by default on the GPU if there is one.
-        seed: Seed of random weights.
-
-    Attributes:
-        model: The model, in evaluation mode.
-        classes: Names and colours of its classes.
-
-    Raises:
-        ValueError: There is no such config, or the weights do not fit it.
-        FileNotFoundError: There is no such checkpoint.
+    Arguments and attributes are those of :class:`~hcformer_mm.apis.prediction.Predictor`: a config
+    by name or path, a checkpoint, a device.
     """
 
-    def __init__(
-        self,
-        model: str | Path | Config,
-        weights: str | Path | None = None,
-        *,
-        device: str | torch.device | None = None,
-        seed: int = 0,
-    ) -> None:
-        config = model if isinstance(model, Config) else Config.fromfile(find_config(model))
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = build_model(config, weights, device=device, seed=seed)
-        self.classes = read_classes(self.model)
-        self._file_pipeline = inference_pipeline(config)
-        self._array_pipeline = inference_pipeline(config, arrays=True)
-
     def __call__(
-        self, inputs: Input | Iterable[Input], *, batch_size: int = 1, progress: bool = False
+        self, inputs: Inputs, *, batch_size: int = 1, progress: bool = False
     ) -> list[ClusteredPicture]:
         """Cluster and segment pictures.
 
         Args:
-            inputs: A path or an array, or several of them.
+            inputs: A picture, folder or video, or several of them; see
+                :func:`~hcformer_mm.apis.pictures.open_pictures`.
             batch_size: Pictures that go through the network together.
             progress: Whether a progress bar is shown.
 
@@ -95,58 +61,26 @@ class ClusterInferencer:
             ValueError: An input is no picture, or the model clusters nothing.
             FileNotFoundError: There is no such file.
         """
-        pictures = [inputs] if isinstance(inputs, str | Path | np.ndarray) else list(inputs)
-        if batch_size < 1:
-            raise ValueError(f"expected batch_size >= 1, got {batch_size}")
-        starts = range(0, len(pictures), batch_size)
-        results: list[ClusteredPicture] = []
-        for start in track_iter_progress(starts) if progress else starts:
-            results += self._run(pictures[start : start + batch_size], start)
-        return results
+        return list(self.iterate(inputs, batch_size=batch_size, progress=progress))
 
-    def iterate(self, inputs: Iterable[Input]) -> Iterator[ClusteredPicture]:
-        """The same, a picture at a time, for more of them than memory holds."""
-        for number, picture in enumerate(inputs):
-            yield from self._run([picture], number)
+    def iterate(
+        self, inputs: Inputs, *, batch_size: int = 1, progress: bool = False
+    ) -> Iterator[ClusteredPicture]:
+        """The same, a batch at a time, for more pictures than memory holds.
 
-    @torch.inference_mode()
-    def _run(self, pictures: Sequence[Input], start: int) -> list[ClusteredPicture]:
-        images = [_read(picture) for picture in pictures]
-        batch = []
-        for number, (picture, image) in enumerate(zip(pictures, images, strict=True), start):
-            if isinstance(picture, np.ndarray):
-                batch.append(self._array_pipeline(dict(img=image, img_id=number)))
-            else:
-                batch.append(self._file_pipeline(dict(img_path=str(picture), img_id=number)))
-        with record_clusters(self.model):
-            samples = [sample.cpu() for sample in self.model.test_step(pseudo_collate(batch))]
-        return [
+        Arguments and errors are those of a call. The model runs when results are asked for.
+        """
+        results = self.predict(open_pictures(inputs), batch_size=batch_size, progress=progress)
+        return (
             ClusteredPicture(
-                image=np.ascontiguousarray(image[..., ::-1]),
+                image=picture.read_rgb(),
                 clusters=sample.pop("clusters"),
                 prediction=sample,
-                name=str(number) if isinstance(picture, np.ndarray) else Path(picture).stem,
+                name=picture.name,
             )
-            for number, (picture, image, sample) in enumerate(
-                zip(pictures, images, samples, strict=True), start
-            )
-        ]
+            for picture, sample in results
+        )
 
-
-def _read(picture: Input) -> NDArray[np.uint8]:
-    """A picture as BGR, checked."""
-    if isinstance(picture, np.ndarray):
-        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-            raise ValueError(
-                "expected a picture as a uint8 array (H, W, 3), BGR, got "
-                f"{picture.dtype} {picture.shape}"
-            )
-        return picture
-    if not isinstance(picture, str | Path):
-        raise ValueError(f"expected a path or an array as picture, got {type(picture).__name__}")
-    if not Path(picture).is_file():
-        raise FileNotFoundError(f"no such picture: {picture}")
-    image = mmcv.imread(str(picture))
-    if image is None:
-        raise ValueError(f"expected a picture that OpenCV can read, got {picture}")
-    return image
+    def _forward(self, batch: list[dict[str, Any]]) -> list[BaseDataElement]:
+        with record_clusters(self.model):
+            return super()._forward(batch)

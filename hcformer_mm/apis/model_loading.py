@@ -173,18 +173,13 @@ def read_classes(model: BaseModel) -> Classes:
     Raises:
         ValueError: Neither its checkpoint nor its config named them.
     """
-    meta = model.dataset_meta
-    if not meta or not meta.get("classes"):
+    try:
+        return Classes.from_metainfo(model.dataset_meta)
+    except ValueError:
         raise ValueError(
             "expected dataset_meta with the classes in the checkpoint, or a test_dataloader in the "
             "config whose dataset names them, got neither"
-        )
-    palette = meta.get("palette")
-    return Classes(
-        names=meta["classes"],
-        things=frozenset(meta.get("thing_classes", ())),
-        palette=palette if isinstance(palette, list) else None,
-    )
+        ) from None
 
 
 def inference_pipeline(config: Config, *, arrays: bool = False) -> Compose:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import pickle
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import load_checkpoint
+from .files import replacing
 
 SAFETENSORS = ".safetensors"
 # torch.save writes a zip; before version 1.6 it wrote a pickle that begins with this number.
@@ -149,13 +149,8 @@ def write_weights_file(
             # Given a path, torch would write the file's name into it.
             torch.save(whole, file)
 
-    unfinished = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            write(file)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        write(file)
 
 
 def sha256(path: str | Path) -> str:

@@ -2,6 +2,7 @@
 
 from .class_check_hook import ClassCheckHook
 from .cluster_record_hook import ClusterRecordHook
+from .cluster_visualization_hook import ClusterVisualizationHook
 from .gloo import set_up_gloo
 
-__all__ = ["ClassCheckHook", "ClusterRecordHook", "set_up_gloo"]
+__all__ = ["ClassCheckHook", "ClusterRecordHook", "ClusterVisualizationHook", "set_up_gloo"]

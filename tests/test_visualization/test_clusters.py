@@ -1,4 +1,4 @@
-"""Pictures checked pixel by pixel where a pixel's value can be derived, by property elsewhere."""
+"""Pictures of clusters, checked pixel by pixel where a pixel's value can be derived."""
 
 import itertools
 
@@ -7,18 +7,18 @@ import pytest
 from skimage.color import rgb2lab
 
 from hcformer_mm.visualization import (
-    Classes,
-    Panel,
-    Panoptic,
-    cluster_sheet,
     draw_boundaries,
-    draw_panoptic,
+    draw_errors,
+    draw_hierarchy,
     mean_colors,
     random_colors,
-    resize_labels,
-    sheet,
 )
-from hcformer_mm.visualization.drawing import BOUNDARY_COLOR, distinct_colors, enlarge, enlargement
+from hcformer_mm.visualization.colors import (
+    BOUNDARY_COLOR,
+    ERROR_COLOR,
+    distinct_colors,
+    shade,
+)
 
 RED = (255, 0, 0)
 
@@ -52,6 +52,20 @@ def test_boundary_lies_between_the_labels(
         assert np.array_equal(draw_boundaries(image, map_, color=RED, width=width), expected)
 
 
+@pytest.mark.parametrize(("width", "dark"), [(1, []), (2, []), (3, [3, 7]), (6, [0, 1, 8, 9])])
+def test_halo_darkens_what_is_beside_wide_lines(width: int, dark: list[int]) -> None:
+    image = np.full((3, 11, 3), 100, np.uint8)
+    labels = np.zeros((3, 11), np.int64)
+    labels[:, 5:] = 1  # the boundary runs between the columns 4 and 5
+    if width == 3:
+        labels[:, 5] = 0  # and with an odd width, one further to the right
+    drawn = draw_boundaries(image, labels, color=RED, width=width, halo=True)
+    assert np.flatnonzero((drawn[0] == 60).all(-1)).tolist() == dark
+    line = (drawn[0] == RED).all(-1)
+    assert line.sum() == width
+    assert (drawn[0, ~line & (drawn[0, :, 1] != 60)] == 100).all()
+
+
 def test_boundaries_of_small_clusters_are_thin() -> None:
     image = np.zeros((1280, 1280, 3), np.uint8)
     share = [
@@ -65,7 +79,32 @@ def test_boundaries_of_small_clusters_are_thin() -> None:
 
 def test_no_boundary_in_one_cluster(rng: np.random.Generator) -> None:
     image = picture(rng, 4, 6)
-    assert np.array_equal(draw_boundaries(image, np.full((4, 6), 3)), image)
+    labels = np.full((4, 6), 3)
+    assert np.array_equal(draw_boundaries(image, labels, halo=True), image)
+
+
+def test_coarser_levels_of_a_hierarchy_lie_on_top(rng: np.random.Generator) -> None:
+    image = picture(rng, 640, 640)
+    levels = [blocks(40, 40, 16), blocks(10, 10, 64), blocks(2, 2, 320)]
+    drawn = draw_hierarchy(image, levels)
+    # The boundary of the coarsest level, between the columns 319 and 320, is 4 pixels wide.
+    assert (drawn[:, 318:322] == BOUNDARY_COLOR).all()
+    middle, fine = drawn[8, 63], drawn[8, 15]
+    assert (drawn[8, 63:65] == middle).all() and not (drawn[8, 62] == middle).all()
+    lightness = rgb2lab(np.stack([fine, middle, drawn[8, 319]])[None] / 255.0)[0, :, 0]
+    assert (np.diff(lightness) > 15).all()
+    assert np.array_equal(draw_hierarchy(image, levels[:1]), draw_hierarchy(image, levels[:1]))
+
+
+def test_errors_are_red_on_a_pale_picture(rng: np.random.Generator) -> None:
+    image, errors = picture(rng, 7, 5), rng.random((7, 5)) < 0.3
+    drawn = draw_errors(image, errors)
+    assert (drawn[errors] == ERROR_COLOR).all()
+    right = drawn[~errors]
+    assert (right == right[:, :1]).all() and right.min() >= 127
+    # Told from each other without seeing hues, too.
+    lab = rgb2lab(np.stack([np.array(ERROR_COLOR), [127, 127, 127]])[None] / 255.0)[0]
+    assert lab[1, 0] - lab[0, 0] > 5
 
 
 def test_mean_colors_equal_loop(rng: np.random.Generator) -> None:
@@ -104,133 +143,13 @@ def test_distinct_colors_are_distinct() -> None:
     assert distinct_colors(0).shape == (0, 3)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (7, 5), (14, 15), (20, 3), (13, 33)])
-def test_resized_label_is_the_one_under_the_centre(
-    rng: np.random.Generator, size: tuple[int, int]
-) -> None:
-    labels = rng.integers(0, 100, (7, 5))
-    result = resize_labels(labels, size)
-    assert result.shape == size
-    for y, x in itertools.product(*map(range, size)):
-        # Exact in integers: the centre y + 1/2 of a pixel lies at (2y + 1) · old / (2 · new).
-        row, col = (2 * y + 1) * 7 // (2 * size[0]), (2 * x + 1) * 5 // (2 * size[1])
-        assert result[y, x] == labels[row, col]
-
-
-def test_enlargement() -> None:
-    assert [enlargement((240, w), target=1280) for w in (320, 640, 1000, 4000)] == [4, 2, 1, 1]
-    labels = blocks(3, 2, 1)
-    assert np.array_equal(enlarge(labels, 4), blocks(3, 2, 4))
-    flat = np.full((3, 5, 3), 77, np.uint8)
-    assert np.array_equal(enlarge(flat, 3), np.full((9, 15, 3), 77))
-
-
-@pytest.fixture
-def scene() -> tuple[np.ndarray, Panoptic, Classes]:
-    """Two cups and two patches of one field, and void, in five columns of 60 pixels."""
-    segments = np.array([10, 20, 3, 7, 0])[None].repeat(100, 0).repeat(60, 1)
-    panoptic = Panoptic(segments, {10: 0, 20: 0, 3: 1, 7: 1})
-    classes = Classes(["cup", "field"], frozenset(["cup"]), [(200, 40, 40), (40, 160, 60)])
-    return np.full((100, 300, 3), 128, np.uint8), panoptic, classes
-
-
-def test_panoptic_colors(scene: tuple[np.ndarray, Panoptic, Classes]) -> None:
-    image, panoptic, classes = scene
-    drawn = draw_panoptic(image, panoptic, classes, opacity=0.5)
-    first, second, field, same_field, void = drawn[10, 30::60]
-    assert first.tolist() == [164, 84, 84]  # half (200, 40, 40), half grey
-    assert field.tolist() == same_field.tolist() == [84, 144, 94]
-    assert void.tolist() == [128, 128, 128]
-    assert np.abs(first.astype(int) - second).max() > 10, "two objects look like one"
-    assert (drawn[:, [59, 60, 119, 120, 179, 180]] == 255).all(), "no outline"
-
-
-def test_panoptic_uses_no_color_of_the_picture(
-    rng: np.random.Generator, scene: tuple[np.ndarray, Panoptic, Classes]
-) -> None:
-    _, panoptic, classes = scene
-    drawn = draw_panoptic(picture(rng, 100, 300), panoptic, classes)
-    void = drawn[:, 245:]
-    assert (void == void[..., :1]).all()
-
-
-def test_names_stand_in_their_segments(scene: tuple[np.ndarray, Panoptic, Classes]) -> None:
-    image, panoptic, classes = scene
-    nameless = Classes(["", ""], frozenset(), classes.palette)
-    # Every object is named; the background of an object is its own colour with and without things.
-    changed = draw_panoptic(image, panoptic, classes) != draw_panoptic(
-        image, panoptic, Classes(["", "field"], frozenset([""]), classes.palette)
-    )
-    columns = np.flatnonzero(changed.any((0, 2)))
-    assert set(columns // 60) == {0, 1}
-    assert columns.min() > 5
-    changed = draw_panoptic(image, panoptic, nameless) != draw_panoptic(
-        image, panoptic, Classes(["", "field"], frozenset(), classes.palette)
-    )
-    assert set(np.flatnonzero(changed.any((0, 2))) // 60) == {2, 3}
-
-
-def test_name_of_a_small_object_in_the_corner_is_whole() -> None:
-    image = np.full((200, 300, 3), 100, np.uint8)
-
-    def name_pixels(y: int, x: int) -> int:
-        segments = np.zeros((200, 300), int)
-        segments[y : y + 4, x : x + 4] = 1
-        drawn = [
-            draw_panoptic(image, Panoptic(segments, {1: 0}), Classes([name], palette=[(9, 9, 9)]))
-            for name in ("cupboard", "")
-        ]
-        return int((drawn[0] != drawn[1]).any(-1).sum())
-
-    inside = name_pixels(100, 150)
-    assert inside > 100
-    for corner in ((0, 0), (0, 296), (196, 0), (196, 296)):
-        assert name_pixels(*corner) > 0.9 * inside
-
-
-def test_sheet_places_panels(rng: np.random.Generator) -> None:
-    images = [picture(rng, 40, 80) for _ in range(3)]
-    panels = [Panel(image, f"Title {i}", "note") for i, image in enumerate(images)]
-    result = sheet([[panels[0], None], [panels[1], panels[2]]])
-    windows = np.lib.stride_tricks.sliding_window_view(result, (40, 80, 3))[:, :, 0]
-    places = []
-    for image in images:
-        match = np.argwhere((windows[..., 0, 0, :] == image[0, 0]).all(-1))
-        places += [(y, x) for y, x in match if np.array_equal(windows[y, x], image)]
-    assert len(places) == 3
-    (top, left), (below, left_again), (same_row, right) = places
-    assert left == left_again
-    assert below == same_row > top + 40
-    assert right > left + 80
-    # Titles stand above the panels; the empty place is white.
-    assert (result[:top, left : left + 80] < 128).any()
-    assert (result[: top + 40, right:] == 255).all()
-
-
-def test_sheet_needs_panels_of_one_size(rng: np.random.Generator) -> None:
-    panels = [Panel(picture(rng, 8, 9), "a"), Panel(picture(rng, 9, 9), "b")]
-    with pytest.raises(ValueError, match=r"expected panels of one size, got \[\(8, 9\), \(9, 9\)"):
-        sheet([panels])
-    with pytest.raises(ValueError, match="no panel"):
-        sheet([[None]])
-
-
-def test_cluster_sheet_grows_with_what_is_known(
-    rng: np.random.Generator, scene: tuple[np.ndarray, Panoptic, Classes]
-) -> None:
-    image, panoptic, classes = scene
-    levels = [blocks(25, 75, 4), blocks(5, 15, 20)]
-    small = cluster_sheet(image, levels, classes=classes, prediction=panoptic, factor=1)
-    full = cluster_sheet(
-        image, levels, classes=classes, prediction=panoptic, ground_truth=panoptic, factor=1
-    )
-    large = cluster_sheet(image, levels, classes=classes, prediction=panoptic, factor=2)
-    assert small.shape[1] == full.shape[1] > 3 * 300
-    assert 200 < small.shape[0] < full.shape[0] < 400
-    assert large.shape[0] > 400
-    # The finest level's yellow grid is drawn once, whatever the sheet's size.
-    yellow = [(result == BOUNDARY_COLOR).all(-1).sum() for result in (small, full)]
-    assert yellow[0] == yellow[1] > 1000
+def test_shades_are_relatives_of_a_color() -> None:
+    color = np.array([200, 40, 40], np.uint8)
+    assert np.array_equal(shade(color, 0), color)
+    shades = rgb2lab(np.stack([shade(color, nth) for nth in range(8)])[None] / 255.0)[0]
+    for a, b in itertools.combinations(shades, 2):
+        assert np.linalg.norm(a - b) > 5
+    assert np.linalg.norm(shades - shades[0], axis=-1).max() < 60
 
 
 def test_wrong_arrays(rng: np.random.Generator) -> None:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 
 from hcformer_mm.apis.command_line import add_common_arguments, build_runner, load_config
+from hcformer_mm.apis.files import replacing
 
 METRIC = "hcformer_mm.ClusteringMetric"
 HOOK = "hcformer_mm.ClusterRecordHook"
@@ -110,13 +110,8 @@ def limit_pictures(config: Config, number: int) -> None:
 
 def write(path: Path, report: dict[str, Any]) -> None:
     """Write a report as JSON, the whole of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as unfinished:
         unfinished.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def evaluate(args: argparse.Namespace) -> None:

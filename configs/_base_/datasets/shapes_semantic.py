@@ -12,10 +12,11 @@ train_pipeline = [
     dict(type="mmseg.PackSegInputs"),
 ]
 # The ground truth keeps its original size: it is loaded after the resizing.
+# Its step has no scope, as MMSegInferencer leaves it out by this name.
 test_pipeline = [
     dict(type="LoadImageFromFile", backend_args=backend_args),
     dict(type="Resize", scale=image_scale, keep_ratio=True),
-    dict(type="mmseg.LoadAnnotations", backend_args=backend_args),
+    dict(type="LoadAnnotations", backend_args=backend_args),
     dict(type="mmseg.PackSegInputs"),
 ]
 

@@ -1,0 +1,90 @@
+"""Draw what a model makes of pictures: things and stuff, coloured and named."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from hcformer_mm.apis import HCFormerInferencer
+from hcformer_mm.apis.pictures import open_pictures
+from hcformer_mm.apis.prediction import DTYPES
+from hcformer_mm.apis.result_writers import write_picture
+from hcformer_mm.visualization import SCORE_THR
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("image", help="picture, folder of pictures, or video")
+    parser.add_argument("config", help="config file, or the name of one of this package's")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint file")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("work_dirs/image_demo"),
+        help="folder (default: %(default)s) for drawings, COCO panoptic and instance results and "
+        "label maps, as far as the model predicts them; or a file, such as out.png, for the "
+        "drawing of one picture alone",
+    )
+    parser.add_argument(
+        "--device", help="cpu, cuda or cuda:<index>; by default the GPU if there is one"
+    )
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), default="float32", help="precision (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=1, help="pictures that go through the model together"
+    )
+    parser.add_argument(
+        "--score-thr",
+        type=float,
+        default=SCORE_THR,
+        help="least score of the instances that are drawn, of models that predict only these "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ann-file",
+        type=Path,
+        help="annotations in COCO's format whose ids of pictures and categories the results get, "
+        "so that they can be compared with them",
+    )
+    return parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> None:
+    pictures = open_pictures(args.image)  # a mistyped name is found before the model is built
+    to_file = args.out.suffix.lower() in IMG_EXTENSIONS
+    if to_file and not (isinstance(pictures, list) and len(pictures) == 1):
+        raise ValueError(f"expected a folder for several pictures, got --out {args.out}")
+    if to_file and args.ann_file is not None:
+        raise ValueError(f"expected a folder for results with --ann-file, got --out {args.out}")
+    inferencer = HCFormerInferencer(
+        args.config, args.checkpoint, device=args.device, dtype=args.dtype
+    )
+    if to_file:
+        (sample,) = inferencer(args.image)
+        image = pictures[0].read_rgb()
+        write_picture(args.out, inferencer.draw(image, sample, score_thr=args.score_thr))
+        print(args.out)
+        return
+    results = inferencer.iterate(
+        args.image,
+        batch_size=args.batch_size,
+        out_dir=args.out,
+        ann_file=args.ann_file,
+        score_thr=args.score_thr,
+        progress=True,
+    )
+    number = sum(1 for _ in results)
+    print(f"{number} pictures in {args.out / 'pictures'}, results in {args.out}")
+
+
+def main() -> None:
+    try:
+        run(parse_args())
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"image_demo: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Predictor: a model and what it needs to be run on pictures."""
+
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.structures import BaseDataElement
+from mmengine.utils import ProgressBar
+from mmseg.models.segmentors import BaseSegmentor
+from torch import Tensor
+
+from .model_loading import build_model, find_config, inference_pipeline, read_classes
+from .pictures import Picture
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class Predictor:
+    """A detector or segmentor of either host that is run on pictures.
+
+    It is no subclass of MMEngine's ``BaseInferencer``, of which little would be left: that class
+    keeps the results of all pictures before it returns any, finds models by name in a closed list
+    of packages, and falls back to loading a checkpoint that holds code.
+
+    Args:
+        model: A config: the path of a file, the name of one of this package's, or a ``Config``.
+        weights: A checkpoint; it is read as data. Random weights, with a warning, if it is None.
+        device: Where the model runs; by default on the GPU if there is one.
+        dtype: ``'float32'``, or the type of autocast: ``'bfloat16'`` or ``'float16'``. Results
+            are float32.
+        seed: Seed of random weights.
+
+    Attributes:
+        model: The model, in evaluation mode.
+        classes: Names and colours of its classes.
+
+    Raises:
+        ValueError: There is no such config, or the weights do not fit it; or another ``dtype``.
+        FileNotFoundError: There is no such checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Config,
+        weights: str | Path | None = None,
+        device: str | torch.device | None = None,
+        *,
+        dtype: str = "float32",
+        seed: int = 0,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"expected dtype to be one of {', '.join(DTYPES)}, got {dtype!r}")
+        config = model if isinstance(model, Config) else Config.fromfile(find_config(model))
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if weights is None:
+            warnings.warn(
+                f"no weights are given for {config.filename}: its predictions are random",
+                stacklevel=2,
+            )
+        self.model = build_model(config, weights, device=device, seed=seed)
+        self.classes = read_classes(self.model)
+        self._device, self._dtype = torch.device(device), DTYPES[dtype]
+        self._file_pipeline = inference_pipeline(config)
+        self._array_pipeline = inference_pipeline(config, arrays=True)
+
+    def predict(
+        self,
+        pictures: list[Picture] | Iterator[Picture],
+        *,
+        batch_size: int = 1,
+        progress: bool = False,
+    ) -> Iterator[tuple[Picture, BaseDataElement]]:
+        """Run the model, a batch at a time, when the results are asked for.
+
+        Args:
+            pictures: What :func:`~hcformer_mm.apis.pictures.open_pictures` returns.
+            batch_size: Pictures that go through the network together. A segmentor of mmseg takes
+                together only those of one size.
+            progress: Whether a progress bar is shown, on standard error.
+
+        Returns:
+            Pictures in their order, each with the data sample of the host (``DetDataSample`` or
+            ``SegDataSample``), on the CPU.
+
+        Raises:
+            ValueError: ``batch_size`` is below 1; or, on the way, a file is no picture.
+        """
+        if batch_size < 1:
+            raise ValueError(f"expected batch_size >= 1, got {batch_size}")
+        return self._predict(pictures, batch_size, progress)
+
+    def _predict(
+        self, pictures: Iterable[Picture], batch_size: int, progress: bool
+    ) -> Iterator[tuple[Picture, BaseDataElement]]:
+        number = len(pictures) if isinstance(pictures, list) else 0  # 0: nobody knows
+        bar = ProgressBar(number, file=sys.stderr) if progress else None
+        stream = iter(pictures)
+        while batch := list(islice(stream, batch_size)):
+            yield from zip(batch, self._run(batch), strict=True)
+            if bar is not None:
+                bar.update(len(batch))
+        if bar is not None:
+            bar.file.write("\n")
+
+    @torch.no_grad()
+    def _run(self, pictures: Sequence[Picture]) -> list[BaseDataElement]:
+        """Data samples of a batch, on the CPU, all floating-point values in float32."""
+        batch = [self._prepare(picture) for picture in pictures]
+        together: Iterable[list[dict[str, Any]]] = [batch]
+        if isinstance(self.model, BaseSegmentor):
+            # Its data preprocessor refuses pictures of several sizes.
+            together = (list(group) for _, group in groupby(batch, _input_size))
+        lower = self._dtype != torch.float32
+        with torch.autocast(self._device.type, self._dtype) if lower else nullcontext():
+            samples = [sample for group in together for sample in self._forward(group)]
+        for sample in samples:
+            _to_float32(sample)
+        # Not cpu(): it leaves behind what is no tensor, such as clusters.
+        return [sample.to("cpu") for sample in samples]
+
+    def _forward(self, batch: list[dict[str, Any]]) -> list[BaseDataElement]:
+        """Data samples of prepared pictures, on the model's device."""
+        return self.model.test_step(pseudo_collate(batch))
+
+    def _prepare(self, picture: Picture) -> dict[str, Any]:
+        """What the pipeline of the config makes of a picture."""
+        if picture.array is not None:
+            return self._array_pipeline(dict(img=picture.array, img_id=picture.number))
+        try:
+            return self._file_pipeline(dict(img_path=str(picture.path), img_id=picture.number))
+        except Exception:
+            picture.read()  # raises if it is the file that is at fault
+            raise
+
+
+def _input_size(prepared: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(prepared["inputs"].shape)
+
+
+def _to_float32(element: BaseDataElement) -> None:
+    """Turn values of lower precision, which numpy may not have, into float32, in place."""
+    for name, value in element.items():
+        if isinstance(value, BaseDataElement):
+            _to_float32(value)
+        elif isinstance(value, Tensor) and value.is_floating_point():
+            element.set_field(value.float(), name, field_type="data")

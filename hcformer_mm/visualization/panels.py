@@ -1,0 +1,93 @@
+"""Sheets of panels: pictures in rows and columns, with titles and a margin of scores."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
+
+from .arrays import Picture
+
+INK, FAINT = "#1a1a1a", "#707070"
+
+Score = tuple[str, str]
+"""Name and value, as they are printed."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a sheet, with a title and a fainter note behind it if there is room."""
+
+    image: Picture
+    title: str
+    note: str = ""
+
+
+def text_height(width: int) -> int:
+    """Height of titles over panels of a width, in pixels: what can be read in a paper's column."""
+    return max(11, round(width / 24))
+
+
+def sheet(
+    rows: Sequence[Sequence[Panel | None]], *, margin: Sequence[Sequence[Score]] = ()
+) -> Picture:
+    """Lay panels out in rows on white, every panel under its title.
+
+    Args:
+        rows: Panels of one size; a row may be shorter than others, None leaves a place empty.
+        margin: For each column, the scores that are printed side by side under it.
+
+    Raises:
+        ValueError: There is no panel, or the panels differ in size.
+    """
+    panels = [panel for row in rows for panel in row if panel is not None]
+    sizes = {panel.image.shape[:2] for panel in panels}
+    if len(sizes) != 1:
+        raise ValueError(f"expected panels of one size, got {sorted(sizes) or 'no panel'}")
+    height, width = sizes.pop()
+    text = text_height(width)
+    gap, head = round(text * 0.8), round(text * 1.8)
+    foot = round(text * 3.2) if any(margin) else gap
+    columns = max(len(row) for row in rows)
+    canvas = Image.new(
+        "RGB", (columns * (width + gap) + gap, len(rows) * (height + head) + foot), "white"
+    )
+    draw = ImageDraw.Draw(canvas)
+    for i, row in enumerate(rows):
+        for j, panel in enumerate(row):
+            if panel is None:
+                continue
+            left, top = gap + j * (width + gap), head + i * (height + head)
+            canvas.paste(Image.fromarray(panel.image), (left, top))
+            base = top - round(text * 0.5)
+            draw.text((left, base), panel.title, INK, font(text, bold=True), anchor="ls")
+            indent = draw.textlength(f"{panel.title}  ", font(text, bold=True))
+            if indent + draw.textlength(panel.note, font(text)) <= width:
+                place = (left + round(indent), base)
+                draw.text(place, panel.note, FAINT, font(text), anchor="ls")
+    bottom = len(rows) * (height + head)
+    for j, scores in enumerate(margin):
+        _write_scores(draw, (gap + j * (width + gap), bottom), width, scores)
+    return np.asarray(canvas)
+
+
+def _write_scores(
+    draw: ImageDraw.ImageDraw, place: tuple[int, int], width: int, scores: Sequence[Score]
+) -> None:
+    """Print scores under a column: their names, and under each of them its value."""
+    text = text_height(width)
+    small = max(9, round(0.8 * text))
+    left, top = place
+    for name, value in scores:
+        draw.text((left, top + round(1.3 * text)), name, FAINT, font(small), anchor="ls")
+        draw.text((left, top + round(2.6 * text)), value, INK, font(text, bold=True), anchor="ls")
+        left += width // len(scores)
+
+
+@lru_cache
+def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The font that comes with matplotlib, ``size`` pixels high."""
+    wanted = font_manager.FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")
+    return ImageFont.truetype(font_manager.findfont(wanted), size)

@@ -1,0 +1,221 @@
+"""HCFormerInferencer: results as data samples and as files."""
+
+import json
+import subprocess
+import sys
+from itertools import islice
+
+import cv2
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmseg.structures import SegDataSample
+from PIL import Image
+
+import hcformer_mm.apis
+from hcformer_mm.apis import ClusterInferencer, HCFormerInferencer
+from hcformer_mm.apis.ground_truth import open_ground_truth
+from tests.models import SEMANTIC_CONFIG, SHAPES_CONFIG
+from tests.predictions import scene, write_model
+
+INSTANCE_CONFIG = "configs/shapes/hcformer_r18_shapes-instance.py"
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [scene(i) for i in range(3)]
+
+
+@pytest.fixture(scope="module")
+def folder(pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for i, picture in enumerate(pictures):
+        mmcv.imwrite(picture, str(folder / f"scene{i}.png"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def inferencers(tmp_path_factory):
+    """One of each kind of result."""
+    paths = dict(panoptic=SHAPES_CONFIG, instance=INSTANCE_CONFIG, semantic=SEMANTIC_CONFIG)
+    return {
+        kind: HCFormerInferencer(*write_model(tmp_path_factory.mktemp(kind), path), "cpu")
+        for kind, path in paths.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def inferencer(inferencers):
+    return inferencers["panoptic"]
+
+
+def test_it_is_exported():
+    assert hcformer_mm.apis.__all__ == ["ClusterInferencer", "HCFormerInferencer"]
+    with pytest.raises(AttributeError, match="no attribute 'Inferencer'"):
+        hcformer_mm.apis.Inferencer  # noqa: B018
+
+
+def test_the_hosts_are_imported_on_demand():
+    code = "import sys, hcformer_mm.apis; print({'mmdet', 'mmseg', 'torch'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("kind", "sample_type", "fields"),
+    [
+        ("panoptic", DetDataSample, {"pred_panoptic_seg", "pred_instances", "pred_sem_seg"}),
+        ("instance", DetDataSample, {"pred_instances"}),
+        ("semantic", SegDataSample, {"pred_sem_seg"}),
+    ],
+)
+def test_data_samples(kind, sample_type, fields, inferencers, folder, pictures):
+    samples = inferencers[kind](folder)
+    assert len(samples) == len(pictures)
+    for sample, picture in zip(samples, pictures, strict=True):
+        assert isinstance(sample, sample_type)
+        predicted = {key for key in sample.keys() if key.startswith(("pred", "seg"))}  # noqa: SIM118
+        assert predicted == fields
+        assert sample.ori_shape == picture.shape[:2]
+    for one, other in zip(inferencers[kind](pictures), samples, strict=True):
+        for field in fields:
+            for key, value in one.get(field).items():
+                assert torch.equal(value, other.get(field).get(key)), (field, key)
+
+
+def test_logits_are_kept_if_asked_for(inferencers, pictures):
+    (sample,) = inferencers["semantic"](pictures[0], logits=True)
+    assert sample.seg_logits.data.shape == (10, *pictures[0].shape[:2])
+    assert torch.equal(sample.seg_logits.data.argmax(0), sample.pred_sem_seg.data[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "written"),
+    [
+        ("panoptic", {"panoptic", "panoptic.json", "instances.json", "semantic"}),
+        ("instance", {"instances.json"}),
+        ("semantic", {"semantic"}),
+    ],
+)
+def test_files(kind, written, inferencers, folder, tmp_path):
+    inferencer = inferencers[kind]
+    samples = inferencer(folder, out_dir=tmp_path, batch_size=2)
+    assert {path.name for path in tmp_path.iterdir()} == written | {"images.json", "pictures"}
+    for i, sample in enumerate(samples):
+        image = np.asarray(Image.open(folder / f"scene{i}.png"))
+        drawn = np.asarray(Image.open(tmp_path / "pictures" / f"scene{i}.png"))
+        assert np.array_equal(drawn, inferencer.draw(image, sample))
+        assert not np.array_equal(drawn, image)
+        if "semantic" in written:
+            labels = np.asarray(Image.open(tmp_path / "semantic" / f"scene{i}.png"))
+            data = sample.pred_sem_seg
+            assert np.array_equal(labels, data.get("sem_seg", data.get("data"))[0].numpy())
+    if kind == "panoptic":
+        truth = open_ground_truth(tmp_path / "panoptic.json", inferencer.classes)
+        for i, sample in enumerate(samples):
+            predicted = sample.pred_panoptic_seg.sem_seg[0].numpy()
+            read = truth.read(f"scene{i}.png", predicted.shape)
+            classes = np.vectorize(lambda n, of=read.categories: of.get(n, 10))(read.segments)
+            assert np.array_equal(classes, predicted % 1000)
+            assert len(np.unique(read.segments)) == len(np.unique(predicted)) > 1
+    if kind != "semantic":
+        instances = json.loads((tmp_path / "instances.json").read_text())
+        assert len(instances) == sum(len(sample.pred_instances) for sample in samples) > 0
+
+
+def test_no_pictures_are_drawn_if_not_wanted(inferencer, folder, tmp_path):
+    inferencer(folder, out_dir=tmp_path, draw=False)
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_ids_of_annotations(inferencer, folder, tmp_path):
+    names = [*inferencer.classes.names]
+    content = dict(
+        images=[dict(id=50 + i, file_name=f"val/scene{i}.png") for i in range(3)],
+        categories=[dict(id=90 + i, name=name) for i, name in enumerate(names)],
+    )
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    inferencer(folder, out_dir=tmp_path / "out", ann_file=tmp_path / "gt.json")
+    instances = json.loads((tmp_path / "out" / "instances.json").read_text())
+    assert {entry["image_id"] for entry in instances} == {50, 51, 52}
+    assert min(entry["category_id"] for entry in instances) >= 90
+    with pytest.raises(ValueError, match=r"expected out_dir for results with the ids of gt\.json"):
+        inferencer(folder, ann_file="gt.json")
+
+
+def test_instances_are_drawn_above_a_score(inferencers, pictures):
+    inferencer = inferencers["instance"]
+    (sample,) = inferencer(pictures[0])
+    image = np.ascontiguousarray(pictures[0][..., ::-1])
+    drawn = [inferencer.draw(image, sample, score_thr=score) for score in (0.0, 0.5, 1.1)]
+    grays = [np.ptp(picture.astype(int), axis=2) == 0 for picture in drawn]
+    # Without an instance there is a grey picture alone.
+    assert grays[2].all()
+    assert not grays[0].all()
+
+
+def test_a_video_frame_by_frame(inferencer, tmp_path):
+    path = tmp_path / "street.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 5, (96, 64))
+    for i in range(4):
+        writer.write(scene(i)[:64, :96])
+    writer.release()
+    frames = [inferencer(frame)[0] for frame in mmcv.VideoReader(str(path))]
+    out = tmp_path / "out"
+    results = inferencer.iterate(path, out_dir=out)
+    for sample, expected in zip(results, frames, strict=True):
+        assert torch.equal(sample.pred_panoptic_seg.sem_seg, expected.pred_panoptic_seg.sem_seg)
+    names = [f"street_{i:06}.png" for i in range(4)]
+    for kind in ("pictures", "panoptic", "semantic"):
+        assert sorted(file.name for file in (out / kind).iterdir()) == names
+    images = json.loads((out / "images.json").read_text())["images"]
+    assert [(image["id"], image["file_name"]) for image in images] == list(enumerate(names))
+
+
+def test_streams_are_endless(inferencer, pictures):
+    def endless():
+        while True:
+            yield pictures[0]
+
+    assert len(list(islice(inferencer.iterate(endless(), batch_size=2), 3))) == 3
+
+
+def test_what_is_wrong_is_found_before_the_model_runs(inferencer, folder, pictures, tmp_path):
+    calls = []
+    handle = inferencer.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    mmcv.imwrite(pictures[0], str(tmp_path / "scene0.jpg"))
+    one = [folder / "scene0.png", tmp_path / "scene0.jpg"]
+    with pytest.raises(ValueError, match="results would both be called scene0"):
+        inferencer(one, out_dir=tmp_path / "out")
+    for call in (inferencer, inferencer.iterate):
+        with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+            call([pictures[0], "nowhere.png"])
+        with pytest.raises(ValueError, match="nothing is downloaded"):
+            call("https://example.org/cat.jpg")
+        with pytest.raises(ValueError, match="batch_size >= 1"):
+            call(pictures, batch_size=0)
+    handle.remove()
+    assert not calls
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_may_have_one_name_if_nothing_is_written(inferencer, folder):
+    assert len(inferencer([folder / "scene0.png"] * 2)) == 2
+
+
+def test_clusters_come_with_the_same_prediction(inferencer, tmp_path_factory, pictures):
+    clusters = ClusterInferencer(*write_model(tmp_path_factory.mktemp("clusters")))
+    (picture,) = clusters(pictures[0])
+    (sample,) = inferencer(pictures[0])
+    assert torch.equal(
+        picture.prediction.pred_panoptic_seg.sem_seg, sample.pred_panoptic_seg.sem_seg
+    )
+
+
+def test_configs_by_name():
+    inferencer = HCFormerInferencer("hcformer_r18_shapes-panoptic")
+    assert inferencer.classes.names[0] == "disc"
+    with pytest.raises(ValueError, match="expected a config file"):
+        HCFormerInferencer("hcformer_r18_nowhere")

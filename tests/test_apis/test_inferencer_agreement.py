@@ -1,0 +1,136 @@
+"""The inferencers of both hosts run our configs and checkpoints, and predict what ours does."""
+
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmdet.apis import DetInferencer, inference_detector, init_detector
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.structures import BaseDataElement
+from mmseg.apis import MMSegInferencer, inference_model, init_model
+from PIL import Image
+
+from hcformer_mm.apis import HCFormerInferencer
+from hcformer_mm.apis.model_loading import inference_pipeline
+from hcformer_mm.apis.pictures import open_pictures
+from hcformer_mm.apis.result_writers import ResultWriter
+from tests.models import SEMANTIC_CONFIG, SHAPES_CONFIG
+from tests.predictions import scene, write_model
+
+DETECTORS = [SHAPES_CONFIG, "configs/shapes/hcformer_r18_shapes-instance.py"]
+SEGMENTORS = [SEMANTIC_CONFIG, "configs/shapes/hc-fcn32s_r18_shapes-semantic.py"]
+ZOO = sorted(Path("configs").glob("[!_]*/*.py"))
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [scene(i) for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def paths(pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for i, picture in enumerate(pictures):
+        mmcv.imwrite(picture, str(folder / f"scene{i}.png"))
+    return [str(folder / f"scene{i}.png") for i in range(len(pictures))]
+
+
+@pytest.fixture(scope="module", params=DETECTORS)
+def detector(request, tmp_path_factory):
+    return [str(path) for path in write_model(tmp_path_factory.mktemp("model"), request.param)]
+
+
+@pytest.fixture(scope="module", params=SEGMENTORS)
+def segmentor(request, tmp_path_factory):
+    return [str(path) for path in write_model(tmp_path_factory.mktemp("model"), request.param)]
+
+
+def predictions(sample):
+    """All that is predicted, by name."""
+    found = {}
+    for name, value in sample.items():
+        if name.startswith(("pred", "seg")) and isinstance(value, BaseDataElement):
+            found |= {(name, key): tensor for key, tensor in value.items()}
+    return found
+
+
+def assert_same(samples, expected):
+    assert len(samples) == len(expected) == 2
+    for sample, other in zip(samples, expected, strict=True):
+        one, two = predictions(sample), predictions(other)
+        assert set(one) == set(two) != set()
+        for key, value in one.items():
+            assert torch.equal(value, two[key].cpu()), key
+
+
+def test_detectors(detector, paths, pictures):
+    ours = HCFormerInferencer(*detector, "cpu")
+    host = DetInferencer(*detector, device="cpu", show_progress=False)
+    for given in (paths, pictures):
+        assert_same(ours(given), host(given, return_datasamples=True)["predictions"])
+    assert_same(
+        ours(paths, batch_size=2),
+        host(paths, batch_size=2, return_datasamples=True)["predictions"],
+    )
+    assert host.model.dataset_meta["classes"] == ours.model.dataset_meta["classes"]
+    assert host.model.dataset_meta["palette"] == ours.model.dataset_meta["palette"]
+    model = init_detector(*detector, device="cpu")
+    assert_same(ours(paths), inference_detector(model, paths))
+
+
+def test_segmentors(segmentor, paths, pictures):
+    ours = HCFormerInferencer(*segmentor, "cpu")
+    host = MMSegInferencer(*segmentor, device="cpu", show_progress=False)
+    for given in (paths, pictures):
+        assert_same(ours(given, logits=True), host(given, return_datasamples=True))
+    assert len(predictions(ours(paths[0])[0])) == 1  # without logits
+    model = init_model(*segmentor, device="cpu")
+    assert_same(ours(paths, logits=True), [inference_model(model, path) for path in paths])
+
+
+def test_files_of_detectors(detector, paths, tmp_path):
+    """Those of the host's data samples are ours; the host's own have the same segments."""
+    ours = HCFormerInferencer(*detector, "cpu")
+    ours(paths, out_dir=tmp_path / "ours")
+    host = DetInferencer(*detector, device="cpu", show_progress=False)
+    samples = host(paths, return_datasamples=True)["predictions"]
+    with ResultWriter(tmp_path / "samples", ours.classes) as writer:
+        for picture, sample in zip(open_pictures(paths), samples, strict=True):
+            writer.add(picture, sample)
+    for file in (tmp_path / "ours").rglob("*.*"):
+        other = tmp_path / "samples" / file.relative_to(tmp_path / "ours")
+        assert file.read_bytes() == other.read_bytes()
+
+    host(paths, out_dir=str(tmp_path / "host"), no_save_pred=False)
+    for path in paths:
+        name = Path(path).name
+        assert (tmp_path / "host" / "vis" / name).is_file()
+        assert (tmp_path / "ours" / "pictures" / name).is_file()
+        if (tmp_path / "ours" / "panoptic").exists():
+            one, other = (
+                np.asarray(Image.open(tmp_path / file)).reshape(-1, 3)
+                for file in (
+                    f"ours/panoptic/{name}",
+                    f"host/preds/{Path(path).stem}_panoptic_seg.png",
+                )
+            )
+            pairs = np.unique(np.concatenate([one, other], axis=1), axis=0)
+            assert len(pairs) == len(np.unique(one, axis=0)) == len(np.unique(other, axis=0)) > 1
+
+
+@pytest.mark.parametrize("path", ZOO, ids=lambda path: path.stem)
+def test_pipelines_of_every_config(path, paths):
+    """The hosts' inferencers see a picture as ours does, by a file as by an array."""
+    config = Config.fromfile(path)
+    init_default_scope(config.default_scope)
+    assert "visualizer" in config
+    ours = [inference_pipeline(config, arrays=arrays) for arrays in (False, True)]
+    kind = MMSegInferencer if config.default_scope == "mmseg" else DetInferencer
+    host = kind.__new__(kind)._init_pipeline(config.copy())
+    expected = host(paths[0])["inputs"]
+    assert torch.equal(ours[0](dict(img_path=paths[0], img_id=0))["inputs"], expected)
+    image = mmcv.imread(paths[0])
+    assert torch.equal(ours[1](dict(img=image, img_id=0))["inputs"], expected)
