@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> None:
     to_file = args.out.suffix.lower() in IMG_EXTENSIONS
     if to_file and not (isinstance(pictures, list) and len(pictures) == 1):
         raise ValueError(f"expected a folder for several pictures, got --out {args.out}")
+    if to_file and args.out.resolve() == Path(args.image).resolve():
+        raise ValueError(f"expected another file than the picture itself, got --out {args.out}")
     if to_file and args.ann_file is not None:
         raise ValueError(f"expected a folder for results with --ann-file, got --out {args.out}")
     inferencer = HCFormerInferencer(

@@ -43,7 +43,7 @@ def test_readme_loads_the_checkpoint_of_the_demo():
     iterations = Config.fromfile(ROOT / SHAPES_CONFIG).train_cfg.max_iters
     text = (ROOT / "README.md").read_text()
     assert f"/iter_{iterations}.pth" in text
-    assert f"HCFormerInferencer(\"{Path(SHAPES_CONFIG).stem}\"," in text
+    assert f'HCFormerInferencer("{Path(SHAPES_CONFIG).stem}",' in text
 
 
 def test_figures_of_shapes_are_filled_in():

@@ -328,7 +328,7 @@ def test_wrong_arguments(module, monkeypatch, tmp_path, checkpoint):
     message = refuse(module, monkeypatch, *model, "--examples", checkpoint, missing)
     assert message == f"explorer: no such picture: {missing}"
     message = refuse(module, monkeypatch, *model, "--device", "nonsense")
-    assert message.startswith("explorer: cannot run on nonsense: ")
+    assert message.startswith("explorer: expected a device of this machine, got nonsense: ")
 
 
 def test_port_is_taken(module, monkeypatch, checkpoint):

@@ -58,8 +58,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         What the file holds, tensors on the CPU.
 
     Raises:
-        ValueError: The file holds other things than weights, plain values and logs.
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds other things than weights, plain values and logs, or is damaged.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such checkpoint: {path}")
     try:
         with torch.serialization.safe_globals(_logs()):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -67,4 +70,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"expected {path} to hold weights, plain values and logs, and nothing that has to be "
             f"run to be read: {error}"
+        ) from None
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"expected {path} to be a whole file of torch.save, got one that is damaged or of "
+            f"another kind: {error or type(error).__name__}"
         ) from None

@@ -147,6 +147,15 @@ def _warnings_only() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def check_device(device: str | torch.device) -> None:
+    """Raise a ValueError unless there is such a device here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"expected a device of this machine, got {device}: {reason}") from None
+
+
 def dataset_meta_of(config: Config) -> dict[str, Any] | None:
     """Names and colours of the classes of a config's test set; None if it has no such set."""
     dataset = _test_set(config)
@@ -200,13 +209,20 @@ def inference_pipeline(config: Config, *, arrays: bool = False) -> Compose:
         raise ValueError(
             f"expected a test_dataloader with a pipeline, got none in {config.filename}"
         )
-    steps = [step for step in dataset["pipeline"] if "Annotations" not in step["type"]]
+    steps = [step for step in dataset["pipeline"] if "Annotations" not in _type_name(step)]
     if arrays:
-        if not steps or not str(steps[0]["type"]).endswith("LoadImageFromFile"):
+        first = _type_name(steps[0]) if steps else "no steps"
+        if not first.endswith("LoadImageFromFile"):
             raise ValueError(
                 "expected a pipeline that begins with LoadImageFromFile, to take arrays in its "
-                f"place, got {steps[0]['type'] if steps else 'no steps'}"
+                f"place, got {first}"
             )
         steps[0] = dict(type="mmdet.LoadImageFromNDArray")
     with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmdet")):
         return Compose(steps)
+
+
+def _type_name(step: dict[str, Any]) -> str:
+    """Type of a step of a pipeline, which new-style configs name by the class itself."""
+    kind = step["type"]
+    return kind if isinstance(kind, str) else kind.__name__

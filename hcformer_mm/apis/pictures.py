@@ -1,6 +1,7 @@
 """Pictures from wherever they come: files, folders, videos, arrays, streams of frames."""
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -152,6 +153,8 @@ def _parts(item: Any) -> list[_Part] | Iterator[_Part]:
         return _frames(item, None)
     if not isinstance(item, str | Path):
         raise ValueError(f"expected a path or an array as picture, got {type(item).__name__}")
+    if not str(item):
+        raise ValueError("expected the path of a picture, got an empty one")
     if _URL.match(str(item)):
         raise ValueError(
             f"expected the path of a picture on this machine, got the URL {item}: nothing is "
@@ -178,8 +181,23 @@ def _is_picture(file: Path) -> bool:
 def _frames(video: mmcv.VideoReader, path: Path | None) -> Iterator[_Part]:
     if not video.opened:
         raise ValueError(f"expected a video that OpenCV can read, got {path or 'a closed one'}")
-    stem = None if path is None else path.stem
-    return ((stem and f"{stem}_{i:06}", frame) for i, frame in enumerate(video))
+    return _read_frames(video, path)
+
+
+def _read_frames(video: mmcv.VideoReader, path: Path | None) -> Iterator[_Part]:
+    number = 0
+    for frame in video:
+        yield (None if path is None else f"{path.stem}_{number:06}"), frame
+        number += 1
+    name = path or "the video"
+    if number == 0:
+        raise ValueError(f"expected frames in {name}, got none")
+    # Some formats only estimate how many they have.
+    if number < video.frame_cnt:
+        warnings.warn(
+            f"{name} says that it has {video.frame_cnt} frames, and {number} could be read",
+            stacklevel=2,
+        )
 
 
 def _check_array(array: NDArray[Any]) -> NDArray[np.uint8]:

@@ -16,7 +16,13 @@ from mmengine.utils import ProgressBar
 from mmseg.models.segmentors import BaseSegmentor
 from torch import Tensor
 
-from .model_loading import build_model, find_config, inference_pipeline, read_classes
+from .model_loading import (
+    build_model,
+    check_device,
+    find_config,
+    inference_pipeline,
+    read_classes,
+)
 from .pictures import Picture
 
 DTYPES = {
@@ -64,6 +70,7 @@ class Predictor:
         config = model if isinstance(model, Config) else Config.fromfile(find_config(model))
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        check_device(device)
         if weights is None:
             warnings.warn(
                 f"no weights are given for {config.filename}: its predictions are random",
@@ -87,7 +94,8 @@ class Predictor:
         Args:
             pictures: What :func:`~hcformer_mm.apis.pictures.open_pictures` returns.
             batch_size: Pictures that go through the network together. A segmentor of mmseg takes
-                together only those of one size.
+                together only those of one size; a detector pads them to the largest, which changes
+                results a little.
             progress: Whether a progress bar is shown, on standard error.
 
         Returns:

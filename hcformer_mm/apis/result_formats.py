@@ -1,7 +1,7 @@
 """Results in the formats of COCO and of label maps."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,10 @@ def read_coco_ids(path: str | Path, classes: Classes) -> tuple[dict[str, int], l
         raise FileNotFoundError(f"no such annotations: {path}")
     try:
         content = json.loads(Path(path).read_text())
-        images = {Path(image["file_name"]).name: image["id"] for image in content["images"]}
-        categories = {category["name"]: category["id"] for category in content["categories"]}
+        images = _by_name(
+            (Path(image["file_name"]).name, image["id"]) for image in content["images"]
+        )
+        categories = _by_name((entry["name"], entry["id"]) for entry in content["categories"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"expected {path} to be a JSON file of COCO's with images and categories: "
@@ -47,6 +49,14 @@ def read_coco_ids(path: str | Path, classes: Classes) -> tuple[dict[str, int], l
             f"{', '.join(missing[:4])}{f' and {len(missing) - 4} more' * (len(missing) > 4)}"
         )
     return images, [categories[name] for name in classes.names]
+
+
+def _by_name(ids: Iterable[tuple[str, int]]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name, number in ids:
+        if found.setdefault(name, number) != number:
+            raise ValueError(f"{name} is the name of both {found[name]} and {number}")
+    return found
 
 
 def encode_panoptic(

@@ -138,6 +138,9 @@ class ResultWriter:
             self._write_json("instances", self._instances)
 
     def __enter__(self) -> "ResultWriter":
+        # Those of an earlier run do not describe the pictures of this one.
+        for name in ("images", "panoptic", "instances"):
+            (self.out_dir / f"{name}.json").unlink(missing_ok=True)
         return self
 
     def __exit__(

@@ -36,6 +36,21 @@ def test_reads_weights_and_logs(tmp_path):
     assert read["message_hub"]["log_scalars"]["loss"].mean() == 1.5
 
 
+@pytest.mark.parametrize("kept", [0, 100])
+def test_damaged_files(kept, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": {"a": torch.ones(1000)}}, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"expected .*weights\.pth to be a whole file of torch"):
+        load_checkpoint(path)
+
+
+def test_no_file(tmp_path):
+    for path in (tmp_path, tmp_path / "nowhere.pth"):
+        with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+            load_checkpoint(path)
+
+
 def test_refuses_code(tmp_path):
     path, trace = tmp_path / "checkpoint.pth", tmp_path / "trace"
     torch.save(dict(state_dict={}, extra=Touch(trace)), path)

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import LoadImageFromFile
+from mmdet.datasets.transforms import LoadPanopticAnnotations, PackDetInputs
 from mmengine.config import Config, ConfigDict
 from PIL import Image
 
 from hcformer_mm.apis.model_loading import (
     build_model,
+    check_device,
     find_config,
     inference_pipeline,
     read_classes,
@@ -128,3 +131,22 @@ def test_arrays_where_no_file_is_read(config):
     config.test_dataloader.dataset.pipeline = config.test_dataloader.dataset.pipeline[1:]
     with pytest.raises(ValueError, match="begins with LoadImageFromFile"):
         inference_pipeline(config, arrays=True)
+
+
+def test_steps_that_are_classes_as_in_new_style_configs(config):
+    steps = [
+        dict(type=LoadImageFromFile),
+        dict(type=LoadPanopticAnnotations),
+        dict(type=PackDetInputs),
+    ]
+    config.test_dataloader.dataset.pipeline = steps
+    names = [type(step).__name__ for step in inference_pipeline(config).transforms]
+    assert names == ["LoadImageFromFile", "PackDetInputs"]
+    names = [type(step).__name__ for step in inference_pipeline(config, arrays=True).transforms]
+    assert names == ["LoadImageFromNDArray", "PackDetInputs"]
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_device_that_is_not_there(device):
+    with pytest.raises(ValueError, match=f"expected a device of this machine, got {device}: "):
+        check_device(device)

@@ -85,6 +85,20 @@ def test_a_video_frame_by_frame(video, opened):
         assert abs(picture.read().astype(int) - 30 * i).max() <= 3  # JPEG
 
 
+def test_a_video_that_breaks_off(video):
+    content = video.read_bytes()
+    video.write_bytes(content[: len(content) * 9 // 10])
+    with pytest.warns(UserWarning, match=r"street\.avi says that it has 7 frames, and [1-6] could"):
+        assert 0 < len(list(open_pictures(video))) < 7
+
+
+def test_a_video_without_frames(tmp_path):
+    path = tmp_path / "empty.avi"
+    cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 5, (48, 32)).release()
+    with pytest.raises(ValueError, match=r"expected (frames in|a video that).*empty\.avi"):
+        list(open_pictures(path))
+
+
 def test_a_video_among_pictures(video, folder):
     pictures = list(open_pictures([folder / "d.png", video, pixels(2, 2)]))
     assert names(pictures) == ["d", *(f"street_{i:06}" for i in range(7)), "8"]
@@ -115,6 +129,7 @@ def test_urls_are_refused(url, as_path):
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
+        ("", ValueError, "the path of a picture, got an empty one"),
         ("nowhere.png", FileNotFoundError, r"no such picture: nowhere\.png"),
         (["nowhere.png"], FileNotFoundError, r"no such picture: nowhere\.png"),
         (7, ValueError, "a path, an array, a video, or several of these, got int"),

@@ -106,6 +106,19 @@ def test_ids_of_annotations(tmp_path):
         read_coco_ids(path, Classes(["mug"]))
 
 
+@pytest.mark.parametrize("what", ["pictures", "categories"])
+def test_names_that_annotations_give_twice(what, tmp_path):
+    images = [dict(id=1, file_name="a/x.jpg"), dict(id=2, file_name="b/x.jpg")]
+    categories = [dict(id=3, name="disc"), dict(id=4, name="disc")]
+    content = dict(images=images, categories=categories[:1])
+    if what == "categories":
+        content = dict(images=images[:1], categories=categories)
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    name = "x.jpg is the name of both 1 and 2" if what == "pictures" else "both 3 and 4"
+    with pytest.raises(ValueError, match=name):
+        read_coco_ids(tmp_path / "gt.json", Classes(names=["disc"]))
+
+
 def test_files_that_are_no_annotations(tmp_path):
     path = tmp_path / "annotations.json"
     with pytest.raises(FileNotFoundError, match=r"no such annotations: .*annotations\.json"):

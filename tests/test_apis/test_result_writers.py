@@ -228,6 +228,14 @@ def test_an_error_leaves_no_json(files, tmp_path):
     assert len(list((tmp_path / "out" / "pictures").iterdir())) == 2
 
 
+def test_an_error_leaves_no_json_of_an_earlier_run(files, tmp_path):
+    write(tmp_path / "out", files[0], [random_sample(*size) for size in SIZES])
+    assert (tmp_path / "out" / "panoptic.json").is_file()
+    with pytest.raises(ValueError, match="got nothing"):
+        write(tmp_path / "out", files[0], [DetDataSample()] * len(SIZES))
+    assert list((tmp_path / "out").glob("*.json")) == []
+
+
 def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "a.txt"
     with replacing(path) as unfinished:

@@ -90,6 +90,8 @@ def test_errors_end_in_one_line(run, model, pictures, tmp_path):
         run(pictures, "--out", "out.png")
     with pytest.raises(SystemExit, match="image_demo: expected a folder for results"):
         run(pictures / "scene0.png", "--out", "out.png", "--ann-file", "gt.json")
+    with pytest.raises(SystemExit, match="image_demo: expected another file than the picture"):
+        run(pictures / "scene0.png", "--out", pictures / "scene0.png")
     with pytest.raises(SystemExit, match="image_demo: expected a config file"):
         run(pictures, files=("nowhere", model[1]))
     with pytest.raises(SystemExit, match=r"image_demo: .*nowhere\.pth"):
