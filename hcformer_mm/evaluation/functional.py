@@ -59,7 +59,7 @@ class Overlaps:
         return _sums(self.segments, self.pixels, len(self.segment_labels))
 
     def majority(self) -> NDArray[np.int64]:
-        """``(K,)``; the segment that shares most pixels with each cluster, of equals the first."""
+        """``(K,)``; the segment with most pixels of each cluster, of equals the smallest."""
         order = np.lexsort((self.segments, -self.pixels, self.clusters))
         _, first = np.unique(self.clusters[order], return_index=True)
         return self.segments[order][first]

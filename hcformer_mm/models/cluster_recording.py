@@ -14,8 +14,8 @@ from ..structures import ClusteredFeatures, ImageClusters
 class ClusterRecorder:
     """While it is attached to a model, each data sample that the model predicts has ``clusters``.
 
-    They are an :class:`~hcformer_mm.structures.ImageClusters`, on the device of the model. Nothing
-    of the model is changed but for two forward hooks.
+    They are an :class:`~hcformer_mm.structures.ImageClusters` on the CPU, since what keeps data
+    samples moves only what it knows. Nothing of the model is changed but for three hooks.
 
     Args:
         model: A detector or segmentor whose ``backbone`` is an ``HCBackbone``; wrapped for
@@ -67,8 +67,14 @@ class ClusterRecorder:
         assignments = clusters_of(features, self._model)
         stride = cell_size(padded, assignments[0])
         for i, sample in enumerate(output):
+            if sample.metainfo.get("flip"):
+                raise ValueError(
+                    "expected pictures that are not flipped, whose clusters would lie elsewhere; "
+                    "leave RandomFlip out of the test pipeline"
+                )
             clusters = ImageClusters(
-                assignments=tuple(assignment[i].detach() for assignment in assignments),
+                # A copy: a view would keep the assignments of the whole batch.
+                assignments=tuple(a[i].detach().to("cpu", copy=True) for a in assignments),
                 stride=stride,
                 input_size=_size(sample.metainfo["img_shape"]),
                 image_size=_size(sample.metainfo["ori_shape"]),

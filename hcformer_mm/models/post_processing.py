@@ -1,8 +1,8 @@
 """Results of one image from class and mask logits, taken in a few rows of pixels at a time.
 
 Every result here is a function of a pixel's own logits and of sums over pixels, so it can be had
-from bands of rows: masks that are large only because the image is are never held all at once, and
-what is computed of a band stays in the processor's cache.
+from bands of rows: what is computed of a band stays in the processor's cache, and masks that would
+take more than :data:`RESIZED_AT_ONCE` at the size of the image are never held all at once.
 
 A query that no result can need is known by its class logits alone: :func:`needed_queries`. Masks of
 others need not be decoded, resized or handed over; the results are the same.
@@ -26,15 +26,12 @@ RESIZED_AT_ONCE = 2**28
 """Mask logits that are resized in one go: 1 GiB of float32. Beyond, a band is resized at a time."""
 
 
-def needed_queries(
-    class_logits: Tensor, test_cfg: dict[str, Any], *, num_things: int, num_classes: int
-) -> Tensor:
+def needed_queries(class_logits: Tensor, test_cfg: dict[str, Any], num_classes: int) -> Tensor:
     """Which queries of an image can appear in a result.
 
     Args:
         class_logits: ``(Q, K + 1)``, the last class being "no object".
         test_cfg: As of :class:`~hcformer_mm.models.HCFormerFusionHead`.
-        num_things: Number of thing classes, the first ones.
         num_classes: Number of classes, :math:`K`.
 
     Returns:
@@ -46,7 +43,7 @@ def needed_queries(
     if test_cfg.get("panoptic_on", True):
         needed |= panoptic_queries(class_logits, test_cfg, num_classes)[0]
     if test_cfg.get("instance_on", False):
-        needed[best_pairs(class_logits, test_cfg, num_things, num_classes)[0]] = True
+        needed[best_pairs(class_logits, test_cfg, num_classes)[0]] = True
     return needed
 
 
@@ -64,9 +61,12 @@ def panoptic_queries(
 
 
 def best_pairs(
-    class_logits: Tensor, test_cfg: dict[str, Any], num_things: int, num_classes: int
+    class_logits: Tensor, test_cfg: dict[str, Any], num_classes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The ``max_per_image`` most probable pairs of a query and a class, those of things alone.
+    """The ``max_per_image`` most probable pairs of a query and a class, stuff included.
+
+    Pairs of stuff are no instances, but they take places in the ranking. A query that is here only
+    with stuff is needed, too: without it, its place would go to another pair.
 
     Returns:
         Queries, classes and scores of the pairs, each ``(N,)``.
@@ -74,9 +74,7 @@ def best_pairs(
     scores = class_logits.softmax(dim=-1)[:, :-1].flatten()
     wanted = min(test_cfg.get("max_per_image", 100), len(scores))
     scores, pairs = scores.topk(wanted, sorted=False)
-    queries, classes = pairs // num_classes, pairs % num_classes
-    things = classes < num_things
-    return queries[things], classes[things], scores[things]
+    return pairs // num_classes, pairs % num_classes, scores
 
 
 class PanopticResult:
@@ -160,9 +158,9 @@ class InstanceResult:
         num_things: int,
         num_classes: int,
     ) -> None:
-        queries, self._classes, self._scores = best_pairs(
-            class_logits, test_cfg, num_things, num_classes
-        )
+        queries, classes, scores = best_pairs(class_logits, test_cfg, num_classes)
+        things = classes < num_things
+        queries, self._classes, self._scores = queries[things], classes[things], scores[things]
         # A query may stand in several pairs; its mask is looked at once.
         self._queries, self._index = queries.unique(return_inverse=True)
         number = len(self._queries)
@@ -175,7 +173,8 @@ class InstanceResult:
         logits = logits[self._queries]
         masks = logits > 0
         self._masks[:, rows] = masks
-        self._confidence += (logits.sigmoid() * masks).flatten(1).sum(1)
+        # In half precision a sum over pixels overflows.
+        self._confidence += (logits.sigmoid() * masks).flatten(1).sum(1, dtype=torch.float32)
         self._areas += masks.flatten(1).sum(1)
 
     def result(self) -> InstanceData:

@@ -14,7 +14,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import METRICS
 from panopticapi.utils import rgb2id
 
-from hcformer_mm.evaluation import functional
+from hcformer_mm.evaluation import functional, pieces
 from hcformer_mm.evaluation.pieces import cell_map, slic_superpixels
 from hcformer_mm.structures import ImageClusters
 from tests.clustering_samples import (
@@ -225,6 +225,30 @@ def test_slic_of_any_number(folder, number):
     found = functional.number_of_clusters(labels)
     if number < 10_000:
         assert abs(found - number) <= max(1, number // 4)
+
+
+def test_slic_keeps_what_came_closest(monkeypatch):
+    image = np.zeros((8, 8, 3), np.uint8)
+    counts = iter([9, 5, 7, 64])
+
+    def slic(image, n_segments, start_label):
+        return np.arange(64).reshape(8, 8) % next(counts)
+
+    monkeypatch.setattr(pieces, "slic", slic)
+    assert functional.number_of_clusters(slic_superpixels(image, 6)) == 5
+
+
+@pytest.mark.parametrize("tolerance", [0, 5])
+def test_tolerance_of_boundaries(folder, tolerance):
+    recalls = []
+    given = samples(folder)
+    for one in given:
+        (level, *_) = one["clusters"].labels()
+        truth = one["gt_sem_seg"]["sem_seg"][0]
+        recalls.append(functional.boundary_recall(level, truth, tolerance=tolerance, ignore=255))
+    metrics = evaluate([metric(folder, "semantic", tolerance=tolerance)], given)
+    expected = 100 * np.mean(recalls)
+    assert metrics["clusters/level_1/boundary_recall"] == pytest.approx(expected)
 
 
 def test_cells_of_a_resized_picture():

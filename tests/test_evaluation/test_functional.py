@@ -319,3 +319,9 @@ def test_bad_options():
         functional.boundary_recall(CLUSTERS, SEGMENTS, tolerance=-1)
     with pytest.raises(ValueError, match=r"of the size \(4, 6\) .* got \(6, 4, 3\)"):
         functional.explained_variation(CLUSTERS, np.zeros((6, 4, 3)))
+
+
+def test_of_equal_segments_the_smallest_wins():
+    assert functional.majority_map(torch.tensor([[0, 0]]), torch.tensor([[5, 3]])).tolist() == [
+        [3, 3]
+    ]

@@ -150,6 +150,30 @@ def test_mask_ap_is_that_of_the_host(folder):
     assert round(ours / 100, 3) == theirs["coco/segm_mAP"]
 
 
+def test_masks_with_scores_of_their_own(folder):
+    """As of heads that score masks: they rank the masks, also where boxes are ranked otherwise."""
+    ann_file = metric(folder, "instance")["ann_file"]
+    given = samples(folder)
+    random = torch.Generator().manual_seed(0)
+    for one in given:
+        scores = one["pred_instances"]["scores"]
+        one["pred_instances"]["mask_scores"] = torch.rand(len(scores), generator=random)
+    things = CLASSES[:THINGS]
+    ours = measured(MaskAP(ann_file, things), given)["AP"]
+    theirs = evaluate([CocoMetric(ann_file, metric="segm")], given, classes=things)
+    assert round(ours / 100, 3) == theirs["coco/segm_mAP"]
+    assert ours != measured(MaskAP(ann_file, things), samples(folder))["AP"]
+
+
+def test_classes_that_the_annotations_lack(folder):
+    config = metric(folder)
+    classes = (*CLASSES, "unicorn")
+    with pytest.raises(ValueError, match=r"one category in .*json .* got none or several for unicorn"):
+        PanopticQuality(config["ann_file"], config["seg_prefix"], classes)
+    with pytest.raises(ValueError, match=r"one category in .*json .* got none or several for unicorn"):
+        MaskAP(metric(folder, "instance")["ann_file"], (*CLASSES[:THINGS], "unicorn"))
+
+
 def test_mask_ap_of_some_pictures(folder):
     """Those that were not looked at are not missed."""
     measure = MaskAP(metric(folder, "instance")["ann_file"], CLASSES[:THINGS])

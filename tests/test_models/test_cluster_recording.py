@@ -88,6 +88,21 @@ def test_segmentors_whole_and_in_windows():
             model.test_step(dict(inputs))
 
 
+def test_flipped_pictures(model):
+    sample = data_sample((64, 64))
+    sample.set_metainfo(dict(flip=True, flip_direction="horizontal"))
+    inputs = dict(inputs=[torch.zeros(3, 64, 64, dtype=torch.uint8)], data_samples=[sample])
+    with record_clusters(model), torch.no_grad(), pytest.raises(ValueError, match="not flipped"):
+        model.test_step(inputs)
+
+
+def test_a_picture_does_not_keep_its_batch(model):
+    with record_clusters(model):
+        samples = predict(model, (64, 64), (64, 64))
+    for assignment in samples[0].clusters.assignments:
+        assert assignment.untyped_storage().nbytes() == assignment.numel() * 4
+
+
 def test_distributed_wrapper(model):
     class Wrapper(nn.parallel.DistributedDataParallel):
         def __init__(self, module):

@@ -181,6 +181,31 @@ def test_masks_too_large_to_be_resized_at_once(size, monkeypatch):
     assert result["pan_results"].sem_seg.shape == sample.pred_sem_seg.sem_seg.shape == (1, *size)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_needed_queries_have_all_results(seed):
+    """Things and stuff compete for the places of instances: dropping stuff would let others in."""
+    random = torch.Generator().manual_seed(seed)
+    class_logits = 3 * torch.randn(40, 7, generator=random)
+    masks = torch.randn(40, 8, 12, generator=random)
+    config = dict(panoptic_on=False, instance_on=True, max_per_image=20)
+    needed = post_processing.needed_queries(class_logits, config, num_classes=6)
+    assert 0 < needed.sum() < 40
+    head = HCFormerFusionHead(num_things_classes=3, num_stuff_classes=3, test_cfg=config)
+    ours = head.instance_postprocess(class_logits[needed], masks[needed])
+    wanted = head.instance_postprocess(class_logits, masks)
+    assert 0 < len(wanted) < 20  # some places went to stuff
+    same_instances(*(found[found.scores.argsort()] for found in (ours, wanted)))
+
+
+def test_confidence_in_half_precision():
+    """65,504 pixels are all that a sum in float16 can count."""
+    class_logits = torch.tensor([[9.0, 0, 0, 0]]).half()
+    instances = fusion_head(max_per_image=1).instance_postprocess(
+        class_logits, torch.full((1, 300, 300), 9.0).half()
+    )
+    assert instances.scores.tolist() == pytest.approx([1.0], abs=2e-3)
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_image():
     """300 queries and all results at 4000×3000, in less than 8 GiB; the masks alone are 13.4."""

@@ -38,7 +38,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--slic",
         action="store_true",
-        help="score superpixels of SLIC, about as many as each level has clusters, as well",
+        help="score superpixels of SLIC, about as many as each level has clusters, as well; on the "
+        "CPU that takes seconds for each large picture",
     )
     parser.add_argument(
         "--limit",

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from ..functional import majority_map
-from .measure import Labels, Measure, PictureTruth, Sample, prediction_of
+from .measure import (
+    Labels,
+    Measure,
+    PictureTruth,
+    Sample,
+    check_categories,
+    prediction_of,
+)
 
 Detection = dict[str, Any]
 """A result in COCO's format."""
@@ -44,6 +51,9 @@ class MaskAP(Measure[InstanceTruth, list[Detection], tuple[int, list[Detection]]
         ann_file: Annotations in COCO's format.
         classes: Names of the model's classes.
         backend_args: How the file is read, as everywhere in MMEngine.
+
+    Raises:
+        ValueError: The annotations lack one of the classes.
     """
 
     names = ("AP",)
@@ -56,6 +66,7 @@ class MaskAP(Measure[InstanceTruth, list[Detection], tuple[int, list[Detection]]
         self._ann_file = ann_file
         self._coco = COCO(annotations)
         self._categories = self._coco.getCatIds(catNms=list(classes))
+        check_categories(self._coco.cats, classes, ann_file)
 
     def truth(self, sample: Sample) -> InstanceTruth:
         """Annotations of a picture by its ``img_id``.

@@ -90,3 +90,16 @@ def prediction_of(sample: Sample, field: str, what: str) -> Any:
             f"{sorted(name for name in sample if name.startswith('pred_'))}"
         )
     return sample[field]
+
+
+def check_categories(
+    categories: Mapping[int, Mapping[str, Any]], classes: Sequence[str], ann_file: str
+) -> None:
+    """Raise a ValueError unless COCO annotations have a category for each class, and one only."""
+    names = [category["name"] for category in categories.values()]
+    wrong = [name for name in classes if names.count(name) != 1]
+    if wrong:
+        raise ValueError(
+            f"expected one category in {ann_file} for every class of the model, got none or "
+            f"several for {', '.join(wrong[:4])}{f' and {len(wrong) - 4} more' * (len(wrong) > 4)}"
+        )

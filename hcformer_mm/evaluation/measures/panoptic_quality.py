@@ -15,7 +15,14 @@ from panopticapi.evaluation import VOID, PQStat
 from panopticapi.utils import rgb2id
 
 from ..functional import majority_map, overlaps
-from .measure import Labels, Measure, PictureTruth, Sample, prediction_of
+from .measure import (
+    Labels,
+    Measure,
+    PictureTruth,
+    Sample,
+    check_categories,
+    prediction_of,
+)
 
 Categories = dict[int, int]
 """Category of each segment."""
@@ -49,6 +56,9 @@ class PanopticQuality(Measure[PanopticTruth, SegmentMap, CategoryCounts]):
         seg_prefix: Folder of their PNG files.
         classes: Names of the model's classes.
         backend_args: How the files are read, as everywhere in MMEngine.
+
+    Raises:
+        ValueError: The annotations lack one of the classes.
     """
 
     names = ("PQ", "PQ_th", "PQ_st")
@@ -68,6 +78,7 @@ class PanopticQuality(Measure[PanopticTruth, SegmentMap, CategoryCounts]):
         self._backend_args = backend_args
         # Labels are numbered by the order of the JSON's categories, as in the host's datasets.
         self._categories = self._coco.get_cat_ids(cat_names=classes)
+        check_categories(self._coco.cats, classes, ann_file)
         self._num_classes = len(classes)
         self._first_is_thing = bool(self._coco.cats[self._categories[0]]["isthing"])
 

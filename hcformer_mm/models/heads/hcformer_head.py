@@ -276,13 +276,7 @@ class HCFormerHead(Mask2FormerHead):
         class_logits, mask_logits = all_class_logits[-1], all_mask_logits[-1]
         if self.test_cfg is not None:
             needed = [
-                needed_queries(
-                    logits,
-                    self.test_cfg,
-                    num_things=self.num_things_classes,
-                    num_classes=self.num_classes,
-                )
-                for logits in class_logits
+                needed_queries(logits, self.test_cfg, self.num_classes) for logits in class_logits
             ]
             queries = torch.stack(needed).any(dim=0).nonzero()[:, 0]
             if not len(queries):  # an empty map cannot be resized
