@@ -1,13 +1,16 @@
 """DCNv2 in the downsampling layers of a CNN (paper, Sec. 2.5 and Appendix F.2)."""
 
-from functools import cache
-
 import torch
 from mmcv.cnn.bricks.wrappers import Conv2d
 from mmcv.ops import ModulatedDeformConv2d, get_compiling_cuda_version
 from torch import Tensor, nn
 
-from ..ops.deform_conv import modulated_deform_conv2d
+from ..ops.deform_conv import is_exporting, modulated_deform_conv2d
+
+# The types of devices for which mmcv has a kernel that is worth calling.
+_HOST_KERNELS = {"npu", "mlu"}
+if get_compiling_cuda_version() != "not available":
+    _HOST_KERNELS.add("cuda")
 
 
 class DeformableDownsampling(ModulatedDeformConv2d):
@@ -67,7 +70,7 @@ class DeformableDownsampling(ModulatedDeformConv2d):
         raw = raw[..., :rows, :cols]
         offset, mask = raw.tensor_split([raw.shape[1] * 2 // 3], dim=1)
         mask = mask.sigmoid()
-        if not _host_has_kernel(x.device.type):
+        if x.device.type not in _HOST_KERNELS or is_exporting():
             with torch.autocast(x.device.type, enabled=False):
                 dtype = self.weight.dtype
                 return modulated_deform_conv2d(
@@ -96,14 +99,6 @@ def _is_plain(conv: nn.Conv2d) -> bool:
         and conv.groups == 1
         and conv.dilation == (1, 1)
     )
-
-
-@cache
-def _host_has_kernel(device: str) -> bool:
-    """Whether mmcv was compiled with a kernel for this type of device that is worth calling."""
-    if device == "cuda":
-        return get_compiling_cuda_version() != "not available"
-    return device in ("npu", "mlu")
 
 
 def make_downsampling_deformable(block: nn.Module) -> list[str]:

@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# PyTorch 2.6 and older cannot tell an export from a compilation; what serves both is slower.
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+"""Whether a model is being exported, to run without PyTorch's kernels or the host's."""
+
 
 def modulated_deform_conv2d(
     x: Tensor,
@@ -47,16 +51,22 @@ def modulated_deform_conv2d(
         if tuple(tensor.shape) != expected:
             raise ValueError(f"expected {name} of {expected}, got {tuple(tensor.shape)}")
     pixels, weights = _bilinear_taps(offset, mask, (height, width), kernel, stride, padding)
-    samples = F.embedding_bag(
-        pixels,
-        x.permute(0, 2, 3, 1).reshape(-1, channels),
-        per_sample_weights=weights,
-        mode="sum",
-    )
+    samples = _weighted_sums(x.permute(0, 2, 3, 1).reshape(-1, channels), pixels, weights)
     samples = samples.view(batch * rows * cols, kernel**2 * channels)
     matrix = weight.permute(2, 3, 1, 0).reshape(kernel**2 * channels, -1)
     y = samples @ matrix if bias is None else torch.addmm(bias, samples, matrix)
     return y.view(batch, rows, cols, -1).permute(0, 3, 1, 2)
+
+
+def _weighted_sums(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of four rows each: rows ``(N, C)``, index and weights ``(M, 4)`` → ``(M, C)``.
+
+    A model that is exported reads rows and multiplies matrices, which runtimes of other makers have
+    operators for.
+    """
+    if is_exporting():
+        return torch.bmm(weights.unsqueeze(1), F.embedding(index, rows)).squeeze(1)
+    return F.embedding_bag(index, rows, per_sample_weights=weights, mode="sum")
 
 
 def _bilinear_taps(

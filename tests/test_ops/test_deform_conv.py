@@ -54,6 +54,42 @@ def test_equals_the_host_with_gradients(spread):
     agree(output, expected, tensors, 1e-4)
 
 
+class Convolution(torch.nn.Module):
+    """The convolution as a module, whose inputs are all of its tensors."""
+
+    def __init__(self, stride, padding):
+        super().__init__()
+        self.options = dict(stride=stride, padding=padding)
+
+    def forward(self, x, offset, mask, weight, bias):
+        return modulated_deform_conv2d(x, offset, mask, weight, bias, **self.options)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_exported_form_equals_the_oracle(case):
+    tensors = [tensor.detach() for tensor in inputs(*case)]
+    stride, padding = case[1:3]
+    program = torch.export.export(Convolution(stride, padding), tuple(tensors), strict=False)
+    operators = {str(node.target) for node in program.graph.nodes}
+    assert not [name for name in operators if "embedding_bag" in name]
+    expected = reference.deform_conv(*tensors, stride, padding)
+    torch.testing.assert_close(program.module()(*tensors), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_onnx_equals_the_oracle():
+    """In float32, on the operators of onnxruntime's CPU provider."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    tensors = [t.detach() for t in inputs(3, 2, 1, (7, 8), 2, dtype=torch.float32)]
+    program = torch.onnx.export(Convolution(2, 1).eval(), tuple(tensors), verbose=False)
+    session = onnxruntime.InferenceSession(
+        program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    feed = {i.name: t.numpy() for i, t in zip(session.get_inputs(), tensors, strict=True)}
+    output = torch.from_numpy(session.run(None, feed)[0])
+    torch.testing.assert_close(output, reference.deform_conv(*tensors, 2, 1), rtol=1e-5, atol=1e-5)
+
+
 def test_undeformed_is_the_plain_convolution():
     x, offset, mask, weight, bias = inputs(3, 2, 1, (9, 8), 2, spread=0.0)
     output = modulated_deform_conv2d(

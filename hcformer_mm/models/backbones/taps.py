@@ -45,9 +45,11 @@ def _read_map(values: Any) -> tuple[Tensor, bool] | None:
             several = any(isinstance(value, Tensor) and value.dim() == 4 for value in rest)
             return None if several else (x, False)
         case [Tensor() as x, [height, width], *_] if x.dim() == 3:
-            # Under tracing the sides are tensors without dimensions.
+            # Under tracing the sides are tensors without dimensions or symbols.
             sides = (height, width)
-            scalar = all(isinstance(s, int) or getattr(s, "shape", None) == () for s in sides)
+            scalar = all(
+                isinstance(s, int | torch.SymInt) or getattr(s, "shape", None) == () for s in sides
+            )
             if scalar and height * width == x.shape[1]:
                 return x.transpose(1, 2).unflatten(2, sides), True
     return None

@@ -1,0 +1,140 @@
+"""torch.compile: what it returns, and where it has to leave the graph."""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.optim import OptimWrapper
+from torch import _dynamo as dynamo
+
+import hcformer_mm
+from tests.exporting import TINY, TINY_CONFIG, as_options, lively_model, read_config
+from tests.models import data_sample
+from tests.test_tools.test_train_and_test import small_shapes, train  # noqa: F401
+
+OURS = str(Path(hcformer_mm.__file__).parent)
+SWIN = "hcformer_swin-s-p4-w7-224_8xb2-lsj-50e_coco-panoptic"
+SMALL_SWIN = {
+    "model.backbone.hierarchical_level": 2,
+    "model.backbone.backbone.depths": (1, 1, 2, 1),
+    "model.backbone.backbone.embed_dims": 24,
+    "model.backbone.backbone.drop_path_rate": 0.0,
+    "model.panoptic_head.in_channels": 192,
+    "model.panoptic_head.transformer_decoder.num_layers": 1,
+}
+MODELS = {
+    "detector": (TINY_CONFIG, TINY),
+    "detector of tokens": (SWIN, SMALL_SWIN),
+    "segmentor": ("hc-pspnet_r18_shapes-semantic", {}),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    dynamo.reset()
+    yield
+    dynamo.reset()
+
+
+def batch(images=2):
+    torch.manual_seed(0)
+    pictures = [torch.randint(256, (3, 64, 96), dtype=torch.uint8) for _ in range(images)]
+    return dict(inputs=pictures, data_samples=[data_sample((64, 96)) for _ in pictures])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_networks_are_one_graph(name):
+    model = lively_model(read_config(*MODELS[name]))
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        explanation = dynamo.explain(lambda x: model(x, mode="tensor"))(image)
+    assert (explanation.graph_count, explanation.break_reasons) == (1, [])
+
+
+def agree(backbone, compiled):
+    """Maps, assignments, scales and gradients; what comes out is of the same type."""
+    image = torch.randn(1, 3, 64, 96)
+    outputs, expected = compiled(image), backbone(image)
+    assert type(outputs) is type(expected)
+    parameters = [p for p in backbone.parameters() if p.requires_grad]
+    sums = []
+    for features in (outputs, expected):
+        tensors = [*features, *features.assignments, *features.scales]
+        weights = [torch.linspace(-1, 1, t.numel()).view(t.shape) for t in tensors]
+        sums.append(sum((t * w).sum() for t, w in zip(tensors, weights, strict=True)))
+    for ours, theirs in zip(
+        [*outputs, *outputs.assignments], [*expected, *expected.assignments], strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    gradients = [torch.autograd.grad(s, parameters, allow_unused=True) for s in sums]
+    for ours, theirs in zip(*gradients, strict=True):
+        if theirs is not None:
+            scale = theirs.abs().max().item()
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-3 * scale + 1e-5)
+
+
+@pytest.mark.parametrize("name", ["detector", "detector of tokens"])
+def test_backbone_agrees(name):
+    backbone = lively_model(read_config(*MODELS[name])).backbone
+    # fullgraph: with gradients, too, it never leaves the graph.
+    agree(backbone, torch.compile(backbone, backend="aot_eager", fullgraph=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["detector", "detector of tokens"])
+def test_backbone_agrees_on_generated_code(name):
+    backbone = lively_model(read_config(*MODELS[name])).backbone
+    agree(backbone, torch.compile(backbone, fullgraph=True))
+
+
+def test_training_leaves_the_graph_in_the_host_alone():
+    """Ground truth of a number that is not known before, and matching on the CPU."""
+    model = lively_model(read_config(TINY_CONFIG, TINY)).train()
+    data = model.data_preprocessor(batch(), True)
+    explanation = dynamo.explain(lambda: model(**data, mode="loss"))()
+    places = [reason.user_stack[-1].filename for reason in explanation.break_reasons]
+    assert any(place.endswith("hungarian_assigner.py") for place in places)
+    assert not [place for place in places if place.startswith(OURS)]
+
+
+def test_training_step_agrees():
+    """As the runner compiles it."""
+    losses, parameters = [], []
+    for compiled in (False, True):
+        model = lively_model(read_config(TINY_CONFIG, TINY)).train()
+        if compiled:
+            model.train_step = torch.compile(model.train_step, backend="aot_eager")
+        optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.01))
+        data = batch()
+        for _ in range(2):
+            # Points of the masks are sampled at random.
+            torch.manual_seed(0)
+            losses.append(model.train_step(deepcopy(data), optimizer))
+        parameters.append([p.detach() for p in model.parameters()])
+    assert losses[0]["loss"] > losses[1]["loss"]
+    for ours, theirs in zip(losses[2:], losses[:2], strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(*parameters, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_runner_compiles(small_shapes, tmp_path):  # noqa: F811
+    """`compile=True` on the command line: the same losses as without."""
+    logs = []
+    for name, options in (("eager", []), ("compiled", ["compile=True"])):
+        tiny = [*as_options(TINY), "default_hooks.logger.interval=1", "randomness.seed=0"]
+        result = train(tmp_path / name, [*small_shapes, *tiny, *options])
+        assert ('"compiled"' in result.stdout + result.stderr) == bool(options)
+        (log,) = (tmp_path / name).glob("*/vis_data/scalars.json")
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        logs.append([row for row in rows if "loss" in row])
+    assert len(logs[0]) == len(logs[1]) == 2
+    for ours, theirs in zip(*logs, strict=True):
+        for key, value in theirs.items():
+            if "loss" in key:
+                assert ours[key] == pytest.approx(value, rel=1e-3, abs=1e-4)

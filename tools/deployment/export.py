@@ -1,0 +1,115 @@
+"""Export a model to ONNX or torch.export, and compare the file with the model."""
+
+import argparse
+import logging
+import sys
+import warnings
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+
+from hcformer_mm.apis.export import (
+    SUFFIXES,
+    ExportableModel,
+    describe,
+    export_model,
+    load_exported,
+    pipeline_divisor,
+)
+from hcformer_mm.apis.export_check import TOLERANCE, agrees, as_text, compare, time_both
+from hcformer_mm.apis.model_loading import build_model, find_config
+
+RANDOM = "random"
+STRIDE = 32
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("config", help="config file, name of a config of this package, or package::path")
+    add("checkpoint", help=f"checkpoint file, or '{RANDOM}' for weights as they are initialised")
+    add("--format", choices=list(SUFFIXES), required=True, help="what is written")
+    add("--shape", type=int, nargs=2, required=True, metavar=("H", "W"), help="size of the images")
+    add(
+        "--dynamic", action="store_true", help="let images have any size, --shape being one of them"
+    )
+    add("--batch-size", type=int, default=1, help="number of images at a time (default: 1)")
+    add("--assignments", action="store_true", help="return the assignments of every level, too")
+    add("--out", type=Path, help="file to write (default: name of the config and of the format)")
+    check = (
+        f"run the file and compare it with the model; fails unless they are equal to {TOLERANCE:g}"
+    )
+    add("--check", action="store_true", help=check)
+    add("--repeats", type=int, default=5, help="rounds of timing of --check (default: 5)")
+    overrides = "override settings of the config, as key=value"
+    add("--cfg-options", nargs="+", action=DictAction, default={}, help=overrides)
+    args = parser.parse_args()
+    if args.repeats < 1:
+        parser.error(f"expected --repeats of at least 1, got {args.repeats}")
+    return args
+
+
+def load(args: argparse.Namespace) -> tuple[ExportableModel, str]:
+    """The model of the command line and the name of its config."""
+    file = find_config(args.config)
+    config = Config.fromfile(file)
+    config.merge_from_dict(args.cfg_options)
+    checkpoint = None if args.checkpoint == RANDOM else args.checkpoint
+    if checkpoint is None:
+        print("the weights are random", file=sys.stderr)
+    model = build_model(config, checkpoint)
+    divisor = pipeline_divisor(model)
+    # Where the pipeline does not pad, a model of a fixed size needs none; others need whole cells.
+    if args.dynamic and divisor == 1:
+        divisor = STRIDE
+    exportable = ExportableModel(model, with_assignments=args.assignments, size_divisor=divisor)
+    return exportable.eval(), file.stem
+
+
+def check(args: argparse.Namespace, model: ExportableModel, path: Path) -> bool:
+    """Compare, print, and return whether all outputs agree."""
+    exported = load_exported(path)
+    height, width = args.shape
+    shapes = [(height, width)]
+    if args.dynamic:
+        # Of another size in cells, and of no whole number of them.
+        shapes.append((height + 2 * STRIDE - 5, width + 4 * STRIDE - 11))
+    equal = True
+    for shape in shapes:
+        comparisons = compare(exported, model, shape, batch_size=args.batch_size)
+        times = time_both(exported, model, shape, batch_size=args.batch_size, repeats=args.repeats)
+        print(as_text(comparisons, times), end="\n\n")
+        equal = equal and agrees(comparisons)
+    return equal
+
+
+def main() -> None:
+    args = parse_args()
+    # Building a model logs how every parameter is initialised; exporters warn of themselves.
+    MMLogger.get_instance("export", log_level="WARNING")
+    for library in ("torch.onnx", "onnxscript"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    try:
+        model, name = load(args)
+        path = args.out or Path(name + SUFFIXES[args.format])
+        export_model(
+            model,
+            path,
+            format=args.format,
+            shape=tuple(args.shape),
+            batch_size=args.batch_size,
+            dynamic=args.dynamic,
+            metadata=describe(model, name),
+        )
+        print(f"written {path}, {path.stat().st_size / 1e6:.1f} MB")
+        equal = not args.check or check(args, model, path)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"export: {error}")
+    if not equal:
+        sys.exit(f"export: {path} is not equal to the model to {TOLERANCE:g}")
+
+
+if __name__ == "__main__":
+    main()
