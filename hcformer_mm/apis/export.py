@@ -6,7 +6,6 @@ normalised image and returns logits. :func:`load_exported` runs what was written
 
 import io
 import json
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch.nn import functional as F
 from ..models.backbones import HCBackbone
 from ..models.heads import HCFormerHead
 from .export_operators import portable
+from .files import replacing
 
 Format = Literal["onnx", "torch-export"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
@@ -199,8 +199,7 @@ def export_model(
         _require("onnx", "onnxscript")
     program = _trace(model, TRACED_SHAPE if dynamic else shape, batch_size, dynamic)
     texts = {key: json.dumps(value) for key, value in (metadata or {}).items()}
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as unfinished:
         if format == "onnx":
             _write_onnx(program, unfinished, texts)
         else:
@@ -209,9 +208,6 @@ def export_model(
             content = json.dumps(dict(metadata or {}))
             torch.export.save(program, buffer, extra_files={METADATA_FILE: content})
             unfinished.write_bytes(buffer.getvalue())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _check_target(path: Path, format: Format) -> None:
