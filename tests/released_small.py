@@ -29,7 +29,7 @@ ADE20K = {
     "Swin-S": "hcformer_swin-s-p4-w7-224_8xb2-160k_ade20k-512x512",
 }
 SWIN = SwinShape(width=16, depths=(2, 2, 2, 2), heads=(1, 2, 2, 4), window=4)
-CHANNELS, HEADS, HIDDEN, LAYERS, QUERIES, EMBED = 64, 4, 96, 3, 30, 24
+CHANNELS, HEADS, HIDDEN, LAYERS, QUERIES, EMBED = 64, 8, 96, 3, 30, 24
 
 
 class Small(NamedTuple):

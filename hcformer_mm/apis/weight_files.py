@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import pickle
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,45 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .array_pickle import load_array_pickle
 from .checkpoint import load_checkpoint
 from .files import replacing
 
 SAFETENSORS = ".safetensors"
+WRAPPER = "module."
+"""How the names begin that PyTorch's wrappers for training on several devices give."""
 # torch.save writes a zip; before version 1.6 it wrote a pickle that begins with this number.
 _TORCH_BEGINNINGS = (b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")
 _NUMPY_TYPES: list[Any] = [type(np.dtype(name)) for name in ("float16", "int16", "int8", "uint8")]
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """What ``_codecs.encode`` stands for in a pickle of arrays: their bytes, written as text."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding!r} is no part of an array")
-    return text.encode("latin1")
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads plain values and numpy arrays, as Detectron2's ``.pkl`` files hold them."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        array = np.zeros(1)
-        functions = {
-            "_reconstruct": array.__reduce__()[0],
-            "scalar": array[0].__reduce__()[0],
-            "_frombuffer": array.__reduce_ex__(5)[0],
-        }
-        allowed = {
-            ("collections", "OrderedDict"): dict,
-            ("_codecs", "encode"): _latin1,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-        }
-        # numpy 2 moved its functions; a file of the other numpy names them where they were.
-        for core in ("numpy.core", "numpy._core"):
-            for part in ("multiarray", "numeric"):
-                allowed |= {(f"{core}.{part}", key): value for key, value in functions.items()}
-        if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"{module}.{name} is no part of an array")
-        return allowed[module, name]
 
 
 def read_weights_file(path: str | Path) -> dict[str, Any]:
@@ -85,13 +55,30 @@ def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
     Args:
         content: Names with tensors, arrays of numbers, or other values.
+
+    Raises:
+        ValueError: An array is of numbers that no tensor holds, or the names are those of a model
+            that is still wrapped for training on several devices.
     """
     tensors: dict[str, Tensor] = {}
     for name, value in content.items():
         if isinstance(value, Tensor):
             tensors[name] = value
         elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-            tensors[name] = torch.from_numpy(np.array(value))  # a copy that may be written to
+            try:
+                # A copy that may be written to.
+                tensors[name] = torch.from_numpy(np.array(value))
+            except TypeError:
+                raise ValueError(
+                    f"expected {name} to be of numbers that a tensor can hold, got an array of "
+                    f"{value.dtype}; convert it, to float64 for instance"
+                ) from None
+    if tensors and all(str(name).startswith(WRAPPER) for name in tensors):
+        raise ValueError(
+            f"expected the names of the model's tensors, got all of them with the prefix "
+            f"{WRAPPER!r} of DistributedDataParallel or DataParallel ({some(tensors, 2)}); "
+            "remove it from the names"
+        )
     return tensors
 
 
@@ -187,7 +174,7 @@ def _read_torch(path: Path) -> Any:
 def _read_pickle(path: Path) -> Any:
     try:
         with path.open("rb") as file:
-            return _ArrayUnpickler(file, encoding="latin1").load()
+            return load_array_pickle(file)
     except Exception as error:  # a damaged pickle raises whatever its first wrong byte means
         raise ValueError(
             f"expected {path} to be written by torch.save, or to be a pickle of numpy arrays or a "
@@ -205,7 +192,14 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         state_dict = safetensors.load_file(path)
     except Exception as error:  # of the library's own kind, which only it defines
         raise ValueError(f"expected {path} to be a {SAFETENSORS} file: {error}") from None
-    meta = json.loads(metadata["meta"]) if "meta" in metadata else {}
+    try:
+        meta = json.loads(metadata.get("meta", "{}"))
+    except ValueError as error:
+        raise ValueError(f"expected the metadata 'meta' of {path} to be JSON: {error}") from None
+    if not isinstance(meta, dict):
+        raise ValueError(
+            f"expected the metadata 'meta' of {path} to be a dict, got {type(meta).__name__}"
+        )
     return dict(state_dict=state_dict, meta=meta)
 
 

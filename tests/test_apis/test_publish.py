@@ -6,21 +6,50 @@ import re
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.logging import HistoryBuffer
 from torch import nn
 from torch.hub import HASH_REGEX
 
 from hcformer_mm.apis.checkpoint import load_checkpoint
+from hcformer_mm.apis.model_loading import find_config
 from hcformer_mm.apis.publish import publish
 from hcformer_mm.version import __version__
+
+CONFIG = """
+backend_args = None
+data_root = 'data/coco/'
+model = dict(
+    type='HCFormer', scale=1e-05, sizes=(4, -1), names={'a.b': 1, 'c': dict({'d-e': None})})
+train_dataloader = dict(dataset=dict(
+    ann_file='/home/someone/data/coco/annotations/train.json',
+    data_prefix=dict(img='/home/someone/data/coco/train/', seg='train/'),
+    data_root='~someone/coco'))
+test_evaluator = [dict(outfile_prefix='C:\\\\Users\\\\someone\\\\out')]
+work_dir = '/home/someone/work_dirs/x'
+load_from = '/home/someone/warm.pth'
+resume = True
+launcher = 'pytorch'
+"""
+PUBLISHED_CONFIG = dict(
+    backend_args=None,
+    data_root="data/coco/",
+    model=dict(type="HCFormer", scale=1e-5, sizes=(4, -1), names={"a.b": 1, "c": {"d-e": None}}),
+    train_dataloader=dict(
+        dataset=dict(
+            ann_file="train.json", data_prefix=dict(img="train/", seg="train/"), data_root="coco"
+        )
+    ),
+    test_evaluator=[dict(outfile_prefix="out")],
+)
 
 
 def trained(path, **entries):
     """A checkpoint as MMEngine's runner leaves it."""
     weights = dict(weight=torch.arange(6.0).view(2, 3))
     meta = dict(
-        cfg="model = dict()",
+        cfg=CONFIG,
         dataset_meta=dict(classes=("disc", "box")),
         iter=7,
         time="20250101_000000",
@@ -40,8 +69,9 @@ def test_keeps_weights_classes_and_config(tmp_path):
     content = load_checkpoint(published.path)
     assert set(content) == {"meta", "state_dict"}
     assert torch.equal(content["state_dict"]["weight"], torch.arange(6.0).view(2, 3))
+    config = Config.fromstring(content["meta"].pop("cfg"), ".py")
+    assert config.to_dict() == PUBLISHED_CONFIG
     assert content["meta"] == dict(
-        cfg="model = dict()",
         dataset_meta=dict(classes=("disc", "box")),
         iter=7,
         hcformer_mm_version=__version__,
@@ -66,7 +96,7 @@ def test_the_name_ends_in_the_hash(tmp_path):
     assert path.name == f"hcformer_r50-{digest[:8]}.pth"
     assert HASH_REGEX.search(path.name).group(1) == digest[:8]
     assert sorted(os.listdir(tmp_path)) == sorted([path.name, "iter_7.pth"])
-    # The same weights, published again and elsewhere.
+    # The same checkpoint, published again and elsewhere.
     other = tmp_path / "other"
     other.mkdir()
     assert publish(source, other / "hcformer_r50.pth").path.name == path.name
@@ -102,9 +132,48 @@ def test_refuses(tmp_path):
     source = trained(tmp_path / "iter_7.pth")
     with pytest.raises(ValueError, match=r"expected a name that ends in \.pth"):
         publish(source, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="in an existing folder"):
+    with pytest.raises(ValueError, match=r"an existing folder to publish to, got .*no$"):
         publish(source, tmp_path / "no" / "model.pth")
+    torch.save(dict(state_dict={"module.weight": torch.zeros(1)}), source)
+    with pytest.raises(ValueError, match=r"prefix 'module\.' of DistributedDataParallel"):
+        publish(source, tmp_path / "model.pth")
     torch.save(dict(model={"weight": torch.zeros(1)}), source)
     with pytest.raises(ValueError, match=r"with weights in 'state_dict', got model"):
         publish(source, tmp_path / "model.pth")
     assert [name for name in os.listdir(tmp_path) if re.search("model", name)] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["hcformer_r50_8xb2-lsj-50e_coco-panoptic", "hcformer_r18_shapes-panoptic"]
+)
+def test_a_published_config_is_the_one_of_the_training(name, tmp_path):
+    config = Config.fromfile(find_config(name))
+    folder = "/home/someone/run"
+    text = Config({**config.to_dict(), "work_dir": folder, "resume": True}).pretty_text
+    source = trained(tmp_path / "iter_7.pth", meta=dict(cfg=text))
+    path = publish(source, tmp_path / "model.pth").path
+    published = Config.fromstring(load_checkpoint(path)["meta"]["cfg"], ".py").to_dict()
+    expected = config.to_dict()
+    assert expected.pop("load_from", None) is None
+    assert not expected.pop("resume", False)
+    assert published == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import os\nos.mkdir({trace!r})",
+        "x = __import__('os').mkdir({trace!r})",
+        "x = dict(**open({trace!r}, 'w'))",
+        "no config",
+        7,
+    ],
+)
+def test_a_config_is_read_as_data(text, tmp_path):
+    trace = str(tmp_path / "trace")
+    text = text.format(trace=trace) if isinstance(text, str) else text
+    source = trained(tmp_path / "iter_7.pth", meta=dict(cfg=text))
+    published = publish(source, tmp_path / "model.pth")
+    assert "cfg" not in load_checkpoint(published.path)["meta"]
+    assert "meta.cfg" in published.left_out
+    assert not os.path.exists(trace)

@@ -291,10 +291,71 @@ def test_a_config_of_the_user_can_be_of_other_classes(tmp_path):
     assert report.conversion.state_dict["decode_head.cls_embed.bias"].shape == (4,)
 
 
-def test_arrays_that_are_no_numbers_are_left_out(tmp_path):
+def test_arrays_that_are_no_numbers_are_refused(tmp_path):
     model = small(level=0, semantic=True)
     names = np.array(["a", "b"])
     path = tmp_path / "released.pkl"
     path.write_bytes(pickle.dumps(dict(model={**arrays(model.state), "names": names})))
-    report = convert_file(path, tmp_path / "ours.pth", model.name, model.options)
-    assert report.left_out == ["names"]
+    with pytest.raises(ValueError, match=r"released\.pkl .*at most 8 bytes, got the dtype 'U1'"):
+        convert_file(path, tmp_path / "ours.pth", model.name, model.options)
+
+
+EPS = dict(type="BN", eps=1e-3, requires_grad=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (
+            {"model.data_preprocessor.bgr_to_rgb": False},
+            r"data_preprocessor\.bgr_to_rgb: expected True, got False",
+        ),
+        (
+            {"model.data_preprocessor.mean": [1, 2, 3]},
+            r"data_preprocessor\.mean: expected \[123\.675, .*\], got \[1\.0, 2\.0, 3\.0\]",
+        ),
+        (
+            {"model.data_preprocessor.std": [1, 1, 1]},
+            r"data_preprocessor\.std: expected \[58\.395, .*\], got \[1\.0, 1\.0, 1\.0\]",
+        ),
+        (
+            {"model.backbone.backbone.norm_cfg": EPS},
+            r"eps: expected 1e-05, got 0\.001 in backbone\.backbone\.bn1, .* and \d+ more",
+        ),
+        (
+            {"model.{head}.transformer_decoder.layer_cfg.cross_attn_cfg.num_heads": 4},
+            r"num_heads: expected 8, got 4 in {head}\.transformer_decoder\.layers\.0\.cross_attn",
+        ),
+    ],
+)
+@pytest.mark.parametrize("semantic", [False, True])
+def test_settings_that_no_tensor_tells_of(options, match, semantic):
+    """Every name and shape fits, and the model would compute something else."""
+    head = "decode_head" if semantic else "panoptic_head"
+    model = small(semantic=semantic)
+    model.options.update({key.format(head=head): value for key, value in options.items()})
+    refused(model, match.replace("{head}", head))
+
+
+def test_heads_of_the_encoder():
+    model = small(plus=True)
+    model.options["model.neck.encoder.layer_cfg.self_attn_cfg.num_heads"] = 16
+    refused(model, r"num_heads: expected 8, got 16 in neck\.encoder\.layers\.0\.self_attn")
+
+
+def test_basic_blocks_are_not_released(tmp_path):
+    network = build_model(Config.fromfile(find_config("hcformer_r18_shapes-panoptic")))
+    path = tmp_path / "ours.pth"
+    torch.save(dict(state_dict=network.state_dict()), path)
+    with pytest.raises(ValueError, match=r"ResNet with bottleneck blocks \(R50 and deeper\).*R18"):
+        revert_file(path, tmp_path / "x.pth")
+
+
+def test_names_of_a_wrapped_model_are_refused(tmp_path):
+    model = small(level=0)
+    state = {f"module.{name}": value for name, value in model.state.items()}
+    path = tmp_path / "released.pth"
+    torch.save(dict(model=state), path)
+    for run in (convert_file, revert_file):
+        with pytest.raises(ValueError, match=r"prefix 'module\.' of DistributedDataParallel"):
+            run(path, tmp_path / "x.pth")

@@ -38,24 +38,24 @@ class OtherEncoding:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int64", "uint8", "bool"])
-def test_reads_pickles_of_arrays(dtype, protocol, tmp_path):
-    array = np.arange(6).reshape(2, 3).astype(dtype)
+@pytest.mark.parametrize("kind", ["float32", "float64", "float16", "int64", "uint8", "bool"])
+def test_reads_pickles_of_arrays(kind, protocol, tmp_path):
+    values = np.arange(6).reshape(2, 3).astype(kind)
     path = tmp_path / "arrays.pkl"
-    content = dict(model=dict(x=array, y=np.asfortranarray(array)), score=np.float64(0.5))
+    content = dict(model=dict(x=values, y=np.asfortranarray(values)), score=np.float64(0.5))
     path.write_bytes(pickle.dumps(content, protocol=protocol))
     read = read_weights_file(path)
     tensors = tensors_of(read["model"])
-    assert tensors["x"].numpy().dtype == dtype
+    assert tensors["x"].numpy().dtype == kind
     for tensor in tensors.values():
-        assert np.array_equal(tensor.numpy(), array)
+        assert np.array_equal(tensor.numpy(), values)
     assert read["score"] == 0.5
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int64", "uint8"])
-def test_reads_arrays_in_a_torch_file(dtype, tmp_path):
+@pytest.mark.parametrize("kind", ["float32", "float16", "int64", "uint8"])
+def test_reads_arrays_in_a_torch_file(kind, tmp_path):
     path = tmp_path / "arrays.pth"
-    torch.save(dict(model=dict(x=np.arange(3).astype(dtype))), path)
+    torch.save(dict(model=dict(x=np.arange(3).astype(kind))), path)
     assert tensors_of(read_weights_file(path)["model"])["x"].tolist() == [0, 1, 2]
 
 
@@ -72,6 +72,32 @@ def test_refuses_code(attack, write, tmp_path):
     with pytest.raises(ValueError, match=r"expected .*hostile\.pkl"):
         read_weights_file(path)
     assert not trace.exists()
+
+
+def test_numbers_that_no_tensor_holds(tmp_path):
+    with pytest.raises(ValueError, match="expected x to be of numbers that a tensor can hold"):
+        tensors_of(dict(x=np.zeros(2, dtype=np.longdouble)))
+    path = tmp_path / "long.pkl"
+    path.write_bytes(pickle.dumps(dict(x=np.zeros(2, dtype=np.longdouble))))
+    with pytest.raises(ValueError, match=r"long\.pkl .*numbers of at most 8 bytes, got .*f\d+"):
+        read_weights_file(path)
+
+
+def test_names_of_a_wrapped_model_are_refused():
+    with pytest.raises(ValueError, match=r"prefix 'module\.' of DistributedDataParallel"):
+        tensors_of({"module.weight": torch.zeros(1)})
+    assert tensors_of({"module.weight": torch.zeros(1), "bias": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("meta", "match"), [("{", "to be JSON"), ("[1]", "to be a dict, got list")]
+)
+def test_metadata_of_strangers(meta, match, tmp_path):
+    torch_files = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "x.safetensors"
+    torch_files.save_file(dict(weight=torch.zeros(1)), path, {"meta": meta})
+    with pytest.raises(ValueError, match=rf"'meta' of .*x\.safetensors {match}"):
+        read_weights_file(path)
 
 
 def test_tensors_in_a_plain_pickle_are_refused(tmp_path):

@@ -8,14 +8,26 @@ import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..model_loading import without_pretrained
+from ..weight_files import some
 from .names import COUNTER, DROPPED, Rule, rules
 from .variant import Shapes, find_variant, head_of, options_for, variant_of_config
 
 COMPUTED = "relative_position_index"
 """A table that both implementations compute from the size of Swin's windows, and store."""
+
+PIXELS = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
+"""How every released model normalises its pixels: red, green and blue of 0 to 255."""
+
+BACKBONES = "a ResNet with bottleneck blocks (R50 and deeper) or a Swin"
+"""What the released implementation has as backbone."""
+
+HEADS, EPS = 8, 1e-5
+"""Heads of the released attention over queries or cells, and the eps of its normalisations."""
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 class Conversion(NamedTuple):
@@ -45,13 +57,15 @@ def convert(released: Mapping[str, Tensor], config: Config) -> Conversion:
         Tensors for ``load_state_dict`` of the config's model, in the dtypes of the model.
 
     Raises:
-        ValueError: Names or shapes do not fit; all of them are named.
+        ValueError: Names or shapes do not fit, or the config has a setting that no tensor tells
+            of and that differs from the released one; all of them are named.
     """
     variant = find_variant(shapes_of(released))
     if variant != variant_of_config(config):
         raise ValueError(_another_variant(released, config))
     model = build(config)
-    _check_pixels(released, model)
+    _check_settings(model, config)
+    _check_pixels(released)
     dropped = {name: reason for name, reason in DROPPED.items() if name in released}
     weights = {name: value for name, value in released.items() if name not in dropped}
     names = rules(
@@ -98,10 +112,17 @@ def revert(state_dict: Mapping[str, Tensor]) -> Conversion:
         Tensors under their released names, with the same values.
 
     Raises:
-        ValueError: Some of them have no counterpart there; all of these are named.
+        ValueError: The backbone is a ResNet of basic blocks (R18, R34), which the released
+            implementation has not, or some tensors have no counterpart there; all are named.
     """
     head = "decode_head" if "decode_head.cls_embed.weight" in state_dict else "panoptic_head"
     is_swin = "backbone.backbone.patch_embed.projection.weight" in state_dict
+    first = "backbone.backbone.layer1.0.conv{}.weight"
+    if first.format(2) in state_dict and first.format(3) not in state_dict:
+        raise ValueError(
+            f"expected {BACKBONES}, as the released implementation has, got a ResNet with basic "
+            "blocks (R18 or R34)"
+        )
     names = rules(
         family="SwinTransformer" if is_swin else "ResNet",
         level=sum(
@@ -120,7 +141,7 @@ def revert(state_dict: Mapping[str, Tensor]) -> Conversion:
     weights = {name: value for name, value in state_dict.items() if name not in dropped}
     renamed, faults = _rename(weights, names, reverse=True)
     if faults:
-        raise ValueError(_list("the weights of an HCFormer with a ResNet or a Swin", faults))
+        raise ValueError(_list(f"the weights of an HCFormer with {BACKBONES}", faults))
     released = {
         name: rule.change.to_released(weights[source]) if rule.change else weights[source]
         for name, (source, rule) in renamed.items()
@@ -159,18 +180,48 @@ def build(config: Config) -> BaseModel:
         return MODELS.build(without_pretrained(deepcopy(config.model)))
 
 
-def _check_pixels(released: Mapping[str, Tensor], model: BaseModel) -> None:
+def _check_settings(model: BaseModel, config: Config) -> None:
+    """Raise a ValueError if a model differs in what no tensor of a released file tells."""
+    preprocessor = model.data_preprocessor
+    faults = []
+    for setting in ("mean", "std"):
+        values = getattr(preprocessor, setting, torch.empty(0)).flatten().double()
+        if not _close(values, PIXELS[setting]):
+            got = [round(value, 3) for value in values.tolist()]
+            faults.append(f"data_preprocessor.{setting}: expected {PIXELS[setting]}, got {got}")
+    # The attribute of mmdet's, and of mmseg's.
+    names = ("_channel_conversion", "channel_conversion")
+    if not any(getattr(preprocessor, name, False) for name in names):
+        faults.append("data_preprocessor.bgr_to_rgb: expected True, got False")
+    for kinds, setting, wanted in (
+        ((nn.MultiheadAttention,), "num_heads", HEADS),
+        (NORMS, "eps", EPS),
+    ):
+        others: dict[float, list[str]] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, kinds) and getattr(module, setting) != wanted:
+                others.setdefault(getattr(module, setting), []).append(name)
+        faults += [
+            f"{setting}: expected {wanted}, got {value} in {some(names)}"
+            for value, names in others.items()
+        ]
+    if faults:
+        raise ValueError(_list(f"{config.filename} to compute what a released model does", faults))
+
+
+def _check_pixels(released: Mapping[str, Tensor]) -> None:
     """Raise a ValueError if a file says that its pixels are normalised otherwise."""
-    for name, attribute in (("pixel_mean", "mean"), ("pixel_std", "std")):
-        if name not in released:
-            continue
-        theirs = released[name].flatten()
-        ours = getattr(model.data_preprocessor, attribute, torch.empty(0)).flatten()
-        if theirs.shape != ours.shape or not torch.allclose(theirs.to(ours), ours):
+    for name, setting in (("pixel_mean", "mean"), ("pixel_std", "std")):
+        if name in released and not _close(released[name].flatten(), PIXELS[setting]):
             raise ValueError(
-                f"expected {name} of {ours.tolist()}, as the config's data_preprocessor has it, "
-                f"got {theirs.tolist()}"
+                f"expected {name} of {PIXELS[setting]}, as the released models have it, "
+                f"got {released[name].flatten().tolist()}"
             )
+
+
+def _close(values: Tensor, expected: list[float]) -> bool:
+    wanted = torch.tensor(expected, dtype=torch.float64)
+    return values.shape == wanted.shape and torch.allclose(values.to(wanted), wanted)
 
 
 def _another_variant(released: Mapping[str, Tensor], config: Config) -> str:

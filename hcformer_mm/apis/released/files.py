@@ -19,7 +19,7 @@ from ..weight_files import (
     weights_entry,
     write_weights_file,
 )
-from .convert import Conversion, convert, revert, shapes_of
+from .convert import BACKBONES, Conversion, convert, revert, shapes_of
 from .names import DROPPED
 from .variant import Variant, choose_config, find_variant
 
@@ -104,7 +104,8 @@ def revert_file(
     The result is converted forth again and compared, before it is written.
 
     Args:
-        source: Checkpoint of an HCFormer with a ResNet or a Swin; ``.pth`` or ``.safetensors``.
+        source: Checkpoint in float32 of an HCFormer with a ResNet with bottleneck blocks (R50 and
+            deeper) or a Swin; ``.pth`` or ``.safetensors``.
         target: Where to write the entry ``model`` with the tensors; as in :func:`convert_file`.
         config: Config of the model; by default one of this package that fits is chosen.
         cfg_options: Overrides of ``config``, as on the command line.
@@ -122,8 +123,8 @@ def revert_file(
         name.startswith("backbone.backbone.patch_embed.") for name in state_dict
     ):
         raise ValueError(
-            f"expected {source} to hold the weights of an HCFormer of this package with a ResNet "
-            f"or a Swin, got {some(state_dict or content)}"
+            f"expected {source} to hold the weights of an HCFormer of this package with "
+            f"{BACKBONES}, got {some(state_dict or content)}"
         )
     conversion = revert(state_dict)
     variant = find_variant(shapes_of(conversion.state_dict))
