@@ -164,11 +164,8 @@ def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals(_NUMPY_TYPES):
-            return load_checkpoint(path)
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"expected {path} to be a whole file of torch.save: {error}") from None
+    with torch.serialization.safe_globals(_NUMPY_TYPES):
+        return load_checkpoint(path)
 
 
 def _read_pickle(path: Path) -> Any:
