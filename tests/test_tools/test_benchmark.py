@@ -90,7 +90,7 @@ SHAPE = ("--shape", "64", "96")
         ((SHAPES_CONFIG, "--shape", "64", "90"), "pairs H W, multiples of 32, got [64, 90]"),
         ((SHAPES_CONFIG, *SHAPE, "--baseline", "2"), "expected --baseline of 1 to 1, got 2"),
         ((SHAPES_CONFIG, *SHAPE, "--checkpoints", "random", "random"), "1 --checkpoints, one per"),
-        ((SHAPES_CONFIG, *SHAPE, "--checkpoints", "no.pth"), "No such file"),
+        ((SHAPES_CONFIG, *SHAPE, "--checkpoints", "no.pth"), "no such checkpoint: no.pth"),
         (
             (SHAPES_CONFIG, *SHAPE, "--cfg-options", "model.backbone.hierarchical_level=9"),
             "expected hierarchical_level between 0 and 3",
