@@ -23,6 +23,21 @@ TINY = {
 }
 """What makes the model of :data:`TINY_CONFIG` so small that it is exported in seconds."""
 
+SWIN_CONFIG = "hcformer_swin-s-p4-w7-224_8xb2-lsj-50e_coco-panoptic"
+SMALL_SWIN = {
+    "model.backbone.hierarchical_level": 1,
+    "model.backbone.backbone.depths": (1, 2),
+    "model.backbone.backbone.num_heads": (3, 6),
+    "model.backbone.backbone.strides": (4, 2),
+    "model.backbone.backbone.out_indices": (1,),
+    "model.backbone.backbone.embed_dims": 24,
+    "model.backbone.backbone.drop_path_rate": 0.0,
+    "model.panoptic_head.in_channels": 48,
+    "model.panoptic_head.num_queries": 5,
+    "model.panoptic_head.transformer_decoder.num_layers": 1,
+}
+"""The same for :data:`SWIN_CONFIG`; its last block has shifted windows."""
+
 
 def as_options(overrides: dict[str, Any]) -> list[str]:
     """Overrides as arguments of ``--cfg-options``."""

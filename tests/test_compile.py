@@ -10,23 +10,22 @@ from mmengine.optim import OptimWrapper
 from torch import _dynamo as dynamo
 
 import hcformer_mm
-from tests.exporting import TINY, TINY_CONFIG, as_options, lively_model, read_config
+from tests.exporting import (
+    SMALL_SWIN,
+    SWIN_CONFIG,
+    TINY,
+    TINY_CONFIG,
+    as_options,
+    lively_model,
+    read_config,
+)
 from tests.models import data_sample
 from tests.test_tools.test_train_and_test import small_shapes, train  # noqa: F401
 
 OURS = str(Path(hcformer_mm.__file__).parent)
-SWIN = "hcformer_swin-s-p4-w7-224_8xb2-lsj-50e_coco-panoptic"
-SMALL_SWIN = {
-    "model.backbone.hierarchical_level": 2,
-    "model.backbone.backbone.depths": (1, 1, 2, 1),
-    "model.backbone.backbone.embed_dims": 24,
-    "model.backbone.backbone.drop_path_rate": 0.0,
-    "model.panoptic_head.in_channels": 192,
-    "model.panoptic_head.transformer_decoder.num_layers": 1,
-}
 MODELS = {
     "detector": (TINY_CONFIG, TINY),
-    "detector of tokens": (SWIN, SMALL_SWIN),
+    "detector of tokens": (SWIN_CONFIG, SMALL_SWIN),
     "segmentor": ("hc-pspnet_r18_shapes-semantic", {}),
 }
 
@@ -89,6 +88,7 @@ def test_backbone_agrees_on_generated_code(name):
     agree(backbone, torch.compile(backbone, fullgraph=True))
 
 
+@pytest.mark.slow
 def test_training_leaves_the_graph_in_the_host_alone():
     """Ground truth of a number that is not known before, and matching on the CPU."""
     model = lively_model(read_config(TINY_CONFIG, TINY)).train()
@@ -99,13 +99,21 @@ def test_training_leaves_the_graph_in_the_host_alone():
     assert not [place for place in places if place.startswith(OURS)]
 
 
-def test_training_step_agrees():
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(backend="aot_eager"),
+        # By default generated code has random numbers of its own.
+        pytest.param(dict(options={"fallback_random": True}), marks=pytest.mark.slow),
+    ],
+)
+def test_training_step_agrees(options):
     """As the runner compiles it."""
     losses, parameters = [], []
     for compiled in (False, True):
         model = lively_model(read_config(TINY_CONFIG, TINY)).train()
         if compiled:
-            model.train_step = torch.compile(model.train_step, backend="aot_eager")
+            model.train_step = torch.compile(model.train_step, **options)
         optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.01))
         data = batch()
         for _ in range(2):
@@ -124,7 +132,10 @@ def test_training_step_agrees():
 
 @pytest.mark.slow
 def test_runner_compiles(small_shapes, tmp_path):  # noqa: F811
-    """`compile=True` on the command line: the same losses as without."""
+    """`compile=True` on the command line, with AdamW: the losses are those without it.
+
+    But for the points of the masks: generated code samples others.
+    """
     logs = []
     for name, options in (("eager", []), ("compiled", ["compile=True"])):
         tiny = [*as_options(TINY), "default_hooks.logger.interval=1", "randomness.seed=0"]
@@ -137,4 +148,4 @@ def test_runner_compiles(small_shapes, tmp_path):  # noqa: F811
     for ours, theirs in zip(*logs, strict=True):
         for key, value in theirs.items():
             if "loss" in key:
-                assert ours[key] == pytest.approx(value, rel=1e-3, abs=1e-4)
+                assert ours[key] == pytest.approx(value, rel=0.02, abs=1e-4), key

@@ -9,6 +9,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..engine import set_up_gloo
+from ..engine.param_groups_hook import ParamGroupsHook
 from .checkpoint import read_weights_only
 
 
@@ -57,10 +58,13 @@ def build_runner(config: Config) -> Runner:
     """Build the runner of a config: MMEngine's own, unless ``runner_type`` names another.
 
     The checkpoints that it loads are read as data. Without GPUs, processes that torchrun started
-    are joined by gloo.
+    are joined by gloo. With ``compile`` in the config, the optimizers are made readable to Dynamo.
     """
     read_weights_only()
     set_up_gloo(config)
     if "runner_type" in config:
         return RUNNERS.build(config)
-    return Runner.from_cfg(config)
+    runner = Runner.from_cfg(config)
+    if config.get("compile"):
+        runner.register_hook(ParamGroupsHook())
+    return runner

@@ -32,6 +32,8 @@ INPUT = "image"
 METADATA_FILE = "metadata.json"
 _SIDES = {2: "height", 3: "width"}
 OPSET = 20
+LARGEST_ONNX = 2_000_000_000
+"""Bytes of weights; a file of the format has less than 2 GiB in all."""
 SMALLEST = 33
 """Sides in pixels of the smallest image of a dynamic model: its coarsest map has several cells."""
 TRACED_SHAPE = (1024, 1088)
@@ -197,6 +199,12 @@ def export_model(
         )
     if format == "onnx":
         _require("onnx", "onnxscript")
+        size = sum(tensor.nbytes for tensor in model.state_dict().values())
+        if size > LARGEST_ONNX:
+            raise ValueError(
+                f"expected at most {LARGEST_ONNX / 1e9:.1f} GB of weights for one ONNX file, got "
+                f"{size / 1e9:.1f} GB; use the format 'torch-export'"
+            )
     program = _trace(model, TRACED_SHAPE if dynamic else shape, batch_size, dynamic)
     texts = {key: json.dumps(value) for key, value in (metadata or {}).items()}
     with replacing(path) as unfinished:
@@ -245,14 +253,28 @@ def _trace(
             portable(model).eval(),
             (example,),
             dynamic_shapes=sizes,
-            # Dynamo's stricter tracing does not read the hooks of the backbone's taps.
+            # Python runs the model, with the hooks of the backbone's taps.
             strict=False,
-            # What the tracer cannot prove of all sizes is checked when the program runs.
+            # What the tracer cannot prove of all sizes is noted in the program.
             prefer_deferred_runtime_asserts_over_guards=dynamic,
         )
+    _allow_single_parts(program)
     # An image of zeros, which would be written into the file.
     program.example_inputs = None
     return program
+
+
+def _allow_single_parts(program: torch.export.ExportedProgram) -> None:
+    """Take out the notes of a program that refuse one cell or window where there were several.
+
+    They are about memory: dimensions of size 1 have any stride. ONNX does not have them either.
+    """
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_scalar.default:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
 
 
 def _write_onnx(

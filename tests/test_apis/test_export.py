@@ -8,6 +8,7 @@ import torch
 from mmdet.structures import DetDataSample
 from mmseg.structures import SegDataSample
 
+from hcformer_mm.apis import export
 from hcformer_mm.apis.export import (
     ExportableModel,
     describe,
@@ -16,7 +17,14 @@ from hcformer_mm.apis.export import (
     pipeline_divisor,
 )
 from hcformer_mm.apis.model_loading import build_model
-from tests.exporting import TINY, TINY_CONFIG, lively_model, read_config
+from tests.exporting import (
+    SMALL_SWIN,
+    SWIN_CONFIG,
+    TINY,
+    TINY_CONFIG,
+    lively_model,
+    read_config,
+)
 
 PSP = "hc-pspnet_r18_shapes-semantic"
 SEMANTIC = "hcformer_r18_shapes-semantic"
@@ -91,22 +99,36 @@ def test_divisor_of_the_pipeline(name, divisor):
     assert pipeline_divisor(build_model(read_config(name))) == divisor
 
 
-def test_pytorch_program_at_other_sizes(tiny, tmp_path):
-    model = ExportableModel(tiny, with_assignments=True).eval()
-    path = tmp_path / "tiny.pt2"
-    about = describe(model, "tiny")
+def test_dynamic_program_of_tokens(tmp_path):
+    """Also of sizes at which there is a single window, and padding inside and outside."""
+    detector = lively_model(read_config(SWIN_CONFIG, SMALL_SWIN))
+    model = ExportableModel(detector, with_assignments=True).eval()
+    path = tmp_path / "small.pt2"
+    about = describe(model, "small")
     export_model(model, path, format="torch-export", shape=(64, 96), dynamic=True, metadata=about)
     exported = load_exported(path)
-    for size in ((64, 96), (97, 70), (33, 224)):
+    for size in ((33, 64), (60, 113), (224, 300)):
         image = torch.randn(1, 3, *size)
         with torch.no_grad():
             torch.testing.assert_close(exported(image), model(image), rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuntimeError, match="to be >= 33, but got 32"):
+        exported(torch.randn(1, 3, 32, 64))
+
     files = {"metadata.json": ""}
     torch.export.load(path, extra_files=files)
     assert json.loads(files["metadata.json"]) == about
-    assert about["classes"][:2] == ["disc", "box"]
-    assert "box" in about["thing_classes"]
-    assert [item.name for item in tmp_path.iterdir()] == ["tiny.pt2"]
+    assert about["classes"][:2] == ["person", "bicycle"]
+    assert [item.name for item in tmp_path.iterdir()] == ["small.pt2"]
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    assert path.stat().st_size < weights + 4_000_000
+
+
+def test_too_large_for_onnx(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "LARGEST_ONNX", 1_000_000)
+    pytest.importorskip("onnxscript")
+    path = tmp_path / "tiny.onnx"
+    with pytest.raises(ValueError, match=r"expected at most 0.0 GB .*; use the format 'torch-ex"):
+        export_model(ExportableModel(tiny), path, format="onnx", shape=(64, 64))
 
 
 def test_half_written_files_do_not_stay(tiny, tmp_path, monkeypatch):
