@@ -9,7 +9,8 @@ from mmseg.structures import SegDataSample
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hcformer_mm.apis.benchmark_model import fold_batch_norm, model_call, to_channels_last
+from hcformer_mm.apis.benchmark_model import model_call
+from hcformer_mm.apis.fast_inference import fold_batch_norm, to_channels_last
 from hcformer_mm.apis.model_loading import build_model, find_config
 from hcformer_mm.models.downsampling import DeformableDownsampling
 from tests.models import SHAPES_CONFIG, backbone

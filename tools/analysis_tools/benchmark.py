@@ -21,10 +21,9 @@ from hcformer_mm.apis.benchmark import (
 from hcformer_mm.apis.benchmark_model import (
     DTYPES,
     MODES,
-    fold_batch_norm,
     model_call,
-    to_channels_last,
 )
+from hcformer_mm.apis.fast_inference import fold_batch_norm, to_channels_last
 from hcformer_mm.apis.model_loading import build_model, find_config
 
 
