@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..ops import decode_hierarchy
+from ..ops import decode_hierarchy, decode_points
 
 MaskSpace = Literal["logit", "probability"]
 
@@ -40,6 +40,26 @@ def decode_mask_logits(
     logits = full_precision(logits)
     log_odds = [_log(decode_hierarchy((sign * logits).sigmoid(), assignments)) for sign in (1, -1)]
     return log_odds[0] - log_odds[1]
+
+
+def mask_logits_at(
+    logits: Tensor, assignments: Sequence[Tensor], points: Tensor, mask_space: MaskSpace = "logit"
+) -> Tensor:
+    """Mask logits of the finest level at points.
+
+    Args:
+        logits: Mask logits ``(B, Q, h, w)``.
+        assignments: Assignments, finest first.
+        points: Places ``(B, P, 2)``, as of :func:`~hcformer_mm.ops.decode_points`.
+        mask_space: As of :func:`decode_mask_logits`.
+
+    Returns:
+        ``(B, Q, P)``.
+    """
+    if mask_space == "logit":
+        return decode_points(logits, assignments, points)
+    # The logarithm is taken of pixels, not of what is read between them.
+    return decode_points(decode_mask_logits(logits, assignments, mask_space), (), points)
 
 
 def decode_class_logits(

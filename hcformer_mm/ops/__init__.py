@@ -3,5 +3,13 @@
 from .assignment import soft_assign
 from .clusters import hard_assignment, hierarchical_clusters
 from .decoding import decode, decode_hierarchy
+from .points import decode_points
 
-__all__ = ["decode", "decode_hierarchy", "hard_assignment", "hierarchical_clusters", "soft_assign"]
+__all__ = [
+    "decode",
+    "decode_hierarchy",
+    "decode_points",
+    "hard_assignment",
+    "hierarchical_clusters",
+    "soft_assign",
+]

@@ -35,7 +35,7 @@ def decode(masks: Tensor, assignment: Tensor) -> Tensor:
     Raises:
         ValueError: The shapes or devices do not fit each other.
     """
-    _check_step(masks, assignment)
+    check_step(masks, assignment)
     height, width = assignment.shape[-2:]
     dtype = torch.promote_types(masks.dtype, assignment.dtype)
     weights = windows(channels_last(assignment).to(dtype))  # (B, h, 2, w, 2, 9)
@@ -69,10 +69,11 @@ class _Decode(torch.autograd.Function):
         cells, weights = ctx.saved_tensors
         batch, rows, cols, channels = cells.shape
         # Both gradients are sums over long axes, which matrix products do in one pass.
-        grad = grad.transpose(2, 3).reshape(-1, 4, channels)
+        number = batch * rows * cols  # there may be no channels, and then -1 would be ambiguous
+        grad = grad.transpose(2, 3).reshape(number, 4, channels)
         grad_cells = grad_weights = None
         if ctx.needs_input_grad[0]:
-            matrix = weights.transpose(2, 3).reshape(-1, 4, NUM_CANDIDATES)
+            matrix = weights.transpose(2, 3).reshape(number, 4, NUM_CANDIDATES)
             grad_taps = torch.bmm(matrix.transpose(1, 2), grad)
             grad_taps = grad_taps.view(batch, rows, cols, NUM_CANDIDATES, channels)
             padded = cells.new_zeros((batch, rows + 2, cols + 2, channels))
@@ -81,7 +82,7 @@ class _Decode(torch.autograd.Function):
                 padded[:, dy : dy + rows, dx : dx + cols] += grad_taps[:, :, :, k]
             grad_cells = padded[:, 1:-1, 1:-1]
         if ctx.needs_input_grad[1]:
-            taps = torch.stack(shifted(cells), dim=3).reshape(-1, NUM_CANDIDATES, channels)
+            taps = torch.stack(shifted(cells), dim=3).reshape(number, NUM_CANDIDATES, channels)
             grad_weights = torch.bmm(grad, taps.transpose(1, 2))
             grad_weights = grad_weights.view(batch, rows, cols, 2, 2, -1).transpose(2, 3)
         return grad_cells, grad_weights
@@ -105,7 +106,8 @@ def decode_hierarchy(masks: Tensor, assignments: Sequence[Tensor]) -> Tensor:
     return masks
 
 
-def _check_step(masks: Tensor, assignment: Tensor) -> None:
+def check_step(masks: Tensor, assignment: Tensor) -> None:
+    """Raise a ValueError unless an assignment leads one level down from masks."""
     if masks.dim() != 4:
         raise ValueError(f"expected masks (B, Q, h, w), got {tuple(masks.shape)}")
     check_assignment(assignment)

@@ -113,3 +113,12 @@ def test_order_of_levels_is_named():
     assignments = [random_assignment(4, 4), random_assignment(8, 8)]
     with pytest.raises(ValueError, match="finest first"):
         decode_hierarchy(coarse_maps(4, 4), assignments)
+
+
+def test_no_masks_have_gradients_too():
+    """A batch without objects: every parameter still takes part in the graph."""
+    masks = coarse_maps(5, 7)[:, :0].requires_grad_()
+    assignment = random_assignment(5, 7).requires_grad_()
+    decode(masks, assignment).sum().backward()
+    assert masks.grad.shape == masks.shape
+    assert not assignment.grad.any()

@@ -22,6 +22,7 @@ from ...registry import MODELS
 from ...structures import ClusteredFeatures
 from ..clustered import require_clustering, scale_losses
 from ..mask_decoding import MaskSpace, check_mask_space, decode_mask_logits, full_precision
+from ..matched_losses import matched_losses
 from ..post_processing import needed_queries
 from ..pretrained import is_pretrained
 
@@ -58,6 +59,10 @@ class HCFormerHead(Mask2FormerHead):
         loss_mask: Config of the mask loss.
         loss_dice: Config of the dice loss.
         loss_scale_weight: :math:`\lambda_{reg}`.
+        decode_matched_only: Whether the losses decode all masks only at the points where they are
+            matched, and in full those that are matched
+            (:mod:`~hcformer_mm.models.matched_losses`). Otherwise all masks are decoded first, in
+            several times the time and memory, for the same losses.
         train_cfg: ``assigner``, ``sampler``, ``num_points``, ``oversample_ratio`` and
             ``importance_sample_ratio``, as in the host.
         test_cfg: That of the fusion head, to which the detector hands it too: what results are
@@ -87,6 +92,7 @@ class HCFormerHead(Mask2FormerHead):
         loss_mask: dict[str, Any],
         loss_dice: dict[str, Any],
         loss_scale_weight: float = 0.1,
+        decode_matched_only: bool = True,
         train_cfg: dict[str, Any] | None = None,
         test_cfg: dict[str, Any] | None = None,
         init_cfg: dict[str, Any] | None = None,
@@ -100,6 +106,7 @@ class HCFormerHead(Mask2FormerHead):
         self.decoder = decoder
         self.mask_space = mask_space
         self.loss_scale_weight = loss_scale_weight
+        self.decode_matched_only = decode_matched_only
         self.num_things_classes = num_things_classes
         self.num_stuff_classes = num_stuff_classes
         self.num_classes = num_things_classes + num_stuff_classes
@@ -231,6 +238,13 @@ class HCFormerHead(Mask2FormerHead):
         mask_logits = torch.einsum("lbqc,bchw->lbqhw", self.mask_embed(queries), mask_features)
         return list(self.cls_embed(queries)), list(mask_logits)
 
+    def _stages(self, x: ClusteredFeatures) -> tuple[list[Tensor], list[Tensor]]:
+        """What :meth:`group` says: of all stages in training, of the last in evaluation."""
+        all_class_logits, all_mask_logits = self.group(x[-1])
+        if not self.training:
+            return all_class_logits[-1:], all_mask_logits[-1:]
+        return all_class_logits, all_mask_logits
+
     def forward(
         self, x: ClusteredFeatures, batch_data_samples: SampleList | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
@@ -246,9 +260,7 @@ class HCFormerHead(Mask2FormerHead):
             is decoded that no result needs.
         """
         assignments = require_clustering(x).assignments
-        all_class_logits, all_mask_logits = self.group(x[-1])
-        if not self.training:
-            all_class_logits, all_mask_logits = all_class_logits[-1:], all_mask_logits[-1:]
+        all_class_logits, all_mask_logits = self._stages(x)
         # Decoding is linear per mask, so one pass serves the masks of all stages.
         masks = torch.cat(all_mask_logits, dim=1)  # (B, stages·Q, h, w)
         masks = decode_mask_logits(masks, assignments, self.mask_space)
@@ -311,17 +323,20 @@ class HCFormerHead(Mask2FormerHead):
         Raises:
             ValueError: The head has no ``train_cfg``.
         """
-        if not self.train_cfg:
-            raise ValueError(
-                "expected train_cfg with assigner, sampler and num_points for a loss, got none; in "
-                "a segmentor it stands in decode_head"
-            )
+        self._check_train_cfg()
         with torch.autocast(all_mask_preds[0].device.type, enabled=False):
             return super().loss_by_feat(
                 [full_precision(logits) for logits in all_cls_scores],
                 [full_precision(logits) for logits in all_mask_preds],
                 batch_gt_instances,
                 batch_img_metas,
+            )
+
+    def _check_train_cfg(self) -> None:
+        if not self.train_cfg:
+            raise ValueError(
+                "expected train_cfg with assigner, sampler and num_points for a loss, got none; in "
+                "a segmentor it stands in decode_head"
             )
 
     def loss(self, x: ClusteredFeatures, batch_data_samples: SampleList) -> dict[str, Tensor]:
@@ -334,6 +349,66 @@ class HCFormerHead(Mask2FormerHead):
         Returns:
             Losses by name; ``loss_scale`` is the regulariser. In training mode there are those of
             all stages, ``d0.loss_cls`` being the first's; in evaluation of the last alone.
+
+        Raises:
+            ValueError: The head has no ``train_cfg``.
         """
-        losses = super().loss(x, batch_data_samples)
+        return self.losses(
+            x,
+            self.preprocess_gt(
+                [sample.gt_instances for sample in batch_data_samples],
+                [sample.get("gt_sem_seg") for sample in batch_data_samples],
+            ),
+            [sample.metainfo for sample in batch_data_samples],
+        )
+
+    def losses(
+        self,
+        x: ClusteredFeatures,
+        batch_gt_instances: list[InstanceData],
+        batch_img_metas: list[dict[str, Any]],
+    ) -> dict[str, Tensor]:
+        """The same for ground truth as masks.
+
+        Args:
+            x: Feature maps with their clustering.
+            batch_gt_instances: ``labels`` ``(N,)`` and ``masks`` ``(N, H', W')`` of every image.
+            batch_img_metas: Of every image, for the assigner.
+
+        Returns:
+            Losses by name.
+        """
+        if self.decode_matched_only:
+            losses = self._matched_losses(x, batch_gt_instances, batch_img_metas)
+        else:
+            class_logits, mask_logits = self(x)
+            losses = self.loss_by_feat(
+                class_logits, mask_logits, batch_gt_instances, batch_img_metas
+            )
         return {**losses, **scale_losses(x, self.loss_scale_weight)}
+
+    def _matched_losses(
+        self,
+        x: ClusteredFeatures,
+        batch_gt_instances: list[InstanceData],
+        batch_img_metas: list[dict[str, Any]],
+    ) -> dict[str, Tensor]:
+        self._check_train_cfg()
+        assignments = require_clustering(x).assignments
+        all_class_logits, all_mask_logits = self._stages(x)
+        # Never in half precision; see loss_by_feat.
+        with torch.autocast(x[-1].device.type, enabled=False):
+            stages = matched_losses(
+                self,
+                [full_precision(logits) for logits in all_class_logits],
+                [full_precision(logits) for logits in all_mask_logits],
+                assignments,
+                batch_gt_instances,
+                batch_img_metas,
+            )
+        # Named as by the host.
+        names = ("loss_cls", "loss_mask", "loss_dice")
+        losses = dict(zip(names, stages[-1], strict=True))
+        for stage, values in enumerate(stages[:-1]):
+            losses |= {f"d{stage}.{name}": v for name, v in zip(names, values, strict=True)}
+        return losses

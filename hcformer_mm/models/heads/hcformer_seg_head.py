@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from ...registry import MODELS
 from ...structures import ClusteredFeatures
-from ..clustered import scale_losses
 from ..mask_decoding import MaskSpace
 from ..semantic_inference import semantic_scores
 from .hcformer_head import Decoder, HCFormerHead
@@ -56,6 +55,7 @@ class HCFormerSegHead(HCFormerHead):
         loss_mask: dict[str, Any],
         loss_dice: dict[str, Any],
         loss_scale_weight: float = 0.1,
+        decode_matched_only: bool = True,
         ignore_index: int = 255,
         align_corners: bool = False,
         train_cfg: dict[str, Any] | None = None,
@@ -77,6 +77,7 @@ class HCFormerSegHead(HCFormerHead):
             loss_mask=loss_mask,
             loss_dice=loss_dice,
             loss_scale_weight=loss_scale_weight,
+            decode_matched_only=decode_matched_only,
             train_cfg=train_cfg,
             init_cfg=init_cfg,
         )
@@ -123,14 +124,11 @@ class HCFormerSegHead(HCFormerHead):
         Returns:
             Losses by name.
         """
-        class_logits, mask_logits = self(inputs)
-        losses = self.loss_by_feat(
-            class_logits,
-            mask_logits,
+        return self.losses(
+            inputs,
             [self.masks_of_classes(sample.gt_sem_seg.data) for sample in batch_data_samples],
             [sample.metainfo for sample in batch_data_samples],
         )
-        return {**losses, **scale_losses(inputs, self.loss_scale_weight)}
 
     def predict(  # type: ignore[override]  # segmentors call it with other things than detectors
         self,

@@ -1,0 +1,96 @@
+"""Decoding at points against decoding everywhere and reading there."""
+
+import pytest
+import torch
+
+from hcformer_mm.ops import decode_points
+from tests import reference
+from tests.test_ops.test_decoding import random_assignment
+
+SIZES = [(1, 1), (1, 7), (7, 1), (2, 2), (4, 6), (5, 7), (6, 5), (3, 16), (13, 2)]
+
+
+def hierarchy(height, width, levels, batch=2):
+    """Assignments, finest first, masks of the coarsest cells, and points in and around the map."""
+    assignments = []
+    for _ in range(levels):
+        assignments.append(random_assignment(height, width, batch).requires_grad_())
+        height, width = (height + 1) // 2, (width + 1) // 2
+    masks = torch.randn(batch, 3, height, width, dtype=torch.float64).requires_grad_()
+    corners = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.5, 0.5]], dtype=torch.float64)
+    anywhere = torch.rand(batch, 40, 2, dtype=torch.float64) * 1.4 - 0.2
+    return masks, assignments, torch.cat((corners.expand(batch, -1, -1), anywhere), dim=1)
+
+
+def read(maps, points):
+    """Bilinear reading, pixel by pixel; zero outside."""
+    batch, channels, height, width = maps.shape
+    values = maps.new_zeros(batch, channels, points.shape[1])
+    for b in range(batch):
+        for p, (x, y) in enumerate(points[b]):
+            u, v = float(x) * width - 0.5, float(y) * height - 0.5
+            for row in range(height):
+                for col in range(width):
+                    share = max(0, 1 - abs(v - row)) * max(0, 1 - abs(u - col))
+                    values[b, :, p] = values[b, :, p] + share * maps[b, :, row, col]
+    return values
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2, 3])
+@pytest.mark.parametrize("size", SIZES)
+def test_equals_reading_the_decoded_masks_with_gradients(size, levels):
+    masks, assignments, points = hierarchy(*size, levels)
+    values = decode_points(masks, assignments, points)
+    expected = masks
+    for assignment in reversed(assignments):
+        matrix = reference.to_matrix(assignment)
+        expected = reference.decode(expected, matrix, *assignment.shape[-2:])
+    expected = read(expected, points)
+    torch.testing.assert_close(values, expected, rtol=1e-10, atol=1e-10)
+
+    weight = torch.randn_like(expected)
+    inputs = (masks, *assignments)
+    gradients = torch.autograd.grad((values * weight).sum(), inputs)
+    oracle = torch.autograd.grad((expected * weight).sum(), inputs)
+    torch.testing.assert_close(gradients, oracle, rtol=1e-9, atol=1e-9)
+
+
+def test_weights_of_candidates_outside_the_map_do_not_count():
+    masks, assignments, points = hierarchy(5, 7, 1)
+    full = torch.ones_like(assignments[0])
+    allowed = reference.to_candidates(reference.neighbours(5, 7).double().expand(2, -1, -1), 5, 7)
+    values = decode_points(masks, [full], points)
+    torch.testing.assert_close(values, decode_points(masks, [full * allowed], points))
+    assert not torch.equal(full, full * allowed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_answers_in_the_wider_type(dtype):
+    masks, assignments, points = hierarchy(6, 8, 2)
+    values = decode_points(
+        masks.detach().to(dtype), [a.detach().float() for a in assignments], points.float()
+    )
+    assert values.dtype == torch.float32
+    exact = decode_points(masks, assignments, points)
+    torch.testing.assert_close(values.double(), exact, rtol=0, atol=2e-2)
+
+
+def test_no_masks_and_no_points():
+    masks, assignments, points = hierarchy(6, 8, 2)
+    assert decode_points(masks[:, :0], assignments, points).shape == (2, 0, 44)
+    assert decode_points(masks, assignments, points[:, :0]).shape == (2, 3, 0)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (1, 5, 2), (2, 5, 3)])
+def test_refuses_points_of_another_shape(shape):
+    masks, assignments, _ = hierarchy(6, 8, 1)
+    with pytest.raises(ValueError, match=r"expected points \(B, P, 2\) of 2 images, got"):
+        decode_points(masks, assignments, torch.rand(shape))
+
+
+def test_refuses_levels_that_do_not_fit():
+    masks, assignments, points = hierarchy(6, 8, 2)
+    with pytest.raises(ValueError, match="finest first"):
+        decode_points(masks, assignments[::-1], points)
+    with pytest.raises(ValueError, match="expected masks of"):
+        decode_points(masks[..., :1], assignments, points)
