@@ -1,11 +1,9 @@
-"""The clustering module: norms, projections and scale around ``ops.soft_assign``."""
+"""The clustering module: norms, projections and scale of ``ops.soft_assign_maps``."""
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ..ops import soft_assign
-from ..ops.neighbourhood import channels_first, channels_last
+from ..ops import Embedding, soft_assign_maps
 
 
 class ClusteringModule(nn.Module):
@@ -54,20 +52,14 @@ class ClusteringModule(nn.Module):
         Raises:
             ValueError: The maps do not have these shapes.
         """
-        with torch.autocast(fine.device.type, enabled=False):
-            return soft_assign(
-                self._embed(fine, self.fine_norm, self.fine_proj),
-                self._embed(coarse, self.coarse_norm, self.coarse_proj),
-                self.scale,
-            )
+        return soft_assign_maps(
+            fine,
+            coarse,
+            self.scale,
+            _embedding(self.fine_norm, self.fine_proj),
+            _embedding(self.coarse_norm, self.coarse_proj),
+        )
 
-    @staticmethod
-    def _embed(x: Tensor, norm: nn.LayerNorm, projection: nn.Conv2d) -> Tensor:
-        if x.dim() != 4 or x.shape[1] != projection.in_channels:
-            raise ValueError(
-                f"expected a map (B, {projection.in_channels}, H, W), got {tuple(x.shape)}"
-            )
-        pixels = norm(channels_last(x).to(projection.weight.dtype))  # (B, H, W, C)
-        # On channels-last memory the 1×1 convolution is one matrix product over all pixels.
-        pixels = F.linear(pixels, projection.weight.flatten(1))
-        return channels_first(F.normalize(pixels, dim=-1))
+
+def _embedding(norm: nn.LayerNorm, projection: nn.Conv2d) -> Embedding:
+    return Embedding(norm.weight, norm.bias, projection.weight.flatten(1), norm.eps)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .neighbourhood import (
     NUM_CANDIDATES,
+    add_to_neighbours,
     channels_first,
     channels_last,
     check_assignment,
@@ -74,12 +75,8 @@ class _Decode(torch.autograd.Function):
         grad_cells = grad_weights = None
         if ctx.needs_input_grad[0]:
             matrix = weights.transpose(2, 3).reshape(number, 4, NUM_CANDIDATES)
-            grad_taps = torch.bmm(matrix.transpose(1, 2), grad)
-            grad_taps = grad_taps.view(batch, rows, cols, NUM_CANDIDATES, channels)
             padded = cells.new_zeros((batch, rows + 2, cols + 2, channels))
-            for k in range(NUM_CANDIDATES):
-                dy, dx = divmod(k, 3)
-                padded[:, dy : dy + rows, dx : dx + cols] += grad_taps[:, :, :, k]
+            add_to_neighbours(padded, torch.bmm(matrix.transpose(1, 2), grad))
             grad_cells = padded[:, 1:-1, 1:-1]
         if ctx.needs_input_grad[1]:
             taps = torch.stack(shifted(cells), dim=3).reshape(number, NUM_CANDIDATES, channels)

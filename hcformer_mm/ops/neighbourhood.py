@@ -51,9 +51,27 @@ def shifted(coarse: Tensor) -> list[Tensor]:
 
     They are views of one padded copy, in the order of the candidates; zeros stand outside the map.
     """
-    _, rows, cols, _ = coarse.shape
-    padded = F.pad(coarse, (0, 0, 1, 1, 1, 1))
+    return neighbours(F.pad(coarse, (0, 0, 1, 1, 1, 1)))
+
+
+def neighbours(padded: Tensor) -> list[Tensor]:
+    """The same of a map with a border of one cell: ``(B, h + 2, w + 2, C)``."""
+    rows, cols = padded.shape[1] - 2, padded.shape[2] - 2
     return [padded[:, dy : dy + rows, dx : dx + cols] for dy in range(3) for dx in range(3)]
+
+
+def add_to_neighbours(padded: Tensor, values: Tensor) -> None:
+    """The transpose of :func:`neighbours`: add what was read where it was read.
+
+    Args:
+        padded: ``(B, h + 2, w + 2, C)``; changed in place.
+        values: For every cell and candidate, ``(B·h·w, 9, C)``.
+    """
+    batch, rows, cols = padded.shape[0], padded.shape[1] - 2, padded.shape[2] - 2
+    values = values.view(batch, rows, cols, NUM_CANDIDATES, padded.shape[3])
+    for k in range(NUM_CANDIDATES):
+        dy, dx = divmod(k, 3)
+        padded[:, dy : dy + rows, dx : dx + cols] += values[:, :, :, k]
 
 
 def outside(rows: int, cols: int, device: torch.device) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from hcformer_mm.models import ClusteringModule
-from hcformer_mm.ops import decode, soft_assign
+from hcformer_mm.ops import decode
+from tests import reference
 
 VECTORS = Path(__file__).parents[1] / "data" / "clustering_vectors.npz"
 
@@ -37,23 +38,96 @@ def test_equals_the_released_vectors():
     torch.testing.assert_close(masks, vectors["decoded_masks"], rtol=0, atol=1e-10)
 
 
-def test_is_norm_projection_and_assignment():
-    clustering = module(torch.float64)
-    fine, coarse = torch.randn(2, 6, 5, 8).double(), torch.randn(2, 10, 3, 4).double()
+def plainly(clustering, fine, coarse):
+    """The module, operation by operation."""
 
     def embed(x, norm, projection):
-        x = F.layer_norm(
-            x.permute(0, 2, 3, 1), x.shape[1:2], norm.weight, norm.bias, norm.eps
-        ).permute(0, 3, 1, 2)
-        x = F.conv2d(x, projection.weight)
+        mean = x.mean(dim=1, keepdim=True)
+        variance = ((x - mean) ** 2).mean(dim=1, keepdim=True)
+        x = (x - mean) / (variance + norm.eps).sqrt()
+        x = F.conv2d(x * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1), projection.weight)
         return x / x.norm(dim=1, keepdim=True)
 
-    expected = soft_assign(
+    matrix = reference.assignment_matrix(
         embed(fine, clustering.fine_norm, clustering.fine_proj),
         embed(coarse, clustering.coarse_norm, clustering.coarse_proj),
         clustering.scale,
     )
-    torch.testing.assert_close(clustering(fine, coarse), expected)
+    return reference.to_candidates(matrix, *fine.shape[-2:])
+
+
+def random_module_and_maps(size, requires_grad=True):
+    clustering = module(torch.float64)
+    for norm in (clustering.fine_norm, clustering.coarse_norm):
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    half = [(side + 1) // 2 for side in size]
+    maps = torch.randn(2, 6, *size).double(), torch.randn(2, 10, *half).double()
+    return clustering, *(x.requires_grad_(requires_grad) for x in maps)
+
+
+@pytest.mark.parametrize("cached", [1, 100, 2**18])
+@pytest.mark.parametrize("size", [(1, 1), (5, 8), (8, 5), (7, 13)])
+def test_is_norm_projection_and_assignment(size, cached, monkeypatch):
+    """Whatever the number of bands; in training and without gradients."""
+    monkeypatch.setattr("hcformer_mm.ops.bands.CACHED", cached)
+    clustering, fine, coarse = random_module_and_maps(size)
+    assignment, expected = clustering(fine, coarse), plainly(clustering, fine, coarse)
+    torch.testing.assert_close(assignment, expected, rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        torch.testing.assert_close(clustering(fine, coarse), expected, rtol=1e-9, atol=1e-9)
+
+    inputs = [fine, coarse, *clustering.parameters()]
+    weight = torch.randn_like(expected)
+    gradients = torch.autograd.grad((assignment * weight).sum(), inputs)
+    oracle = torch.autograd.grad((expected * weight).sum(), inputs)
+    torch.testing.assert_close(gradients, oracle, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("cached", [1, 2**18])
+def test_gradient_of_the_gradient(cached, monkeypatch):
+    monkeypatch.setattr("hcformer_mm.ops.bands.CACHED", cached)
+    clustering, fine, coarse = random_module_and_maps((3, 4))
+    assert torch.autograd.gradgradcheck(clustering, (fine, coarse))
+
+
+@pytest.mark.parametrize("frozen", ["fine", "coarse", "norms", "projections", "all weights"])
+def test_what_is_frozen_gets_no_gradient(frozen, monkeypatch):
+    """A frozen stem in front, or a module that is not to learn."""
+    monkeypatch.setattr("hcformer_mm.ops.bands.CACHED", 1)
+    clustering, fine, coarse = random_module_and_maps((5, 8))
+    inputs = {"fine": fine, "coarse": coarse, **dict(clustering.named_parameters())}
+    weight = torch.randn(2, 9, 5, 8).double()
+    whole = torch.autograd.grad((clustering(fine, coarse) * weight).sum(), list(inputs.values()))
+    parts = {"norms": "norm", "projections": "proj", "all weights": "."}
+    for name, x in inputs.items():
+        x.requires_grad_(not (name == frozen or parts.get(frozen, "nothing") in name))
+    (clustering(fine, coarse) * weight).sum().backward()
+    for (name, x), expected in zip(inputs.items(), whole, strict=True):
+        if x.requires_grad:
+            torch.testing.assert_close(x.grad, expected, msg=name)
+        else:
+            assert x.grad is None, name
+    assert any(not x.requires_grad for x in inputs.values())
+
+
+def test_training_keeps_little(monkeypatch):
+    """For the backward pass: features and lengths, not what lies between the map and them."""
+    monkeypatch.setattr("hcformer_mm.ops.bands.CACHED", 2**12)
+    clustering = ClusteringModule(64, 128, embed_channels=16)
+    fine = torch.randn(1, 64, 32, 32).requires_grad_()
+    coarse = torch.randn(1, 128, 16, 16).requires_grad_()
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        clustering(fine, coarse)
+    inputs = sum(x.untyped_storage().nbytes() for x in (fine, coarse, *clustering.parameters()))
+    features = 4 * 16 * (32 * 32 + 16 * 16)
+    assert sum(kept.values()) - inputs < 2.5 * features
 
 
 def test_parameters():

@@ -8,6 +8,13 @@ from tests import reference
 SIZES = [(1, 1), (1, 7), (7, 1), (2, 2), (4, 6), (5, 7), (6, 5), (3, 16), (13, 2)]
 
 
+@pytest.fixture(params=["bands of a row", "at once"])
+def bands(request, monkeypatch):
+    """Whether maps are worked on in many bands or in a single one."""
+    if request.param == "bands of a row":
+        monkeypatch.setattr("hcformer_mm.ops.bands.CACHED", 1)
+
+
 def features(height, width, batch=2, channels=5, dtype=torch.float64, requires_grad=False):
     """Unit-norm fine and coarse features."""
     torch.manual_seed(height * 31 + width)
@@ -18,7 +25,7 @@ def features(height, width, batch=2, channels=5, dtype=torch.float64, requires_g
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_equals_the_dense_oracle_with_gradients(size):
+def test_equals_the_dense_oracle_with_gradients(size, bands):
     fine, coarse = features(*size, requires_grad=True)
     scale = torch.tensor([0.1], dtype=torch.float64, requires_grad=True)
     assignment = soft_assign(fine, coarse, scale)
@@ -67,15 +74,25 @@ def test_sign_of_the_scale_does_not_matter():
     torch.testing.assert_close(soft_assign(fine, coarse, -0.2), soft_assign(fine, coarse, 0.2))
 
 
-def test_gradcheck():
+def test_gradcheck_to_second_order(bands):
     fine, coarse = features(3, 4, batch=1, channels=2, requires_grad=True)
     scale = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(soft_assign, (fine, coarse, scale))
+    assert torch.autograd.gradgradcheck(soft_assign, (fine, coarse, scale))
+
+
+def test_hard_assignments_have_finite_gradients(bands):
+    fine, coarse = features(5, 6, requires_grad=True)
+    for value in (0.0, 1e-30, 1e-4):
+        scale = torch.tensor([value], dtype=torch.float64, requires_grad=True)
+        weighted = soft_assign(fine, coarse, scale) * torch.arange(9).view(9, 1, 1)
+        for gradient in torch.autograd.grad(weighted.sum(), (fine, coarse, scale)):
+            assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("scale", [1e-1, 1e-2, 1e-3])
-def test_half_precision(dtype, scale):
+def test_half_precision(dtype, scale, bands):
     fine, coarse = (x.to(dtype) for x in features(8, 10, dtype=torch.float32, channels=128))
     half = soft_assign(fine, coarse, torch.tensor([scale], dtype=dtype))
     exact = soft_assign(fine.double(), coarse.double(), torch.tensor([scale], dtype=dtype).double())
@@ -84,7 +101,7 @@ def test_half_precision(dtype, scale):
     torch.testing.assert_close(half.double(), exact, rtol=0, atol=2e-2)
 
 
-def test_memory_formats_agree_and_answer_is_channels_last():
+def test_memory_formats_agree_and_answer_is_channels_last(bands):
     fine, coarse = features(6, 8)
     expected = soft_assign(fine, coarse, 0.1)
     for convert in (
@@ -99,8 +116,8 @@ def test_memory_formats_agree_and_answer_is_channels_last():
     ("fine", "coarse", "message"),
     [
         ((1, 4, 15, 21), (1, 4, 8, 10), r"\(8, 11\), got \(8, 10\)"),
-        ((1, 4, 8, 8), (2, 4, 4, 4), "same batch size and channels"),
-        ((1, 4, 8, 8), (1, 5, 4, 4), "same batch size and channels"),
+        ((1, 4, 8, 8), (2, 4, 4, 4), "same batch size and device"),
+        ((1, 4, 8, 8), (1, 5, 4, 4), "same channels and one dtype"),
         ((4, 8, 8), (1, 4, 4, 4), r"fine features \(B, C, H, W\)"),
         ((1, 4, 0, 8), (1, 4, 0, 4), "H, W >= 1"),
     ],
@@ -112,7 +129,7 @@ def test_shapes_that_do_not_fit(fine, coarse, message):
 
 def test_dtypes_and_scales_that_do_not_fit():
     fine, coarse = features(4, 4)
-    with pytest.raises(ValueError, match="one dtype and device"):
+    with pytest.raises(ValueError, match="one dtype, got"):
         soft_assign(fine, coarse.float(), 0.1)
     with pytest.raises(ValueError, match=r"one scale, got a tensor of shape \(3,\)"):
         soft_assign(fine, coarse, torch.ones(3))
