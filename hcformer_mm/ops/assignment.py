@@ -11,9 +11,11 @@ from .embedding import Embedding, embed, embed_by_bands
 from .neighbourhood import (
     NUM_CANDIDATES,
     add_to_neighbours,
+    around,
     channels_first,
     channels_last,
     coarse_size,
+    four_pixels,
     merge_windows,
     neighbours,
     outside,
@@ -104,7 +106,7 @@ def _by_bands(
         if embedding is not None and torch.is_grad_enabled():
             # The backward pass needs the features, so they are all kept.
             pixels, embedding = embed_by_bands(pixels, embedding), None
-        if torch.is_grad_enabled() and len(bands(pixels, height=2)) > 1:
+        if torch.is_grad_enabled() and len(bands(pixels.shape, pixels.device, height=2)) > 1:
             return channels_first(_Assign.apply(pixels, padded, scale))
         return channels_first(_assign_by_bands(pixels, padded, scale, embedding))
 
@@ -114,18 +116,21 @@ def _assign_by_bands(
 ) -> Tensor:
     """Eq. (3) for cells with a border around them, ``(B, h + 2, w + 2, C_F)``."""
     beyond = outside(padded.shape[1] - 2, padded.shape[2] - 2, padded.device)[None]
-    parts = []
-    for rows in bands(pixels, height=2):
-        band = pixels[:, rows] if embedding is None else embed(pixels[:, rows], embedding)
-        around, below = _below(rows)
-        parts.append(_assign(band, padded[:, around], scale, beyond[:, below]))
-    return torch.cat(parts, dim=1)
+    parts = bands(pixels.shape, pixels.device, height=2)
+    if len(parts) == 1:
+        features = pixels if embedding is None else embed(pixels, embedding)
+        return _assign(features, padded, scale, beyond)
+    assignments = []
+    for rows in parts:
+        features = pixels[:, rows] if embedding is None else embed(pixels[:, rows], embedding)
+        cells = _parents(rows)
+        assignments.append(_assign(features, padded[:, around(cells)], scale, beyond[:, cells]))
+    return torch.cat(assignments, dim=1)
 
 
-def _below(rows: slice) -> tuple[slice, slice]:
-    """Rows of the padded cells around the parents of fine rows, and rows of the parents."""
-    start, stop = rows.start // 2, (rows.stop + 1) // 2
-    return slice(start, stop + 2), slice(start, stop)
+def _parents(rows: slice) -> slice:
+    """Rows of the parents of fine rows."""
+    return slice(rows.start // 2, (rows.stop + 1) // 2)
 
 
 def _assign(pixels: Tensor, padded: Tensor, scale: Tensor, beyond: Tensor) -> Tensor:
@@ -156,19 +161,14 @@ def _operands(pixels: Tensor, padded: Tensor, scale: Tensor) -> tuple[Tensor, Te
     dtype = torch.promote_types(pixels.dtype, torch.float32)
     candidates = torch.stack(neighbours(padded.to(dtype)), dim=3)
     return (
-        _group(pixels.to(dtype)),
+        four_pixels(windows(pixels.to(dtype))),
         candidates.flatten(0, 2),
         (SCALE_EPS + scale.abs()).to(dtype),
     )
 
 
-def _group(pixels: Tensor) -> Tensor:
-    """The four pixels of every cell: ``(B, r, W, C)`` → ``(B·⌈r/2⌉·w, 4, C)``."""
-    return windows(pixels).transpose(2, 3).flatten(3, 4).flatten(0, 2)
-
-
 def _ungroup(grouped: Tensor, pixels: Tensor) -> Tensor:
-    """Undo :func:`_group`, for the size of ``pixels``."""
+    """From the pixels of cells, ``(B·⌈r/2⌉·w, 4, C)``, to a map of the size of ``pixels``."""
     batch, height, width, _ = pixels.shape
     rows, cols = coarse_size(height, width)
     grouped = grouped.view(batch, rows, cols, 2, 2, grouped.shape[-1]).transpose(2, 3)
@@ -192,12 +192,12 @@ class _Assign(torch.autograd.Function):
             return tuple(gradients_with_graph(_assign_by_bands, inputs, ctx.needs_input_grad, grad))
         grad_pixels, grad_padded = torch.empty_like(pixels), torch.zeros_like(padded)
         grad_scale = torch.zeros_like(scale)
-        for rows in bands(pixels, height=2):
-            around, _ = _below(rows)
-            band, cells = pixels[:, rows], padded[:, around]
-            fine, candidates, magnitude = _operands(band, cells, scale)
-            weights = _group(assignment[:, rows].to(fine.dtype))  # (B·⌈r/2⌉·w, 4, 9)
-            slope = _group(grad[:, rows].to(fine.dtype))
+        for rows in bands(pixels.shape, pixels.device, height=2):
+            cells = around(_parents(rows))
+            band = pixels[:, rows]
+            fine, candidates, magnitude = _operands(band, padded[:, cells], scale)
+            weights = four_pixels(windows(assignment[:, rows].to(fine.dtype)))  # (B·⌈r/2⌉·w, 4, 9)
+            slope = four_pixels(windows(grad[:, rows].to(fine.dtype)))
             slope = slope - (weights * slope).sum(dim=-1, keepdim=True)
             # The logarithm of a weight is its logit, but for a constant that the slope is blind to.
             total = (slope * torch.xlogy(weights, weights)).sum()
@@ -205,7 +205,7 @@ class _Assign(torch.autograd.Function):
             slope = slope.mul_(weights).div_(magnitude)
             grad_pixels[:, rows] = _ungroup(torch.bmm(slope, candidates), band)
             taps = torch.bmm(slope.transpose(1, 2), fine)
-            add_to_neighbours(grad_padded[:, around], taps)
+            add_to_neighbours(grad_padded[:, cells], taps)
         return grad_pixels, grad_padded, grad_scale
 
 

@@ -9,25 +9,26 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-CACHED = 2**18
-"""Numbers of a map in a band that is worked on: 1 MiB of float32."""
+CACHED = 2**20
+"""Numbers of a map in a band that is worked on: 4 MiB of float32."""
 
 
-def bands(pixels: Tensor, height: int = 1) -> list[slice]:
+def bands(shape: Sequence[int], device: torch.device, height: int = 1) -> list[slice]:
     """Rows of every band of a map, from the first to the last.
 
     Args:
-        pixels: Map ``(B, H, W, C)``.
+        shape: Of the largest map that is worked on, ``(B, H, W, C)``.
+        device: Where it is.
         height: Bands begin at multiples of this number of rows.
 
     Returns:
         Slices of dim 1; a single one where bands are no use: on a GPU, which idles unless it gets
         the whole map, and in a model that is compiled or exported.
     """
-    batch, rows, width, channels = pixels.shape
-    step = rows
-    if pixels.device.type == "cpu" and not torch.compiler.is_compiling():
-        step = max(1, CACHED // (batch * height * width * channels)) * height
+    batch, rows, width, channels = shape
+    if device.type != "cpu" or torch.compiler.is_compiling():
+        return [slice(0, rows)]
+    step = max(1, CACHED // max(1, batch * height * width * channels)) * height
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 

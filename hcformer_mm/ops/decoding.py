@@ -5,15 +5,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from .bands import bands
 from .neighbourhood import (
     NUM_CANDIDATES,
     add_to_neighbours,
+    around,
     channels_first,
     channels_last,
     check_assignment,
     coarse_size,
+    four_pixels,
     merge_windows,
+    neighbours,
     shifted,
     windows,
 )
@@ -48,10 +53,26 @@ def decode(masks: Tensor, assignment: Tensor) -> Tensor:
 
 def _mix(cells: Tensor, weights: Tensor) -> Tensor:
     """Eq. (5) on windows: cells ``(B, h, w, Q)``, weights ``(B, h, 2, w, 2, 9)``."""
+    parts = _bands(cells)
+    if len(parts) == 1:
+        return _mix_rows(shifted(cells), weights)
+    padded = F.pad(cells, (0, 0, 1, 1, 1, 1))
+    fine = cells.new_empty(*weights.shape[:5], cells.shape[3])
+    for rows in parts:
+        _mix_rows(neighbours(padded[:, around(rows)]), weights[:, rows], fine[:, rows])
+    return fine
+
+
+def _bands(cells: Tensor) -> list[slice]:
+    batch, rows, cols, channels = cells.shape
+    return bands((batch, rows, 4 * cols, channels), cells.device)  # the fine pixels of each row
+
+
+def _mix_rows(taps: Sequence[Tensor], weights: Tensor, out: Tensor | None = None) -> Tensor:
     # Nine shifted multiply-adds read and write whole rows of channels; gathering the candidates for
     # a matrix product would first write nine times the coarse map.
-    taps = [tap[:, :, None, :, None] for tap in shifted(cells)]
-    fine = weights[..., :1] * taps[0]  # (B, h, 2, w, 2, Q)
+    taps = [tap[:, :, None, :, None] for tap in taps]
+    fine = torch.mul(weights[..., :1], taps[0], out=out)  # (B, h, 2, w, 2, Q)
     for k in range(1, NUM_CANDIDATES):
         fine.addcmul_(weights[..., k : k + 1], taps[k])
     return fine
@@ -68,21 +89,23 @@ class _Decode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         cells, weights = ctx.saved_tensors
-        batch, rows, cols, channels = cells.shape
-        # Both gradients are sums over long axes, which matrix products do in one pass.
-        number = batch * rows * cols  # there may be no channels, and then -1 would be ambiguous
-        grad = grad.transpose(2, 3).reshape(number, 4, channels)
-        grad_cells = grad_weights = None
-        if ctx.needs_input_grad[0]:
-            matrix = weights.transpose(2, 3).reshape(number, 4, NUM_CANDIDATES)
-            padded = cells.new_zeros((batch, rows + 2, cols + 2, channels))
-            add_to_neighbours(padded, torch.bmm(matrix.transpose(1, 2), grad))
-            grad_cells = padded[:, 1:-1, 1:-1]
-        if ctx.needs_input_grad[1]:
-            taps = torch.stack(shifted(cells), dim=3).reshape(number, NUM_CANDIDATES, channels)
-            grad_weights = torch.bmm(grad, taps.transpose(1, 2))
-            grad_weights = grad_weights.view(batch, rows, cols, 2, 2, -1).transpose(2, 3)
-        return grad_cells, grad_weights
+        padded = F.pad(cells, (0, 0, 1, 1, 1, 1))
+        grad_padded, grad_weights = torch.zeros_like(padded), []
+        for rows in _bands(cells):
+            # Both gradients are sums over long axes, which matrix products do in one pass.
+            grad_rows = four_pixels(grad[:, rows])  # (B·r·w, 4, Q)
+            if ctx.needs_input_grad[0]:
+                taps = torch.bmm(four_pixels(weights[:, rows]).transpose(1, 2), grad_rows)
+                add_to_neighbours(grad_padded[:, around(rows)], taps)
+            if ctx.needs_input_grad[1]:
+                taps = torch.stack(neighbours(padded[:, around(rows)]), dim=3).flatten(0, 2)
+                part = torch.bmm(grad_rows, taps.transpose(1, 2))  # (B·r·w, 4, 9)
+                shape = (*grad[:, rows].shape[:2], cells.shape[2], 2, 2, NUM_CANDIDATES)
+                grad_weights.append(part.view(shape).transpose(2, 3))
+        return (
+            grad_padded[:, 1:-1, 1:-1] if ctx.needs_input_grad[0] else None,
+            torch.cat(grad_weights, dim=1) if grad_weights else None,
+        )
 
 
 def decode_hierarchy(masks: Tensor, assignments: Sequence[Tensor]) -> Tensor:

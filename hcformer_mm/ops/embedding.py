@@ -43,7 +43,7 @@ def embed(pixels: Tensor, embedding: Embedding) -> Tensor:
 
 def embed_by_bands(pixels: Tensor, embedding: Embedding) -> Tensor:
     """:func:`embed`, faster and in less memory."""
-    parts = bands(pixels)
+    parts = bands(pixels.shape, pixels.device)
     if len(parts) == 1:
         return embed(pixels, embedding)
     if torch.is_grad_enabled() and any(
@@ -70,7 +70,7 @@ class _Embed(torch.autograd.Function):
     ) -> Tensor:
         features = weight.new_empty(*pixels.shape[:3], len(projection))
         lengths = weight.new_empty(*pixels.shape[:3], 1)
-        for rows in bands(pixels):
+        for rows in bands(pixels.shape, pixels.device):
             projected = _project(pixels[:, rows], weight, bias, projection, eps)
             length = torch.linalg.vector_norm(projected, dim=-1, keepdim=True)
             lengths[:, rows] = length.clamp_min_(NORM_EPS)
@@ -95,7 +95,7 @@ class _Embed(torch.autograd.Function):
             for x, needed in zip(inputs, wanted[:4], strict=True)
         ]
         grad_pixels, grad_weight, grad_bias, grad_projection = totals
-        for rows in bands(pixels):
+        for rows in bands(pixels.shape, pixels.device):
             # The derivative of a unit vector is at right angles to it.
             feature, grad_rows = features[:, rows], grad[:, rows]
             along = (feature * grad_rows).sum(dim=-1, keepdim=True)

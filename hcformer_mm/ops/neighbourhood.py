@@ -40,6 +40,11 @@ def windows(fine: Tensor) -> Tensor:
     return fine.reshape(batch, rows, 2, cols, 2, channels)
 
 
+def four_pixels(grouped: Tensor) -> Tensor:
+    """The pixels of every cell, as rows: ``(B, h, 2, w, 2, C)`` → ``(B·h·w, 4, C)``."""
+    return grouped.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+
 def merge_windows(grouped: Tensor, height: int, width: int) -> Tensor:
     """Undo :func:`windows`: ``(B, h, 2, w, 2, C)`` → ``(B, H, W, C)``."""
     batch, rows, _, cols, _, channels = grouped.shape
@@ -58,6 +63,11 @@ def neighbours(padded: Tensor) -> list[Tensor]:
     """The same of a map with a border of one cell: ``(B, h + 2, w + 2, C)``."""
     rows, cols = padded.shape[1] - 2, padded.shape[2] - 2
     return [padded[:, dy : dy + rows, dx : dx + cols] for dy in range(3) for dx in range(3)]
+
+
+def around(rows: slice) -> slice:
+    """Rows, in a map with a border of one cell, of some cells and those around them."""
+    return slice(rows.start, rows.stop + 2)
 
 
 def add_to_neighbours(padded: Tensor, values: Tensor) -> None:

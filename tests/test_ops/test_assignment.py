@@ -8,13 +8,6 @@ from tests import reference
 SIZES = [(1, 1), (1, 7), (7, 1), (2, 2), (4, 6), (5, 7), (6, 5), (3, 16), (13, 2)]
 
 
-@pytest.fixture(params=["bands of a row", "at once"])
-def bands(request, monkeypatch):
-    """Whether maps are worked on in many bands or in a single one."""
-    if request.param == "bands of a row":
-        monkeypatch.setattr("hcformer_mm.ops.bands.CACHED", 1)
-
-
 def features(height, width, batch=2, channels=5, dtype=torch.float64, requires_grad=False):
     """Unit-norm fine and coarse features."""
     torch.manual_seed(height * 31 + width)

@@ -20,7 +20,7 @@ def coarse_maps(height, width, batch=2, channels=3, dtype=torch.float64):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_equals_the_dense_oracle_with_gradients(size):
+def test_equals_the_dense_oracle_with_gradients(size, bands):
     masks = coarse_maps(*size).requires_grad_()
     assignment = random_assignment(*size).requires_grad_()
     fine = decode(masks, assignment)
@@ -35,7 +35,7 @@ def test_equals_the_dense_oracle_with_gradients(size):
     torch.testing.assert_close(gradients[1], oracle[1], rtol=1e-10, atol=1e-10)
 
 
-def test_gradcheck_to_second_order():
+def test_gradcheck_to_second_order(bands):
     inputs = (
         coarse_maps(3, 4, batch=1).requires_grad_(),
         random_assignment(3, 4, 1).requires_grad_(),
@@ -115,7 +115,7 @@ def test_order_of_levels_is_named():
         decode_hierarchy(coarse_maps(4, 4), assignments)
 
 
-def test_no_masks_have_gradients_too():
+def test_no_masks_have_gradients_too(bands):
     """A batch without objects: every parameter still takes part in the graph."""
     masks = coarse_maps(5, 7)[:, :0].requires_grad_()
     assignment = random_assignment(5, 7).requires_grad_()
