@@ -1,7 +1,8 @@
 """Slow, obvious oracles of the paper's equations, written with explicit matrices and loops."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def parent(y: int, x: int) -> tuple[int, int]:
@@ -287,3 +288,46 @@ def explained_variation(labels: Tensor, image: Tensor) -> float:
         residual[:, inside] -= image[:, inside].mean(dim=1, keepdim=True)
     spread = image - image.mean(dim=(1, 2), keepdim=True)
     return float(1 - (residual**2).sum() / (spread**2).sum())
+
+
+def listing_clustering(fine: Tensor, coarse: Tensor, scale: Tensor) -> Tensor:
+    """Listing 1, eq. (3) by unfold, einsum and fold: fine (B, C, H, W), H and W even.
+
+    Candidates outside the map are zeros with the similarity 0, not left out as by the package:
+    pixels whose parent lies at the border differ. Mended: ``downscaled_feat`` in the paper is
+    ``downsampled_feat``, and einsum gets its operands without a tuple.
+    """
+    batch, channels, height, width = fine.shape
+    candidates = F.unfold(coarse, kernel_size=3, padding=1).reshape(batch, channels, 9, -1)
+    pixels = F.unfold(fine, kernel_size=2, stride=2).reshape(batch, channels, 4, -1)
+    similarities = torch.einsum("bkcn,bkpn->bcpn", candidates, pixels)
+    similarities = similarities.reshape(batch * 9, 4, -1)
+    similarities = F.fold(similarities, (height, width), kernel_size=2, stride=2)
+    similarities = similarities.reshape(batch, 9, height, width)
+    return (similarities / scale.abs()).softmax(dim=1)
+
+
+def listing_decode(masks: Tensor, assignment: Tensor) -> Tensor:
+    """Listing 2, eq. (5) by unfold, einsum and fold; assignment (B, 9, H, W) with even H, W.
+
+    Mended: einsum's output is ``bkpn``, not ``bkpnn``.
+    """
+    batch, _, height, width = assignment.shape
+    channels = masks.shape[1]
+    candidates = F.unfold(masks, kernel_size=3, padding=1).reshape(batch, channels, 9, -1)
+    weights = F.unfold(assignment, kernel_size=2, stride=2).reshape(batch, 9, 4, -1)
+    decoded = torch.einsum("bkcn,bcpn->bkpn", candidates, weights)
+    decoded = decoded.reshape(batch, channels * 4, -1)
+    return F.fold(decoded, (height, width), kernel_size=2, stride=2)
+
+
+def listing_module(module: nn.Module, fine: Tensor, coarse: Tensor) -> Tensor:
+    """Listing 1 after norm and projection of Sec. 2.2, with the weights of a ClusteringModule."""
+    embedded = []
+    for x, norm, projection in (
+        (fine, module.fine_norm, module.fine_proj),
+        (coarse, module.coarse_norm, module.coarse_proj),
+    ):
+        x = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        embedded.append(F.normalize(projection(x), dim=1))
+    return listing_clustering(*embedded, module.scale)
