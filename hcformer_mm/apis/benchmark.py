@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,17 +25,19 @@ Rows = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Measurement:
-    """How long one thing took in one setting.
+    """How long one thing took in one setting, and how much memory.
 
     Attributes:
         name: What was timed.
         setting: Under what conditions, such as ``{"shape": "512x512", "threads": 2}``.
         seconds: Wall-clock time of every round, in the order of the rounds.
+        peaks: Peaks of memory in bytes, by kind; see :mod:`~hcformer_mm.apis.benchmark_memory`.
     """
 
     name: str
     setting: Mapping[str, str | int]
     seconds: tuple[float, ...]
+    peaks: Mapping[str, int] = field(default_factory=dict)
 
     def ratio(self, baseline: "Measurement") -> float:
         """How many times as long as ``baseline`` this took: the median of the rounds' ratios.
@@ -102,12 +104,13 @@ def summarise(measurements: Sequence[Measurement], baseline: str) -> list[dict[s
 
     Returns:
         A row per measurement: ``name``, the setting, ``median_s``, ``min_s``, ``max_s``, ``ratio``
-        (see :meth:`Measurement.ratio`) and ``seconds``.
+        (see :meth:`Measurement.ratio`) and ``seconds``; for a peak of memory such as ``extra`` also
+        ``extra_bytes`` and ``extra_ratio``.
 
     Raises:
         ValueError: A setting was not measured with the baseline.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for measurement in measurements:
         partners = [
             m for m in measurements if m.name == baseline and m.setting == measurement.setting
@@ -128,6 +131,9 @@ def summarise(measurements: Sequence[Measurement], baseline: str) -> list[dict[s
                 seconds=list(measurement.seconds),
             )
         )
+        for kind, peak in measurement.peaks.items():
+            rows[-1][f"{kind}_bytes"] = peak
+            rows[-1][f"{kind}_ratio"] = peak / partners[0].peaks[kind]
     return rows
 
 
@@ -185,8 +191,8 @@ def as_markdown(report: Mapping[str, Any]) -> str:
 
     Args:
         report: ``command`` (the command line), ``conditions`` (texts by name), ``baseline``,
-            ``results`` (of :func:`summarise`) and ``profiles``: rows of ``name``, the setting and
-            ``operators`` (of :func:`top_operators`).
+            ``results`` (of :func:`summarise`, all of the same columns) and ``profiles``: rows of
+            ``name``, the setting and ``operators`` (of :func:`top_operators`).
 
     Returns:
         Markdown: the command, the conditions, a table of times, and a table per profile.
@@ -204,17 +210,29 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+# How a column is named and written; others are written as they are.
+_COLUMNS = {
+    "median_s": ("median (ms)", lambda value: f"{1e3 * value:.2f}"),
+    "min_s": ("min (ms)", lambda value: f"{1e3 * value:.2f}"),
+    "max_s": ("max (ms)", lambda value: f"{1e3 * value:.2f}"),
+    "ratio": ("ratio", lambda value: f"{value:.3f}"),
+    "ns_per_pixel": ("ns/pixel", lambda value: f"{value:.2f}"),
+    "extra_bytes": ("peak extra (MiB)", lambda value: f"{value / 2**20:.1f}"),
+    "extra_ratio": ("extra ratio", lambda value: f"{value:.3f}"),
+    "resident_bytes": ("peak resident (MiB)", lambda value: f"{value / 2**20:.1f}"),
+    "resident_ratio": ("resident ratio", lambda value: f"{value:.3f}"),
+}
+
+
 def _times(rows: Rows) -> str:
-    columns = {"median_s": "median (ms)", "min_s": "min (ms)", "max_s": "max (ms)"}
-    table = [
-        {
-            columns.get(key, key): f"{1e3 * value:.1f}" if key in columns else value
-            for key, value in row.items()
-            if key != "seconds"
-        }
-        | {"ratio": f"{row['ratio']:.3f}"}
-        for row in rows
-    ]
+    table = []
+    for row in rows:
+        cells = {}
+        for key, value in row.items():
+            if key != "seconds":
+                name, write = _COLUMNS.get(key, (key, str))
+                cells[name] = write(value)
+        table.append(cells)
     return _table(table)
 
 
@@ -232,7 +250,8 @@ def _operators(rows: Rows) -> str:
 
 
 def _table(table: Rows) -> str:
-    align = ["right" if key.endswith("(ms)") else "left" for key in table[0]]
+    keys = dict.fromkeys(key for row in table for key in row)
+    align = ["right" if key.endswith(("(ms)", "(MiB)", "/pixel")) else "left" for key in keys]
     # What a row says as text stays text: as numbers, 0.500 would lose its zeros.
     return tabulate(table, headers="keys", tablefmt="pipe", disable_numparse=True, colalign=align)
 

@@ -121,7 +121,7 @@ def build_model(
         )
     meta: dict[str, Any] = {}
     if checkpoint is None:
-        with _warnings_only():
+        with logging_from("WARNING"):
             model.init_weights()
     else:
         content = load_checkpoint(checkpoint)
@@ -136,15 +136,22 @@ def build_model(
 
 
 @contextmanager
-def _warnings_only() -> Iterator[None]:
-    """MMEngine logs of every parameter how it was initialised; nobody reads that on a screen."""
+def logging_from(level: str) -> Iterator[None]:
+    """Keep MMEngine's log to messages of a level and above.
+
+    It logs of every parameter how it was initialised, and warns of every frozen one when an
+    optimizer is built; nobody reads that on a screen.
+
+    Args:
+        level: A level of Python's logging, such as ``'WARNING'``.
+    """
     logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel("WARNING")
+    before = logger.level
+    logger.setLevel(level)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.setLevel(before)
 
 
 def check_device(device: str | torch.device) -> None:

@@ -91,6 +91,19 @@ def test_summary():
     assert [row["ratio"] for row in rows] == [2.0, 1.0, 0.375, 1.0]
 
 
+def test_summary_of_memory():
+    rows = summarise(
+        [
+            Measurement("x", {}, (1.0,), {"extra": 300, "resident": 1000}),
+            Measurement("y", {}, (1.0,), {"extra": 200, "resident": 4000}),
+        ],
+        baseline="y",
+    )
+    assert [row["extra_bytes"] for row in rows] == [300, 200]
+    assert [row["extra_ratio"] for row in rows] == [1.5, 1.0]
+    assert [row["resident_ratio"] for row in rows] == [0.25, 1.0]
+
+
 def test_summary_needs_the_baseline_in_every_setting():
     measurements = [Measurement("x", {"threads": n}, (1.0,)) for n in (1, 2)]
     measurements.append(Measurement("y", {"threads": 1}, (1.0,)))
@@ -150,11 +163,21 @@ def test_markdown(report):
     text = as_markdown(report)
     header = ["name", "shape", "threads", "median (ms)", "min (ms)", "max (ms)", "ratio"]
     assert cells(text, "name") == header
-    assert cells(text, "x") == ["x", "64x96", "1", "1.6", "1.2", "2.0", "1.000"]
-    assert cells(text, "y") == ["y", "64x96", "1", "1.1", "1.0", "1.2", "0.750"]
+    assert cells(text, "x") == ["x", "64x96", "1", "1.60", "1.20", "2.00", "1.000"]
+    assert cells(text, "y") == ["y", "64x96", "1", "1.10", "1.00", "1.20", "0.750"]
     assert cells(text, "aten::mm") == ["aten::mm", "5", "1.5", "50.0%"]
     assert "python benchmark.py" in text and "- torch: 2.5" in text
     assert "y, shape 64x96, threads 1:" in text
+
+
+def test_markdown_of_memory(report):
+    # The first row has less to say than others.
+    more = dict(extra_bytes=3 * 2**20, extra_ratio=0.5, ns_per_pixel=12.345)
+    report["results"][1] |= more
+    text = as_markdown(report)
+    assert cells(text, "name")[-3:] == ["peak extra (MiB)", "extra ratio", "ns/pixel"]
+    assert cells(text, "y")[-3:] == ["3.0", "0.500", "12.35"]
+    assert cells(text, "x")[-3:] == ["", "", ""]
 
 
 def test_reports_are_written_whole(report, tmp_path):

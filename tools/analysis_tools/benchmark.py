@@ -1,30 +1,31 @@
-"""Time models side by side on one machine: medians, spread and ratios."""
+"""Time operators and models side by side on one machine: medians, spread, ratios, memory."""
 
 import argparse
 import shlex
 import sys
-from itertools import product
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 
-from hcformer_mm.apis.benchmark import (
-    as_markdown,
-    environment,
-    summarise,
-    time_in_turn,
-    top_operators,
-    write_report,
+from hcformer_mm.apis.benchmark import as_markdown, environment, write_report
+from hcformer_mm.apis.benchmark_model import DTYPES, MODES
+from hcformer_mm.apis.benchmark_ops import OPERATORS, PASSES, RESNET50_CHANNELS, load_listings
+from hcformer_mm.apis.benchmark_runs import (
+    Rounds,
+    compare_models,
+    compare_operators,
+    compare_training,
 )
-from hcformer_mm.apis.benchmark_model import (
-    DTYPES,
-    MODES,
-    model_call,
-)
-from hcformer_mm.apis.fast_inference import fold_batch_norm, to_channels_last
-from hcformer_mm.apis.model_loading import build_model, find_config
+from hcformer_mm.apis.benchmark_train import PHASES
+from hcformer_mm.apis.benchmark_variants import parse_variants
+
+REFERENCE = Path(__file__).resolve().parents[2] / "tests/reference.py"
+# The sizes at which each operator is looked at unless others are asked for.
+SHAPES = {"deform": [512, 672], "post-processing": [800, 1216]}
+SHAPE = [800, 1344]
 
 
 def at_least(minimum: int):
@@ -58,13 +59,48 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=report_file, nargs="+", default=[], metavar="FILE", help=files)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=time_models)
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the subcommands ask for that compare configs."""
     add = parser.add_argument
-    configs = "config file, or package::path of one that comes with mmdet or mmseg"
-    add("configs", nargs="+", metavar="CONFIG", help=configs)
+    configs = (
+        "config file, name of the zoo, or package::path of one that comes with mmdet or mmseg; "
+        "settings of this one alone follow as @key=value"
+    )
+    add("configs", nargs="+", metavar="CONFIG[@SETTING]...", help=configs)
     shapes = "picture sizes, pairs of multiples of 32"
     add("--shape", type=at_least(1), nargs="+", required=True, metavar=("H", "W"), help=shapes)
+    baseline = "ratios are to the I-th config, counted from 1 (default: 1)"
+    add("--baseline", type=at_least(1), default=1, metavar="I", help=baseline)
+    overrides = "override settings of all configs, as key=value"
+    add("--cfg-options", nargs="+", action=DictAction, default={}, help=overrides)
+
+
+def add_ops_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=run_ops)
+    add = parser.add_argument
+    add("--operator", nargs="+", choices=OPERATORS, default=OPERATORS, help="default: all")
+    shapes = (
+        "picture sizes, pairs of multiples of 32 (default: 800 1344; deform: 512 672; "
+        "post-processing: 800 1216)"
+    )
+    add("--shape", type=at_least(1), nargs="+", metavar=("H", "W"), help=shapes)
+    strides = "maps of these strides are clustered and decoded to (default: 4 8 16)"
+    all_strides = list(RESNET50_CHANNELS)
+    add("--stride", type=int, nargs="+", choices=all_strides, default=all_strides, help=strides)
+    channels = "numbers of masks to decode (default: 20 100 1000)"
+    numbers = [20, 100, 1000]
+    add("--channels", type=at_least(1), nargs="+", default=numbers, metavar="Q", help=channels)
+    queries = "queries that are kept in post-processing (default: 100)"
+    add("--kept-queries", type=at_least(1), default=100, metavar="N", help=queries)
+    add("--pass", nargs="+", choices=PASSES, default=PASSES, dest="passes", help="default: both")
+    add("--compile", action="store_true", help="ours under torch.compile, too")
+    add_common_arguments(parser)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=run_model)
+    add_config_arguments(parser)
+    add = parser.add_argument
     modes = (
         "backbone: that alone; forward: the network; predict: normalisation, padding, network and "
         "post-processing (default: forward predict)"
@@ -72,87 +108,109 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mode", nargs="+", choices=MODES, default=["forward", "predict"], help=modes)
     dtypes = "bfloat16 is autocast (default: float32)"
     add("--dtype", nargs="+", choices=list(DTYPES), default=["float32"], help=dtypes)
-    baseline = "ratios are to the I-th config, counted from 1 (default: 1)"
-    add("--baseline", type=at_least(1), default=1, metavar="I", help=baseline)
     weights = "weights of each config, a file or 'random' (default: all random)"
     add("--checkpoints", nargs="+", metavar="FILE", help=weights)
-    add("--fold-bn", action="store_true", help="fold BatchNorm into convolutions, in all models")
-    add("--channels-last", action="store_true", help="channels-last memory, in all models")
-    overrides = "override settings of all configs, as key=value"
-    add("--cfg-options", nargs="+", action=DictAction, default={}, help=overrides)
+    fold = "fold BatchNorm into convolutions, in all models; in one by CONFIG@fold-bn"
+    add("--fold-bn", action="store_true", help=fold)
+    memory = "channels-last memory, in all models; in one by CONFIG@channels-last"
+    add("--channels-last", action="store_true", help=memory)
+    kept = "let N queries of mask transformers pass as objects (default: as the weights say)"
+    add("--kept-queries", type=at_least(0), metavar="N", help=kept)
+    add_common_arguments(parser)
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=run_train)
+    add_config_arguments(parser)
+    add = parser.add_argument
+    phases = "step: all of a training step; head: forward, losses and backward of the head alone"
+    add("--phase", nargs="+", choices=PHASES, default=["step"], help=f"{phases} (default: step)")
+    add("--batch", type=at_least(1), default=2, help="pictures of a step (default: 2)")
+    add("--objects", type=at_least(1), default=10, help="objects on a picture (default: 10)")
     add_common_arguments(parser)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     subcommands = parser.add_subparsers(required=True, metavar="SUBCOMMAND")
+    add_ops_arguments(subcommands.add_parser("ops", help="operators beside plain versions of them"))
     add_model_arguments(subcommands.add_parser("model", help="inference of models of any config"))
+    add_train_arguments(subcommands.add_parser("train", help="training of models of any config"))
     args = parser.parse_args()
     args.threads = args.threads or [torch.get_num_threads()]
     return args
 
 
-def build_models(args: argparse.Namespace) -> dict[str, Any]:
-    """The models of the command line by name, all treated alike."""
-    number = len(args.configs)
+def pairs(sides: list[int]) -> list[tuple[int, int]]:
+    """The sizes of ``--shape``."""
     # Hosts differ in how they pad other sizes: ratios would compare different pictures.
-    if len(args.shape) % 2 or any(side % 32 for side in args.shape):
-        raise ValueError(f"expected --shape of pairs H W, multiples of 32, got {args.shape}")
-    if args.baseline > number:
-        raise ValueError(f"expected --baseline of 1 to {number}, got {args.baseline}")
-    if args.checkpoints is None:
-        args.checkpoints = ["random"] * number
-    if len(args.checkpoints) != number:
-        raise ValueError(f"expected {number} --checkpoints, one per config, got {args.checkpoints}")
-    files = [find_config(name) for name in args.configs]
-    models: dict[str, Any] = {}
-    for file, checkpoint in zip(files, args.checkpoints, strict=True):
-        config = Config.fromfile(file)
-        config.merge_from_dict(args.cfg_options)
-        weights = None if checkpoint == "random" else Path(checkpoint)
-        model = build_model(config, weights, seed=args.seed)
-        if args.fold_bn:
-            model = fold_batch_norm(model)
-        if args.channels_last:
-            model = to_channels_last(model)
-        # The same config may be given twice: the ratio then shows how far ratios can be trusted.
-        repeated = sum(earlier.stem == file.stem for earlier in files[: len(models)])
-        models[f"{file.stem} ({repeated + 1})" if repeated else file.stem] = model
-    return models
+    if len(sides) % 2 or any(side % 32 for side in sides):
+        raise ValueError(f"expected --shape of pairs H W, multiples of 32, got {sides}")
+    return list(zip(sides[::2], sides[1::2], strict=True))
 
 
-def time_models(args: argparse.Namespace) -> dict[str, Any]:
-    """Results and profiles of the subcommand ``model``, and their conditions."""
-    models = build_models(args)
-    shapes = list(zip(args.shape[::2], args.shape[1::2], strict=True))
-    measurements, profiles = [], []
-    for mode, shape, dtype, threads in product(args.mode, shapes, args.dtype, args.threads):
-        setting = dict(mode=mode, shape=f"{shape[0]}x{shape[1]}", dtype=dtype, threads=threads)
-        print("timing", *setting.values(), flush=True)
-        torch.set_num_threads(threads)
-        options = dict(dtype=DTYPES[dtype], channels_last=args.channels_last, seed=args.seed)
-        calls = {
-            name: model_call(model, shape, mode=mode, **options) for name, model in models.items()
-        }
-        measurements += time_in_turn(
-            calls, repeats=args.repeats, warmup=args.warmup, setting=setting
-        )
-        if args.profile is not None:
-            profiles += [
-                dict(name=name, **setting, operators=top_operators(call, args.profile))
-                for name, call in calls.items()
-            ]
-    baseline = list(models)[args.baseline - 1]
-    return dict(
-        conditions={
-            "weights": ", ".join(args.checkpoints),
-            "BatchNorm": "folded" if args.fold_bn else "as configured",
-            "memory": "channels-last" if args.channels_last else "contiguous",
-        },
-        baseline=baseline,
-        results=summarise(measurements, baseline),
-        profiles=profiles,
+def rounds_of(args: argparse.Namespace) -> Rounds:
+    return Rounds(
+        repeats=args.repeats,
+        warmup=args.warmup,
+        threads=args.threads,
+        profile=args.profile,
+        seed=args.seed,
+        show=partial(print, flush=True),
     )
+
+
+def run_ops(args: argparse.Namespace) -> dict[str, Any]:
+    return compare_operators(
+        rounds_of(args),
+        {name: pairs(args.shape or SHAPES.get(name, SHAPE)) for name in args.operator},
+        load_listings(REFERENCE),
+        passes=args.passes,
+        strides=args.stride,
+        channels=args.channels,
+        queries=args.kept_queries,
+        compiled=args.compile,
+    )
+
+
+def run_model(args: argparse.Namespace) -> dict[str, Any]:
+    shapes = pairs(args.shape)
+    check_baseline(args)
+    variants = parse_variants(
+        args.configs,
+        options=args.cfg_options,
+        weights=args.checkpoints,
+        fold_bn=args.fold_bn,
+        channels_last=args.channels_last,
+    )
+    return compare_models(
+        rounds_of(args),
+        variants,
+        shapes,
+        modes=args.mode,
+        dtypes=args.dtype,
+        kept_queries=args.kept_queries,
+        baseline=args.baseline - 1,
+    )
+
+
+def run_train(args: argparse.Namespace) -> dict[str, Any]:
+    shapes = pairs(args.shape)
+    check_baseline(args)
+    return compare_training(
+        rounds_of(args),
+        parse_variants(args.configs, options=args.cfg_options),
+        shapes,
+        phases=args.phase,
+        batch=args.batch,
+        objects=args.objects,
+        baseline=args.baseline - 1,
+    )
+
+
+def check_baseline(args: argparse.Namespace) -> None:
+    if args.baseline > len(args.configs):
+        raise ValueError(f"expected --baseline of 1 to {len(args.configs)}, got {args.baseline}")
 
 
 def main() -> None:
