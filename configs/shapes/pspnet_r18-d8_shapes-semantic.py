@@ -2,7 +2,7 @@
 _base_ = [
     "../_base_/models/pspnet.py",
     "../_base_/models/parts/per_pixel_r18.py",
-    "../_base_/datasets/shapes_semantic.py",
+    "../_base_/datasets/shapes_semantic_512x384.py",
     "../_base_/schedules/shapes_per_pixel.py",
     "../_base_/mmseg_runtime.py",
 ]
