@@ -77,7 +77,9 @@ def parse_variants(
     """
     weights = weights or ["random"] * len(texts)
     if len(weights) != len(texts):
-        raise ValueError(f"expected {len(texts)} checkpoints, one per config, got {list(weights)}")
+        raise ValueError(
+            f"expected {len(texts)} --checkpoints, one per config, got {list(weights)}"
+        )
     variants: list[Variant] = []
     names: list[str] = []
     for text, checkpoint in zip(texts, weights, strict=True):

@@ -2,37 +2,24 @@
 
 import pytest
 import torch
-from mmcv.ops import ModulatedDeformConv2dPack
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmseg.structures import SegDataSample
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from hcformer_mm.apis.benchmark_model import model_call
-from hcformer_mm.apis.fast_inference import fold_batch_norm, to_channels_last
+from hcformer_mm.apis.benchmark_model import confident_class_logits, keep_queries, model_call
 from hcformer_mm.apis.model_loading import build_model, find_config
-from hcformer_mm.models.downsampling import DeformableDownsampling
-from tests.models import SHAPES_CONFIG, backbone
+from hcformer_mm.models.post_processing import panoptic_queries
+from tests.models import SHAPES_CONFIG
 
 FCN = "mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py"
 MASKFORMER = "mmdet::maskformer/maskformer_r50_ms-16xb1-75e_coco.py"
+MASK2FORMER = "mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py"
 SHAPE = (64, 96)
 
 
 def build(name, **options):
     return build_model(Config.fromfile(find_config(name)), **options)
-
-
-def randomise_statistics(model):
-    """Give every BatchNorm statistics and factors of its own."""
-    torch.manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            for tensor in (module.weight.data, module.running_var):
-                tensor.uniform_(0.5, 1.5)
-            for tensor in (module.bias.data, module.running_mean):
-                tensor.normal_(0.0, 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -119,45 +106,47 @@ def test_model_that_needs_more_than_a_picture(hcformer, monkeypatch):
         model_call(hcformer, SHAPE)()
 
 
-@pytest.mark.parametrize("name", ["hcformer", "fcn"])
-def test_folding_keeps_outputs_and_leaves_no_batch_norm(name):
-    model = build({"hcformer": SHAPES_CONFIG, "fcn": FCN}[name])
-    randomise_statistics(model)
-    # Offsets that move: folding must not touch what predicts them.
-    for module in model.modules():
-        if isinstance(module, DeformableDownsampling):
-            nn.init.normal_(module.conv_offset.weight, std=0.01)
-    model.double()
-    image = torch.randn(1, 3, *SHAPE, dtype=torch.float64)
-    with torch.no_grad():
-        expected = model.backbone(image)
-        assert any(isinstance(module, _BatchNorm) for module in model.modules())
-        fold_batch_norm(model)
-        folded = model.backbone(image)
-    assert not any(isinstance(module, _BatchNorm) for module in model.modules())
-    torch.testing.assert_close(tuple(folded), tuple(expected), rtol=1e-9, atol=1e-9)
-    if name == "hcformer":
-        assert len(folded.assignments) == 3
-        torch.testing.assert_close(folded.assignments, expected.assignments, rtol=1e-9, atol=1e-9)
-
-
-def test_channels_last_keeps_outputs(fcn):
-    expected = model_call(fcn, SHAPE, mode="forward")()
-    model = to_channels_last(build(FCN))
-    logits = model_call(model, SHAPE, mode="forward", channels_last=True)()
-    assert logits.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_channels_last_is_refused_where_mmcv_would_compute_nonsense():
-    to_channels_last(backbone())  # has deformable convolutions of ours
-    with pytest.raises(ValueError, match=r"expected no deformable convolution of mmcv.*got '0'"):
-        to_channels_last(nn.Sequential(ModulatedDeformConv2dPack(3, 4, 3)))
-
-
 def test_maskformer_of_mmdet():
     model = build(MASKFORMER)
     (result,) = model_call(model, SHAPE)()
     assert result.pred_panoptic_seg.sem_seg.shape == (1, *SHAPE)
     class_logits, _ = model_call(model, SHAPE, mode="forward")()
     assert class_logits[-1].shape == (1, 100, 134)
+
+
+def test_confident_queries_are_spread_over_queries_and_classes():
+    logits = confident_class_logits(10, 5, 4)
+    scores, classes = logits.softmax(dim=-1).max(dim=-1)
+    assert logits.shape == (10, 5) and (scores > 0.99).all()
+    assert classes[1::2].tolist() == [4] * 5  # "no object"
+    assert sorted(classes[::2].tolist()) == [0, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", [SHAPES_CONFIG, MASKFORMER, MASK2FORMER])
+def test_kept_queries(name):
+    model = build(name)
+    fusion, seen = model.panoptic_fusion_head, []
+    original = fusion.panoptic_postprocess if name != SHAPES_CONFIG else fusion._results
+
+    def watch(class_logits, *args, **options):
+        kept, _, _ = panoptic_queries(class_logits, fusion.test_cfg, fusion.num_classes)
+        seen.append(int(kept.sum()))
+        return original(class_logits, *args, **options)
+
+    setattr(fusion, original.__name__, watch)
+    call = model_call(model, SHAPE)
+    call()
+    for number in (7, 0):
+        handle = keep_queries(model, number)
+        call()
+        handle.remove()
+    call()
+    assert seen == [0, 7, 0, 0]  # random weights are sure of nothing
+
+
+def test_queries_to_keep_need_a_mask_transformer(fcn, hcformer):
+    with pytest.raises(ValueError, match=r"linear panoptic_head.cls_embed .* got EncoderDecoder"):
+        keep_queries(fcn, 3)
+    queries = hcformer.panoptic_head.num_queries
+    with pytest.raises(ValueError, match=f"expected at most {queries} queries to keep, got 101"):
+        keep_queries(hcformer, 101)

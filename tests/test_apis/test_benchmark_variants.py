@@ -57,7 +57,7 @@ def test_all_are_prepared_alike():
 def test_weights_of_each():
     variants = parse_variants([NAME, NAME], weights=["random", "a.pth"])
     assert [v.weights for v in variants] == [None, Path("a.pth")]
-    with pytest.raises(ValueError, match="expected 2 checkpoints, one per config"):
+    with pytest.raises(ValueError, match="expected 2 --checkpoints, one per config"):
         parse_variants([NAME, NAME], weights=["a.pth"])
 
 

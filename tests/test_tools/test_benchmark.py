@@ -15,19 +15,24 @@ TOOL = ROOT / "tools/analysis_tools/benchmark.py"
 FCN = "mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py"
 
 
+def run(command):
+    """Run the tool in a process of its own, and return what it says."""
+    result = subprocess.run(
+        [sys.executable, str(TOOL), *map(str, command)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result
+
+
 def test_models_side_by_side(tmp_path):
     files = [tmp_path / "times.json", tmp_path / "times.md"]
     command = [
         *("model", SHAPES_CONFIG, FCN, SHAPES_CONFIG),
         *("--shape", "64", "96", "96", "64", "--threads", "1", "--repeats", "2"),
         *("--mode", "predict", "--dtype", "float32", "bfloat16", "--baseline", "2"),
-        *("--fold-bn", "--channels-last", "--profile", "3", "--out", *map(str, files)),
+        *("--fold-bn", "--channels-last", "--profile", "3", "--out", *files),
     ]
-    result = subprocess.run(
-        [sys.executable, str(TOOL), *command], cwd=ROOT, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-
+    result = run(command)
     report = json.loads(files[0].read_text())
     hcformer, fcn = Path(SHAPES_CONFIG).stem, FCN.rpartition("/")[2].removesuffix(".py")
     rows = report["results"]
@@ -61,13 +66,96 @@ def test_models_side_by_side(tmp_path):
     assert text.count(f"| {fcn} ") == len(rows) // 3
 
 
+def test_operators(tmp_path):
+    file = tmp_path / "operators.json"
+    result = run(
+        [
+            *("ops", "--shape", "32", "64", "--stride", "8", "--channels", "3", "4"),
+            *("--kept-queries", "5", "--threads", "1", "--repeats", "2", "--out", file),
+        ]
+    )
+    report = json.loads(file.read_text())
+    rows = report["results"]
+    found = {(row["operator"], row["pass"], row["channels"]) for row in rows}
+    both = ("forward", "forward+backward")
+    assert found == {
+        *(("clustering", one, "-") for one in both),
+        *(("decoding", one, channels) for one in both for channels in (3, 4)),
+        *(("deform", one, "-") for one in both),
+        ("post-processing", "forward", 5),
+    }
+    baselines = {row["operator"]: row["name"] for row in rows if row["ratio"] == 1}
+    assert baselines == {
+        "clustering": "listing, contiguous",
+        "decoding": "listing, contiguous",
+        "deform": "mmcv, contiguous",
+        "post-processing": "mmdet",
+    }
+    for row in rows:
+        assert row["extra_bytes"] > 0
+        assert row["ns_per_pixel"] == pytest.approx(1e9 * row["median_s"] / (32 * 64))
+        assert (row["extra_ratio"] == 1) >= (row["name"] == baselines[row["operator"]])
+    assert "listing, contiguous for clustering; " in report["baseline"]
+    assert "peak extra (MiB)" in result.stdout and "ns/pixel" in result.stdout
+
+
+def test_training(tmp_path):
+    file = tmp_path / "training.json"
+    other = f"{SHAPES_CONFIG}@model.panoptic_head.decode_matched_only=False"
+    run(
+        [
+            *("train", SHAPES_CONFIG, other, "--shape", "64", "96", "--phase", "head", "step"),
+            *("--objects", "3", "--threads", "1", "--repeats", "2", "--out", file),
+        ]
+    )
+    report = json.loads(file.read_text())
+    rows = report["results"]
+    names = [Path(SHAPES_CONFIG).stem, Path(SHAPES_CONFIG).stem + other.removeprefix(SHAPES_CONFIG)]
+    assert [(row["phase"], row["name"]) for row in rows] == [
+        (phase, name) for phase in ("head", "step") for name in names
+    ]
+    assert [row["ratio"] == 1 for row in rows] == [True, False] * 2
+    # Decoding all masks takes more memory than decoding those that are needed.
+    assert rows[1]["extra_bytes"] > rows[0]["extra_bytes"]
+    assert rows[2]["extra_bytes"] > rows[0]["extra_bytes"]
+    assert "resident_bytes" not in rows[0]
+    # A process with PyTorch in it, the model and its gradients.
+    assert all(row["resident_bytes"] > row["extra_bytes"] + 100 * 2**20 for row in rows[2:])
+    assert report["conditions"]["objects"] == "3 on each picture"
+
+
+def test_a_model_prepared_and_one_as_it_is(tmp_path):
+    file = tmp_path / "models.json"
+    run(
+        [
+            *(
+                "model",
+                SHAPES_CONFIG,
+                f"{SHAPES_CONFIG}@fold-bn@channels-last",
+                "--mode",
+                "predict",
+            ),
+            *("--shape", "64", "96", "--kept-queries", "5", "--threads", "1", "--repeats", "1"),
+            *("--profile", "100", "--out", file),
+        ]
+    )
+    report = json.loads(file.read_text())
+    assert report["conditions"]["BatchNorm"] == "as configured, folded"
+    assert report["conditions"]["memory"] == "contiguous, channels-last"
+    assert report["conditions"]["kept queries"] == "5"
+    norms = [
+        "aten::batch_norm" in {o["operator"] for o in p["operators"]} for p in report["profiles"]
+    ]
+    assert norms == [True, False]
+
+
 @pytest.fixture
 def fails(monkeypatch, capsys):
     """Run the tool in this process, and return what it exits with and says."""
 
-    def run(*arguments):
+    def run(*arguments, subcommand="model"):
         monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, "argv", [str(TOOL), "model", *arguments])
+        monkeypatch.setattr(sys, "argv", [str(TOOL), subcommand, *arguments])
         with pytest.raises(SystemExit) as stopped:
             runpy.run_path(str(TOOL), run_name="__main__")
         assert stopped.value.code
@@ -97,7 +185,34 @@ SHAPE = ("--shape", "64", "96")
         ),
         (("nowhere.py", *SHAPE), "expected a config file or package::path, got 'nowhere.py'"),
         (("mmseg::nowhere.py", *SHAPE), "got 'mmseg::nowhere.py': no "),
+        ((f"{SHAPES_CONFIG}@fast", *SHAPE), "expected CONFIG, and after each @ key=value"),
+        ((FCN, *SHAPE, "--kept-queries", "5"), "expected a detector with a linear panoptic_head"),
     ],
 )
 def test_wrong_arguments(fails, arguments, message):
     assert message in fails(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--shape", "64", "90"), "pairs H W, multiples of 32, got [64, 90]"),
+        (("--operator", "attention"), "invalid choice: 'attention'"),
+        (("--stride", "32"), "invalid choice: 32"),
+        (("--channels", "0"), "--channels: expected an integer >= 1, got '0'"),
+    ],
+)
+def test_wrong_arguments_of_operators(fails, arguments, message):
+    assert message in fails(*arguments, subcommand="ops")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((SHAPES_CONFIG, *SHAPE, "--baseline", "2"), "expected --baseline of 1 to 1, got 2"),
+        ((SHAPES_CONFIG, *SHAPE, "--batch", "0"), "--batch: expected an integer >= 1, got '0'"),
+        ((f"{SHAPES_CONFIG}@fold-bn", *SHAPE), "expected variants to train as their configs say"),
+    ],
+)
+def test_wrong_arguments_of_training(fails, arguments, message):
+    assert message in fails(*arguments, subcommand="train")
