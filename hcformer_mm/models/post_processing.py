@@ -110,10 +110,12 @@ class PanopticResult:
         """Take in the mask logits ``(Q, rows, W)`` of some rows of the image."""
         if not len(self._queries):
             return
-        probabilities = logits[self._queries].sigmoid()  # (N, rows, W)
+        # Queries that are not needed have often been left out already.
+        logits = logits if len(self._queries) == len(logits) else logits[self._queries]
+        probabilities = logits.sigmoid()  # (N, rows, W)
         sure = probabilities >= 0.5
         self._areas += sure.flatten(1).sum(1)
-        winners = (self._scores.view(-1, 1, 1) * probabilities).argmax(dim=0)
+        winners = _argmax(self._scores.view(-1, 1, 1) * probabilities)
         self._winners[rows] = winners
         if self._filter_low_score:
             self._unsure[rows] = ~sure.gather(0, winners[None])[0]
@@ -202,7 +204,7 @@ class SemanticResult:
 
     def add(self, rows: slice, logits: Tensor) -> None:
         """Take in the mask logits ``(Q, rows, W)`` of some rows of the image."""
-        self._classes[rows] = semantic_scores(self._class_logits, logits).argmax(dim=0)
+        self._classes[rows] = _argmax(semantic_scores(self._class_logits, logits))
 
     def result(self) -> PixelData:
         """``sem_seg``, the most likely class of every pixel, ``(1, H, W)``."""
@@ -233,6 +235,12 @@ def bands(masks: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]
             yield rows, masks[:, rows]
         else:
             yield rows, _resize_rows(masks, size, rows)
+
+
+def _argmax(values: Tensor) -> Tensor:
+    """Index of the first maximum along dim 0."""
+    # PyTorch's argmax takes three to five times as long as its max, on CPUs.
+    return values.max(dim=0).indices
 
 
 def _resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
