@@ -1,0 +1,162 @@
+"""BatchNorm folded into convolutions, where runs on a small picture show that it can be."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from mmcv.ops import ModulatedDeformConv2d
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..models.backbones.taps import DRY_RUN_SIZES
+from .benchmark_model import model_call
+
+TOLERANCE = 1e-2
+"""How far values may be off after folding, relative to the largest one. Rounding stays far below
+it, in GPUs' TF32 too; what cannot be folded is far above it."""
+
+
+class Call(NamedTuple):
+    """Input and output of a layer, and what they were: activations change maps in place."""
+
+    x: Tensor
+    y: Tensor
+    x_values: Tensor
+    y_values: Tensor
+
+
+Calls = defaultdict[nn.Module, list[Call]]
+
+
+@torch.no_grad()
+def fold(model: nn.Module) -> Callable[[], None]:
+    """Fold every BatchNorm that can be folded into the convolution that it reads.
+
+    Args:
+        model: A model as of :func:`~hcformer_mm.apis.fast_inference.fold_batch_norm`; changed in
+            place.
+
+    Returns:
+        A function that puts back what was replaced.
+
+    Raises:
+        ValueError: The model is in training mode.
+        RuntimeError: It does not run on a picture alone, or something else reads what convolutions
+            return; the model is as it was.
+    """
+    if model.training:
+        raise ValueError(
+            f"expected {type(model).__name__} in evaluation mode to fold BatchNorm, got one in "
+            "training mode; call its eval()"
+        )
+    layers = [module for module in model.modules() if not _is_watched(module)]
+    norms = [m for m in layers if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    if not norms:
+        return lambda: None
+    convs = [m for m in layers if isinstance(m, nn.Conv2d | ModulatedDeformConv2d)]
+    calls = _record(model, [*convs, *norms])
+    new: dict[nn.Module, nn.Module] = {}
+    expected = dict(calls)
+    for conv, norm in _pairs(convs, calls):
+        folded = fuse_conv_bn_eval(conv, norm)
+        for name, child in conv.named_children():  # copied by that; they predict offsets
+            setattr(folded, name, child)
+        # Not so where a layer does more than its base class: a convolution that standardises its
+        # weights, a BatchNorm that ends in an activation.
+        if _agree([folded(call.x_values) for call in calls[conv]], calls[norm]):
+            new |= {conv: folded, norm: nn.Identity()}
+            del expected[conv]
+            expected[folded] = expected.pop(norm)
+    undo = _replace(model, new)
+    # Nobody else may have read what the convolutions returned.
+    after = _record(model, list(expected))
+    if not all(_agree([c.y_values for c in after[m]], old) for m, old in expected.items()):
+        undo()
+        raise RuntimeError(
+            f"expected convolutions of {type(model).__name__} that nothing but a BatchNorm reads, "
+            "got other results after folding"
+        )
+    return undo
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether hooks of others see, or change, what goes through a module."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _pairs(convs: list[Any], calls: Calls) -> Iterator[tuple[Any, _BatchNorm]]:
+    """Convolutions with the BatchNorm that reads them, of which neither has to do with others."""
+    writers = {id(call.y): conv for conv in convs for call in calls[conv]}
+    readers: defaultdict[nn.Module | None, list[_BatchNorm]] = defaultdict(list)
+    for norm in (layer for layer in calls if isinstance(layer, _BatchNorm)):
+        for call in calls[norm]:
+            readers[writers.get(id(call.x))].append(norm)
+    for conv in convs:
+        norms = readers[conv]
+        alone = len(set(norms)) == 1 and len(norms) == len(calls[conv]) == len(calls[norms[0]])
+        if alone and not norms[0].training:
+            yield conv, norms[0]
+
+
+def _agree(outputs: list[Tensor], calls: list[Call]) -> bool:
+    """Whether outputs are those of calls, up to rounding."""
+    return len(outputs) == len(calls) and all(
+        torch.allclose(y, call.y_values, rtol=0, atol=TOLERANCE * float(call.y_values.abs().max()))
+        for y, call in zip(outputs, calls, strict=True)
+    )
+
+
+def _replace(model: nn.Module, new: dict[nn.Module, nn.Module]) -> Callable[[], None]:
+    """Put modules in the places of others; the function returned puts those back."""
+    places = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if child in new
+    ]
+    for parent, name, child in places:
+        setattr(parent, name, new[child])
+
+    def undo() -> None:
+        for parent, name, child in places:
+            setattr(parent, name, child)
+
+    return undo
+
+
+def _record(model: nn.Module, layers: list[nn.Module]) -> Calls:
+    """What layers see of a random picture, of the first size that the model takes."""
+
+    def note(calls: Calls, module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
+        calls[module].append(Call(args[0], y, args[0].clone(), y.clone()))
+
+    failure = None
+    for size in DRY_RUN_SIZES:
+        calls: Calls = defaultdict(list)
+        handles = [layer.register_forward_hook(partial(note, calls)) for layer in layers]
+        try:
+            _run(model, size)
+        # Every model has its own way to refuse a size.
+        except Exception as error:
+            failure = failure or error
+        else:
+            return calls
+        finally:
+            for handle in handles:
+                handle.remove()
+    raise RuntimeError(
+        f"expected {type(model).__name__} to run on a random picture of one of the sizes "
+        f"{DRY_RUN_SIZES}; the first attempt failed with: {failure}"
+    ) from failure
+
+
+def _run(model: nn.Module, size: tuple[int, int]) -> None:
+    if isinstance(model, BaseModel):
+        model_call(model, size)()
+        return
+    generator = torch.Generator().manual_seed(0)
+    model(torch.randn(1, 3, *size, generator=generator).to(next(model.parameters())))
