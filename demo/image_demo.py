@@ -7,8 +7,8 @@ from pathlib import Path
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from hcformer_mm.apis import HCFormerInferencer
+from hcformer_mm.apis.fast_inference import DTYPES
 from hcformer_mm.apis.pictures import open_pictures
-from hcformer_mm.apis.prediction import DTYPES
 from hcformer_mm.apis.result_writers import write_picture
 from hcformer_mm.visualization import SCORE_THR
 
@@ -31,6 +31,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--dtype", choices=list(DTYPES), default="float32", help="precision (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--fast",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="fold BatchNorm and lay memory out channels-last, which changes results by rounding",
     )
     parser.add_argument(
         "--batch-size", type=int, default=1, help="pictures that go through the model together"
@@ -61,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     if to_file and args.ann_file is not None:
         raise ValueError(f"expected a folder for results with --ann-file, got --out {args.out}")
     inferencer = HCFormerInferencer(
-        args.config, args.checkpoint, device=args.device, dtype=args.dtype
+        args.config, args.checkpoint, device=args.device, dtype=args.dtype, fast=args.fast
     )
     if to_file:
         (sample,) = inferencer(args.image)

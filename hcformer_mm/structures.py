@@ -115,7 +115,8 @@ class ImageClusters:
 
     def to(self, device: torch.device | str, *args: object, **kwargs: object) -> "ImageClusters":
         """The same on another device; the signature is that of ``torch.Tensor.to``."""
-        moved = tuple(assignment.to(device) for assignment in self.assignments)
+        copy = bool(kwargs.get("copy", False))
+        moved = tuple(assignment.to(device, copy=copy) for assignment in self.assignments)
         return replace(self, assignments=moved)
 
     def cpu(self) -> "ImageClusters":

@@ -18,7 +18,7 @@ class HCFormerInferencer(Predictor):
 
     Works for every detector of mmdet that predicts segments or masks and every segmentor of mmseg;
     mmdet's ``DetInferencer`` and mmseg's ``MMSegInferencer`` read the same configs and checkpoints
-    and predict the same. Arguments and attributes are those of
+    and predict the same, to the bit if ``fast=False``. Arguments and attributes are those of
     :class:`~hcformer_mm.apis.prediction.Predictor`: a config by name or path, a checkpoint, a
     device, a precision.
 

@@ -3,7 +3,6 @@
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from mmengine.dataset import pseudo_collate
 from mmengine.structures import BaseDataElement
 from mmengine.utils import ProgressBar
 from mmseg.models.segmentors import BaseSegmentor
-from torch import Tensor
 
+from .fast_inference import check_dtype, speed_up, step_in
 from .model_loading import (
     build_model,
     check_device,
@@ -24,12 +23,6 @@ from .model_loading import (
     read_classes,
 )
 from .pictures import Picture
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 class Predictor:
@@ -45,10 +38,12 @@ class Predictor:
         device: Where the model runs; by default on the GPU if there is one.
         dtype: ``'float32'``, or the type of autocast: ``'bfloat16'`` or ``'float16'``. Results
             are float32.
+        fast: Whether the model is prepared by :func:`~hcformer_mm.apis.fast_inference.speed_up`,
+            which changes results by rounding.
         seed: Seed of random weights.
 
     Attributes:
-        model: The model, in evaluation mode.
+        model: The model, in evaluation mode; if ``fast``, its BatchNorm is part of convolutions.
         classes: Names and colours of its classes.
 
     Raises:
@@ -63,10 +58,10 @@ class Predictor:
         device: str | torch.device | None = None,
         *,
         dtype: str = "float32",
+        fast: bool = True,
         seed: int = 0,
     ) -> None:
-        if dtype not in DTYPES:
-            raise ValueError(f"expected dtype to be one of {', '.join(DTYPES)}, got {dtype!r}")
+        self._dtype = check_dtype(dtype)
         config = model if isinstance(model, Config) else Config.fromfile(find_config(model))
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -78,7 +73,8 @@ class Predictor:
             )
         self.model = build_model(config, weights, device=device, seed=seed)
         self.classes = read_classes(self.model)
-        self._device, self._dtype = torch.device(device), DTYPES[dtype]
+        if fast:
+            speed_up(self.model)
         self._file_pipeline = inference_pipeline(config)
         self._array_pipeline = inference_pipeline(config, arrays=True)
 
@@ -122,7 +118,6 @@ class Predictor:
         if bar is not None:
             bar.file.write("\n")
 
-    @torch.no_grad()
     def _run(self, pictures: Sequence[Picture]) -> list[BaseDataElement]:
         """Data samples of a batch, on the CPU, all floating-point values in float32."""
         batch = [self._prepare(picture) for picture in pictures]
@@ -130,17 +125,15 @@ class Predictor:
         if isinstance(self.model, BaseSegmentor):
             # Its data preprocessor refuses pictures of several sizes.
             together = (list(group) for _, group in groupby(batch, _input_size))
-        lower = self._dtype != torch.float32
-        with torch.autocast(self._device.type, self._dtype) if lower else nullcontext():
+        with torch.inference_mode():
             samples = [sample for group in together for sample in self._forward(group)]
-        for sample in samples:
-            _to_float32(sample)
-        # Not cpu(): it leaves behind what is no tensor, such as clusters.
-        return [sample.to("cpu") for sample in samples]
+        # Copies on the CPU too, as results of inference mode could not be changed. Not by cpu(): it
+        # leaves behind what is no tensor, such as clusters.
+        return [sample.to("cpu", copy=True) for sample in samples]
 
     def _forward(self, batch: list[dict[str, Any]]) -> list[BaseDataElement]:
         """Data samples of prepared pictures, on the model's device."""
-        return self.model.test_step(pseudo_collate(batch))
+        return step_in(self._dtype, self.model)(pseudo_collate(batch))
 
     def _prepare(self, picture: Picture) -> dict[str, Any]:
         """What the pipeline of the config makes of a picture."""
@@ -155,12 +148,3 @@ class Predictor:
 
 def _input_size(prepared: dict[str, Any]) -> tuple[int, ...]:
     return tuple(prepared["inputs"].shape)
-
-
-def _to_float32(element: BaseDataElement) -> None:
-    """Turn values of lower precision, which numpy may not have, into float32, in place."""
-    for name, value in element.items():
-        if isinstance(value, BaseDataElement):
-            _to_float32(value)
-        elif isinstance(value, Tensor) and value.is_floating_point():
-            element.set_field(value.float(), name, field_type="data")

@@ -92,7 +92,7 @@ def test_connected_parts_are_finer(panoptic, pictures):
 
 
 def test_weights_classes_and_configs(panoptic, pictures, tmp_path):
-    model = ClusterInferencer(SHAPES_CONFIG, seed=1).model
+    model = ClusterInferencer(SHAPES_CONFIG, seed=1, fast=False).model
     meta = dict(dataset_meta=dict(classes=tuple("abcdefghij"), palette="random"))
     torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / "weights.pth")
     config = Config.fromfile(SHAPES_CONFIG)

@@ -67,7 +67,7 @@ def assert_same(samples, expected):
 
 
 def test_detectors(detector, paths, pictures):
-    ours = HCFormerInferencer(*detector, "cpu")
+    ours = HCFormerInferencer(*detector, "cpu", fast=False)
     host = DetInferencer(*detector, device="cpu", show_progress=False)
     for given in (paths, pictures):
         assert_same(ours(given), host(given, return_datasamples=True)["predictions"])
@@ -82,7 +82,7 @@ def test_detectors(detector, paths, pictures):
 
 
 def test_segmentors(segmentor, paths, pictures):
-    ours = HCFormerInferencer(*segmentor, "cpu")
+    ours = HCFormerInferencer(*segmentor, "cpu", fast=False)
     host = MMSegInferencer(*segmentor, device="cpu", show_progress=False)
     for given in (paths, pictures):
         assert_same(ours(given, logits=True), host(given, return_datasamples=True))
@@ -93,7 +93,7 @@ def test_segmentors(segmentor, paths, pictures):
 
 def test_files_of_detectors(detector, paths, tmp_path):
     """Those of the host's data samples are ours; the host's own have the same segments."""
-    ours = HCFormerInferencer(*detector, "cpu")
+    ours = HCFormerInferencer(*detector, "cpu", fast=False)
     ours(paths, out_dir=tmp_path / "ours")
     host = DetInferencer(*detector, device="cpu", show_progress=False)
     samples = host(paths, return_datasamples=True)["predictions"]

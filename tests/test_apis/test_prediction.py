@@ -9,8 +9,9 @@ import torch
 from mmdet.structures import DetDataSample
 from mmseg.structures import SegDataSample
 
+from hcformer_mm.apis.fast_inference import DTYPES
 from hcformer_mm.apis.pictures import open_pictures
-from hcformer_mm.apis.prediction import DTYPES, Predictor
+from hcformer_mm.apis.prediction import Predictor
 from tests.models import SEMANTIC_CONFIG, SHAPES_CONFIG
 from tests.predictions import scene, write_model
 
@@ -146,7 +147,7 @@ def test_results_may_be_changed(detector, pictures):
 
 def test_random_weights_are_told(tmp_path):
     with pytest.warns(UserWarning, match=r"no weights .*shapes-panoptic\.py: .* are random"):
-        model = Predictor(SHAPES_CONFIG, seed=3).model
+        model = Predictor(SHAPES_CONFIG, fast=False, seed=3).model
     torch.save(dict(state_dict=model.state_dict()), tmp_path / "weights.pth")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="no weights")
