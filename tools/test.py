@@ -7,6 +7,7 @@ from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config
 
 from hcformer_mm.apis.command_line import add_common_arguments, build_runner, load_config
+from hcformer_mm.apis.fast_inference import DTYPES
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,6 +24,17 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--tta", action="store_true", help="test-time augmentation, by tta_model and tta_pipeline"
+    )
+    parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="fold BatchNorm and lay memory out channels-last, which changes results by rounding",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=list(DTYPES),
+        default="float32",
+        help="precision of the network (default: %(default)s)",
     )
     return parser.parse_args()
 
@@ -86,6 +98,9 @@ def main() -> None:
         raise SystemExit(f"expected --out to end in .pkl or .pickle, got {args.out}")
     if args.tta:
         augment(config)
+    if args.fast or args.dtype != "float32":
+        hook = dict(type="hcformer_mm.FastInferenceHook", fast=args.fast, dtype=args.dtype)
+        config.custom_hooks = [*config.get("custom_hooks", []), hook]
     runner = build_runner(config)
     if args.out is not None and not segmentor:
         runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))

@@ -3,6 +3,13 @@
 from .class_check_hook import ClassCheckHook
 from .cluster_record_hook import ClusterRecordHook
 from .cluster_visualization_hook import ClusterVisualizationHook
+from .fast_inference_hook import FastInferenceHook
 from .gloo import set_up_gloo
 
-__all__ = ["ClassCheckHook", "ClusterRecordHook", "ClusterVisualizationHook", "set_up_gloo"]
+__all__ = [
+    "ClassCheckHook",
+    "ClusterRecordHook",
+    "ClusterVisualizationHook",
+    "FastInferenceHook",
+    "set_up_gloo",
+]
