@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from .bands import bands, gradients_with_graph
 from .embedding import Embedding, embed, embed_by_bands
 from .neighbourhood import (
+    BACKWARD_COPIES,
     NUM_CANDIDATES,
     add_to_neighbours,
     around,
@@ -192,7 +193,7 @@ class _Assign(torch.autograd.Function):
             return tuple(gradients_with_graph(_assign_by_bands, inputs, ctx.needs_input_grad, grad))
         grad_pixels, grad_padded = torch.empty_like(pixels), torch.zeros_like(padded)
         grad_scale = torch.zeros_like(scale)
-        for rows in bands(pixels.shape, pixels.device, height=2):
+        for rows in bands(pixels.shape, pixels.device, height=2, copies=BACKWARD_COPIES):
             cells = around(_parents(rows))
             band = pixels[:, rows]
             fine, candidates, magnitude = _operands(band, padded[:, cells], scale)

@@ -13,13 +13,16 @@ CACHED = 2**20
 """Numbers of a map in a band that is worked on: 4 MiB of float32."""
 
 
-def bands(shape: Sequence[int], device: torch.device, height: int = 1) -> list[slice]:
+def bands(
+    shape: Sequence[int], device: torch.device, height: int = 1, copies: int = 1
+) -> list[slice]:
     """Rows of every band of a map, from the first to the last.
 
     Args:
         shape: Of the largest map that is worked on, ``(B, H, W, C)``.
         device: Where it is.
         height: Bands begin at multiples of this number of rows.
+        copies: How many times as many numbers as that map has are worked on.
 
     Returns:
         Slices of dim 1; a single one where bands are no use: on a GPU, which idles unless it gets
@@ -28,7 +31,7 @@ def bands(shape: Sequence[int], device: torch.device, height: int = 1) -> list[s
     batch, rows, width, channels = shape
     if device.type != "cpu" or torch.compiler.is_compiling():
         return [slice(0, rows)]
-    step = max(1, CACHED // max(1, batch * height * width * channels)) * height
+    step = max(1, CACHED // max(1, batch * height * width * channels * copies)) * height
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 

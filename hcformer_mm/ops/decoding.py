@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from .bands import bands
 from .neighbourhood import (
+    BACKWARD_COPIES,
     NUM_CANDIDATES,
     add_to_neighbours,
     around,
@@ -63,9 +64,10 @@ def _mix(cells: Tensor, weights: Tensor) -> Tensor:
     return fine
 
 
-def _bands(cells: Tensor) -> list[slice]:
+def _bands(cells: Tensor, copies: int = 1) -> list[slice]:
     batch, rows, cols, channels = cells.shape
-    return bands((batch, rows, 4 * cols, channels), cells.device)  # the fine pixels of each row
+    fine = (batch, rows, 4 * cols, channels)  # the pixels of a row of cells
+    return bands(fine, cells.device, copies=copies)
 
 
 def _mix_rows(taps: Sequence[Tensor], weights: Tensor, out: Tensor | None = None) -> Tensor:
@@ -91,7 +93,7 @@ class _Decode(torch.autograd.Function):
         cells, weights = ctx.saved_tensors
         padded = F.pad(cells, (0, 0, 1, 1, 1, 1))
         grad_padded, grad_weights = torch.zeros_like(padded), []
-        for rows in _bands(cells):
+        for rows in _bands(cells, BACKWARD_COPIES):
             # Both gradients are sums over long axes, which matrix products do in one pass.
             grad_rows = four_pixels(grad[:, rows])  # (B·r·w, 4, Q)
             if ctx.needs_input_grad[0]:

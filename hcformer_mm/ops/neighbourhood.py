@@ -13,6 +13,11 @@ NUM_CANDIDATES = 9
 """Candidates of a fine pixel: the cells of a 3×3 neighbourhood."""
 
 
+BACKWARD_COPIES = 4
+"""Nine candidates and nine gradients of a cell, and its four pixels, in numbers of the pixels: what
+the backward passes of assignment and decoding work on, rounded down."""
+
+
 def coarse_size(height: int, width: int) -> tuple[int, int]:
     """Size of the coarse map under a fine one: half, rounded up."""
     return (height + 1) // 2, (width + 1) // 2
