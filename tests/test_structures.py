@@ -93,3 +93,6 @@ def test_clusters_move():
     assert all(assignment.is_meta for assignment in moved.assignments)
     assert (moved.stride, moved.input_size) == (image.stride, image.input_size)
     assert torch.equal(image.cpu().assignments[0], image.assignments[0])
+    assert image.to("cpu").assignments[0] is image.assignments[0]
+    copied = image.to("cpu", copy=True).assignments[0]
+    assert copied is not image.assignments[0] and torch.equal(copied, image.assignments[0])

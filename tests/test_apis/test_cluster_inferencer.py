@@ -104,6 +104,12 @@ def test_weights_classes_and_configs(panoptic, pictures, tmp_path):
     assert not np.array_equal(other.labels()[0], expected.labels()[0])
 
 
+def test_clusters_are_no_tensors_of_inference_mode(panoptic, pictures):
+    """Those could not be changed, or take part in a gradient."""
+    (result,) = panoptic(pictures[0])
+    assert not any(assignment.is_inference() for assignment in result.clusters.assignments)
+
+
 def test_no_picture(panoptic, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
         panoptic(tmp_path / "nowhere.png")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmseg.structures import SegDataSample
+from torch import nn
 
 from hcformer_mm.apis.fast_inference import DTYPES
 from hcformer_mm.apis.pictures import open_pictures
@@ -139,10 +140,42 @@ def test_lower_precision_is_close(dtype, files, pictures):
     assert (one == other).float().mean() > 0.99
 
 
-def test_results_may_be_changed(detector, pictures):
+def test_results_may_be_changed(detector, segmentor, pictures):
     (sample,) = samples(detector, pictures[0])
     sample.pred_instances.scores += 1
     assert not sample.pred_instances.scores.requires_grad
+    (sample,) = samples(segmentor, pictures[0])
+    for field in (sample.seg_logits, sample.pred_sem_seg):
+        field.data += 1
+        assert not field.data.is_inference()
+
+
+def test_models_run_in_inference_mode(detector, pictures):
+    seen = []
+    handle = detector.model.backbone.register_forward_hook(
+        lambda *_: seen.append(torch.is_inference_mode_enabled())
+    )
+    samples(detector, pictures[0])
+    handle.remove()
+    assert seen == [True]
+
+
+def test_fast_is_a_choice(files, pictures):
+    """On by default, and the same up to rounding."""
+    fast, plain = Predictor(*files), Predictor(*files, fast=False)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in plain.model.modules())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.model.modules())
+    for picture in pictures:
+        (one,), (other,) = samples(fast, picture), samples(plain, picture)
+        if isinstance(other, SegDataSample):
+            atol = 1e-4 * other.seg_logits.data.abs().max()
+            assert torch.allclose(one.seg_logits.data, other.seg_logits.data, rtol=0, atol=atol)
+            one, other = one.pred_sem_seg.data, other.pred_sem_seg.data
+        else:
+            scores = [s.pred_instances.scores.sort(descending=True)[0] for s in (one, other)]
+            assert torch.allclose(*scores, atol=1e-4)
+            one, other = one.pred_panoptic_seg.sem_seg, other.pred_panoptic_seg.sem_seg
+        assert (one == other).float().mean() > 0.999
 
 
 def test_random_weights_are_told(tmp_path):

@@ -78,6 +78,19 @@ def test_a_folder_into_a_folder(run, pictures, tmp_path, capsys):
     assert "2/2" in captured.err
 
 
+@pytest.mark.parametrize(("words", "fast"), [((), True), (("--no-fast",), False)])
+def test_fast_by_default(words, fast, tool, run, pictures, monkeypatch):
+    def inferencer(*args, **options):
+        given.append(options["fast"])
+        raise ValueError("enough")
+
+    given = []
+    monkeypatch.setattr(tool, "HCFormerInferencer", inferencer)
+    with pytest.raises(SystemExit, match="enough"):
+        run(pictures / "scene0.png", *words)
+    assert given == [fast]
+
+
 def test_the_default_folder(run, pictures, tmp_path):
     run(pictures / "scene1.png")
     assert (tmp_path / "work_dirs" / "image_demo" / "pictures" / "scene1.png").is_file()

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 from hcformer_mm.apis.checkpoint import load_checkpoint
 
@@ -96,6 +97,22 @@ def test_test_reports_all_metrics_and_dumps_predictions(trained, small_shapes, t
     assert 0 <= scores["sem_seg/mIoU"] <= 100
     assert dump.stat().st_size > 0
     assert len(list(tmp_path.glob("*/pictures/**/*.jpg"))) == 3
+
+
+def test_test_in_bfloat16_and_fast(trained, small_shapes, tmp_path):
+    tool(
+        "tools/test.py",
+        *(CONFIG, trained / "iter_2.pth", "--work-dir", tmp_path, "--fast", "--dtype", "bfloat16"),
+        *("--cfg-options", *small_shapes),
+    )
+    assert "coco_panoptic/PQ" in metrics(tmp_path)
+    (used,) = tmp_path.glob("*/vis_data/config.py")
+    hooks = Config.fromfile(used).custom_hooks
+    assert [hook.type for hook in hooks] == [
+        "hcformer_mm.ClassCheckHook",
+        "hcformer_mm.FastInferenceHook",
+    ]
+    assert (hooks[1].fast, hooks[1].dtype) == (True, "bfloat16")
 
 
 def test_training_resumes(trained, small_shapes):
