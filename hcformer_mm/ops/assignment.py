@@ -1,26 +1,23 @@
 """Soft assignment of fine pixels to coarse cells: eq. (3) in a 3×3 neighbourhood."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .bands import bands, gradients_with_graph
-from .embedding import Embedding, embed, embed_by_bands
+from .bands import bands
+from .embedding import Band, Embedding, Gradients, embed
+from .local_products import compare, mix, spread
 from .neighbourhood import (
-    BACKWARD_COPIES,
     NUM_CANDIDATES,
-    add_to_neighbours,
-    around,
+    around_parents,
     channels_first,
     channels_last,
     coarse_size,
-    four_pixels,
-    merge_windows,
-    neighbours,
     outside,
-    windows,
+    parents,
+    with_border,
 )
 
 SCALE_EPS = 1e-8
@@ -55,7 +52,10 @@ def soft_assign(fine: Tensor, coarse: Tensor, scale: Tensor | float) -> Tensor:
             "expected fine and coarse features of the same channels and one dtype, got "
             f"{tuple(fine.shape)} of {fine.dtype} and {tuple(coarse.shape)} of {coarse.dtype}"
         )
-    return _by_bands(fine, channels_last(coarse), scale)
+    with torch.autocast(fine.device.type, enabled=False):
+        cells = with_border(channels_last(coarse))
+        weights = _assign(channels_last(fine), cells, _one(scale, fine.device), _beyond(cells))
+    return channels_first(weights)
 
 
 def soft_assign_maps(
@@ -88,126 +88,156 @@ def soft_assign_maps(
             raise ValueError(
                 f"expected a map (B, {len(embedding.weight)}, H, W), got {tuple(x.shape)}"
             )
+    scale = _one(scale, fine.device)
+    maps = fine.permute(0, 2, 3, 1), coarse.permute(0, 2, 3, 1)
+    weights = *fine_embedding[:3], *coarse_embedding[:3]
+    eps = fine_embedding.eps, coarse_embedding.eps
+    banded = len(bands(maps[0], backward=True)) > 1
     with torch.autocast(fine.device.type, enabled=False):
-        cells = embed_by_bands(coarse.permute(0, 2, 3, 1), coarse_embedding)
-    return _by_bands(fine, cells, scale, fine_embedding)
+        assign = _AssignMaps.apply if banded else _assign_maps
+        return channels_first(assign(eps, *maps, scale, *weights))
 
 
-def _by_bands(
-    fine: Tensor, cells: Tensor, scale: Tensor | float, embedding: Embedding | None = None
-) -> Tensor:
-    """Eq. (3) for cells ``(B, h, w, C_F)`` and a fine map ``(B, C, H, W)``, yet to be embedded."""
-    if not isinstance(scale, Tensor):
-        scale = torch.tensor(scale, dtype=torch.float64, device=fine.device)
-    if scale.numel() != 1:
-        raise ValueError(f"expected one scale, got a tensor of shape {tuple(scale.shape)}")
-    pixels = fine.permute(0, 2, 3, 1)  # (B, H, W, C)
-    padded = F.pad(cells, (0, 0, 1, 1, 1, 1))
-    with torch.autocast(fine.device.type, enabled=False):
-        if embedding is not None and torch.is_grad_enabled():
-            # The backward pass needs the features, so they are all kept.
-            pixels, embedding = embed_by_bands(pixels, embedding), None
-        if torch.is_grad_enabled() and len(bands(pixels.shape, pixels.device, height=2)) > 1:
-            return channels_first(_Assign.apply(pixels, padded, scale))
-        return channels_first(_assign_by_bands(pixels, padded, scale, embedding))
+def _assign(pixels: Tensor, cells: Tensor, scale: Tensor, beyond: Tensor) -> Tensor:
+    """Eq. (3) for features ``(B, H, W, C)`` and ``(B, ⌈H/2⌉ + 2, ⌈W/2⌉ + 2, C)``.
 
-
-def _assign_by_bands(
-    pixels: Tensor, padded: Tensor, scale: Tensor, embedding: Embedding | None = None
-) -> Tensor:
-    """Eq. (3) for cells with a border around them, ``(B, h + 2, w + 2, C_F)``."""
-    beyond = outside(padded.shape[1] - 2, padded.shape[2] - 2, padded.device)[None]
-    parts = bands(pixels.shape, pixels.device, height=2)
-    if len(parts) == 1:
-        features = pixels if embedding is None else embed(pixels, embedding)
-        return _assign(features, padded, scale, beyond)
-    assignments = []
-    for rows in parts:
-        features = pixels[:, rows] if embedding is None else embed(pixels[:, rows], embedding)
-        cells = _parents(rows)
-        assignments.append(_assign(features, padded[:, around(cells)], scale, beyond[:, cells]))
-    return torch.cat(assignments, dim=1)
-
-
-def _parents(rows: slice) -> slice:
-    """Rows of the parents of fine rows."""
-    return slice(rows.start // 2, (rows.stop + 1) // 2)
-
-
-def _assign(pixels: Tensor, padded: Tensor, scale: Tensor, beyond: Tensor) -> Tensor:
-    """Eq. (3) on some rows.
-
-    Args:
-        pixels: Features ``(B, r, W, C)``.
-        padded: Cells of ⌈r/2⌉ rows and those around them, ``(B, ⌈r/2⌉ + 2, w + 2, C)``.
-        scale: Of one element.
-        beyond: Which candidates lie outside the map, ``(1, ⌈r/2⌉, w, 9)``.
-
-    Returns:
-        ``(B, r, W, 9)``.
-    """
-    fine, candidates, magnitude = _operands(pixels, padded, scale)
-    logits = torch.bmm(fine, candidates.transpose(1, 2)) / magnitude  # (B·⌈r/2⌉·w, 4, 9)
-    logits = logits.view(len(pixels), *beyond.shape[1:3], 4, NUM_CANDIDATES)
-    logits = logits.masked_fill(beyond.unsqueeze(3), -torch.inf)
-    return _ungroup(logits.softmax(dim=-1).to(padded.dtype), pixels)
-
-
-def _operands(pixels: Tensor, padded: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What eq. (3) multiplies and divides, in float32 at least.
-
-    The features of the four pixels of every cell, ``(B·⌈r/2⌉·w, 4, C)``, those of its nine
-    candidates, ``(B·⌈r/2⌉·w, 9, C)``, and the magnitude of the scale.
+    ``beyond`` says which candidates lie outside the map, ``(⌈H/2⌉, ⌈W/2⌉, 9)``.
     """
     dtype = torch.promote_types(pixels.dtype, torch.float32)
-    candidates = torch.stack(neighbours(padded.to(dtype)), dim=3)
+    logits = compare(pixels.to(dtype), cells.to(dtype)) / _magnitude(scale, dtype)
+    height, width = pixels.shape[1:3]
+    beyond = beyond.repeat_interleave(2, 0)[:height].repeat_interleave(2, 1)[:, :width]
+    return logits.masked_fill(beyond, -torch.inf).softmax(dim=-1).to(pixels.dtype)
+
+
+def _magnitude(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return (SCALE_EPS + scale.abs()).to(dtype)
+
+
+def _assign_maps(
+    eps: tuple[float, float], fine: Tensor, coarse: Tensor, scale: Tensor, *weights: Tensor
+) -> Tensor:
+    """Eq. (3) for maps ``(B, H, W, C)`` and ``(B, ⌈H/2⌉, ⌈W/2⌉, C')`` that are yet to be embedded.
+
+    By ``weights``, three for the fine and three for the coarse map.
+    """
+    of_fine, of_coarse = _embeddings(eps, weights)
+    cells = with_border(embed(coarse, of_coarse))
+    return _assign(embed(fine, of_fine), cells, scale, _beyond(cells))
+
+
+def _beyond(cells: Tensor) -> Tensor:
+    """Which candidates lie outside the map, ``(h, w, 9)``, for cells with a border."""
+    return outside(cells.shape[1] - 2, cells.shape[2] - 2, cells.device)
+
+
+def _embeddings(eps: tuple[float, float], weights: Sequence[Tensor]) -> tuple[Embedding, Embedding]:
+    fine_weight, fine_bias, fine_projection, weight, bias, projection = weights
     return (
-        four_pixels(windows(pixels.to(dtype))),
-        candidates.flatten(0, 2),
-        (SCALE_EPS + scale.abs()).to(dtype),
+        Embedding(fine_weight, fine_bias, fine_projection, eps[0]),
+        Embedding(weight, bias, projection, eps[1]),
     )
 
 
-def _ungroup(grouped: Tensor, pixels: Tensor) -> Tensor:
-    """From the pixels of cells, ``(B·⌈r/2⌉·w, 4, C)``, to a map of the size of ``pixels``."""
-    batch, height, width, _ = pixels.shape
-    rows, cols = coarse_size(height, width)
-    grouped = grouped.view(batch, rows, cols, 2, 2, grouped.shape[-1]).transpose(2, 3)
-    return merge_windows(grouped, height, width)
+class _AssignMaps(torch.autograd.Function):
+    """:func:`_assign_maps` band by band, forth and back.
 
-
-class _Assign(torch.autograd.Function):
-    """Eq. (3) band by band, forth and back; nothing is kept but the features and the assignment."""
+    There are never more fine features than those of a band: the backward pass makes them again.
+    """
 
     @staticmethod
-    def forward(ctx: Any, pixels: Tensor, padded: Tensor, scale: Tensor) -> Tensor:
-        assignment = _assign_by_bands(pixels, padded, scale)
-        ctx.save_for_backward(pixels, padded, scale, assignment)
+    def forward(
+        ctx: Any,
+        eps: tuple[float, float],
+        fine: Tensor,
+        coarse: Tensor,
+        scale: Tensor,
+        *weights: Tensor,
+    ) -> Tensor:
+        of_fine, of_coarse = _embeddings(eps, weights)
+        cells = weights[0].new_empty(*coarse.shape[:3], len(of_coarse.projection))
+        for rows in bands(coarse):
+            cells[:, rows] = embed(coarse[:, rows], of_coarse)
+        cells = with_border(cells)
+        beyond = _beyond(cells)
+        assignment = weights[0].new_empty(*fine.shape[:3], NUM_CANDIDATES)
+        for rows in bands(fine):
+            features = embed(fine[:, rows], of_fine)
+            candidates = cells[:, around_parents(rows)]
+            assignment[:, rows] = _assign(features, candidates, scale, beyond[parents(rows)])
+        ctx.eps = eps
+        ctx.save_for_backward(assignment, cells, fine, coarse, scale, *weights)
         return assignment
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, assignment = ctx.saved_tensors
-        pixels, padded, scale = inputs
-        if torch.is_grad_enabled():  # somebody differentiates the gradient
-            return tuple(gradients_with_graph(_assign_by_bands, inputs, ctx.needs_input_grad, grad))
-        grad_pixels, grad_padded = torch.empty_like(pixels), torch.zeros_like(padded)
-        grad_scale = torch.zeros_like(scale)
-        for rows in bands(pixels.shape, pixels.device, height=2, copies=BACKWARD_COPIES):
-            cells = around(_parents(rows))
-            band = pixels[:, rows]
-            fine, candidates, magnitude = _operands(band, padded[:, cells], scale)
-            weights = four_pixels(windows(assignment[:, rows].to(fine.dtype)))  # (B·⌈r/2⌉·w, 4, 9)
-            slope = four_pixels(windows(grad[:, rows].to(fine.dtype)))
-            slope = slope - (weights * slope).sum(dim=-1, keepdim=True)
-            # The logarithm of a weight is its logit, but for a constant that the slope is blind to.
-            total = (slope * torch.xlogy(weights, weights)).sum()
-            grad_scale -= (total / magnitude * scale.sign()).to(scale.dtype)
-            slope = slope.mul_(weights).div_(magnitude)
-            grad_pixels[:, rows] = _ungroup(torch.bmm(slope, candidates), band)
-            taps = torch.bmm(slope.transpose(1, 2), fine)
-            add_to_neighbours(grad_padded[:, cells], taps)
-        return grad_pixels, grad_padded, grad_scale
+        assignment, cells, *inputs = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[1:]
+        with torch.autocast(grad.device.type, enabled=False):
+            if torch.is_grad_enabled():  # somebody differentiates the gradient
+                chosen = [x for x, needed in zip(inputs, wanted, strict=True) if needed]
+                value = _assign_maps(ctx.eps, *inputs)
+                found = iter(torch.autograd.grad(value, chosen, grad, create_graph=True))
+                return (None, *(next(found) if needed else None for needed in wanted))
+            return (None, *_gradients(ctx.eps, inputs, wanted, assignment, cells, grad))
+
+
+def _gradients(
+    eps: tuple[float, float],
+    inputs: Sequence[Tensor],
+    wanted: Sequence[bool],
+    assignment: Tensor,
+    cells: Tensor,
+    grad: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of :func:`_assign_maps`, for that of the assignment.
+
+    Args:
+        eps: As there.
+        inputs: The maps, the scale and the six weights.
+        wanted: Which of them need a gradient.
+        assignment: ``(B, H, W, 9)``.
+        cells: Features of the coarse map with their border.
+        grad: ``(B, H, W, 9)``.
+    """
+    fine, coarse, scale, *weights = inputs
+    of_fine, of_coarse = _embeddings(eps, weights)
+    fine_gradients = Gradients(fine, of_fine, (wanted[0], *wanted[3:6]))
+    coarse_gradients = Gradients(coarse, of_coarse, (wanted[1], *wanted[6:9]))
+    dtype = torch.promote_types(cells.dtype, torch.float32)
+    magnitude = _magnitude(scale, dtype)
+    grad_cells = torch.zeros_like(cells, dtype=dtype)
+    grad_scale = torch.zeros_like(scale)
+    for rows in bands(fine, backward=True):
+        band = Band(fine[:, rows], of_fine)
+        shares = assignment[:, rows].to(dtype)
+        slope = grad[:, rows].to(dtype)
+        slope = slope - (shares * slope).sum(dim=-1, keepdim=True)
+        # The logarithm of a weight is its logit, but for a constant that the slope is blind to.
+        total = (slope * torch.xlogy(shares, shares)).sum()
+        grad_scale -= (total / magnitude * scale.sign()).to(scale.dtype)
+        slope = slope.mul_(shares).div_(magnitude)
+        around = around_parents(rows)
+        grad_cells[:, around] += spread(band.features.to(dtype), slope)
+        candidates = cells[:, around].to(dtype)
+        band.backward(mix(candidates, slope).to(cells.dtype), rows, fine_gradients)
+    grad_cells = grad_cells[:, 1:-1, 1:-1].to(cells.dtype)
+    for rows in bands(coarse, backward=True):
+        band = Band(coarse[:, rows], of_coarse)
+        band.backward(grad_cells[:, rows], rows, coarse_gradients)
+    grad_fine, *grad_fine_weights = fine_gradients.totals
+    grad_coarse, *grad_coarse_weights = coarse_gradients.totals
+    maps_and_scale = grad_fine, grad_coarse, grad_scale if wanted[2] else None
+    return (*maps_and_scale, *grad_fine_weights, *grad_coarse_weights)
+
+
+def _one(scale: Tensor | float, device: torch.device) -> Tensor:
+    """The scale as a tensor."""
+    if not isinstance(scale, Tensor):
+        scale = torch.tensor(scale, dtype=torch.float64, device=device)
+    if scale.numel() != 1:
+        raise ValueError(f"expected one scale, got a tensor of shape {tuple(scale.shape)}")
+    return scale
 
 
 def _check_maps(fine: Tensor, coarse: Tensor) -> None:

@@ -1,12 +1,10 @@
 """Features of unit length, in which pixels are compared (paper, Sec. 2.2 and Fig. 2)."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from .bands import bands, gradients_with_graph
 
 NORM_EPS = 1e-12
 """Length below which a feature is not made longer, as of ``torch.nn.functional.normalize``."""
@@ -38,84 +36,75 @@ def embed(pixels: Tensor, embedding: Embedding) -> Tensor:
     Returns:
         Features ``(B, H, W, C_F)``.
     """
-    return F.normalize(_project(pixels, *embedding), dim=-1, eps=NORM_EPS)
-
-
-def embed_by_bands(pixels: Tensor, embedding: Embedding) -> Tensor:
-    """:func:`embed`, faster and in less memory."""
-    parts = bands(pixels.shape, pixels.device)
-    if len(parts) == 1:
-        return embed(pixels, embedding)
-    if torch.is_grad_enabled() and any(
-        isinstance(x, Tensor) and x.requires_grad for x in (pixels, *embedding)
-    ):
-        return _Embed.apply(pixels, *embedding)
-    return torch.cat([embed(pixels[:, rows], embedding) for rows in parts], dim=1)
-
-
-def _project(
-    pixels: Tensor, weight: Tensor, bias: Tensor, projection: Tensor, eps: float
-) -> Tensor:
+    weight, bias, projection, eps = embedding
     pixels = F.layer_norm(pixels.to(weight.dtype), weight.shape, weight, bias, eps)
     # A 1×1 convolution on channels-last memory is one matrix product over all pixels.
-    return F.linear(pixels, projection)
+    return F.normalize(F.linear(pixels, projection), dim=-1, eps=NORM_EPS)
 
 
-class _Embed(torch.autograd.Function):
-    """:func:`embed` that keeps its features and their lengths alone, and normalises again."""
+class Gradients:
+    """Gradients of :func:`embed`, added up over bands of a map.
 
-    @staticmethod
-    def forward(
-        ctx: Any, pixels: Tensor, weight: Tensor, bias: Tensor, projection: Tensor, eps: float
-    ) -> Tensor:
-        features = weight.new_empty(*pixels.shape[:3], len(projection))
-        lengths = weight.new_empty(*pixels.shape[:3], 1)
-        for rows in bands(pixels.shape, pixels.device):
-            projected = _project(pixels[:, rows], weight, bias, projection, eps)
-            length = torch.linalg.vector_norm(projected, dim=-1, keepdim=True)
-            lengths[:, rows] = length.clamp_min_(NORM_EPS)
-            features[:, rows] = projected.div_(length)
-        ctx.save_for_backward(pixels, weight, bias, projection, features, lengths)
-        ctx.eps = eps
-        return features
+    Args:
+        pixels: The whole map, ``(B, H, W, C)``.
+        embedding: Weights.
+        wanted: Whether gradients are wanted of the map and of the three weights.
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        pixels, weight, bias, projection, features, lengths = ctx.saved_tensors
-        inputs = (pixels, weight, bias, projection)
-        wanted = ctx.needs_input_grad
-        if torch.is_grad_enabled():  # somebody differentiates the gradient
+    Attributes:
+        totals: These gradients, None where not wanted.
+    """
 
-            def whole(pixels: Tensor, weight: Tensor, bias: Tensor, projection: Tensor) -> Tensor:
-                return embed(pixels, Embedding(weight, bias, projection, ctx.eps))
-
-            return (*gradients_with_graph(whole, inputs, wanted[:4], grad), None)
-        totals = [
-            torch.zeros_like(x) if needed else None
-            for x, needed in zip(inputs, wanted[:4], strict=True)
+    def __init__(self, pixels: Tensor, embedding: Embedding, wanted: tuple[bool, ...]) -> None:
+        # Every pixel is in one band, and every band has its share of a weight's gradient.
+        makers = (torch.empty_like, torch.zeros_like, torch.zeros_like, torch.zeros_like)
+        self.totals = [
+            make(x) if needed else None
+            for make, x, needed in zip(makers, (pixels, *embedding[:3]), wanted, strict=True)
         ]
-        grad_pixels, grad_weight, grad_bias, grad_projection = totals
-        for rows in bands(pixels.shape, pixels.device):
-            # The derivative of a unit vector is at right angles to it.
-            feature, grad_rows = features[:, rows], grad[:, rows]
-            along = (feature * grad_rows).sum(dim=-1, keepdim=True)
-            grad_rows = (grad_rows - feature * along).div_(lengths[:, rows])
-            band = pixels[:, rows].to(weight.dtype)
-            normed, mean, deviation = torch.native_layer_norm(
-                band, weight.shape, weight, bias, ctx.eps
-            )
-            if grad_projection is not None:
-                grad_projection.addmm_(grad_rows.flatten(0, 2).T, normed.flatten(0, 2))
-            if any(wanted[:3]):
-                parts = torch.ops.aten.native_layer_norm_backward(
-                    grad_rows @ projection,
-                    *(band, weight.shape, mean, deviation, weight, bias),
-                    list(wanted[:3]),
-                )
-                if grad_pixels is not None:
-                    grad_pixels[:, rows] = parts[0]
-                if grad_weight is not None:
-                    grad_weight += parts[1]
-                if grad_bias is not None:
-                    grad_bias += parts[2]
-        return (*totals, None)
+
+
+class Band:
+    """Features of some rows of a map, with what their derivatives need.
+
+    Args:
+        pixels: The rows, ``(B, r, W, C)``.
+        embedding: Weights.
+
+    Attributes:
+        features: :func:`embed` of them, ``(B, r, W, C_F)``.
+    """
+
+    def __init__(self, pixels: Tensor, embedding: Embedding) -> None:
+        weight, bias, projection, eps = embedding
+        self._embedding = embedding
+        self._pixels = pixels.to(weight.dtype)
+        self._normed, *self._moments = torch.native_layer_norm(
+            self._pixels, weight.shape, weight, bias, eps
+        )
+        projected = F.linear(self._normed, projection)
+        self._lengths = torch.linalg.vector_norm(projected, dim=-1, keepdim=True)
+        self._lengths.clamp_min_(NORM_EPS)
+        self.features = projected.div_(self._lengths)
+
+    def backward(self, grad: Tensor, rows: slice, gradients: Gradients) -> None:
+        """Add the gradients of these rows, for the gradient ``(B, r, W, C_F)`` of the features."""
+        grad_pixels, grad_weight, grad_bias, grad_projection = gradients.totals
+        weight, bias, projection, _ = self._embedding
+        # The derivative of a unit vector is at right angles to it.
+        along = (self.features * grad).sum(dim=-1, keepdim=True)
+        grad = torch.addcmul(grad, self.features, along, value=-1).div_(self._lengths)
+        if grad_projection is not None:
+            grad_projection.addmm_(grad.flatten(0, 2).T, self._normed.flatten(0, 2))
+        wanted = [total is not None for total in gradients.totals[:3]]
+        if not any(wanted):
+            return
+        parts = torch.ops.aten.native_layer_norm_backward(
+            grad @ projection,
+            *(self._pixels, weight.shape, *self._moments, weight, bias, wanted),
+        )
+        if grad_pixels is not None:
+            grad_pixels[:, rows] = parts[0]
+        if grad_weight is not None:
+            grad_weight += parts[1]
+        if grad_bias is not None:
+            grad_bias += parts[2]

@@ -13,11 +13,6 @@ NUM_CANDIDATES = 9
 """Candidates of a fine pixel: the cells of a 3×3 neighbourhood."""
 
 
-BACKWARD_COPIES = 4
-"""Nine candidates and nine gradients of a cell, and its four pixels, in numbers of the pixels: what
-the backward passes of assignment and decoding work on, rounded down."""
-
-
 def coarse_size(height: int, width: int) -> tuple[int, int]:
     """Size of the coarse map under a fine one: half, rounded up."""
     return (height + 1) // 2, (width + 1) // 2
@@ -61,7 +56,12 @@ def shifted(coarse: Tensor) -> list[Tensor]:
 
     They are views of one padded copy, in the order of the candidates; zeros stand outside the map.
     """
-    return neighbours(F.pad(coarse, (0, 0, 1, 1, 1, 1)))
+    return neighbours(with_border(coarse))
+
+
+def with_border(cells: Tensor) -> Tensor:
+    """Cells ``(B, h, w, C)`` with a border of zeros: ``(B, h + 2, w + 2, C)``."""
+    return F.pad(cells, (0, 0, 1, 1, 1, 1))
 
 
 def neighbours(padded: Tensor) -> list[Tensor]:
@@ -70,9 +70,15 @@ def neighbours(padded: Tensor) -> list[Tensor]:
     return [padded[:, dy : dy + rows, dx : dx + cols] for dy in range(3) for dx in range(3)]
 
 
-def around(rows: slice) -> slice:
-    """Rows, in a map with a border of one cell, of some cells and those around them."""
-    return slice(rows.start, rows.stop + 2)
+def parents(rows: slice) -> slice:
+    """Rows of the parents of fine rows that begin at an even one."""
+    return slice(rows.start // 2, (rows.stop + 1) // 2)
+
+
+def around_parents(rows: slice) -> slice:
+    """Rows of the candidates of fine rows, in a map of cells with a border."""
+    cells = parents(rows)
+    return slice(cells.start, cells.stop + 2)
 
 
 def add_to_neighbours(padded: Tensor, values: Tensor) -> None:

@@ -5,4 +5,12 @@ import pytest
 def bands(request, monkeypatch):
     """Whether maps are worked on in many bands or in a single one."""
     if request.param == "bands of a row":
-        monkeypatch.setattr("hcformer_mm.ops.bands.CACHED", 1)
+        for name in ("bands.CACHED", "bands.CACHED_BACKWARD", "local_products.INDEXED"):
+            monkeypatch.setattr(f"hcformer_mm.ops.{name}", 1)
+
+
+@pytest.fixture(params=["kernel of CPUs", "shifted maps"])
+def form(request, monkeypatch):
+    """Which of their two forms the local products take."""
+    if request.param == "shifted maps":
+        monkeypatch.setattr("hcformer_mm.ops.local_products._by_rows", lambda _: False)
