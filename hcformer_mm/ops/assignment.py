@@ -156,15 +156,15 @@ class _AssignMaps(torch.autograd.Function):
     ) -> Tensor:
         of_fine, of_coarse = _embeddings(eps, weights)
         cells = weights[0].new_empty(*coarse.shape[:3], len(of_coarse.projection))
-        for rows in bands(coarse):
-            cells[:, rows] = embed(coarse[:, rows], of_coarse)
+        for place in bands(coarse):
+            cells[place] = embed(coarse[place], of_coarse)
         cells = with_border(cells)
         beyond = _beyond(cells)
         assignment = weights[0].new_empty(*fine.shape[:3], NUM_CANDIDATES)
-        for rows in bands(fine):
-            features = embed(fine[:, rows], of_fine)
-            candidates = cells[:, around_parents(rows)]
-            assignment[:, rows] = _assign(features, candidates, scale, beyond[parents(rows)])
+        for images, rows in bands(fine):
+            features = embed(fine[images, rows], of_fine)
+            candidates = cells[images, around_parents(rows)]
+            assignment[images, rows] = _assign(features, candidates, scale, beyond[parents(rows)])
         ctx.eps = eps
         ctx.save_for_backward(assignment, cells, fine, coarse, scale, *weights)
         return assignment
@@ -208,23 +208,21 @@ def _gradients(
     magnitude = _magnitude(scale, dtype)
     grad_cells = torch.zeros_like(cells, dtype=dtype)
     grad_scale = torch.zeros_like(scale)
-    for rows in bands(fine, backward=True):
-        band = Band(fine[:, rows], of_fine)
-        shares = assignment[:, rows].to(dtype)
-        slope = grad[:, rows].to(dtype)
+    for images, rows in bands(fine, backward=True):
+        place, around = (images, rows), (images, around_parents(rows))
+        band = Band(fine[place], of_fine)
+        shares, slope = assignment[place].to(dtype), grad[place].to(dtype)
         slope = slope - (shares * slope).sum(dim=-1, keepdim=True)
         # The logarithm of a weight is its logit, but for a constant that the slope is blind to.
         total = (slope * torch.xlogy(shares, shares)).sum()
         grad_scale -= (total / magnitude * scale.sign()).to(scale.dtype)
         slope = slope.mul_(shares).div_(magnitude)
-        around = around_parents(rows)
-        grad_cells[:, around] += spread(band.features.to(dtype), slope)
-        candidates = cells[:, around].to(dtype)
-        band.backward(mix(candidates, slope).to(cells.dtype), rows, fine_gradients)
+        grad_cells[around] += spread(band.features.to(dtype), slope)
+        grad_features = mix(cells[around].to(dtype), slope).to(cells.dtype)
+        band.backward(grad_features, place, fine_gradients)
     grad_cells = grad_cells[:, 1:-1, 1:-1].to(cells.dtype)
-    for rows in bands(coarse, backward=True):
-        band = Band(coarse[:, rows], of_coarse)
-        band.backward(grad_cells[:, rows], rows, coarse_gradients)
+    for place in bands(coarse, backward=True):
+        Band(coarse[place], of_coarse).backward(grad_cells[place], place, coarse_gradients)
     grad_fine, *grad_fine_weights = fine_gradients.totals
     grad_coarse, *grad_coarse_weights = coarse_gradients.totals
     maps_and_scale = grad_fine, grad_coarse, grad_scale if wanted[2] else None

@@ -13,20 +13,25 @@ CACHED_BACKWARD = 2**19
 """The same where derivatives are worked on beside it."""
 
 
-def bands(x: Tensor, *, backward: bool = False) -> list[slice]:
-    """Rows of every band of a map, from the first to the last; they begin at even rows.
+def bands(x: Tensor, *, backward: bool = False) -> list[tuple[slice, slice]]:
+    """Images and rows of every band of a map, from the first to the last.
 
     Args:
         x: Map ``(B, H, W, C)``.
         backward: Whether derivatives are worked on beside it.
 
     Returns:
-        Slices of dim 1; a single one where bands are no use: on a GPU, which idles unless it gets
-        the whole map, and in a model that is compiled or exported.
+        Slices of dims 0 and 1: some rows of an image, which lie together in memory and begin at an
+        even one. A single band of everything where they are no use: for a small map, on a GPU,
+        which idles unless it gets the whole map, and in a model that is compiled or exported.
     """
     batch, rows, width, channels = x.shape
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return [slice(0, rows)]
     cached = CACHED_BACKWARD if backward else CACHED
-    step = 2 * max(1, cached // max(1, 2 * batch * width * channels))
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() <= cached:
+        return [(slice(0, batch), slice(0, rows))]
+    step = 2 * max(1, cached // max(1, 2 * width * channels))
+    return [
+        (slice(image, image + 1), slice(start, min(start + step, rows)))
+        for image in range(batch)
+        for start in range(0, rows, step)
+    ]

@@ -86,8 +86,14 @@ class Band:
         self._lengths.clamp_min_(NORM_EPS)
         self.features = projected.div_(self._lengths)
 
-    def backward(self, grad: Tensor, rows: slice, gradients: Gradients) -> None:
-        """Add the gradients of these rows, for the gradient ``(B, r, W, C_F)`` of the features."""
+    def backward(self, grad: Tensor, place: tuple[slice, slice], gradients: Gradients) -> None:
+        """Add the gradients of these rows, for the gradient of their features.
+
+        Args:
+            grad: ``(B, r, W, C_F)``.
+            place: Images and rows of the map that these are.
+            gradients: What they are added to.
+        """
         grad_pixels, grad_weight, grad_bias, grad_projection = gradients.totals
         weight, bias, projection, _ = self._embedding
         # The derivative of a unit vector is at right angles to it.
@@ -103,7 +109,7 @@ class Band:
             *(self._pixels, weight.shape, *self._moments, weight, bias, wanted),
         )
         if grad_pixels is not None:
-            grad_pixels[:, rows] = parts[0]
+            grad_pixels[place] = parts[0]
         if grad_weight is not None:
             grad_weight += parts[1]
         if grad_bias is not None:
