@@ -15,6 +15,11 @@ def parse_args() -> argparse.Namespace:
         help="resume from this checkpoint or, if none is named, from the newest in the work "
         "directory",
     )
+    parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="fold frozen BatchNorm, lay maps out channels-last; changes losses by rounding",
+    )
     parser.add_argument("--amp", action="store_true", help="train in automatic mixed precision")
     parser.add_argument(
         "--auto-scale-lr",
@@ -30,6 +35,9 @@ def main() -> None:
     if args.amp:
         config.optim_wrapper.type = "AmpOptimWrapper"
         config.optim_wrapper.loss_scale = "dynamic"
+    if args.fast:
+        hook = dict(type="hcformer_mm.FastTrainingHook")
+        config.custom_hooks = [*config.get("custom_hooks", []), hook]
     if args.auto_scale_lr:
         if "base_batch_size" not in config.get("auto_scale_lr", {}):
             raise SystemExit(

@@ -153,10 +153,7 @@ def compare_models(
     return dict(
         conditions={
             "weights": ", ".join(str(variant.weights or "random") for variant in variants),
-            "BatchNorm": _say(variants, lambda v: "folded" if v.fold_bn else "as configured"),
-            "memory": _say(
-                variants, lambda v: "channels-last" if v.channels_last else "contiguous"
-            ),
+            **_preparation(variants),
             "kept queries": "as the weights say" if kept_queries is None else str(kept_queries),
         },
         baseline=variants[baseline].name,
@@ -192,15 +189,9 @@ def compare_training(
         As :func:`compare_operators`.
 
     Raises:
-        ValueError: A variant cannot be built or trained, or is prepared for inference.
+        ValueError: A variant cannot be built or trained.
     """
-    for variant in variants:
-        if variant.fold_bn or variant.channels_last:
-            raise ValueError(
-                "expected variants to train as their configs say, got one with folded BatchNorm "
-                f"or channels-last memory, which are for inference: {variant.name}"
-            )
-    models = {variant.name: variant.build(rounds.seed) for variant in variants}
+    models = {variant.name: variant.build(rounds.seed, training=True) for variant in variants}
     measurements: list[Measurement] = []
     profiles: list[dict[str, Any]] = []
     for phase, shape in product(phases, shapes):
@@ -225,6 +216,7 @@ def compare_training(
     return dict(
         conditions={
             "weights": ", ".join(str(variant.weights or "random") for variant in variants),
+            **_preparation(variants),
             "objects": f"{objects} on each picture",
             "peak extra": PEAK_EXTRA,
             "peak resident": "of a process that builds the model and trains a few steps",
@@ -237,6 +229,14 @@ def compare_training(
 
 def _name(shape: Shape) -> str:
     return f"{shape[0]}x{shape[1]}"
+
+
+def _preparation(variants: Sequence[Variant]) -> dict[str, str]:
+    """How models are prepared."""
+    return {
+        "BatchNorm": _say(variants, lambda v: "folded" if v.fold_bn else "as configured"),
+        "memory": _say(variants, lambda v: "channels-last" if v.channels_last else "contiguous"),
+    }
 
 
 def _say(variants: Sequence[Variant], describe: Callable[[Variant], str]) -> str:

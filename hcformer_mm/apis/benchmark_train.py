@@ -241,7 +241,7 @@ def train_for_memory(
         seed: Seed of weights and pictures.
     """
     torch.set_num_threads(threads)
-    model = variant.build(seed)
+    model = variant.build(seed, training=True)
     data = random_batch(model, shape, batch=batch, objects=objects, seed=seed)
     step = training_call(model, variant.config(), data)
     for _ in range(STEPS_OF_MEMORY):

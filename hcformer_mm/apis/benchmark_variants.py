@@ -10,6 +10,7 @@ from mmengine.config import Config, DictAction
 from mmengine.model import BaseModel
 
 from .fast_inference import fold_batch_norm, to_channels_last
+from .fast_training import speed_up_training
 from .model_loading import build_model, find_config
 
 
@@ -22,8 +23,8 @@ class Variant:
         file: The config.
         options: Overrides of settings, by dotted key.
         weights: Checkpoint; None for random weights.
-        fold_bn: Whether BatchNorm is folded into convolutions.
-        channels_last: Whether weights and pictures are channels-last.
+        fold_bn: Whether BatchNorm is folded into convolutions; in training, frozen BatchNorm alone.
+        channels_last: Whether weights and pictures are channels-last; in training, pictures alone.
     """
 
     name: str
@@ -39,13 +40,17 @@ class Variant:
         config.merge_from_dict(dict(self.options))
         return config
 
-    def build(self, seed: int) -> BaseModel:
+    def build(self, seed: int, *, training: bool = False) -> BaseModel:
         """The model in evaluation mode, prepared as the variant says.
 
         Args:
             seed: Seed of random weights.
+            training: Whether it is prepared for training.
         """
         model = build_model(self.config(), self.weights, seed=seed)
+        if training:
+            speed_up_training(model, fold_bn=self.fold_bn, channels_last=self.channels_last)
+            return model
         if self.fold_bn:
             model = fold_batch_norm(model)
         return to_channels_last(model) if self.channels_last else model

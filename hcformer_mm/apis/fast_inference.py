@@ -43,7 +43,7 @@ def speed_up(model: nn.Module) -> Callable[[], None]:
         unfold = fold(model)
     except RuntimeError as error:
         warnings.warn(f"BatchNorm is not folded: {error}", stacklevel=2)
-    channels_last = _misreading(model) is None
+    channels_last = misreading_layer(model) is None
     if channels_last:
         to_channels_last(model)
 
@@ -84,7 +84,7 @@ def to_channels_last(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: The model has a layer that computes wrong numbers on such maps.
     """
-    name = _misreading(model)
+    name = misreading_layer(model)
     if name is not None:
         raise ValueError(
             "expected no deformable convolution of mmcv and no other of its operators that read "
@@ -144,7 +144,7 @@ def _to_float32(element: BaseDataElement) -> None:
             element.set_field(value.float(), name, field_type="data")
 
 
-def _misreading(model: nn.Module) -> str | None:
+def misreading_layer(model: nn.Module) -> str | None:
     """Name of a layer that computes wrong numbers on channels-last maps, if there is one.
 
     mmcv's kernels (deformable convolutions, RoIAlign) read any memory as if it were contiguous.

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..models.backbones.taps import DRY_RUN_SIZES
+from ..models.downsampling import DeformableDownsampling
 from .benchmark_model import model_call
 
 TOLERANCE = 1e-2
@@ -30,6 +31,10 @@ class Call(NamedTuple):
 
 
 Calls = defaultdict[nn.Module, list[Call]]
+
+
+Fused = Callable[[Tensor], Tensor]
+"""A convolution with a BatchNorm in it."""
 
 
 @torch.no_grad()
@@ -53,25 +58,82 @@ def fold(model: nn.Module) -> Callable[[], None]:
             f"expected {type(model).__name__} in evaluation mode to fold BatchNorm, got one in "
             "training mode; call its eval()"
         )
-    layers = [module for module in model.modules() if not _is_watched(module)]
-    norms = [m for m in layers if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+    def put(chosen: dict[Any, tuple[_BatchNorm, Any]]) -> Callable[[], None]:
+        fused = {conv: module for conv, (_, module) in chosen.items()}
+        return _replace(model, fused | {norm: nn.Identity() for norm, _ in chosen.values()})
+
+    return _fold(model, list(model.modules()), _fuse, put)
+
+
+@torch.no_grad()
+def fold_frozen(model: nn.Module) -> Callable[[], None]:
+    """Let convolutions do what a frozen BatchNorm behind them does, in training too.
+
+    At every call a convolution multiplies its weights by those of the BatchNorm; for the backward
+    pass, the map between the two is not kept. All modules and parameters stay where they are, and
+    gradients are the same up to rounding. A BatchNorm is frozen if training mode leaves it in
+    evaluation mode and its parameters need no gradient.
+
+    Args:
+        model: A model that predicts from a picture alone, in any mode; changed in place.
+
+    Returns:
+        A function that undoes it.
+
+    Raises:
+        RuntimeError: As of :func:`fold`.
+    """
+    training = model.training
+    model.train()
+    frozen = [
+        module
+        for module in model.modules()
+        if not module.training and not any(p.requires_grad for p in module.parameters())
+    ]
+    model.eval()
+
+    def put(chosen: dict[Any, tuple[_BatchNorm, Any]]) -> Callable[[], None]:
+        for conv, (norm, scaled) in chosen.items():
+            vars(conv)["forward"], vars(norm)["forward"] = scaled, _as_it_is
+
+        def undo() -> None:
+            for conv, (norm, _) in chosen.items():
+                del vars(conv)["forward"], vars(norm)["forward"]
+
+        return undo
+
+    try:
+        return _fold(model, frozen, lambda conv, norm: partial(_convolve_scaled, conv, norm), put)
+    finally:
+        model.train(training)
+
+
+def _fold(
+    model: nn.Module,
+    norms: list[nn.Module],
+    fuse: Callable[[Any, _BatchNorm], Fused],
+    put: Callable[[dict[Any, tuple[_BatchNorm, Fused]]], Callable[[], None]],
+) -> Callable[[], None]:
+    """Fuse convolutions with those of ``norms`` that read them, and ``put`` that in place."""
+    norms = [m for m in norms if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    norms = [norm for norm in norms if not _is_watched(norm)]
     if not norms:
         return lambda: None
-    convs = [m for m in layers if isinstance(m, nn.Conv2d | ModulatedDeformConv2d)]
+    kinds = nn.Conv2d | ModulatedDeformConv2d
+    convs = [m for m in model.modules() if isinstance(m, kinds) and not _is_watched(m)]
     calls = _record(model, [*convs, *norms])
-    new: dict[nn.Module, nn.Module] = {}
+    chosen: dict[Any, tuple[_BatchNorm, Fused]] = {}
     expected = dict(calls)
     for conv, norm in _pairs(convs, calls):
-        folded = fuse_conv_bn_eval(conv, norm)
-        for name, child in conv.named_children():  # copied by that; they predict offsets
-            setattr(folded, name, child)
+        fused = fuse(conv, norm)
         # Not so where a layer does more than its base class: a convolution that standardises its
         # weights, a BatchNorm that ends in an activation.
-        if _agree([folded(call.x_values) for call in calls[conv]], calls[norm]):
-            new |= {conv: folded, norm: nn.Identity()}
+        if _agree([fused(call.x_values) for call in calls[conv]], calls[norm]):
+            chosen[conv] = norm, fused
             del expected[conv]
-            expected[folded] = expected.pop(norm)
-    undo = _replace(model, new)
+            expected[fused if isinstance(fused, nn.Module) else conv] = expected.pop(norm)
+    undo = put(chosen)
     # Nobody else may have read what the convolutions returned.
     after = _record(model, list(expected))
     if not all(_agree([c.y_values for c in after[m]], old) for m, old in expected.items()):
@@ -81,6 +143,30 @@ def fold(model: nn.Module) -> Callable[[], None]:
             "got other results after folding"
         )
     return undo
+
+
+def _fuse(conv: Any, norm: _BatchNorm) -> nn.Module:
+    fused = fuse_conv_bn_eval(conv, norm)
+    for name, child in conv.named_children():  # copied by that; they predict offsets
+        setattr(fused, name, child)
+    return fused
+
+
+def _convolve_scaled(conv: Any, norm: _BatchNorm, x: Tensor) -> Tensor:
+    """What a frozen BatchNorm says of a convolution: one with other weights."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
+    shift = shift * scale if norm.bias is None else shift * scale + norm.bias
+    weight = conv.weight * scale.view(-1, 1, 1, 1)
+    if isinstance(conv, DeformableDownsampling):
+        return conv.convolve(x, weight, shift)
+    return conv._conv_forward(x, weight, shift)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
 def _is_watched(module: nn.Module) -> bool:

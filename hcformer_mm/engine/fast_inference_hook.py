@@ -48,7 +48,7 @@ class FastInferenceHook(Hook):
         """Prepare the model before the first picture, when all hooks are done with its weights."""
         if batch_idx > 0:
             return
-        model = _innermost(runner.model)
+        model = innermost(runner.model)
         if self.fast:
             self._undo.callback(speed_up(model))
         own: Step | None = vars(model).get("test_step")  # compiled, perhaps
@@ -63,7 +63,7 @@ class FastInferenceHook(Hook):
         self._undo.close()
 
 
-def _innermost(model: nn.Module) -> Any:
+def innermost(model: nn.Module) -> Any:
     """The model itself: wrappers of distributed training and test-time augmentation hold it."""
     while isinstance(inner := getattr(model, "module", None), nn.Module):
         model = inner

@@ -3,6 +3,7 @@
 import torch
 from mmcv.cnn.bricks.wrappers import Conv2d
 from mmcv.ops import ModulatedDeformConv2d, get_compiling_cuda_version
+from mmcv.ops import modulated_deform_conv2d as host_deform_conv2d
 from torch import Tensor, nn
 
 from ..ops.deform_conv import is_exporting, modulated_deform_conv2d
@@ -61,6 +62,10 @@ class DeformableDownsampling(ModulatedDeformConv2d):
 
         A 2×2 kernel rounds down instead.
         """
+        return self.convolve(x, self.weight, self.bias)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """:meth:`forward` with other weights of the same shapes."""
         raw = self.conv_offset(x)
         # A kernel without overlap (2×2, as in ConvNeXt) leaves out the last line of an odd side.
         rows, cols = (
@@ -72,13 +77,13 @@ class DeformableDownsampling(ModulatedDeformConv2d):
         mask = mask.sigmoid()
         if x.device.type not in _HOST_KERNELS or is_exporting():
             with torch.autocast(x.device.type, enabled=False):
-                dtype = self.weight.dtype
+                dtype = weight.dtype
                 return modulated_deform_conv2d(
                     x.to(dtype),
                     offset.to(dtype),
                     mask.to(dtype),
-                    self.weight,
-                    self.bias,
+                    weight,
+                    bias,
                     stride=self.stride[0],
                     padding=self.padding[0],
                 )
@@ -86,7 +91,17 @@ class DeformableDownsampling(ModulatedDeformConv2d):
         # a quarter of a pixel beyond 256, and reads any memory as if it were contiguous.
         if offset.dtype in (torch.float16, torch.bfloat16):
             offset = offset.float()
-        return super().forward(x.contiguous(), offset.contiguous(), mask.contiguous())
+        groups = self.dilation, self.groups, self.deform_groups
+        return host_deform_conv2d(
+            x.contiguous(),
+            offset.contiguous(),
+            mask.contiguous(),
+            weight,
+            bias,
+            self.stride,
+            self.padding,
+            *groups,
+        )
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:

@@ -99,28 +99,44 @@ def test_operators(tmp_path):
     assert "peak extra (MiB)" in result.stdout and "ns/pixel" in result.stdout
 
 
+FAST = "@fold-bn@channels-last"
+
+
 def test_training(tmp_path):
     file = tmp_path / "training.json"
     other = f"{SHAPES_CONFIG}@model.panoptic_head.decode_matched_only=False"
     run(
         [
-            *("train", SHAPES_CONFIG, other, "--shape", "64", "96", "--phase", "head", "step"),
+            *(
+                "train",
+                SHAPES_CONFIG,
+                other,
+                SHAPES_CONFIG + FAST,
+                "--shape",
+                "64",
+                "96",
+                "--phase",
+                "head",
+                "step",
+            ),
             *("--objects", "3", "--threads", "1", "--repeats", "2", "--out", file),
         ]
     )
     report = json.loads(file.read_text())
     rows = report["results"]
-    names = [Path(SHAPES_CONFIG).stem, Path(SHAPES_CONFIG).stem + other.removeprefix(SHAPES_CONFIG)]
+    name = Path(SHAPES_CONFIG).stem
+    names = [name, name + other.removeprefix(SHAPES_CONFIG), name + FAST]
     assert [(row["phase"], row["name"]) for row in rows] == [
         (phase, name) for phase in ("head", "step") for name in names
     ]
-    assert [row["ratio"] == 1 for row in rows] == [True, False] * 2
+    assert [row["ratio"] == 1 for row in rows] == [True, False, False] * 2
     # Decoding all masks takes more memory than decoding those that are needed.
     assert rows[1]["extra_bytes"] > rows[0]["extra_bytes"]
-    assert rows[2]["extra_bytes"] > rows[0]["extra_bytes"]
+    assert rows[3]["extra_bytes"] > rows[0]["extra_bytes"]
     assert "resident_bytes" not in rows[0]
     # A process with PyTorch in it, the model and its gradients.
-    assert all(row["resident_bytes"] > row["extra_bytes"] + 100 * 2**20 for row in rows[2:])
+    assert all(row["resident_bytes"] > row["extra_bytes"] + 100 * 2**20 for row in rows[3:])
+    assert report["conditions"]["memory"] == "contiguous, contiguous, channels-last"
     assert report["conditions"]["objects"] == "3 on each picture"
 
 
@@ -131,7 +147,7 @@ def test_a_model_prepared_and_one_as_it_is(tmp_path):
             *(
                 "model",
                 SHAPES_CONFIG,
-                f"{SHAPES_CONFIG}@fold-bn@channels-last",
+                SHAPES_CONFIG + FAST,
                 "--mode",
                 "predict",
             ),
@@ -211,7 +227,7 @@ def test_wrong_arguments_of_operators(fails, arguments, message):
     [
         ((SHAPES_CONFIG, *SHAPE, "--baseline", "2"), "expected --baseline of 1 to 1, got 2"),
         ((SHAPES_CONFIG, *SHAPE, "--batch", "0"), "--batch: expected an integer >= 1, got '0'"),
-        ((f"{SHAPES_CONFIG}@fold-bn", *SHAPE), "expected variants to train as their configs say"),
+        ((f"{SHAPES_CONFIG}@fast", *SHAPE), "key=value, fold-bn or channels-last, got"),
     ],
 )
 def test_wrong_arguments_of_training(fails, arguments, message):

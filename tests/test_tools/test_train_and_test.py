@@ -115,6 +115,16 @@ def test_test_in_bfloat16_and_fast(trained, small_shapes, tmp_path):
     assert (hooks[1].fast, hooks[1].dtype) == (True, "bfloat16")
 
 
+def test_fast_training(small_shapes, tmp_path):
+    options = ["norm_eval=True", "norm_cfg.type=BN", "norm_cfg.requires_grad=False"]
+    options = [f"model.backbone.backbone.{option}" for option in options]
+    train(tmp_path, [*small_shapes, *options], "--fast", iterations=1)
+    names = load_checkpoint(tmp_path / "iter_1.pth")["state_dict"]
+    assert "backbone.backbone.layer1.0.bn1.weight" in names
+    (used,) = tmp_path.glob("*/vis_data/config.py")
+    assert Config.fromfile(used).custom_hooks[-1].type == "hcformer_mm.FastTrainingHook"
+
+
 def test_training_resumes(trained, small_shapes):
     result = train(trained, small_shapes, "--resume", iterations=3)
     assert "resumed" in result.stdout + result.stderr

@@ -71,6 +71,10 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shape", type=at_least(1), nargs="+", required=True, metavar=("H", "W"), help=shapes)
     baseline = "ratios are to the I-th config, counted from 1 (default: 1)"
     add("--baseline", type=at_least(1), default=1, metavar="I", help=baseline)
+    fold = "fold BatchNorm into convolutions, in all models; in one by CONFIG@fold-bn"
+    add("--fold-bn", action="store_true", help=fold)
+    memory = "channels-last memory, in all models; in one by CONFIG@channels-last"
+    add("--channels-last", action="store_true", help=memory)
     overrides = "override settings of all configs, as key=value"
     add("--cfg-options", nargs="+", action=DictAction, default={}, help=overrides)
 
@@ -110,10 +114,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", nargs="+", choices=list(DTYPES), default=["float32"], help=dtypes)
     weights = "weights of each config, a file or 'random' (default: all random)"
     add("--checkpoints", nargs="+", metavar="FILE", help=weights)
-    fold = "fold BatchNorm into convolutions, in all models; in one by CONFIG@fold-bn"
-    add("--fold-bn", action="store_true", help=fold)
-    memory = "channels-last memory, in all models; in one by CONFIG@channels-last"
-    add("--channels-last", action="store_true", help=memory)
     kept = "let N queries of mask transformers pass as objects (default: as the weights say)"
     add("--kept-queries", type=at_least(0), metavar="N", help=kept)
     add_common_arguments(parser)
@@ -199,7 +199,12 @@ def run_train(args: argparse.Namespace) -> dict[str, Any]:
     check_baseline(args)
     return compare_training(
         rounds_of(args),
-        parse_variants(args.configs, options=args.cfg_options),
+        parse_variants(
+            args.configs,
+            options=args.cfg_options,
+            fold_bn=args.fold_bn,
+            channels_last=args.channels_last,
+        ),
         shapes,
         phases=args.phase,
         batch=args.batch,
