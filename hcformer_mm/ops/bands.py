@@ -13,6 +13,11 @@ CACHED_BACKWARD = 2**19
 """The same where derivatives are worked on beside it."""
 
 
+def is_recorded() -> bool:
+    """Whether a model is being traced, compiled or exported."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def bands(x: Tensor, *, backward: bool = False) -> list[tuple[slice, slice]]:
     """Images and rows of every band of a map, from the first to the last.
 
@@ -23,11 +28,11 @@ def bands(x: Tensor, *, backward: bool = False) -> list[tuple[slice, slice]]:
     Returns:
         Slices of dims 0 and 1: some rows of an image, which lie together in memory and begin at an
         even one. A single band of everything where they are no use: for a small map, on a GPU,
-        which idles unless it gets the whole map, and in a model that is compiled or exported.
+        which idles unless it gets the whole map, and in a model that is recorded.
     """
     batch, rows, width, channels = x.shape
     cached = CACHED_BACKWARD if backward else CACHED
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() <= cached:
+    if x.device.type != "cpu" or is_recorded() or x.numel() <= cached:
         return [(slice(0, batch), slice(0, rows))]
     step = 2 * max(1, cached // max(1, 2 * width * channels))
     return [

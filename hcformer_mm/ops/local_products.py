@@ -17,8 +17,8 @@ are the shares of candidates that lie outside the map.
 
 Each product has two forms. CPUs have a kernel for weighted sums of the rows of a table: it reads
 the channels of a cell where they lie and keeps the sum in registers, and the only temporary tensors
-are the numbers of the rows. Elsewhere, and in models that are compiled or exported, the products
-are those of shifted maps.
+are the numbers of the rows. Elsewhere, and in models that are recorded, the products are those of
+shifted maps.
 """
 
 from collections.abc import Iterator
@@ -28,12 +28,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .bands import is_recorded
 from .neighbourhood import (
     NUM_CANDIDATES,
-    add_to_neighbours,
     around_parents,
     coarse_size,
-    four_pixels,
     merge_windows,
     neighbours,
     windows,
@@ -48,12 +47,12 @@ def mix(cells: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         cells: ``(B, ⌈H/2⌉ + 2, ⌈W/2⌉ + 2, C)``, with their border.
-        weights: ``(B, H, W, 9)``.
+        weights: ``(B, H, W, 9)``, of the same dtype.
 
     Returns:
         Pixels ``(B, H, W, C)``.
     """
-    return _Mix.apply(cells, weights)
+    return _Mix.apply(cells, weights) if _learns(cells, weights) else _mix(cells, weights)
 
 
 def spread(pixels: Tensor, weights: Tensor) -> Tensor:
@@ -61,12 +60,12 @@ def spread(pixels: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         pixels: ``(B, H, W, C)``.
-        weights: ``(B, H, W, 9)``.
+        weights: ``(B, H, W, 9)``, of the same dtype.
 
     Returns:
         Cells with their border, ``(B, ⌈H/2⌉ + 2, ⌈W/2⌉ + 2, C)``.
     """
-    return _Spread.apply(pixels, weights)
+    return _Spread.apply(pixels, weights) if _learns(pixels, weights) else _spread(pixels, weights)
 
 
 def compare(pixels: Tensor, cells: Tensor) -> Tensor:
@@ -74,19 +73,19 @@ def compare(pixels: Tensor, cells: Tensor) -> Tensor:
 
     Args:
         pixels: ``(B, H, W, C)``.
-        cells: ``(B, ⌈H/2⌉ + 2, ⌈W/2⌉ + 2, C)``, with their border.
+        cells: ``(B, ⌈H/2⌉ + 2, ⌈W/2⌉ + 2, C)``, with their border, of the same dtype.
 
     Returns:
         ``(B, H, W, 9)``.
     """
-    return _Compare.apply(pixels, cells)
+    return _Compare.apply(pixels, cells) if _learns(pixels, cells) else _compare(pixels, cells)
 
 
 class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, cells: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(cells, weights)
-        return (_mix_rows if _by_rows(cells) else _mix_shifted)(cells, weights)
+        _save(ctx, cells, weights)
+        return _mix(cells, weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -100,8 +99,8 @@ class _Mix(torch.autograd.Function):
 class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pixels: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(pixels, weights)
-        return (_spread_rows if _by_rows(pixels) else _spread_shifted)(pixels, weights)
+        _save(ctx, pixels, weights)
+        return _spread(pixels, weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -115,8 +114,8 @@ class _Spread(torch.autograd.Function):
 class _Compare(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pixels: Tensor, cells: Tensor) -> Tensor:
-        ctx.save_for_backward(pixels, cells)
-        return (_compare_rows if _by_rows(pixels) else _compare_shifted)(pixels, cells)
+        _save(ctx, pixels, cells)
+        return _compare(pixels, cells)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -127,9 +126,39 @@ class _Compare(torch.autograd.Function):
         )
 
 
+def _learns(*operands: Tensor) -> bool:
+    """Whether derivatives of ours are needed; a trace is to show what they are derivatives of."""
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
+    return wanted and not torch.jit.is_tracing()
+
+
+def _save(ctx: Any, first: Tensor, second: Tensor) -> None:
+    """Keep, of two operands, those that the derivative by the other one needs."""
+    needed = ctx.needs_input_grad
+    ctx.save_for_backward(first if needed[1] else None, second if needed[0] else None)
+
+
+def _mix(cells: Tensor, weights: Tensor) -> Tensor:
+    with torch.autocast(cells.device.type, enabled=False):
+        return (_mix_rows if _by_rows(cells) else _mix_shifted)(cells, weights)
+
+
+def _spread(pixels: Tensor, weights: Tensor) -> Tensor:
+    with torch.autocast(pixels.device.type, enabled=False):
+        return (_spread_rows if _by_rows(pixels) else _spread_shifted)(pixels, weights)
+
+
+def _compare(pixels: Tensor, cells: Tensor) -> Tensor:
+    with torch.autocast(pixels.device.type, enabled=False):
+        return (_compare_rows if _by_rows(pixels) else _compare_shifted)(pixels, cells)
+
+
 def _by_rows(x: Tensor) -> bool:
-    """Whether the kernel of CPUs serves; it refuses rows without channels."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and x.numel() > 0
+    """Whether the kernel of CPUs serves; it refuses rows without channels.
+
+    What is recorded is to consist of operators that others know.
+    """
+    return x.device.type == "cpu" and not is_recorded() and x.numel() > 0
 
 
 def _mix_rows(cells: Tensor, weights: Tensor) -> Tensor:
@@ -250,7 +279,7 @@ def _mix_shifted(cells: Tensor, weights: Tensor) -> Tensor:
 
 def _compare_shifted(pixels: Tensor, cells: Tensor) -> Tensor:
     candidates = torch.stack(neighbours(cells), dim=3).flatten(0, 2)  # (B·h·w, 9, C)
-    products = torch.bmm(four_pixels(windows(pixels)), candidates.transpose(1, 2))
+    products = torch.bmm(_four_pixels(windows(pixels)), candidates.transpose(1, 2))
     height, width = pixels.shape[1:3]
     grouped = products.view(len(pixels), *coarse_size(height, width), 2, 2, NUM_CANDIDATES)
     return merge_windows(grouped.transpose(2, 3), height, width)
@@ -259,8 +288,27 @@ def _compare_shifted(pixels: Tensor, cells: Tensor) -> Tensor:
 def _spread_shifted(pixels: Tensor, weights: Tensor) -> Tensor:
     batch, height, width, channels = pixels.shape
     rows, cols = coarse_size(height, width)
-    shares = four_pixels(windows(weights)).transpose(1, 2)  # (B·h·w, 9, 4)
-    taps = torch.bmm(shares, four_pixels(windows(pixels)))
+    shares = _four_pixels(windows(weights)).transpose(1, 2)  # (B·h·w, 9, 4)
+    taps = torch.bmm(shares, _four_pixels(windows(pixels)))
     cells = pixels.new_zeros(batch, rows + 2, cols + 2, channels)
-    add_to_neighbours(cells, taps)
+    _add_to_neighbours(cells, taps)
     return cells
+
+
+def _four_pixels(grouped: Tensor) -> Tensor:
+    """The pixels of every cell, as rows: ``(B, h, 2, w, 2, C)`` → ``(B·h·w, 4, C)``."""
+    return grouped.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+
+def _add_to_neighbours(padded: Tensor, values: Tensor) -> None:
+    """The transpose of :func:`neighbours`: add what was read where it was read.
+
+    Args:
+        padded: ``(B, h + 2, w + 2, C)``; changed in place.
+        values: For every cell and candidate, ``(B·h·w, 9, C)``.
+    """
+    batch, rows, cols = padded.shape[0], padded.shape[1] - 2, padded.shape[2] - 2
+    values = values.view(batch, rows, cols, NUM_CANDIDATES, padded.shape[3])
+    for k in range(NUM_CANDIDATES):
+        dy, dx = divmod(k, 3)
+        padded[:, dy : dy + rows, dx : dx + cols] += values[:, :, :, k]

@@ -40,11 +40,6 @@ def windows(fine: Tensor) -> Tensor:
     return fine.reshape(batch, rows, 2, cols, 2, channels)
 
 
-def four_pixels(grouped: Tensor) -> Tensor:
-    """The pixels of every cell, as rows: ``(B, h, 2, w, 2, C)`` → ``(B·h·w, 4, C)``."""
-    return grouped.transpose(2, 3).flatten(3, 4).flatten(0, 2)
-
-
 def merge_windows(grouped: Tensor, height: int, width: int) -> Tensor:
     """Undo :func:`windows`: ``(B, h, 2, w, 2, C)`` → ``(B, H, W, C)``."""
     batch, rows, _, cols, _, channels = grouped.shape
@@ -65,7 +60,7 @@ def with_border(cells: Tensor) -> Tensor:
 
 
 def neighbours(padded: Tensor) -> list[Tensor]:
-    """The same of a map with a border of one cell: ``(B, h + 2, w + 2, C)``."""
+    """The nine candidates of every cell, of a map with its border: nine views ``(B, h, w, C)``."""
     rows, cols = padded.shape[1] - 2, padded.shape[2] - 2
     return [padded[:, dy : dy + rows, dx : dx + cols] for dy in range(3) for dx in range(3)]
 
@@ -79,20 +74,6 @@ def around_parents(rows: slice) -> slice:
     """Rows of the candidates of fine rows, in a map of cells with a border."""
     cells = parents(rows)
     return slice(cells.start, cells.stop + 2)
-
-
-def add_to_neighbours(padded: Tensor, values: Tensor) -> None:
-    """The transpose of :func:`neighbours`: add what was read where it was read.
-
-    Args:
-        padded: ``(B, h + 2, w + 2, C)``; changed in place.
-        values: For every cell and candidate, ``(B·h·w, 9, C)``.
-    """
-    batch, rows, cols = padded.shape[0], padded.shape[1] - 2, padded.shape[2] - 2
-    values = values.view(batch, rows, cols, NUM_CANDIDATES, padded.shape[3])
-    for k in range(NUM_CANDIDATES):
-        dy, dx = divmod(k, 3)
-        padded[:, dy : dy + rows, dx : dx + cols] += values[:, :, :, k]
 
 
 def outside(rows: int, cols: int, device: torch.device) -> Tensor:

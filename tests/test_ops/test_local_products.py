@@ -109,14 +109,35 @@ def test_no_pictures_and_no_channels(shape, form):
     assert [x.shape for x in gradients] == [pixels.shape, cells.shape, weights.shape]
 
 
-def test_what_is_frozen_is_not_computed(form, monkeypatch):
-    """A gradient that nobody asks for costs nothing."""
-    _, cells, weights = operands((6, 4))
-    calls = []
-    for name in ("spread", "compare"):
-        monkeypatch.setattr(
-            f"hcformer_mm.ops.local_products.{name}",
-            lambda *args, name=name: calls.append(name) or torch.zeros_like(cells),
-        )
-    mix(cells.requires_grad_(), weights).sum().backward()
-    assert calls == ["spread"]
+@pytest.mark.parametrize("function", [mix, spread, compare])
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_what_is_frozen_is_not_computed(function, frozen, monkeypatch):
+    """A gradient that nobody asks for costs nothing; nor is kept what it alone would need."""
+    pixels, cells, weights = operands((6, 4))
+    inputs = {mix: [cells, weights], spread: [pixels, weights], compare: [pixels, cells]}[function]
+    inputs[1 - frozen].requires_grad_()
+    kept, calls = [], []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        result = function(*inputs)
+    assert [x.data_ptr() for x in kept] == [inputs[frozen].data_ptr()]
+    for other in (mix, spread, compare):
+        name = f"hcformer_mm.ops.local_products.{other.__name__}"
+        monkeypatch.setattr(name, lambda *args, one=other: calls.append(one) or one(*args))
+    result.sum().backward()
+    assert len(calls) == 1
+    assert inputs[frozen].grad is None and inputs[1 - frozen].grad is not None
+
+
+def test_autocast_is_left(form):
+    """Also where a backward pass runs inside of it."""
+    operand = [x.float().requires_grad_() for x in operands((6, 5))]
+    gradients = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            pixels, cells, weights = operand
+            outputs = mix(cells, weights), spread(pixels, weights), compare(pixels, cells)
+            assert all(x.dtype == torch.float32 for x in outputs)
+            total = sum((x * torch.linspace(-1, 1, x.numel()).view_as(x)).sum() for x in outputs)
+            gradients.append(torch.autograd.grad(total, operand))
+    for x, y in zip(*gradients, strict=True):
+        assert torch.equal(x, y)
