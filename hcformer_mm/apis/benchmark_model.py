@@ -28,6 +28,7 @@ def model_call(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
     seed: int = 0,
+    inference_mode: bool = True,
 ) -> Callable[[], Any]:
     """What is timed: a model on one random picture.
 
@@ -41,10 +42,11 @@ def model_call(
         dtype: float32, or the type of autocast.
         channels_last: Whether the network gets the picture in channels-last memory.
         seed: Seed of the picture. For one seed all models get the same.
+        inference_mode: Whether PyTorch's inference mode is on; gradients are off in any case.
 
     Returns:
-        A function that runs the model once, in inference mode, and returns its results. It raises
-        RuntimeError if the model does not run on a picture alone.
+        A function that runs the model once and returns its results. It raises RuntimeError if the
+        model does not run on a picture alone.
     """
     generator = torch.Generator().manual_seed(seed)
     picture = torch.randint(256, (3, *shape), dtype=torch.uint8, generator=generator)
@@ -73,7 +75,7 @@ def model_call(
     def call() -> Any:
         autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
         try:
-            with torch.inference_mode(), autocast:
+            with torch.no_grad(), torch.inference_mode(inference_mode), autocast:
                 return run()
         except Exception as error:
             raise RuntimeError(

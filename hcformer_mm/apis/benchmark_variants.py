@@ -10,7 +10,8 @@ from mmengine.config import Config, DictAction
 from mmengine.model import BaseModel
 
 from .fast_inference import fold_batch_norm, to_channels_last
-from .fast_training import speed_up_training
+from .fast_training import picture_channels_last
+from .folding import fold_frozen, is_scaled
 from .model_loading import build_model, find_config
 
 
@@ -46,10 +47,20 @@ class Variant:
         Args:
             seed: Seed of random weights.
             training: Whether it is prepared for training.
+
+        Raises:
+            ValueError: There is nothing to fold, or memory cannot be channels-last.
         """
         model = build_model(self.config(), self.weights, seed=seed)
         if training:
-            speed_up_training(model, fold_bn=self.fold_bn, channels_last=self.channels_last)
+            if self.fold_bn:
+                fold_frozen(model)
+                if not any(map(is_scaled, model.modules())):
+                    raise ValueError(
+                        f"expected frozen BatchNorm to fold for training in {self.name}, found none"
+                    )
+            if self.channels_last:
+                picture_channels_last(model)
             return model
         if self.fold_bn:
             model = fold_batch_norm(model)

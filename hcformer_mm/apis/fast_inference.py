@@ -84,6 +84,12 @@ def to_channels_last(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: The model has a layer that computes wrong numbers on such maps.
     """
+    check_reads_channels_last(model)
+    return model.to(memory_format=torch.channels_last)
+
+
+def check_reads_channels_last(model: nn.Module) -> None:
+    """Raise a ValueError if a layer of a model computes wrong numbers on channels-last maps."""
     name = misreading_layer(model)
     if name is not None:
         raise ValueError(
@@ -91,7 +97,6 @@ def to_channels_last(model: nn.Module) -> nn.Module:
             f"any memory as contiguous, got {name!r} of {type(model).__name__}; leave out "
             "channels-last"
         )
-    return model.to(memory_format=torch.channels_last)
 
 
 def check_dtype(name: str) -> torch.dtype:

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from .fast_inference import misreading_layer
+from .fast_inference import check_reads_channels_last, misreading_layer
 from .folding import fold_frozen
 
 
@@ -37,8 +38,10 @@ def speed_up_training(
         except RuntimeError as error:
             warnings.warn(f"frozen BatchNorm is not folded: {error}", stacklevel=2)
     if channels_last and misreading_layer(model) is None:
-        backbone = getattr(model, "backbone", model)
-        undo.append(backbone.register_forward_pre_hook(_to_channels_last).remove)
+        try:
+            undo.append(picture_channels_last(model))
+        except ValueError as error:
+            warnings.warn(f"memory is not channels-last: {error}", stacklevel=2)
 
     def undo_all() -> None:
         for function in reversed(undo):
@@ -47,8 +50,30 @@ def speed_up_training(
     return undo_all
 
 
-def _to_channels_last(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    picture, *others = args
-    if isinstance(picture, Tensor) and picture.dim() == 4:
-        picture = picture.contiguous(memory_format=torch.channels_last)
-    return (picture, *others)
+def picture_channels_last(model: nn.Module) -> Callable[[], None]:
+    """Give the backbone of a model its pictures in channels-last memory.
+
+    Args:
+        model: A model with a ``backbone``, or a backbone itself.
+
+    Returns:
+        A function that undoes it.
+
+    Raises:
+        ValueError: There is no backbone, or a layer computes wrong numbers on such maps.
+    """
+    backbone = getattr(model, "backbone", None)
+    if backbone is None and isinstance(model, BaseModel):
+        raise ValueError(f"expected a model with a backbone, got {type(model).__name__} without")
+    check_reads_channels_last(model)
+    # One hook for all its calls: HCBackbone hands the picture on to the backbone that it wraps.
+    return (model if backbone is None else backbone).register_forward_pre_hook(_lay_out).remove
+
+
+def _lay_out(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        x.contiguous(memory_format=torch.channels_last)
+        if isinstance(x, Tensor) and x.dim() == 4
+        else x
+        for x in args
+    )

@@ -3,38 +3,28 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from mmcv.cnn.bricks.wrappers import Conv2d
 from mmcv.ops import ModulatedDeformConv2d
-from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..models.backbones.taps import DRY_RUN_SIZES
 from ..models.downsampling import DeformableDownsampling
-from .benchmark_model import model_call
+from .layer_calls import Call, Calls, record
 
 TOLERANCE = 1e-2
 """How far values may be off after folding, relative to the largest one. Rounding stays far below
 it, in GPUs' TF32 too; what cannot be folded is far above it."""
 
 
-class Call(NamedTuple):
-    """Input and output of a layer, and what they were: activations change maps in place."""
+Folded = dict[Any, tuple[_BatchNorm, Any]]
+"""For convolutions, the BatchNorm that reads them and what does the work of both."""
 
-    x: Tensor
-    y: Tensor
-    x_values: Tensor
-    y_values: Tensor
-
-
-Calls = defaultdict[nn.Module, list[Call]]
-
-
-Fused = Callable[[Tensor], Tensor]
-"""A convolution with a BatchNorm in it."""
+_SCALABLE = {nn.Conv2d.forward, Conv2d.forward, DeformableDownsampling.forward}
+_NORMS = {_BatchNorm.forward, nn.SyncBatchNorm.forward}
 
 
 @torch.no_grad()
@@ -50,30 +40,36 @@ def fold(model: nn.Module) -> Callable[[], None]:
 
     Raises:
         ValueError: The model is in training mode.
-        RuntimeError: It does not run on a picture alone, or something else reads what convolutions
-            return; the model is as it was.
+        RuntimeError: It does not run on a picture alone, or gives other results; the model is as it
+            was.
     """
     if model.training:
         raise ValueError(
             f"expected {type(model).__name__} in evaluation mode to fold BatchNorm, got one in "
             "training mode; call its eval()"
         )
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d | ModulatedDeformConv2d)]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
 
-    def put(chosen: dict[Any, tuple[_BatchNorm, Any]]) -> Callable[[], None]:
-        fused = {conv: module for conv, (_, module) in chosen.items()}
-        return _replace(model, fused | {norm: nn.Identity() for norm, _ in chosen.values()})
+    def put(folded: Folded) -> Callable[[], None]:
+        fused = {conv: module for conv, (_, module) in folded.items()}
+        return _replace(model, fused | {norm: nn.Identity() for norm, _ in folded.values()})
 
-    return _fold(model, list(model.modules()), _fuse, put)
+    return _fold(model, convs, norms, _fuse, put)
 
 
 @torch.no_grad()
 def fold_frozen(model: nn.Module) -> Callable[[], None]:
     """Let convolutions do what a frozen BatchNorm behind them does, in training too.
 
-    At every call a convolution multiplies its weights by those of the BatchNorm; for the backward
-    pass, the map between the two is not kept. All modules and parameters stay where they are, and
-    gradients are the same up to rounding. A BatchNorm is frozen if training mode leaves it in
-    evaluation mode and its parameters need no gradient.
+    At every call a convolution multiplies its weights by those of the BatchNorm. For the backward
+    pass the map between the two is not kept, but the product is: that saves memory unless pictures
+    are tiny. Modules and parameters stay where they are, and gradients are the same up to rounding.
+    MMEngine's ``efficient_conv_bn_eval`` does the same for models that torch.fx can trace.
+
+    A BatchNorm is frozen if training mode leaves it in evaluation mode and its parameters need no
+    gradient. Folded is what a run in evaluation mode shows to be a plain or deformable convolution
+    that a BatchNorm alone reads; what training alone does in between is not seen.
 
     Args:
         model: A model that predicts from a picture alone, in any mode; changed in place.
@@ -84,63 +80,65 @@ def fold_frozen(model: nn.Module) -> Callable[[], None]:
     Raises:
         RuntimeError: As of :func:`fold`.
     """
-    training = model.training
-    model.train()
-    frozen = [
-        module
-        for module in model.modules()
-        if not module.training and not any(p.requires_grad for p in module.parameters())
-    ]
-    model.eval()
-
-    def put(chosen: dict[Any, tuple[_BatchNorm, Any]]) -> Callable[[], None]:
-        for conv, (norm, scaled) in chosen.items():
-            vars(conv)["forward"], vars(norm)["forward"] = scaled, _as_it_is
-
-        def undo() -> None:
-            for conv, (norm, _) in chosen.items():
-                del vars(conv)["forward"], vars(norm)["forward"]
-
-        return undo
-
+    modes = {module: module.training for module in model.modules()}
     try:
-        return _fold(model, frozen, lambda conv, norm: partial(_convolve_scaled, conv, norm), put)
+        model.train()
+        frozen = [m for m in model.modules() if _is_frozen(m)]
+        model.eval()
+        convs = [m for m in model.modules() if type(m).forward in _SCALABLE]
+        return _fold(model, convs, frozen, _scale, _override)
     finally:
-        model.train(training)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def is_scaled(module: nn.Module) -> bool:
+    """Whether :func:`fold_frozen` lets a convolution do the work of a BatchNorm, too."""
+    forward = vars(module).get("forward")
+    return isinstance(forward, partial) and forward.func is _convolve_scaled
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    is_norm = isinstance(module, _BatchNorm) and type(module).forward in _NORMS
+    return is_norm and not module.training and not any(p.requires_grad for p in module.parameters())
 
 
 def _fold(
     model: nn.Module,
-    norms: list[nn.Module],
-    fuse: Callable[[Any, _BatchNorm], Fused],
-    put: Callable[[dict[Any, tuple[_BatchNorm, Fused]]], Callable[[], None]],
+    convs: list[Any],
+    norms: list[Any],
+    fuse: Callable[[Any, _BatchNorm], Callable[[Tensor], Tensor]],
+    put: Callable[[Folded], Callable[[], None]],
 ) -> Callable[[], None]:
-    """Fuse convolutions with those of ``norms`` that read them, and ``put`` that in place."""
-    norms = [m for m in norms if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    norms = [norm for norm in norms if not _is_watched(norm)]
+    """Fuse convolutions with the norms that read them, and ``put`` that in their place."""
+    convs = [conv for conv in convs if not _is_watched(conv)]
+    norms = [m for m in norms if m.running_mean is not None and not _is_watched(m)]
     if not norms:
         return lambda: None
-    kinds = nn.Conv2d | ModulatedDeformConv2d
-    convs = [m for m in model.modules() if isinstance(m, kinds) and not _is_watched(m)]
-    calls = _record(model, [*convs, *norms])
-    chosen: dict[Any, tuple[_BatchNorm, Fused]] = {}
-    expected = dict(calls)
+    calls = record(model, [*convs, *norms])
+    folded: Folded = {}
+    expected = dict(calls.of)
     for conv, norm in _pairs(convs, calls):
         fused = fuse(conv, norm)
         # Not so where a layer does more than its base class: a convolution that standardises its
         # weights, a BatchNorm that ends in an activation.
-        if _agree([fused(call.x_values) for call in calls[conv]], calls[norm]):
-            chosen[conv] = norm, fused
+        if _agree([fused(call.x_values) for call in calls.of[conv]], calls.of[norm]):
+            folded[conv] = norm, fused
             del expected[conv]
             expected[fused if isinstance(fused, nn.Module) else conv] = expected.pop(norm)
-    undo = put(chosen)
-    # Nobody else may have read what the convolutions returned.
-    after = _record(model, list(expected))
-    if not all(_agree([c.y_values for c in after[m]], old) for m, old in expected.items()):
+    undo = put(folded)
+    try:
+        after = record(model, list(expected)).of
+        agree = all(_agree([c.y_values for c in after[m]], old) for m, old in expected.items())
+    except BaseException:
+        undo()
+        raise
+    if not agree:
         undo()
         raise RuntimeError(
-            f"expected convolutions of {type(model).__name__} that nothing but a BatchNorm reads, "
-            "got other results after folding"
+            f"expected {type(model).__name__} with the same results after folding BatchNorm, got "
+            "others; does it predict at random, or read what its convolutions return out of "
+            "PyTorch's sight?"
         )
     return undo
 
@@ -152,8 +150,29 @@ def _fuse(conv: Any, norm: _BatchNorm) -> nn.Module:
     return fused
 
 
+def _scale(conv: Any, norm: _BatchNorm) -> Callable[[Tensor], Tensor]:
+    return partial(_convolve_scaled, conv, norm)
+
+
+def _override(folded: Folded) -> Callable[[], None]:
+    """Give convolutions another ``forward``, and norms none."""
+    for conv, (norm, scaled) in folded.items():
+        conv.__dict__["forward"], norm.__dict__["forward"] = scaled, _as_it_is
+
+    def undo() -> None:
+        for conv, (norm, _) in folded.items():
+            del conv.__dict__["forward"], norm.__dict__["forward"]
+
+    return undo
+
+
 def _convolve_scaled(conv: Any, norm: _BatchNorm, x: Tensor) -> Tensor:
     """What a frozen BatchNorm says of a convolution: one with other weights."""
+    if norm.training:
+        raise RuntimeError(
+            "expected a BatchNorm that stays in evaluation mode, as it was folded into a "
+            "convolution, got one in training mode; undo the folding first"
+        )
     assert norm.running_mean is not None and norm.running_var is not None
     scale = (norm.running_var + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight
@@ -170,21 +189,25 @@ def _as_it_is(x: Tensor) -> Tensor:
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Whether hooks of others see, or change, what goes through a module."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether others see, or change, what goes through a module."""
+    hooks = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooks or module._backward_hooks or module._backward_pre_hooks) or (
+        "forward" in vars(module)
+    )
 
 
 def _pairs(convs: list[Any], calls: Calls) -> Iterator[tuple[Any, _BatchNorm]]:
     """Convolutions with the BatchNorm that reads them, of which neither has to do with others."""
-    writers = {id(call.y): conv for conv in convs for call in calls[conv]}
+    writers = {id(call.y): conv for conv in convs for call in calls.of.get(conv, ())}
     readers: defaultdict[nn.Module | None, list[_BatchNorm]] = defaultdict(list)
-    for norm in (layer for layer in calls if isinstance(layer, _BatchNorm)):
-        for call in calls[norm]:
+    for norm in (layer for layer in calls.of if isinstance(layer, _BatchNorm)):
+        for call in calls.of[norm]:
             readers[writers.get(id(call.x))].append(norm)
     for conv in convs:
-        norms = readers[conv]
-        alone = len(set(norms)) == 1 and len(norms) == len(calls[conv]) == len(calls[norms[0]])
-        if alone and not norms[0].training:
+        norms, outputs = readers[conv], {id(call.y) for call in calls.of.get(conv, ())}
+        if len(set(norms)) != 1 or norms[0].training or outputs & calls.read_by_others:
+            continue
+        if len(norms) == len(calls.of[conv]) == len(calls.of[norms[0]]):
             yield conv, norms[0]
 
 
@@ -212,37 +235,3 @@ def _replace(model: nn.Module, new: dict[nn.Module, nn.Module]) -> Callable[[], 
             setattr(parent, name, child)
 
     return undo
-
-
-def _record(model: nn.Module, layers: list[nn.Module]) -> Calls:
-    """What layers see of a random picture, of the first size that the model takes."""
-
-    def note(calls: Calls, module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> None:
-        calls[module].append(Call(args[0], y, args[0].clone(), y.clone()))
-
-    failure = None
-    for size in DRY_RUN_SIZES:
-        calls: Calls = defaultdict(list)
-        handles = [layer.register_forward_hook(partial(note, calls)) for layer in layers]
-        try:
-            _run(model, size)
-        # Every model has its own way to refuse a size.
-        except Exception as error:
-            failure = failure or error
-        else:
-            return calls
-        finally:
-            for handle in handles:
-                handle.remove()
-    raise RuntimeError(
-        f"expected {type(model).__name__} to run on a random picture of one of the sizes "
-        f"{DRY_RUN_SIZES}; the first attempt failed with: {failure}"
-    ) from failure
-
-
-def _run(model: nn.Module, size: tuple[int, int]) -> None:
-    if isinstance(model, BaseModel):
-        model_call(model, size)()
-        return
-    generator = torch.Generator().manual_seed(0)
-    model(torch.randn(1, 3, *size, generator=generator).to(next(model.parameters())))

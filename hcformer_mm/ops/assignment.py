@@ -156,8 +156,11 @@ class _AssignMaps(torch.autograd.Function):
     ) -> Tensor:
         of_fine, of_coarse = _embeddings(eps, weights)
         cells = weights[0].new_empty(*coarse.shape[:3], len(of_coarse.projection))
+        lengths = weights[0].new_empty(*coarse.shape[:3], 1)
         for place in bands(coarse):
-            cells[place] = embed(coarse[place], of_coarse)
+            band = Band(coarse[place], of_coarse)
+            cells[place], lengths[place] = band.features, band.lengths
+        del band
         cells = with_border(cells)
         beyond = _beyond(cells)
         assignment = weights[0].new_empty(*fine.shape[:3], NUM_CANDIDATES)
@@ -166,12 +169,12 @@ class _AssignMaps(torch.autograd.Function):
             candidates = cells[images, around_parents(rows)]
             assignment[images, rows] = _assign(features, candidates, scale, beyond[parents(rows)])
         ctx.eps = eps
-        ctx.save_for_backward(assignment, cells, fine, coarse, scale, *weights)
+        ctx.save_for_backward(assignment, cells, lengths, fine, coarse, scale, *weights)
         return assignment
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        assignment, cells, *inputs = ctx.saved_tensors
+        assignment, cells, lengths, *inputs = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:]
         with torch.autocast(grad.device.type, enabled=False):
             if torch.is_grad_enabled():  # somebody differentiates the gradient
@@ -179,7 +182,7 @@ class _AssignMaps(torch.autograd.Function):
                 value = _assign_maps(ctx.eps, *inputs)
                 found = iter(torch.autograd.grad(value, chosen, grad, create_graph=True))
                 return (None, *(next(found) if needed else None for needed in wanted))
-            return (None, *_gradients(ctx.eps, inputs, wanted, assignment, cells, grad))
+            return (None, *_gradients(ctx.eps, inputs, wanted, assignment, cells, lengths, grad))
 
 
 def _gradients(
@@ -188,6 +191,7 @@ def _gradients(
     wanted: Sequence[bool],
     assignment: Tensor,
     cells: Tensor,
+    lengths: Tensor,
     grad: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of :func:`_assign_maps`, for that of the assignment.
@@ -198,6 +202,7 @@ def _gradients(
         wanted: Which of them need a gradient.
         assignment: ``(B, H, W, 9)``.
         cells: Features of the coarse map with their border.
+        lengths: What these were divided by, ``(B, h, w, 1)``.
         grad: ``(B, H, W, 9)``.
     """
     fine, coarse, scale, *weights = inputs
@@ -220,9 +225,12 @@ def _gradients(
         grad_cells[around] += spread(band.features.to(dtype), slope)
         grad_features = mix(cells[around].to(dtype), slope).to(cells.dtype)
         band.backward(grad_features, place, fine_gradients)
-    grad_cells = grad_cells[:, 1:-1, 1:-1].to(cells.dtype)
+        del band, grad_features  # before the next ones are made
+    features, grad_cells = cells[:, 1:-1, 1:-1], grad_cells[:, 1:-1, 1:-1].to(cells.dtype)
     for place in bands(coarse, backward=True):
-        Band(coarse[place], of_coarse).backward(grad_cells[place], place, coarse_gradients)
+        band = Band(coarse[place], of_coarse, known=(features[place], lengths[place]))
+        band.backward(grad_cells[place], place, coarse_gradients)
+        del band
     grad_fine, *grad_fine_weights = fine_gradients.totals
     grad_coarse, *grad_coarse_weights = coarse_gradients.totals
     maps_and_scale = grad_fine, grad_coarse, grad_scale if wanted[2] else None

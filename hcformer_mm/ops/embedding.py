@@ -69,25 +69,32 @@ class Band:
     Args:
         pixels: The rows, ``(B, r, W, C)``.
         embedding: Weights.
+        known: Features and lengths of these rows, where they are known.
 
     Attributes:
         features: :func:`embed` of them, ``(B, r, W, C_F)``.
+        lengths: Of what was projected, ``(B, r, W, 1)``.
     """
 
-    def __init__(self, pixels: Tensor, embedding: Embedding) -> None:
+    def __init__(
+        self, pixels: Tensor, embedding: Embedding, known: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         weight, bias, projection, eps = embedding
         self._embedding = embedding
         self._pixels = pixels.to(weight.dtype)
         self._normed, *self._moments = torch.native_layer_norm(
             self._pixels, weight.shape, weight, bias, eps
         )
+        if known is not None:
+            self.features, self.lengths = known
+            return
         projected = F.linear(self._normed, projection)
-        self._lengths = torch.linalg.vector_norm(projected, dim=-1, keepdim=True)
-        self._lengths.clamp_min_(NORM_EPS)
-        self.features = projected.div_(self._lengths)
+        lengths = torch.linalg.vector_norm(projected, dim=-1, keepdim=True)
+        self.lengths = lengths.clamp_min_(NORM_EPS)
+        self.features = projected.div_(self.lengths)
 
     def backward(self, grad: Tensor, place: tuple[slice, slice], gradients: Gradients) -> None:
-        """Add the gradients of these rows, for the gradient of their features.
+        """Add the gradients of these rows, for the gradient of their features; once.
 
         Args:
             grad: ``(B, r, W, C_F)``.
@@ -98,9 +105,10 @@ class Band:
         weight, bias, projection, _ = self._embedding
         # The derivative of a unit vector is at right angles to it.
         along = (self.features * grad).sum(dim=-1, keepdim=True)
-        grad = torch.addcmul(grad, self.features, along, value=-1).div_(self._lengths)
+        grad = torch.addcmul(grad, self.features, along, value=-1).div_(self.lengths)
         if grad_projection is not None:
             grad_projection.addmm_(grad.flatten(0, 2).T, self._normed.flatten(0, 2))
+        del self._normed  # the largest of what a band holds
         wanted = [total is not None for total in gradients.totals[:3]]
         if not any(wanted):
             return

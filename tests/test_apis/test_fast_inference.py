@@ -239,18 +239,54 @@ def test_what_can_be_folded(name):
     assert_close(model(image), expected, 1e-5)
 
 
+READERS = {
+    "before-another-layer": lambda m, x: m.last(m.norm(y := m.conv(x)) * y.sigmoid()),
+    "last": lambda m, x: (m.last(x), m.norm(y := m.conv(x)), y.sigmoid()),
+    "nobody-but-the-caller": lambda m, x: (m.last(x), m.norm(y := m.conv(x)), y),
+    "its-values": lambda m, x: m.last(m.norm(y := m.conv(x))) * float(y.detach().numpy().mean()),
+    "dropout": lambda m, x: m.last(m.norm(F.dropout2d(m.conv(x), training=m.training))),
+}
+
+
+def read_by(name):
+    return Net(READERS[name], conv=conv(), norm=norm(), last=conv())
+
+
+@pytest.mark.parametrize("name", READERS)
 @torch.no_grad()
-def test_a_convolution_that_something_else_reads():
-    """Its reader shows in what comes after it."""
+def test_a_convolution_that_something_else_reads(name):
+    model = randomise(read_by(name))
+    modules = dict(model.named_modules())
+    assert dict(fold_batch_norm(model).named_modules()) == modules
+
+
+@torch.no_grad()
+def test_results_that_are_not_the_same():
+    """Nothing is left behind."""
     model = Net(
-        lambda m, x: m.last(m.norm(y := m.conv(x)) * y.sigmoid()),
+        lambda m, x: m.last(m.norm(m.conv(x)) * torch.rand(1)),
         conv=conv(),
         norm=norm(),
         last=conv(),
     )
     randomise(model)
     modules = dict(model.named_modules())
-    with pytest.raises(RuntimeError, match="of Net that nothing but a BatchNorm reads, got other"):
+    with pytest.raises(RuntimeError, match=r"Net with the same results after folding .* random"):
+        fold_batch_norm(model)
+    assert dict(model.named_modules()) == modules
+
+
+def test_a_second_run_that_fails():
+    runs = []
+
+    def run(module, x):
+        runs.append(len(runs))
+        assert len(runs) < 2, "once is enough"
+        return module.norm(module.conv(x))
+
+    model = randomise(Net(run, conv=conv(), norm=norm()))
+    modules = dict(model.named_modules())
+    with pytest.raises(RuntimeError, match="once is enough"):
         fold_batch_norm(model)
     assert dict(model.named_modules()) == modules
 
@@ -263,10 +299,17 @@ def test_a_layer_in_two_places():
 
 
 @pytest.mark.parametrize("watched", ["0", "1"])
-def test_watched_layers_stay(watched):
+@pytest.mark.parametrize("how", ["forward hook", "backward hook", "another forward"])
+def test_watched_layers_stay(watched, how):
     """Taps of a backbone, for example, would see another map."""
     model = randomise(nn.Sequential(conv(), norm()))
-    model.get_submodule(watched).register_forward_hook(lambda *call: None)
+    layer = model.get_submodule(watched)
+    if how == "forward hook":
+        layer.register_forward_hook(lambda *call: None)
+    elif how == "backward hook":
+        layer.register_full_backward_hook(lambda *call: None)
+    else:
+        layer.forward = layer.forward
     modules = list(model)
     assert list(fold_batch_norm(model)) == modules
 

@@ -4,6 +4,8 @@ from copy import deepcopy
 
 import pytest
 import torch
+from mmcv.cnn.bricks import Conv2dAdaptivePadding
+from mmengine.model import BaseModel
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -14,11 +16,13 @@ from tests.models import backbone, resnet
 from tests.test_apis.test_fast_inference import (
     FOLDABLE,
     MISLEADING,
+    READERS,
     Net,
     Regions,
     conv,
     norm,
     randomise,
+    read_by,
 )
 
 
@@ -171,9 +175,18 @@ def test_norms_that_learn_are_left_alone(frozen):
     assert model.training
 
 
-@pytest.mark.parametrize("name", [name for name in MISLEADING if name != "batch-statistics"])
+UNFIT = {
+    **{name: make for name, make in MISLEADING.items() if name != "batch-statistics"},
+    **{name: lambda name=name: read_by(name) for name in READERS},
+    "dcn": FOLDABLE["dcn"],
+    "dropout-module": lambda: nn.Sequential(conv(), nn.Dropout2d(), norm()),
+    "padding-of-its-own": lambda: nn.Sequential(Conv2dAdaptivePadding(3, 3, 2, stride=2), norm()),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
 def test_what_cannot_be_folded_is_left_alone(name):
-    model = Frozen(MISLEADING[name]())
+    model = Frozen(UNFIT[name]())
     fold_frozen(model)
     assert not overridden(model)
 
@@ -188,20 +201,70 @@ def test_what_can_be_folded(name):
     assert_same(model.double(), gradients(plain, image), image)
 
 
-def test_a_convolution_that_something_else_reads():
+def test_what_fails_is_left_out():
     model = Frozen(
         Net(
-            lambda m, x: m.last(m.norm(y := m.conv(x)) * y.sigmoid()),
+            lambda m, x: m.last(m.norm(m.conv(x)) * torch.rand(1)),
             conv=conv(),
             norm=norm(),
             last=conv(),
         )
     )
-    with pytest.raises(RuntimeError, match="that nothing but a BatchNorm reads"):
+    with pytest.raises(RuntimeError, match="the same results after folding BatchNorm"):
         fold_frozen(model)
     assert not overridden(model) and model.training
-    with pytest.warns(UserWarning, match="frozen BatchNorm is not folded: expected convolutions"):
+    with pytest.warns(UserWarning, match="frozen BatchNorm is not folded: expected Frozen with"):
         speed_up_training(model)
+
+
+class Bare(BaseModel):
+    """A model that is called with data, as MMEngine does, and has no backbone."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = conv()
+
+    def forward(self, inputs, data_samples=None, mode="tensor"):
+        return dict(loss=self.conv(inputs).mean())
+
+
+def test_models_without_a_backbone():
+    model = Bare()
+    with pytest.warns(UserWarning, match="not channels-last: expected a model with a backbone"):
+        speed_up_training(model)
+    assert model(torch.randn(1, 3, 8, 8))["loss"].requires_grad
+
+
+def test_backbones_may_be_called_by_keyword():
+    model = Net(lambda m, x: m.backbone(input=x), backbone=conv())
+    speed_up_training(model)
+    model(torch.randn(1, 3, 8, 8))
+
+
+def test_modes_are_kept():
+    """Of parts that somebody has frozen by hand, too; and norms must stay frozen."""
+    model = frozen_backbone()
+    part = next(m for m in model.modules() if isinstance(m, nn.ReLU))
+    part.eval()
+    speed_up_training(model)
+    assert model.training and not part.training
+    model.norms()[0].train()
+    with pytest.raises(RuntimeError, match="stays in evaluation mode"):
+        model(torch.randn(1, 3, 64, 64))
+
+
+def test_what_layers_keep_of_the_first_run():
+    """A table that is made once can be used in training."""
+
+    def run(module, x):
+        if not hasattr(module, "table"):
+            module.table = torch.ones_like(x)
+        return module.norm(module.conv(x[..., :8, :8] * module.table[..., :8, :8]))
+
+    model = Frozen(Net(run, conv=conv(), norm=norm()))
+    speed_up_training(model)
+    model(torch.randn(1, 3, 16, 16)).sum().backward()
+    assert model.model.conv.weight.grad is not None
 
 
 def test_layers_that_misread_memory_get_what_they_got():

@@ -118,7 +118,7 @@ def test_what_is_frozen_gets_no_gradient(frozen, monkeypatch):
 
 
 def test_training_keeps_little(monkeypatch):
-    """For the backward pass: features of cells and the assignment; no feature of a pixel."""
+    """For the backward pass: what is known of cells and the assignment; no feature of a pixel."""
     work_on(2**12, monkeypatch)
     clustering = ClusteringModule(64, 128, embed_channels=16)
     fine = torch.randn(1, 64, 32, 32).requires_grad_()
@@ -132,8 +132,8 @@ def test_training_keeps_little(monkeypatch):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         clustering(fine, coarse)
     inputs = sum(x.untyped_storage().nbytes() for x in (fine, coarse, *clustering.parameters()))
-    cells, assignment = 4 * 16 * 18 * 18, 4 * 9 * 32 * 32
-    assert sum(kept.values()) - inputs <= cells + assignment
+    cells, lengths, assignment = 4 * 16 * 18 * 18, 4 * 16 * 16, 4 * 9 * 32 * 32
+    assert sum(kept.values()) - inputs <= cells + lengths + assignment
 
 
 def test_parameters():

@@ -100,6 +100,10 @@ def test_operators(tmp_path):
 
 
 FAST = "@fold-bn@channels-last"
+FROZEN = "".join(
+    f"@model.backbone.backbone.{option}"
+    for option in ("norm_eval=True", "norm_cfg.type=BN", "norm_cfg.requires_grad=False")
+)
 
 
 def test_training(tmp_path):
@@ -111,7 +115,7 @@ def test_training(tmp_path):
                 "train",
                 SHAPES_CONFIG,
                 other,
-                SHAPES_CONFIG + FAST,
+                SHAPES_CONFIG + FROZEN + FAST,
                 "--shape",
                 "64",
                 "96",
@@ -125,7 +129,7 @@ def test_training(tmp_path):
     report = json.loads(file.read_text())
     rows = report["results"]
     name = Path(SHAPES_CONFIG).stem
-    names = [name, name + other.removeprefix(SHAPES_CONFIG), name + FAST]
+    names = [name, name + other.removeprefix(SHAPES_CONFIG), name + FROZEN + FAST]
     assert [(row["phase"], row["name"]) for row in rows] == [
         (phase, name) for phase in ("head", "step") for name in names
     ]
@@ -228,6 +232,7 @@ def test_wrong_arguments_of_operators(fails, arguments, message):
         ((SHAPES_CONFIG, *SHAPE, "--baseline", "2"), "expected --baseline of 1 to 1, got 2"),
         ((SHAPES_CONFIG, *SHAPE, "--batch", "0"), "--batch: expected an integer >= 1, got '0'"),
         ((f"{SHAPES_CONFIG}@fast", *SHAPE), "key=value, fold-bn or channels-last, got"),
+        ((SHAPES_CONFIG, *SHAPE, "--fold-bn"), "expected frozen BatchNorm to fold for training"),
     ],
 )
 def test_wrong_arguments_of_training(fails, arguments, message):
