@@ -23,6 +23,7 @@ it, in GPUs' TF32 too; what cannot be folded is far above it."""
 Folded = dict[Any, tuple[_BatchNorm, Any]]
 """For convolutions, the BatchNorm that reads them and what does the work of both."""
 
+# A class that does more in a forward of its own is another operation, at other sizes perhaps.
 _SCALABLE = {nn.Conv2d.forward, Conv2d.forward, DeformableDownsampling.forward}
 _NORMS = {_BatchNorm.forward, nn.SyncBatchNorm.forward}
 
