@@ -17,18 +17,18 @@ from typing import Any
 import mmcv
 import numpy as np
 from explorer_html import CSS, NOTES, levels_html, path_html
-from shapes import CONFIG, PICTURES, ROOT, Demo
+from shapes import CONFIG, IMAGES, ROOT, Demo
 
+from demo.exploration import OVERLAYS, Exploration, draw_level, explore
 from hcformer_mm.apis.cluster_inferencer import ClusterInferencer
-from hcformer_mm.apis.pictures import Picture
-from hcformer_mm.visualization import predicted_segments
-from hcformer_mm.visualization.exploration import OVERLAYS, Exploration, draw_level, explore
+from hcformer_mm.apis.inputs import InputImage
+from hcformer_mm.structures.data_samples import predicted_segments
 
 FIRST_PORT = 7860
 """Where the search for a free port begins: Gradio's own."""
 
 LARGEST_SIDE = 2048
-"""Larger pictures are reduced to this longer side, since masks are made at the picture's size."""
+"""Larger images are reduced to this longer side, since masks are made at the image's size."""
 
 
 class UsageError(Exception):
@@ -36,7 +36,7 @@ class UsageError(Exception):
 
 
 class Explorer:
-    """A model, and what it makes of a picture; pages share it.
+    """A model, and what it makes of an image; pages share it.
 
     Args:
         config: File or name of a config.
@@ -50,7 +50,7 @@ class Explorer:
         self._lock = threading.Lock()  # several pages may ask at once
 
     def open(self, image: np.ndarray) -> Exploration:
-        """Run the model on a picture ``(H, W, 3)``, BGR."""
+        """Run the model on an image ``(H, W, 3)``, BGR."""
         if max(image.shape) > LARGEST_SIDE:
             image = mmcv.imrescale(image, (LARGEST_SIDE, LARGEST_SIDE), interpolation="area")
         with self._lock:
@@ -81,15 +81,15 @@ def build_page(explorer: Explorer, examples: list[Path]) -> Any:
         drawn = draw_level(exploration, level, overlay, opacity=opacity, pixel=pixel)
         return drawn, levels_html(exploration, level)
 
-    def change_picture(file, level, overlay, opacity):
+    def change_image(file, level, overlay, opacity):
         if file is None:  # it was removed: what is shown stays
             return [gr.skip()] * 5
         try:
             path = Path(file["path"])
-            exploration = explorer.open(Picture(path.stem, 0, path=path).read())
+            exploration = explorer.open(InputImage(path.stem, 0, path=path).read())
         except ValueError as error:
             # The name that its owner knows it by.
-            gr.Warning(str(error).replace(file["path"], file["orig_name"] or "the picture"))
+            gr.Warning(str(error).replace(file["path"], file["orig_name"] or "the image"))
             return [gr.skip()] * 5
         drawn, legend = view(exploration, level, overlay, opacity, None)
         return exploration, None, drawn, legend, path_html(exploration, None)
@@ -134,26 +134,26 @@ def build_page(explorer: Explorer, examples: list[Path]) -> Any:
                     elem_id="shown",
                 )
             with gr.Column(scale=1, min_width=240):
-                picture = gr.Image(
+                image = gr.Image(
                     value=examples[0] if examples else None,
                     sources=["upload", "clipboard"],
-                    label="Picture",
+                    label="Image",
                     height=230,
                     buttons=[],
-                    elem_id="picture",
+                    elem_id="image",
                 )
                 if examples:
-                    gr.Examples([[str(path)] for path in examples], picture, label="Examples")
+                    gr.Examples([[str(path)] for path in examples], image, label="Examples")
         path = gr.HTML(elem_id="path")
         gr.HTML(NOTES, elem_id="notes")
 
         controls = [level, overlay, opacity]
         opened = [exploration, pixel, shown, legend, path]
-        for event in (page.load, picture.change):
+        for event in (page.load, image.change):
             # The file is taken as it is: Gradio's own reading would fail without a word.
             event(
-                change_picture,
-                [picture, *controls],
+                change_image,
+                [image, *controls],
                 opened,
                 preprocess=False,
                 api_visibility="private",
@@ -182,7 +182,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", nargs="?", help="config file, or the name of one of the zoo")
     parser.add_argument("checkpoint", nargs="?", type=Path, help="checkpoint file")
-    parser.add_argument("--examples", type=Path, nargs="+", help="pictures to choose from")
+    parser.add_argument("--examples", type=Path, nargs="+", help="images to choose from")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on (%(default)s)")
     parser.add_argument("--port", type=int, help=f"by default a free one from {FIRST_PORT} on")
     parser.add_argument("--device", help="cpu, cuda or cuda:<index>; by default the GPU if any")
@@ -208,12 +208,12 @@ def find_model(args: argparse.Namespace) -> tuple[str | Path, Path]:
 
 
 def find_examples(named: list[Path] | None) -> list[Path]:
-    """Pictures that were named, or else some of the Shapes set if it is there."""
+    """Images that were named, or else some of the Shapes set if it is there."""
     if named is None:
-        return [ROOT / path for path in PICTURES if (ROOT / path).is_file()]
+        return [ROOT / path for path in IMAGES if (ROOT / path).is_file()]
     missing = [str(path) for path in named if not path.is_file()]
     if missing:
-        raise UsageError(f"no such picture: {', '.join(missing)}")
+        raise UsageError(f"no such image: {', '.join(missing)}")
     return named
 
 
@@ -249,7 +249,7 @@ def serve(args: argparse.Namespace) -> None:
     examples = find_examples(args.examples)
     check_address(args.host, args.port)
     with TemporaryDirectory(prefix="explorer-") as cache:
-        os.environ["GRADIO_TEMP_DIR"] = cache  # pictures that pages send and get
+        os.environ["GRADIO_TEMP_DIR"] = cache  # images that pages send and get
         gradio = import_gradio()
         try:
             explorer = Explorer(config, checkpoint, args.device)

@@ -7,11 +7,11 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from hcformer_mm.visualization.exploration import Exploration, Step, light_up, trace
+from demo.exploration import Exploration, Step, light_up, trace
 
 
 def levels_html(exploration: Exploration, level: int) -> str:
-    """All levels with their numbers of clusters, the shown one emphasised."""
+    """All levels with their numbers of clusters, the shown one emphasized."""
     items = []
     for i, count in enumerate(exploration.counts()):
         kind = "cluster" if i else "cell"
@@ -27,7 +27,7 @@ def levels_html(exploration: Exploration, level: int) -> str:
 def path_html(exploration: Exploration, pixel: tuple[int, int] | None) -> str:
     """The way of a pixel: what it belongs to at every level, and the weights of each step."""
     if pixel is None:
-        return '<p class="hint">Click a pixel of the picture to follow it through the levels.</p>'
+        return '<p class="hint">Click a pixel of the image to follow it through the levels.</p>'
     steps = {step.level: step for step in trace(exploration, pixel)}
     columns = []
     for level, labels in enumerate(exploration.maps):
@@ -42,7 +42,7 @@ def path_html(exploration: Exploration, pixel: tuple[int, int] | None) -> str:
             title, body = "Prediction", prediction_html(exploration, pixel)
         columns.append(
             f'<figure data-level="{level}"><figcaption><b>{title}</b>'
-            f"<span>{share:.2%} of picture</span></figcaption>"
+            f"<span>{share:.2%} of image</span></figcaption>"
             f'<img src="{data_uri(light_up(exploration, level, pixel))}" alt="{title}, lit">'
             f"{body}</figure>"
         )
@@ -89,10 +89,10 @@ def prediction_html(exploration: Exploration, pixel: tuple[int, int]) -> str:
     )
 
 
-def data_uri(picture: np.ndarray) -> str:
-    """A picture as a link that holds it."""
+def data_uri(image: np.ndarray) -> str:
+    """An image as a link that holds it."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
+    Image.fromarray(image).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -1,4 +1,4 @@
-"""Draw what a model makes of pictures: things and stuff, coloured and named."""
+"""Draw what a model makes of images: things and stuff, colored and named."""
 
 import argparse
 import sys
@@ -6,16 +6,16 @@ from pathlib import Path
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from hcformer_mm.acceleration.inference import DTYPES
 from hcformer_mm.apis import HCFormerInferencer
-from hcformer_mm.apis.fast_inference import DTYPES
-from hcformer_mm.apis.pictures import open_pictures
-from hcformer_mm.apis.result_writers import write_picture
-from hcformer_mm.visualization import SCORE_THR
+from hcformer_mm.apis.inputs import open_images
+from hcformer_mm.apis.result_writer import write_image
+from hcformer_mm.structures.data_samples import SCORE_THR
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("image", help="picture, folder of pictures, or video")
+    parser.add_argument("image", help="image, folder of images, or video")
     parser.add_argument("config", help="config file, or the name of one of this package's")
     parser.add_argument("checkpoint", type=Path, help="checkpoint file")
     parser.add_argument(
@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
         default=Path("work_dirs/image_demo"),
         help="folder (default: %(default)s) for drawings, COCO panoptic and instance results and "
         "label maps, as far as the model predicts them; or a file, such as out.png, for the "
-        "drawing of one picture alone",
+        "drawing of one image alone",
     )
     parser.add_argument(
         "--device", help="cpu, cuda or cuda:<index>; by default the GPU if there is one"
@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
         help="fold BatchNorm and lay memory out channels-last, which changes results by rounding",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=1, help="pictures that go through the model together"
+        "--batch-size", type=int, default=1, help="images that go through the model together"
     )
     parser.add_argument(
         "--score-thr",
@@ -51,19 +51,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--ann-file",
         type=Path,
-        help="annotations in COCO's format whose ids of pictures and categories the results get, "
+        help="annotations in COCO's format whose ids of images and categories the results get, "
         "so that they can be compared with them",
     )
     return parser.parse_args()
 
 
 def run(args: argparse.Namespace) -> None:
-    pictures = open_pictures(args.image)  # a mistyped name is found before the model is built
+    images = open_images(args.image)  # a mistyped name is found before the model is built
     to_file = args.out.suffix.lower() in IMG_EXTENSIONS
-    if to_file and not (isinstance(pictures, list) and len(pictures) == 1):
-        raise ValueError(f"expected a folder for several pictures, got --out {args.out}")
+    if to_file and not (isinstance(images, list) and len(images) == 1):
+        raise ValueError(f"expected a folder for several images, got --out {args.out}")
     if to_file and args.out.resolve() == Path(args.image).resolve():
-        raise ValueError(f"expected another file than the picture itself, got --out {args.out}")
+        raise ValueError(f"expected another file than the image itself, got --out {args.out}")
     if to_file and args.ann_file is not None:
         raise ValueError(f"expected a folder for results with --ann-file, got --out {args.out}")
     inferencer = HCFormerInferencer(
@@ -71,8 +71,8 @@ def run(args: argparse.Namespace) -> None:
     )
     if to_file:
         (sample,) = inferencer(args.image)
-        image = pictures[0].read_rgb()
-        write_picture(args.out, inferencer.draw(image, sample, score_thr=args.score_thr))
+        image = images[0].read_rgb()
+        write_image(args.out, inferencer.draw(image, sample, score_thr=args.score_thr))
         print(args.out)
         return
     results = inferencer.iterate(
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
         progress=True,
     )
     number = sum(1 for _ in results)
-    print(f"{number} pictures in {args.out / 'pictures'}, results in {args.out}")
+    print(f"{number} images in {args.out / 'images'}, results in {args.out}")
 
 
 def main() -> None:

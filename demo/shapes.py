@@ -21,7 +21,7 @@ CONFIG = Path("configs/shapes/hcformer_r18_shapes-panoptic.py")
 DATA = Path("data/shapes")
 GROUND_TRUTH = DATA / "annotations/panoptic_val.json"
 # Few objects, tiny and thin ones, overlapping ones, and a crowd.
-PICTURES = [DATA / f"val/{number:06}.jpg" for number in (10, 23, 33, 44)]
+IMAGES = [DATA / f"val/{number:06}.jpg" for number in (10, 23, 33, 44)]
 # Title, name in the metrics of the run, and what makes it a percentage.
 METRICS = (
     ("PQ", "coco_panoptic/PQ", 1),
@@ -116,13 +116,13 @@ class Demo:
         return {title: metrics[key] * factor for title, key, factor in METRICS}
 
     def draw(self) -> Path:
-        folder = self.work_dir / "pictures"
+        folder = self.work_dir / "images"
         tool = ("tools/visualize_clusters.py", CONFIG, self.checkpoint())
-        self.run("pictures", *tool, "--img", *PICTURES, "--gt", GROUND_TRUTH, "--out", folder)
+        self.run("images", *tool, "--img", *IMAGES, "--gt", GROUND_TRUTH, "--out", folder)
         return folder
 
 
-def report(demo: Demo, metrics: dict[str, float], pictures: Path) -> None:
+def report(demo: Demo, metrics: dict[str, float], images: Path) -> None:
     """Close with what was reached, what it took, where it is and what comes next."""
     checkpoint = demo.checkpoint()
     rows = [
@@ -137,11 +137,11 @@ def report(demo: Demo, metrics: dict[str, float], pictures: Path) -> None:
     for row in rows:
         print(f"{row[0]:{width}}  {row[1]:>{value_width}}" if row else rule)
     print(
-        f"{rule}\ncheckpoint  {checkpoint}\npictures    {pictures}\n\n"
-        f"Next, draw a picture of your own:\n"
+        f"{rule}\ncheckpoint  {checkpoint}\nimages    {images}\n\n"
+        f"Next, draw an image of your own:\n"
         f"  {os.path.relpath(sys.executable, ROOT)} tools/visualize_clusters.py \\\n"
         f"    {CONFIG} \\\n    {checkpoint} \\\n"
-        f"    --img my_picture.jpg --out {pictures}"
+        f"    --img my_image.jpg --out {images}"
     )
 
 
@@ -151,7 +151,7 @@ def parse_args() -> argparse.Namespace:
         "--work-dir",
         type=Path,
         default=ROOT / "work_dirs" / CONFIG.stem,
-        help="folder for checkpoints, metrics and pictures",
+        help="folder for checkpoints, metrics and images",
     )
     parser.add_argument(
         "--fresh", action="store_true", help="delete that folder first and train anew"

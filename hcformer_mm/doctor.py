@@ -348,7 +348,7 @@ def try_model() -> None:
     sample.gt_instances = InstanceData(labels=torch.tensor([0]), masks=masks)
     sample.gt_sem_seg = PixelData(sem_seg=torch.zeros(1, side, side, dtype=torch.long))
     image = torch.zeros(3, side, side, dtype=torch.uint8)
-    # Twice the same: batch normalisation wants more than one value per channel.
+    # Twice the same: batch normalization wants more than one value per channel.
     batch = dict(inputs=[image, image], data_samples=[sample, sample.clone()])
     losses = model.train()(**model.data_preprocessor(batch, training=True), mode="loss")
     total, _ = model.parse_losses(losses)

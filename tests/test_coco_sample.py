@@ -1,4 +1,4 @@
-"""The COCO configs on two real pictures with panoptic ground truth; minutes, hence slow."""
+"""The COCO configs on two real images with panoptic ground truth; minutes, hence slow."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from panopticapi.utils import rgb2id
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from tests.models import COCO_CONFIG
+from tests.helpers.models import COCO_CONFIG
 
 INSTANCE_CONFIG = "configs/hcformer/hcformer_r50_8xb2-lsj-50e_coco-instance.py"
 
@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         not (SAMPLE / f"{ANNOTATIONS}.json").is_file(),
-        reason="needs two COCO pictures with panoptic ground truth: name their folder in "
+        reason="needs two COCO images with panoptic ground truth: name their folder in "
         "HCFORMER_MM_COCO_SAMPLE",
     ),
 ]
@@ -76,7 +76,7 @@ def instances(tmp_path):
             if segment["category_id"] in wanted:
                 mask = coco_mask.encode(np.asfortranarray(ids == segment["id"]).astype(np.uint8))
                 mask["counts"] = mask["counts"].decode()
-                # Ids of segments are unique in their picture alone.
+                # Ids of segments are unique in their image alone.
                 own = dict(id=len(annotations) + 1, image_id=entry["image_id"], segmentation=mask)
                 annotations.append(segment | own)
     file = tmp_path / "instances.json"
@@ -101,7 +101,7 @@ def step(loader, kind):
     return next(s for s in loader.dataset.pipeline if s["type"].endswith(kind))
 
 
-def test_two_pictures_are_learnt_by_heart(config):
+def test_two_images_are_learned_by_heart(config):
     """18 and 32 segments, from scratch, at 512 pixels: PQ of at least 60.
 
     Segments smaller than a cell of 32 x 32 pixels keep it from more: several of them share a cell
@@ -143,7 +143,7 @@ def test_two_pictures_are_learnt_by_heart(config):
 
 
 def one_step_at(side, config):
-    """A training step of initialised weights, and the metrics after it."""
+    """A training step of initialized weights, and the metrics after it."""
     step(config.train_dataloader, "RandomResize").update(scale=(side, side), ratio_range=(1, 1))
     step(config.train_dataloader, "RandomCrop").crop_size = (side, side)
     config.model.data_preprocessor.batch_augments[0].size = (side, side)

@@ -10,7 +10,7 @@ from mmengine.optim import OptimWrapper
 from torch import _dynamo as dynamo
 
 import hcformer_mm
-from tests.exporting import (
+from tests.helpers.exporting import (
     SMALL_SWIN,
     SWIN_CONFIG,
     TINY,
@@ -19,7 +19,7 @@ from tests.exporting import (
     lively_model,
     read_config,
 )
-from tests.models import data_sample
+from tests.helpers.models import data_sample
 from tests.test_tools.test_train_and_test import small_shapes, train  # noqa: F401
 
 OURS = str(Path(hcformer_mm.__file__).parent)
@@ -37,10 +37,10 @@ def fresh():
     dynamo.reset()
 
 
-def batch(images=2):
+def batch(size=2):
     torch.manual_seed(0)
-    pictures = [torch.randint(256, (3, 64, 96), dtype=torch.uint8) for _ in range(images)]
-    return dict(inputs=pictures, data_samples=[data_sample((64, 96)) for _ in pictures])
+    images = [torch.randint(256, (3, 64, 96), dtype=torch.uint8) for _ in range(size)]
+    return dict(inputs=images, data_samples=[data_sample((64, 96)) for _ in images])
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -13,8 +13,8 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from hcformer_mm.apis.complexity import count_multiply_adds
-from tests.models import COCO_CONFIG, SHAPES_CONFIG, data_sample
+from tests.helpers.models import COCO_CONFIG, SHAPES_CONFIG, data_sample
+from tools.analysis_tools.complexity import count_multiply_adds
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").glob("[!_]*/*.py"))
@@ -49,7 +49,7 @@ PARAMETERS_OF_VARIANTS = [
     ({LAYERS: 16}, 51.02),
     ({"model.backbone.downsampling": "original"}, 38.12),
 ]
-# Their multiply-adds, in thousands of millions; without normalisation and offsets, which ours have.
+# Their multiply-adds, in thousands of millions; without normalization and offsets, which ours have.
 MULTIPLY_ADDS = [
     (R50, {LEVEL: 0}, (800, 1088), 74.46),
     (R50, {LEVEL: 1}, (800, 1088), 75.16),
@@ -70,7 +70,7 @@ def read(path, options=None):
 
 
 def build(config):
-    """The model with random weights; nothing is downloaded, as nothing is initialised."""
+    """The model with random weights; nothing is downloaded, as nothing is initialized."""
     torch.manual_seed(0)
     return revert_sync_batchnorm(MODELS.build(config.model))
 
@@ -99,7 +99,7 @@ def reads(config):
 
 
 def batch(config, model, size, original):
-    """Two random pictures of a config's task, with ground truth."""
+    """Two random images of a config's task, with ground truth."""
     if config.default_scope == "mmseg":
         metainfo = dict(img_shape=size, ori_shape=original, pad_shape=size, img_path="")
         samples = [SegDataSample(metainfo=metainfo) for _ in range(2)]
@@ -120,7 +120,7 @@ def batch(config, model, size, original):
 def test_trains_a_step_and_predicts_what_the_metrics_read(zoo):
     _, config, model = zoo
     size, original = (64, 96), (80, 120)
-    # Pictures stay as small as they are.
+    # Images stay as small as they are.
     if config.default_scope == "mmseg":
         model.data_preprocessor.size, model.data_preprocessor.size_divisor = None, 32
     else:

@@ -9,8 +9,8 @@ from mmengine.config import Config
 
 from hcformer_mm.datasets.shapes_writer import write_shapes
 from hcformer_mm.engine import set_up_gloo
-from tests.distributed_training import launch, train, write_config
-from tests.models import SHAPES_CONFIG, data_sample, detector
+from tests.helpers.distributed_training import launch, train, write_config
+from tests.helpers.models import SHAPES_CONFIG, data_sample, detector
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/distributed.md"
@@ -27,14 +27,14 @@ SCENARIOS = {
 
 @pytest.fixture
 def shapes(tmp_path):
-    """A folder with four pictures."""
+    """A folder with four images."""
     write_shapes(tmp_path / "shapes", num_train=4, num_val=1, size=(64, 96), workers=1)
     return tmp_path
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Four pictures, and a config for each scenario."""
+    """Four images, and a config for each scenario."""
     folder = tmp_path_factory.mktemp("distributed")
     write_shapes(folder / "shapes", num_train=4, num_val=1, size=(64, 96), workers=1)
     for name, (segments, weight) in SCENARIOS.items():
@@ -71,11 +71,11 @@ def test_loss_curve_is_that_of_one_process(folder, two_processes, name):
     assert len(alone) == len(together) == STEPS
     for one, two in zip(alone, together, strict=True):
         assert two == pytest.approx(one, abs=1e-4)
-    # The same images three times: what a step has learnt shows in the next loss.
+    # The same images three times: what a step has learned shows in the next loss.
     assert abs(alone[-1]["loss"] - alone[0]["loss"]) > 0.1
 
 
-def test_classification_is_normalised_in_each_process(folder, two_processes):
+def test_classification_is_normalized_in_each_process(folder, two_processes):
     """By the host, as in DETR: with other numbers of objects in each, weights of images differ."""
     alone = train(folder / "different.py")[0]
     together = two_processes["different"][0]

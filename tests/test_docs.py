@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from tests.models import SHAPES_CONFIG
+from tests.helpers.models import SHAPES_CONFIG
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(

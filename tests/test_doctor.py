@@ -1,4 +1,4 @@
-"""The doctor: its judgement of made-up environments, and its run on this one."""
+"""The doctor: its judgment of made-up environments, and its run on this one."""
 
 import dataclasses
 import subprocess

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from mmengine.config import DictAction
 
-from hcformer_mm.apis.complexity import count_multiply_adds, count_parameters
 from tests.test_configs import CONFIGS, build, read
+from tools.analysis_tools.complexity import count_multiply_adds, count_parameters
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs/hcformer"

@@ -1,4 +1,4 @@
-"""The paper's Appendix D, read back from the optimisers, schedules and pipelines that are built."""
+"""The paper's Appendix D, read back from the optimizers, schedules and pipelines that are built."""
 
 import numpy as np
 import pytest
@@ -43,8 +43,8 @@ SEMANTIC = {  # shorter side in the test, crop
 }
 
 
-def optimiser(config, model):
-    """The wrapped optimiser; that of mixed precision needs a GPU, what it wraps does not."""
+def optimizer(config, model):
+    """The wrapped optimizer; that of mixed precision needs a GPU, what it wraps does not."""
     assert config.optim_wrapper.type == "AmpOptimWrapper"
     config.optim_wrapper.type = "OptimWrapper"
     return build_optim_wrapper(model, config.optim_wrapper)
@@ -54,11 +54,11 @@ def optimiser(config, model):
     "path",
     [R50, R50_INSTANCE, R50_ADE, R50_CITYSCAPES, SWIN_S_COCO, R50_PLUS, SWIN_S_PLUS_ADE, STANDARD],
 )
-def test_optimiser(path):
+def test_optimizer(path):
     """AdamW; a tenth of the rate before the head, no decay on norms and embeddings, clipping."""
     config = read(path)
     model = build(config)
-    wrapper = optimiser(config, model)
+    wrapper = optimizer(config, model)
     assert isinstance(wrapper.optimizer, torch.optim.AdamW)
     assert wrapper.optimizer.defaults["betas"] == (0.9, 0.999)
     assert wrapper.clip_grad_kwargs == dict(max_norm=0.01, norm_type=2)
@@ -86,7 +86,7 @@ def test_no_norm_decays_after_one_option():
     }
     config = read(R50_PLUS, options)
     model = build(config)
-    wrapper = optimiser(config, model)
+    wrapper = optimizer(config, model)
     groups = {id(p): group for group in wrapper.optimizer.param_groups for p in group["params"]}
     norms = [m for m in model.modules() if isinstance(m, nn.LayerNorm | nn.GroupNorm | _BatchNorm)]
     decays = {groups[id(p)]["weight_decay"] for norm in norms for p in norm.parameters()}
@@ -181,7 +181,7 @@ def test_pipeline_on_coco(path):
 
 @pytest.mark.parametrize("path", SEMANTIC)
 def test_pipeline_of_semantic_segmentation(path):
-    """The shorter side 0.5, 0.6, ... 2.0 times that of the test; crops; SSD's colours; flips."""
+    """The shorter side 0.5, 0.6, ... 2.0 times that of the test; crops; SSD's colors; flips."""
     side, crop = SEMANTIC[path]
     config = read(path)
     steps = Compose(config.train_dataloader.dataset.pipeline).transforms
@@ -202,7 +202,7 @@ def test_pipeline_of_semantic_segmentation(path):
 
 
 @pytest.mark.parametrize("path", SEMANTIC)
-def test_small_pictures_are_padded_to_the_crop_and_ignored_there(path):
+def test_small_images_are_padded_to_the_crop_and_ignored_there(path):
     _, crop = SEMANTIC[path]
     preprocessor = build(read(path, {"model.backbone.hierarchical_level": 0})).data_preprocessor
     sample = SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(1, 40, 60, dtype=torch.long)))

@@ -31,14 +31,14 @@ def scene(index):
     return labels
 
 
-def write_split(root, split, pictures, categories):
-    """Pictures, panoptic annotations and label maps, as the page describes them."""
+def write_split(root, split, images, categories):
+    """Images, panoptic annotations and label maps, as the page describes them."""
     folders = (root / split, root / f"annotations/panoptic_{split}", root / f"semantic/{split}")
     for folder in folders:
         folder.mkdir(parents=True)
     random = np.random.default_rng(0)
-    images, annotations = [], []
-    for index, name in enumerate(pictures):
+    entries, annotations = [], []
+    for index, name in enumerate(images):
         labels = scene(index)
         pixels = 40 * labels[..., None] + random.integers(0, 40, (72, 96, 3))
         Image.fromarray(pixels.astype(np.uint8)).save(folders[0] / f"{name}.jpg")
@@ -59,11 +59,11 @@ def write_split(root, split, pictures, categories):
                 )
             )
         image = dict(id=index + 1, file_name=f"{name}.jpg", height=72, width=96)
-        images.append(image)
+        entries.append(image)
         annotations.append(
             dict(image_id=index + 1, file_name=f"{name}.png", segments_info=segments)
         )
-    content = dict(images=images, annotations=annotations, categories=categories)
+    content = dict(images=entries, annotations=annotations, categories=categories)
     mmengine.dump(content, root / f"annotations/panoptic_{split}.json")
 
 
@@ -124,7 +124,7 @@ def test_annotations_are_clean(run, capsys):
 
 
 def test_panoptic(run, project):
-    """Training, test and pictures; they build upon each other."""
+    """Training, test and images; they build upon each other."""
     (train,) = commands("tools/train.py", "panoptic")
     (test,) = commands("tools/test.py", "panoptic")
     (draw,) = commands("visualize_clusters.py", "panoptic")

@@ -6,8 +6,8 @@ import os
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config
 
-from hcformer_mm.apis.command_line import add_common_arguments, build_runner, load_config
-from hcformer_mm.apis.fast_inference import DTYPES
+from hcformer_mm.acceleration.inference import DTYPES
+from hcformer_mm.engine.runner import add_common_arguments, build_runner, load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--fast",
         action="store_true",
-        help="fold BatchNorm and lay memory out channels-last, which changes results by rounding",
+        help="fuse BatchNorm and lay memory out channels-last, which changes results by rounding",
     )
     parser.add_argument(
         "--dtype",

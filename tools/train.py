@@ -2,7 +2,7 @@
 
 import argparse
 
-from hcformer_mm.apis.command_line import add_common_arguments, build_runner, load_config
+from hcformer_mm.engine.runner import add_common_arguments, build_runner, load_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--fast",
         action="store_true",
-        help="fold frozen BatchNorm, lay maps out channels-last; changes losses by rounding",
+        help="fuse frozen BatchNorm, lay maps out channels-last; changes losses by rounding",
     )
     parser.add_argument("--amp", action="store_true", help="train in automatic mixed precision")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Draw the clusters of every level in pictures, and where they, and the segments, go wrong."""
+"""Draw the clusters of every level in images, and where they, and the segments, go wrong."""
 
 import argparse
 import sys
@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hcformer_mm.apis.cluster_inferencer import ClusterInferencer
-from hcformer_mm.apis.ground_truth import GroundTruth, open_ground_truth
-from hcformer_mm.apis.pictures import Picture, open_pictures, with_unique_names
-from hcformer_mm.apis.result_writers import write_picture
-from hcformer_mm.visualization import LAYOUTS, SCORE_THR, cluster_sheet, predicted_segments
+from hcformer_mm.apis.inputs import InputImage, open_images, with_unique_names
+from hcformer_mm.apis.result_writer import write_image
+from hcformer_mm.datasets.ground_truth import GroundTruth, open_ground_truth
+from hcformer_mm.structures.data_samples import SCORE_THR, predicted_segments
+from hcformer_mm.visualization import LAYOUTS, cluster_sheet
 
 
 class UsageError(Exception):
@@ -24,16 +25,16 @@ def parse_args() -> argparse.Namespace:
         "--img",
         nargs="+",
         required=True,
-        help="pictures to draw, folders of them, or videos whose frames are drawn",
+        help="images to draw, folders of them, or videos whose frames are drawn",
     )
     parser.add_argument(
         "--gt",
         type=Path,
-        help="ground truth of the pictures: a COCO panoptic JSON, its PNG files in the folder of "
-        "the same name beside it; a COCO instance JSON; or a folder of grey PNG files with the "
-        "classes, named like the pictures",
+        help="ground truth of the images: a COCO panoptic JSON, its PNG files in the folder of "
+        "the same name beside it; a COCO instance JSON; or a folder of gray PNG files with the "
+        "classes, named like the images",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for <picture>.png")
+    parser.add_argument("--out", type=Path, required=True, help="folder for <image>.png")
     parser.add_argument(
         "--layout",
         choices=list(LAYOUTS),
@@ -49,7 +50,7 @@ def parse_args() -> argparse.Namespace:
         "--side",
         type=int,
         default=1280,
-        help="longer side of a panel in pixels, about (default: %(default)s); small pictures are "
+        help="longer side of a panel in pixels, about (default: %(default)s); small images are "
         "enlarged by an integer, large ones divided by one",
     )
     parser.add_argument(
@@ -65,7 +66,7 @@ def parse_args() -> argparse.Namespace:
         help="classes in the folder of --gt count from 1, and 0 is void, as in ADE20K",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=1, help="pictures that go through the model together"
+        "--batch-size", type=int, default=1, help="images that go through the model together"
     )
     parser.add_argument(
         "--device", help="cpu, cuda or cuda:<index>; by default the GPU if there is one"
@@ -76,11 +77,11 @@ def parse_args() -> argparse.Namespace:
 def read_ground_truth(
     args: argparse.Namespace,
     inferencer: ClusterInferencer,
-    pictures: list[Picture] | Iterator[Picture],
+    images: list[InputImage] | Iterator[InputImage],
 ) -> GroundTruth | None:
     if args.gt is None:
         return None
-    if not isinstance(pictures, list):
+    if not isinstance(images, list):
         raise UsageError("the frames of a video have no ground truth; leave --gt out")
     truth = open_ground_truth(
         args.gt,
@@ -88,7 +89,7 @@ def read_ground_truth(
         reduce_zero_label=args.reduce_zero_label
         or bool(inferencer.model.dataset_meta.get("reduce_zero_label")),
     )
-    missing = [picture.file_name for picture in pictures if picture.file_name not in truth]
+    missing = [image.file_name for image in images if image.file_name not in truth]
     if missing:
         more = f" and {len(missing) - 3} more" * (len(missing) > 3)
         raise UsageError(f"{args.gt} has no ground truth of {', '.join(missing[:3])}{more}")
@@ -100,9 +101,9 @@ def draw(args: argparse.Namespace) -> None:
         raise UsageError(
             f"expected --batch-size and --side of 1 at least, got {args.batch_size} and {args.side}"
         )
-    pictures = with_unique_names(open_pictures(args.img))
+    images = with_unique_names(open_images(args.img))
     inferencer = ClusterInferencer(args.config, args.checkpoint, device=args.device)
-    truth = read_ground_truth(args, inferencer, pictures)
+    truth = read_ground_truth(args, inferencer, images)
     drawn = 0
     for result in inferencer.iterate(args.img, batch_size=args.batch_size, progress=True):
         sheet = cluster_sheet(
@@ -116,9 +117,9 @@ def draw(args: argparse.Namespace) -> None:
             layout=args.layout,
             side=args.side,
         )
-        write_picture(args.out / f"{result.name}.png", sheet)
+        write_image(args.out / f"{result.name}.png", sheet)
         drawn += 1
-    print(f"{drawn} pictures in {args.out}")
+    print(f"{drawn} images in {args.out}")
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ def check_panoptic(
         ann_file: The JSON file: ``images``, ``annotations`` with their ``segments_info``, and
             ``categories``.
         seg_dir: Folder of the PNG files, in which red + 256 green + 65536 blue is a segment's id.
-        img_dir: Folder of the pictures; without it they are not looked at.
+        img_dir: Folder of the images; without it they are not looked at.
         num_workers: Processes that read PNG files.
 
     Returns:
@@ -170,7 +170,7 @@ def _check_images(
 
 def _check_annotation(task: _Task) -> list[Fault]:
     """What is wrong with the segments and files of one image."""
-    faults = [*_check_names(task), *_check_segments(task), *_check_picture(task)]
+    faults = [*_check_names(task), *_check_segments(task), *_check_image(task)]
     path = task.seg_dir / task.annotation["file_name"]
     if not path.is_file():
         return [*faults, Fault("missing file", path, "the PNG of the annotation does not exist")]
@@ -181,20 +181,20 @@ def _check_annotation(task: _Task) -> list[Fault]:
         return [*faults, Fault("unreadable file", path, f"expected a PNG: {error}")]
     faults += _check_size(path, pixels.shape[:2], task.image)
     if mode not in ("RGB", "RGBA"):
-        message = f"expected an RGB PNG, whose colours are ids, got mode {mode}"
-        return [*faults, Fault("PNG without colours", path, message)]
+        message = f"expected an RGB PNG, whose colors are ids, got mode {mode}"
+        return [*faults, Fault("PNG without colors", path, message)]
     return [*faults, *_check_ids(task, path, pixels)]
 
 
 def _check_names(task: _Task) -> Iterator[Fault]:
-    # The host finds the PNG by the name of the picture, and never reads that of the annotation.
-    picture, name = task.image["file_name"], task.annotation["file_name"]
-    expected = picture.replace(".jpg", ".png")
+    # The host finds the PNG by the name of the image, and never reads that of the annotation.
+    image, name = task.image["file_name"], task.annotation["file_name"]
+    expected = image.replace(".jpg", ".png")
     if name != expected:
         yield Fault(
             "file name",
             task.ann_file,
-            f"image {task.image['id']}: the host reads {expected} for {picture}, and the "
+            f"image {task.image['id']}: the host reads {expected} for {image}, and the "
             f"annotation names {name}",
         )
 
@@ -228,21 +228,21 @@ def _check_segments(task: _Task) -> Iterator[Fault]:
         yield Fault("stuff in parts", task.ann_file, message)
 
 
-def _check_picture(task: _Task) -> Iterator[Fault]:
+def _check_image(task: _Task) -> Iterator[Fault]:
     if task.img_dir is None:
         return
     path = task.img_dir / task.image["file_name"]
     if not path.is_file():
-        yield Fault("missing file", path, f"the picture of image {task.image['id']} does not exist")
+        yield Fault("missing file", path, f"the image of image {task.image['id']} does not exist")
         return
     try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        with Image.open(path) as image:
+            width, height = image.size
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except OSError as error:
-        yield Fault("unreadable file", path, f"expected a picture: {error}")
+        yield Fault("unreadable file", path, f"expected an image: {error}")
         return
-    # The host turns pictures as their EXIF data say; from 5 on, they lie on their sides.
+    # The host turns images as their EXIF data say; from 5 on, they lie on their sides.
     size = (width, height) if orientation >= 5 else (height, width)
     yield from _check_size(path, size, task.image)
 

@@ -5,8 +5,7 @@ from typing import Any, ClassVar
 from mmdet.datasets import CocoDataset, CocoPanopticDataset
 from mmseg.datasets import BaseSegDataset
 
-from hcformer_mm.registry import DATASETS
-
+from ..registry import DATASETS
 from .shapes_generator import FIGURES, STUFF_TEXTURES
 
 _PALETTE: dict[str, tuple[int, int, int]] = {
@@ -28,10 +27,10 @@ METAINFO: dict[str, Any] = {
     "stuff_classes": tuple(STUFF_TEXTURES),
     "palette": [_PALETTE[name] for name in (*FIGURES, *STUFF_TEXTURES)],
 }
-"""Classes in the order of their labels (things first) and their colours.
+"""Classes in the order of their labels (things first) and their colors.
 
 The classes are those that the renderer can draw: to add one, add its figure or texture there and
-its colour here.
+its color here.
 """
 
 

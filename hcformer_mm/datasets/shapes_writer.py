@@ -46,7 +46,7 @@ def write_shapes(
 
     Every image has a random state of its own, from ``(seed, split, index)``: labels and
     annotations are bit-identical on every machine and for any number of workers, and the first
-    images of a split stay the same when the split grows. Pictures are so too before they are
+    images of a split stay the same when the split grows. Images are so too before they are
     compressed; JPEG encoders differ a little.
 
     Args:
@@ -115,7 +115,7 @@ def is_standard(root: str | Path) -> bool:
 
 
 def _info(split: str, seed: int, size: tuple[int, int]) -> dict[str, object]:
-    """What the annotation files say of where their pictures come from."""
+    """What the annotation files say of where their images come from."""
     return {
         "description": f"Shapes, {split} split",
         "version": GENERATOR_VERSION,
@@ -201,7 +201,7 @@ def _semantic_map(scene: Scene) -> np.ndarray:
 
 
 def _segment_ids(scene: Scene, index: int) -> list[int]:
-    """Panoptic ids, unique in their image, that look like the colours of their classes.
+    """Panoptic ids, unique in their image, that look like the colors of their classes.
 
     The high four bits of a channel are the class's; the low bits of all three, together, count.
     """

@@ -1,11 +1,11 @@
 """What runs beside training and testing."""
 
-from .class_check_hook import ClassCheckHook
-from .cluster_record_hook import ClusterRecordHook
-from .cluster_visualization_hook import ClusterVisualizationHook
-from .fast_inference_hook import FastInferenceHook
-from .fast_training_hook import FastTrainingHook
-from .gloo import set_up_gloo
+from .dist import set_up_gloo
+from .hooks.class_check_hook import ClassCheckHook
+from .hooks.cluster_record_hook import ClusterRecordHook
+from .hooks.cluster_visualization_hook import ClusterVisualizationHook
+from .hooks.fast_inference_hook import FastInferenceHook
+from .hooks.fast_training_hook import FastTrainingHook
 
 __all__ = [
     "ClassCheckHook",

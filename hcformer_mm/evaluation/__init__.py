@@ -1,7 +1,7 @@
 """Metrics that OpenMMLab lacks."""
 
-from .blame import Blame
-from .clustering_metric import ClusteringMetric
-from .coco_boundary_metric import CocoBoundaryMetric
+from .error_attribution import Blame
+from .metrics.clustering_metric import ClusteringMetric
+from .metrics.coco_boundary_metric import CocoBoundaryMetric
 
 __all__ = ["Blame", "ClusteringMetric", "CocoBoundaryMetric"]

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from tabulate import tabulate
 
-from .blame import DECODING, GROUND_TRUTH, PREDICTION, Blame
+from .error_attribution import DECODING, GROUND_TRUTH, PREDICTION, Blame
 
 
 def pieces_table(metrics: Mapping[str, float]) -> str:

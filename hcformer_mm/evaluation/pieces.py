@@ -1,4 +1,4 @@
-"""The pieces that a picture is cut into, and all scores of them."""
+"""The pieces that an image is cut into, and all scores of them."""
 
 import numpy as np
 import torch
@@ -6,13 +6,13 @@ from numpy.typing import NDArray
 from skimage.segmentation import slic
 
 from ..ops.clusters import cells_under
-from ..structures import ImageClusters
+from ..structures.image_clusters import ImageClusters
 from . import functional
-from .measures import PictureTruth
+from .measures import ImageGroundTruth
 
 
 def cell_map(clusters: ImageClusters) -> NDArray[np.int64]:
-    """Cells of the finest map at the picture's size, ``(H, W)``, numbered row by row."""
+    """Cells of the finest map at the image's size, ``(H, W)``, numbered row by row."""
     columns = clusters.assignments[0].shape[-1]
     rows, cols = (
         cells_under(pixels, size, clusters.stride, torch.device("cpu")).numpy()
@@ -23,17 +23,17 @@ def cell_map(clusters: ImageClusters) -> NDArray[np.int64]:
 
 def score_clusters(
     labels: NDArray[np.int64],
-    truth: PictureTruth,
+    truth: ImageGroundTruth,
     image: NDArray[np.uint8],
     *,
     tolerance: int | None = None,
 ) -> dict[str, float]:
-    """All scores of a clustering of one picture, those in percent that are parts of something.
+    """All scores of a clustering of one image, those in percent that are parts of something.
 
     Args:
         labels: Clusters, ``(H, W)``.
         truth: Ground truth of the same size.
-        image: The picture, ``(H, W, 3)``.
+        image: The image, ``(H, W, 3)``.
         tolerance: Of boundaries, in pixels.
     """
     table = functional.overlaps(labels, truth.segments, ignore=truth.void)
@@ -62,7 +62,7 @@ def slic_superpixels(image: NDArray[np.uint8], number: int) -> NDArray[np.int64]
     it is asked for. It is asked up to four times, and what comes closest is kept.
 
     Args:
-        image: The picture, ``(H, W, 3)``, RGB.
+        image: The image, ``(H, W, 3)``, RGB.
         number: How many superpixels are wanted.
 
     Returns:

@@ -1,7 +1,6 @@
 """Models: the clustering module, backbones around it, and the heads that read it."""
 
 from .backbones import HCBackbone
-from .clustering import ClusteringModule
 from .heads import (
     ClusteredDecodeHead,
     HCASPPHead,
@@ -11,6 +10,7 @@ from .heads import (
     HCFormerSegHead,
     HCPSPHead,
 )
+from .layers.clustering import ClusteringModule
 from .necks import TransformerEncoderNeck
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Soft assignment of fine pixels to coarse cells: eq. (3) in a 3×3 neighbourhood."""
+"""Soft assignment of fine pixels to coarse cells: eq. (3) in a 3×3 neighborhood."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +8,7 @@ from torch import Tensor
 
 from .bands import bands
 from .embedding import Band, Embedding, Gradients, embed
-from .local_products import compare, mix, spread
-from .neighbourhood import (
+from .neighborhood import (
     NUM_CANDIDATES,
     around_parents,
     channels_first,
@@ -19,6 +18,7 @@ from .neighbourhood import (
     parents,
     with_border,
 )
+from .neighborhood_products import compare, mix, spread
 
 SCALE_EPS = 1e-8
 """Added to ``|scale|``, so that a scale of zero is the hard assignment of eq. (2), not a NaN."""

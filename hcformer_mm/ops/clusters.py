@@ -11,7 +11,7 @@ import torch
 from skimage import measure
 from torch import Tensor
 
-from .neighbourhood import (
+from .neighborhood import (
     NUM_CANDIDATES,
     channels_last,
     check_assignment,
@@ -77,7 +77,7 @@ def hierarchical_clusters(
             off. By default the labels are those of the finest map's cells.
         stride: Side in pixels of a cell of the finest map; needed with ``image_size``.
         output_size: ``(h', w')`` of the labels, if it is another than ``image_size``: that of an
-            image before it was resized. Each pixel takes the label that lies under its centre.
+            image before it was resized. Each pixel takes the label that lies under its center.
         connected: Take the connected parts (by sides of pixels) of every cluster for clusters of
             their own. They are nested too.
         dense: Number the clusters of each image and level 0, 1, … without gaps, in the order of
@@ -117,7 +117,7 @@ def hierarchical_clusters(
 
 
 def connected_parts(labels: Tensor) -> Tensor:
-    """Connected parts of equally labelled pixels, neighbours being those that share a side.
+    """Connected parts of equally labeled pixels, neighbors being those that share a side.
 
     Args:
         labels: ``(B, H, W)`` integers.
@@ -172,7 +172,7 @@ def cells_under(
         device: Of the result.
 
     Returns:
-        Int64 ``(pixels,)``: the cell under the centre of each pixel.
+        Int64 ``(pixels,)``: the cell under the center of each pixel.
     """
     # In integers: (i + 1/2) * size / pixels, rounded down.
     centers = (2 * torch.arange(pixels, device=device) + 1) * size // (2 * pixels)

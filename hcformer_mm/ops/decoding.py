@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .local_products import mix
-from .neighbourhood import channels_first, channels_last, check_assignment, coarse_size, with_border
+from .neighborhood import channels_first, channels_last, check_assignment, coarse_size, with_border
+from .neighborhood_products import mix
 
 
 def decode(masks: Tensor, assignment: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ class Embedding(NamedTuple):
     """Weights that turn a map into features.
 
     Attributes:
-        weight: Of the layer normalisation, ``(C,)``.
+        weight: Of the layer normalization, ``(C,)``.
         bias: Of the same.
         projection: Of the 1×1 convolution without bias, ``(C_F, C)``.
-        eps: Of the layer normalisation.
+        eps: Of the layer normalization.
     """
 
     weight: Tensor

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .decoding import check_step, decode_hierarchy
-from .neighbourhood import channels_last
+from .neighborhood import channels_last
 
-# A point lies between 2×2 pixels, whose parents lie in 2×2 cells, whose neighbours lie in 4×4.
+# A point lies between 2×2 pixels, whose parents lie in 2×2 cells, whose neighbors lie in 4×4.
 _SIDE = 4
 
 

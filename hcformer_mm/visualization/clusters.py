@@ -1,4 +1,4 @@
-"""Pictures of a clustering: its boundaries, its errors, its clusters in a colour of their own."""
+"""Images of a clustering: its boundaries, its errors, its clusters in a color of their own."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,28 +7,30 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.color import rgb2lab
 
-from .arrays import Labels, Mask, Picture, boundary, check_same_size, gray_picture
-from .colors import BOUNDARY_COLOR, ERROR_COLOR, distinct_colors
+from ..structures.arrays import Labels, Mask, RGBImage
+from ..structures.palette import distinct_colors
+from .arrays import boundary, check_same_size, gray_image
+from .colors import BOUNDARY_COLOR, ERROR_COLOR
 
 
 def draw_boundaries(
-    image: Picture,
+    image: RGBImage,
     labels: Labels,
     *,
     color: Sequence[int] = BOUNDARY_COLOR,
     width: int | None = None,
     halo: bool = False,
-) -> Picture:
-    """Overlay the boundaries between differently labelled pixels.
+) -> RGBImage:
+    """Overlay the boundaries between differently labeled pixels.
 
     Args:
-        image: The picture, ``(H, W, 3)``.
+        image: The image, ``(H, W, 3)``.
         labels: ``(H, W)``.
         color: RGB of the lines.
         width: Of the lines, in pixels; an even number lies half on either side of the boundary. By
             default it follows the size of the clusters, so that many small ones do not hide the
-            picture.
-        halo: Whether the picture is darkened beside lines of 3 pixels or more, which are seen on
+            image.
+        halo: Whether the image is darkened beside lines of 3 pixels or more, which are seen on
             everything then.
     """
     check_same_size(image, labels)
@@ -43,14 +45,14 @@ def draw_boundaries(
     return drawn
 
 
-def draw_hierarchy(image: Picture, levels: Sequence[Labels]) -> Picture:
+def draw_hierarchy(image: RGBImage, levels: Sequence[Labels]) -> RGBImage:
     """Overlay the boundaries of all levels: the coarser the level, the wider and brighter.
 
     Args:
-        image: The picture, ``(H, W, 3)``.
+        image: The image, ``(H, W, 3)``.
         levels: Nested ``(H, W)`` labels, finest first.
     """
-    drawn = (0.5 * gray_picture(image)).astype(np.uint8)
+    drawn = (0.5 * gray_image(image)).astype(np.uint8)
     line = max(image.shape) / 640
     # From dark blue to bright yellow, in even steps of lightness.
     start, end = np.array([60, 90, 170]), np.array(BOUNDARY_COLOR)
@@ -61,25 +63,25 @@ def draw_hierarchy(image: Picture, levels: Sequence[Labels]) -> Picture:
     return drawn
 
 
-def draw_errors(image: Picture, errors: Mask, *, color: Sequence[int] = ERROR_COLOR) -> Picture:
-    """Errors in a colour on a pale picture.
+def draw_errors(image: RGBImage, errors: Mask, *, color: Sequence[int] = ERROR_COLOR) -> RGBImage:
+    """Errors in a color on a pale image.
 
     Args:
-        image: The picture, ``(H, W, 3)``.
+        image: The image, ``(H, W, 3)``.
         errors: ``(H, W)``, True where something is wrong.
         color: RGB of the errors.
     """
     check_same_size(image, errors)
-    drawn = 255 - (255 - gray_picture(image)) // 2
+    drawn = 255 - (255 - gray_image(image)) // 2
     drawn[errors] = color
     return drawn
 
 
-def mean_colors(image: Picture, labels: Labels) -> Picture:
-    """Abstraction of a picture: every cluster in the mean colour of its pixels.
+def mean_colors(image: RGBImage, labels: Labels) -> RGBImage:
+    """Abstraction of an image: every cluster in the mean color of its pixels.
 
     Args:
-        image: The picture, ``(H, W, 3)``.
+        image: The image, ``(H, W, 3)``.
         labels: ``(H, W)``, at least 0 and best dense.
     """
     check_same_size(image, labels)
@@ -90,19 +92,19 @@ def mean_colors(image: Picture, labels: Labels) -> Picture:
     return means.round().astype(np.uint8)[labels]
 
 
-def random_colors(labels: Labels, *, seed: int = 0) -> Picture:
-    """Every cluster in a random colour that differs clearly from those of its neighbours.
+def random_colors(labels: Labels, *, seed: int = 0) -> RGBImage:
+    """Every cluster in a random color that differs clearly from those of its neighbors.
 
     Args:
         labels: ``(H, W)``, at least 0 and best dense.
-        seed: Of the choice; the same labels and seed give the same picture.
+        seed: Of the choice; the same labels and seed give the same image.
     """
     random = np.random.default_rng(seed)
     colors = distinct_colors(64)
     lab = rgb2lab(colors[None] / 255.0)[0]
     distance = np.linalg.norm(lab[:, None] - lab[None], axis=-1)  # (64, 64)
     number = int(labels.max()) + 1
-    # A cluster picks at random among the colours that stand out best from its coloured neighbours.
+    # A cluster picks at random among the colors that stand out best from its colored neighbors.
     taste = random.uniform(0, 30, (number, len(colors)))
     chosen = np.full(number, -1)
     for label, neighbors in enumerate(_neighbors(labels, number)):

@@ -1,7 +1,7 @@
-"""Sheets that show how one picture was clustered and segmented, in several layouts.
+"""Sheets that show how one image was clustered and segmented, in several layouts.
 
 The columns of a sheet are the levels of the hierarchy, finest first, and one more column for the
-picture as a whole.
+image as a whole.
 """
 
 import itertools
@@ -19,10 +19,12 @@ from ..evaluation.functional import (
     overlaps,
     undersegmentation_map,
 )
-from .arrays import Labels, Picture, check_same_size, panel_size, resize_map, resize_picture
+from ..structures.arrays import Labels, RGBImage
+from ..structures.panoptic import Classes, Panoptic
+from .arrays import check_same_size, panel_size, resize_image, resize_map
 from .clusters import draw_boundaries, draw_errors, draw_hierarchy, mean_colors, random_colors
 from .panels import Panel, Score, sheet, text_height
-from .segments import Classes, Panoptic, draw_panoptic
+from .panoptic import draw_panoptic
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,9 @@ class Layout:
 
     Attributes:
         levels: Rows of the columns of the levels: ``'boundaries'``, ``'errors'`` (undersegmentation
-            in red), ``'random'`` and ``'means'`` (clusters in random and in mean colours).
-        whole: The column of the whole picture: ``'image'``, ``'prediction'``, ``'truth'``,
-            ``'oracle'`` (the coarsest clusters, labelled as well as they can be) and
+            in red), ``'random'`` and ``'means'`` (clusters in random and in mean colors).
+        whole: The column of the whole image: ``'image'``, ``'prediction'``, ``'truth'``,
+            ``'oracle'`` (the coarsest clusters, labeled as well as they can be) and
             ``'hierarchy'`` (boundaries of all levels). It has at most as many rows.
         whole_first: Whether this column stands left of the levels, or right of them.
 
@@ -59,7 +61,7 @@ LAYOUTS: Mapping[str, Layout] = {
 
 
 def cluster_sheet(
-    image: Picture,
+    image: RGBImage,
     clusters: Sequence[Labels],
     *,
     classes: Classes,
@@ -67,25 +69,25 @@ def cluster_sheet(
     ground_truth: Panoptic | None = None,
     layout: str | Layout = "full",
     side: int = 1280,
-) -> Picture:
-    """One sheet that shows how a picture was segmented, level by level, and where it went wrong.
+) -> RGBImage:
+    """One sheet that shows how an image was segmented, level by level, and where it went wrong.
 
     Under each level stand its scores, in percent: undersegmentation error (of Neubert and Protzel,
     which the red pixels make up), achievable segmentation accuracy and boundary recall; without
-    ground truth the explained variation. See :mod:`hcformer_mm.evaluation.functional`.
+    ground truth the explained variation. See :mod:`hcformer_mm.evaluation.functional.superpixels`.
 
     Args:
-        image: The picture, ``(H, W, 3)``.
+        image: The image, ``(H, W, 3)``.
         clusters: For each level, finest first, ``(H, W)`` labels from 0.
-        classes: Names and colours of the classes.
-        prediction: What the model made of the picture.
+        classes: Names and colors of the classes.
+        prediction: What the model made of the image.
         ground_truth: What is there.
         layout: One of :data:`LAYOUTS`, or another.
-        side: Longer side of each panel in pixels, about: small pictures are enlarged by an integer,
+        side: Longer side of each panel in pixels, about: small images are enlarged by an integer,
             large ones are divided by one.
 
     Raises:
-        ValueError: There is no such layout, no cluster, or a map is not of the picture's size.
+        ValueError: There is no such layout, no cluster, or a map is not of the image's size.
     """
     if isinstance(layout, str):
         if layout not in LAYOUTS:
@@ -113,9 +115,9 @@ def cluster_sheet(
 
 @dataclass(frozen=True)
 class _Drawing:
-    """The panels of one picture. What is computed is computed at the picture's own size."""
+    """The panels of one image. What is computed is computed at the image's own size."""
 
-    image: Picture
+    image: RGBImage
     clusters: Sequence[Labels]
     classes: Classes
     prediction: Panoptic | None
@@ -127,8 +129,8 @@ class _Drawing:
         return panel_size(self.image.shape, target=self.side)
 
     @cached_property
-    def large(self) -> Picture:
-        return resize_picture(self.image, self.size)
+    def large(self) -> RGBImage:
+        return resize_image(self.image, self.size)
 
     def level(self, index: int, kind: str, *, titled: bool) -> Panel:
         """A panel of one level; the first of its column bears its title."""
@@ -140,7 +142,7 @@ class _Drawing:
         return Panel(panel, f"Level {index + 1}", f"{number:,} clusters")
 
     def whole(self, kind: str) -> Panel | None:
-        """A panel of the whole picture, if what it shows is known."""
+        """A panel of the whole image, if what it shows is known."""
         if kind == "image":
             return Panel(self.large, "Image", f"{self.image.shape[1]}×{self.image.shape[0]}")
         if kind == "hierarchy":
@@ -155,7 +157,7 @@ class _Drawing:
             best = majority_map(
                 self.clusters[-1], self.truth.segments, ignore=self.truth.ignore, void=void
             )
-            title, note = "Best labelling", f"of the clusters of level {len(self.clusters)}"
+            title, note = "Best labeling", f"of the clusters of level {len(self.clusters)}"
             return replace(self._segments(title, replace(self.truth, segments=best)), note=note)
         return None
 
@@ -174,18 +176,18 @@ class _Drawing:
     def _enlarged(self, panoptic: Panoptic) -> Panoptic:
         return replace(panoptic, segments=resize_map(panoptic.segments, self.size))
 
-    def boundaries(self, labels: Labels) -> Picture:
+    def boundaries(self, labels: Labels) -> RGBImage:
         return draw_boundaries(self.large, resize_map(labels, self.size), halo=True)
 
-    def errors(self, labels: Labels) -> Picture:
+    def errors(self, labels: Labels) -> RGBImage:
         assert self.truth is not None
         errors = undersegmentation_map(labels, self.truth.segments, ignore=self.truth.ignore)
         return draw_errors(self.large, resize_map(errors, self.size))
 
-    def random(self, labels: Labels) -> Picture:
+    def random(self, labels: Labels) -> RGBImage:
         return resize_map(random_colors(labels), self.size)
 
-    def means(self, labels: Labels) -> Picture:
+    def means(self, labels: Labels) -> RGBImage:
         return resize_map(mean_colors(self.image, labels), self.size)
 
     def scores(self, index: int) -> list[Score]:
@@ -206,9 +208,9 @@ def _percent(value: float) -> str:
     return "–" if math.isnan(value) else f"{100 * value:.1f} %"
 
 
-_LEVEL_PANELS: Mapping[str, tuple[Callable[[_Drawing, Labels], Picture], str]] = {
+_LEVEL_PANELS: Mapping[str, tuple[Callable[[_Drawing, Labels], RGBImage], str]] = {
     "boundaries": (_Drawing.boundaries, "Boundaries"),
     "errors": (_Drawing.errors, "Undersegmentation error"),
-    "random": (_Drawing.random, "Random colours"),
-    "means": (_Drawing.means, "Mean colours"),
+    "random": (_Drawing.random, "Random colors"),
+    "means": (_Drawing.means, "Mean colors"),
 }

@@ -1,4 +1,4 @@
-"""Sheets of panels: pictures in rows and columns, with titles and a margin of scores."""
+"""Sheets of panels: images in rows and columns, with titles and a margin of scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-from .arrays import Picture
+from ..structures.arrays import RGBImage
 
 INK, FAINT = "#1a1a1a", "#707070"
 
@@ -18,9 +18,9 @@ Score = tuple[str, str]
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a sheet, with a title and a fainter note behind it if there is room."""
+    """One image of a sheet, with a title and a fainter note behind it if there is room."""
 
-    image: Picture
+    image: RGBImage
     title: str
     note: str = ""
 
@@ -32,7 +32,7 @@ def text_height(width: int) -> int:
 
 def sheet(
     rows: Sequence[Sequence[Panel | None]], *, margin: Sequence[Sequence[Score]] = ()
-) -> Picture:
+) -> RGBImage:
     """Lay panels out in rows on white, every panel under its title.
 
     Args:

@@ -1,4 +1,4 @@
-"""Clusters and predictions of pictures, of HCFormer and of the per-pixel family."""
+"""Clusters and predictions of images, of HCFormer and of the per-pixel family."""
 
 import mmcv
 import numpy as np
@@ -9,24 +9,24 @@ from mmengine.config import Config
 from mmseg.structures import SegDataSample
 
 from hcformer_mm.apis.cluster_inferencer import ClusterInferencer
-from tests.models import SEMANTIC_CONFIG, SHAPES_CONFIG
+from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
 
 FCN = "hc-fcn32s_r18_shapes-semantic"
 SIZES = [(48, 80), (60, 40), (192, 256)]
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     random = np.random.default_rng(0)
     return [random.integers(256, size=(*size, 3), dtype=np.uint8) for size in SIZES]
 
 
 @pytest.fixture(scope="module")
-def files(pictures, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    paths = [folder / f"picture{i}.png" for i in range(len(pictures))]
-    for path, picture in zip(paths, pictures, strict=True):
-        mmcv.imwrite(picture, str(path))
+def files(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    paths = [folder / f"image{i}.png" for i in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        mmcv.imwrite(image, str(path))
     return paths
 
 
@@ -49,16 +49,16 @@ def same(result, expected):
         (FCN, SegDataSample, "pred_sem_seg"),
     ],
 )
-def test_models_of_both_hosts(model, kind, field, files, pictures):
+def test_models_of_both_hosts(model, kind, field, files, images):
     results = ClusterInferencer(model)(files)
-    assert [result.name for result in results] == ["picture0", "picture1", "picture2"]
-    for result, picture in zip(results, pictures, strict=True):
-        assert np.array_equal(result.image, picture[..., ::-1])
+    assert [result.name for result in results] == ["image0", "image1", "image2"]
+    for result, image in zip(results, images, strict=True):
+        assert np.array_equal(result.image, image[..., ::-1])
         assert isinstance(result.prediction, kind)
         assert field in result.prediction
         assert "clusters" not in result.prediction
         levels = result.labels()
-        assert [level.shape for level in levels] == [picture.shape[:2]] * 3
+        assert [level.shape for level in levels] == [image.shape[:2]] * 3
         # Finer levels have more clusters; those of a level lie inside those of the next.
         numbers = [level.max() + 1 for level in levels]
         assert numbers == sorted(numbers, reverse=True) and numbers[0] > numbers[-1]
@@ -66,11 +66,11 @@ def test_models_of_both_hosts(model, kind, field, files, pictures):
         assert len(pairs) == numbers[0]
 
 
-def test_arrays_files_and_lists_give_the_same(panoptic, files, pictures):
+def test_arrays_files_and_lists_give_the_same(panoptic, files, images):
     expected = panoptic(files)
-    for given in (files[0], str(files[0]), pictures[0], [pictures[0]], iter(files[:1])):
+    for given in (files[0], str(files[0]), images[0], [images[0]], iter(files[:1])):
         same(panoptic(given)[0], expected[0])
-    assert panoptic(pictures)[1].name == "1"
+    assert panoptic(images)[1].name == "1"
     assert [result.name for result in panoptic.iterate(iter(files))] == [
         result.name for result in expected
     ]
@@ -85,32 +85,32 @@ def test_batches_keep_the_order(panoptic, files, capsys):
     assert panoptic([]) == []
 
 
-def test_connected_parts_are_finer(panoptic, pictures):
-    (result,) = panoptic(pictures[0])
+def test_connected_parts_are_finer(panoptic, images):
+    (result,) = panoptic(images[0])
     for whole, parts in zip(result.labels(), result.labels(connected=True), strict=True):
         assert parts.max() >= whole.max()
 
 
-def test_weights_classes_and_configs(panoptic, pictures, tmp_path):
+def test_weights_classes_and_configs(panoptic, images, tmp_path):
     model = ClusterInferencer(SHAPES_CONFIG, seed=1, fast=False).model
     meta = dict(dataset_meta=dict(classes=tuple("abcdefghij"), palette="random"))
     torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / "weights.pth")
     config = Config.fromfile(SHAPES_CONFIG)
     loaded = ClusterInferencer(config, tmp_path / "weights.pth", device="cpu")
     assert loaded.classes.names == tuple("abcdefghij")
-    expected = ClusterInferencer(config, seed=1)(pictures[0])[0]
-    same(loaded(pictures[0])[0], expected)
-    other = panoptic(pictures[0])[0]
+    expected = ClusterInferencer(config, seed=1)(images[0])[0]
+    same(loaded(images[0])[0], expected)
+    other = panoptic(images[0])[0]
     assert not np.array_equal(other.labels()[0], expected.labels()[0])
 
 
-def test_clusters_are_no_tensors_of_inference_mode(panoptic, pictures):
+def test_clusters_are_no_tensors_of_inference_mode(panoptic, images):
     """Those could not be changed, or take part in a gradient."""
-    (result,) = panoptic(pictures[0])
+    (result,) = panoptic(images[0])
     assert not any(assignment.is_inference() for assignment in result.clusters.assignments)
 
 
-def test_no_picture(panoptic, tmp_path):
+def test_no_image(panoptic, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
         panoptic(tmp_path / "nowhere.png")
     (tmp_path / "text.png").write_text("text")
@@ -131,8 +131,8 @@ def test_no_model(tmp_path):
         ClusterInferencer(SHAPES_CONFIG, tmp_path / "nowhere.pth")
 
 
-def test_model_without_clusters(pictures):
+def test_model_without_clusters(images):
     config = Config.fromfile(SHAPES_CONFIG)
     config.model.backbone.hierarchical_level = 0
     with pytest.raises(ValueError, match="hierarchical_level >= 1"):
-        ClusterInferencer(config)(pictures[0])
+        ClusterInferencer(config)(images[0])

@@ -16,23 +16,23 @@ from PIL import Image
 
 import hcformer_mm.apis
 from hcformer_mm.apis import ClusterInferencer, HCFormerInferencer
-from hcformer_mm.apis.ground_truth import open_ground_truth
-from tests.models import SEMANTIC_CONFIG, SHAPES_CONFIG
-from tests.predictions import scene, write_model
+from hcformer_mm.datasets.ground_truth import open_ground_truth
+from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
+from tests.helpers.predictions import scene, write_model
 
 INSTANCE_CONFIG = "configs/shapes/hcformer_r18_shapes-instance.py"
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return [scene(i) for i in range(3)]
 
 
 @pytest.fixture(scope="module")
-def folder(pictures, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for i, picture in enumerate(pictures):
-        mmcv.imwrite(picture, str(folder / f"scene{i}.png"))
+def folder(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for i, image in enumerate(images):
+        mmcv.imwrite(image, str(folder / f"scene{i}.png"))
     return folder
 
 
@@ -71,23 +71,23 @@ def test_the_hosts_are_imported_on_demand():
         ("semantic", SegDataSample, {"pred_sem_seg"}),
     ],
 )
-def test_data_samples(kind, sample_type, fields, inferencers, folder, pictures):
+def test_data_samples(kind, sample_type, fields, inferencers, folder, images):
     samples = inferencers[kind](folder)
-    assert len(samples) == len(pictures)
-    for sample, picture in zip(samples, pictures, strict=True):
+    assert len(samples) == len(images)
+    for sample, image in zip(samples, images, strict=True):
         assert isinstance(sample, sample_type)
         predicted = {key for key in sample.keys() if key.startswith(("pred", "seg"))}  # noqa: SIM118
         assert predicted == fields
-        assert sample.ori_shape == picture.shape[:2]
-    for one, other in zip(inferencers[kind](pictures), samples, strict=True):
+        assert sample.ori_shape == image.shape[:2]
+    for one, other in zip(inferencers[kind](images), samples, strict=True):
         for field in fields:
             for key, value in one.get(field).items():
                 assert torch.equal(value, other.get(field).get(key)), (field, key)
 
 
-def test_logits_are_kept_if_asked_for(inferencers, pictures):
-    (sample,) = inferencers["semantic"](pictures[0], logits=True)
-    assert sample.seg_logits.data.shape == (10, *pictures[0].shape[:2])
+def test_logits_are_kept_if_asked_for(inferencers, images):
+    (sample,) = inferencers["semantic"](images[0], logits=True)
+    assert sample.seg_logits.data.shape == (10, *images[0].shape[:2])
     assert torch.equal(sample.seg_logits.data.argmax(0), sample.pred_sem_seg.data[0])
 
 
@@ -102,10 +102,10 @@ def test_logits_are_kept_if_asked_for(inferencers, pictures):
 def test_files(kind, written, inferencers, folder, tmp_path):
     inferencer = inferencers[kind]
     samples = inferencer(folder, out_dir=tmp_path, batch_size=2)
-    assert {path.name for path in tmp_path.iterdir()} == written | {"images.json", "pictures"}
+    assert {path.name for path in tmp_path.iterdir()} == written | {"images.json", "images"}
     for i, sample in enumerate(samples):
         image = np.asarray(Image.open(folder / f"scene{i}.png"))
-        drawn = np.asarray(Image.open(tmp_path / "pictures" / f"scene{i}.png"))
+        drawn = np.asarray(Image.open(tmp_path / "images" / f"scene{i}.png"))
         assert np.array_equal(drawn, inferencer.draw(image, sample))
         assert not np.array_equal(drawn, image)
         if "semantic" in written:
@@ -125,9 +125,9 @@ def test_files(kind, written, inferencers, folder, tmp_path):
         assert len(instances) == sum(len(sample.pred_instances) for sample in samples) > 0
 
 
-def test_no_pictures_are_drawn_if_not_wanted(inferencer, folder, tmp_path):
+def test_no_images_are_drawn_if_not_wanted(inferencer, folder, tmp_path):
     inferencer(folder, out_dir=tmp_path, draw=False)
-    assert not (tmp_path / "pictures").exists()
+    assert not (tmp_path / "images").exists()
 
 
 def test_ids_of_annotations(inferencer, folder, tmp_path):
@@ -145,13 +145,13 @@ def test_ids_of_annotations(inferencer, folder, tmp_path):
         inferencer(folder, ann_file="gt.json")
 
 
-def test_instances_are_drawn_above_a_score(inferencers, pictures):
+def test_instances_are_drawn_above_a_score(inferencers, images):
     inferencer = inferencers["instance"]
-    (sample,) = inferencer(pictures[0])
-    image = np.ascontiguousarray(pictures[0][..., ::-1])
+    (sample,) = inferencer(images[0])
+    image = np.ascontiguousarray(images[0][..., ::-1])
     drawn = [inferencer.draw(image, sample, score_thr=score) for score in (0.0, 0.5, 1.1)]
-    grays = [np.ptp(picture.astype(int), axis=2) == 0 for picture in drawn]
-    # Without an instance there is a grey picture alone.
+    grays = [np.ptp(one.astype(int), axis=2) == 0 for one in drawn]
+    # Without an instance there is a gray image alone.
     assert grays[2].all()
     assert not grays[0].all()
 
@@ -168,50 +168,48 @@ def test_a_video_frame_by_frame(inferencer, tmp_path):
     for sample, expected in zip(results, frames, strict=True):
         assert torch.equal(sample.pred_panoptic_seg.sem_seg, expected.pred_panoptic_seg.sem_seg)
     names = [f"street_{i:06}.png" for i in range(4)]
-    for kind in ("pictures", "panoptic", "semantic"):
+    for kind in ("images", "panoptic", "semantic"):
         assert sorted(file.name for file in (out / kind).iterdir()) == names
     images = json.loads((out / "images.json").read_text())["images"]
     assert [(image["id"], image["file_name"]) for image in images] == list(enumerate(names))
 
 
-def test_streams_are_endless(inferencer, pictures):
+def test_streams_are_endless(inferencer, images):
     def endless():
         while True:
-            yield pictures[0]
+            yield images[0]
 
     assert len(list(islice(inferencer.iterate(endless(), batch_size=2), 3))) == 3
 
 
-def test_what_is_wrong_is_found_before_the_model_runs(inferencer, folder, pictures, tmp_path):
+def test_what_is_wrong_is_found_before_the_model_runs(inferencer, folder, images, tmp_path):
     calls = []
     handle = inferencer.model.register_forward_pre_hook(lambda *_: calls.append(1))
-    mmcv.imwrite(pictures[0], str(tmp_path / "scene0.jpg"))
+    mmcv.imwrite(images[0], str(tmp_path / "scene0.jpg"))
     one = [folder / "scene0.png", tmp_path / "scene0.jpg"]
     with pytest.raises(ValueError, match="results would both be called scene0"):
         inferencer(one, out_dir=tmp_path / "out")
     for call in (inferencer, inferencer.iterate):
         with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
-            call([pictures[0], "nowhere.png"])
+            call([images[0], "nowhere.png"])
         with pytest.raises(ValueError, match="nothing is downloaded"):
             call("https://example.org/cat.jpg")
         with pytest.raises(ValueError, match="batch_size >= 1"):
-            call(pictures, batch_size=0)
+            call(images, batch_size=0)
     handle.remove()
     assert not calls
     assert not (tmp_path / "out").exists()
 
 
-def test_pictures_may_have_one_name_if_nothing_is_written(inferencer, folder):
+def test_images_may_have_one_name_if_nothing_is_written(inferencer, folder):
     assert len(inferencer([folder / "scene0.png"] * 2)) == 2
 
 
-def test_clusters_come_with_the_same_prediction(inferencer, tmp_path_factory, pictures):
+def test_clusters_come_with_the_same_prediction(inferencer, tmp_path_factory, images):
     clusters = ClusterInferencer(*write_model(tmp_path_factory.mktemp("clusters")))
-    (picture,) = clusters(pictures[0])
-    (sample,) = inferencer(pictures[0])
-    assert torch.equal(
-        picture.prediction.pred_panoptic_seg.sem_seg, sample.pred_panoptic_seg.sem_seg
-    )
+    (image,) = clusters(images[0])
+    (sample,) = inferencer(images[0])
+    assert torch.equal(image.prediction.pred_panoptic_seg.sem_seg, sample.pred_panoptic_seg.sem_seg)
 
 
 def test_configs_by_name():

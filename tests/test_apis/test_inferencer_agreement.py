@@ -14,11 +14,11 @@ from mmseg.apis import MMSegInferencer, inference_model, init_model
 from PIL import Image
 
 from hcformer_mm.apis import HCFormerInferencer
-from hcformer_mm.apis.model_loading import inference_pipeline
-from hcformer_mm.apis.pictures import open_pictures
-from hcformer_mm.apis.result_writers import ResultWriter
-from tests.models import SEMANTIC_CONFIG, SHAPES_CONFIG
-from tests.predictions import scene, write_model
+from hcformer_mm.apis.inference import inference_pipeline
+from hcformer_mm.apis.inputs import open_images
+from hcformer_mm.apis.result_writer import ResultWriter
+from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
+from tests.helpers.predictions import scene, write_model
 
 DETECTORS = [SHAPES_CONFIG, "configs/shapes/hcformer_r18_shapes-instance.py"]
 SEGMENTORS = [SEMANTIC_CONFIG, "configs/shapes/hc-fcn32s_r18_shapes-semantic.py"]
@@ -26,16 +26,16 @@ ZOO = sorted(Path("configs").glob("[!_]*/*.py"))
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return [scene(i) for i in range(2)]
 
 
 @pytest.fixture(scope="module")
-def paths(pictures, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for i, picture in enumerate(pictures):
-        mmcv.imwrite(picture, str(folder / f"scene{i}.png"))
-    return [str(folder / f"scene{i}.png") for i in range(len(pictures))]
+def paths(images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for i, image in enumerate(images):
+        mmcv.imwrite(image, str(folder / f"scene{i}.png"))
+    return [str(folder / f"scene{i}.png") for i in range(len(images))]
 
 
 @pytest.fixture(scope="module", params=DETECTORS)
@@ -66,10 +66,10 @@ def assert_same(samples, expected):
             assert torch.equal(value, two[key].cpu()), key
 
 
-def test_detectors(detector, paths, pictures):
+def test_detectors(detector, paths, images):
     ours = HCFormerInferencer(*detector, "cpu", fast=False)
     host = DetInferencer(*detector, device="cpu", show_progress=False)
-    for given in (paths, pictures):
+    for given in (paths, images):
         assert_same(ours(given), host(given, return_datasamples=True)["predictions"])
     assert_same(
         ours(paths, batch_size=2),
@@ -81,10 +81,10 @@ def test_detectors(detector, paths, pictures):
     assert_same(ours(paths), inference_detector(model, paths))
 
 
-def test_segmentors(segmentor, paths, pictures):
+def test_segmentors(segmentor, paths, images):
     ours = HCFormerInferencer(*segmentor, "cpu", fast=False)
     host = MMSegInferencer(*segmentor, device="cpu", show_progress=False)
-    for given in (paths, pictures):
+    for given in (paths, images):
         assert_same(ours(given, logits=True), host(given, return_datasamples=True))
     assert len(predictions(ours(paths[0])[0])) == 1  # without logits
     model = init_model(*segmentor, device="cpu")
@@ -98,8 +98,8 @@ def test_files_of_detectors(detector, paths, tmp_path):
     host = DetInferencer(*detector, device="cpu", show_progress=False)
     samples = host(paths, return_datasamples=True)["predictions"]
     with ResultWriter(tmp_path / "samples", ours.classes) as writer:
-        for picture, sample in zip(open_pictures(paths), samples, strict=True):
-            writer.add(picture, sample)
+        for image, sample in zip(open_images(paths), samples, strict=True):
+            writer.add(image, sample)
     for file in (tmp_path / "ours").rglob("*.*"):
         other = tmp_path / "samples" / file.relative_to(tmp_path / "ours")
         assert file.read_bytes() == other.read_bytes()
@@ -108,7 +108,7 @@ def test_files_of_detectors(detector, paths, tmp_path):
     for path in paths:
         name = Path(path).name
         assert (tmp_path / "host" / "vis" / name).is_file()
-        assert (tmp_path / "ours" / "pictures" / name).is_file()
+        assert (tmp_path / "ours" / "images" / name).is_file()
         if (tmp_path / "ours" / "panoptic").exists():
             one, other = (
                 np.asarray(Image.open(tmp_path / file)).reshape(-1, 3)
@@ -123,7 +123,7 @@ def test_files_of_detectors(detector, paths, tmp_path):
 
 @pytest.mark.parametrize("path", ZOO, ids=lambda path: path.stem)
 def test_pipelines_of_every_config(path, paths):
-    """The hosts' inferencers see a picture as ours does, by a file as by an array."""
+    """The hosts' inferencers see an image as ours does, by a file as by an array."""
     config = Config.fromfile(path)
     init_default_scope(config.default_scope)
     assert "visualizer" in config

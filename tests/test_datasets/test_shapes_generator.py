@@ -58,7 +58,7 @@ class TestRenderScene:
         images = [render_scene(seed).image for seed in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))]
         assert len({image.tobytes() for image in images}) == 4
 
-    def test_masks_partition_the_picture(self, scenes):
+    def test_masks_partition_the_image(self, scenes):
         for scene in scenes:
             assert scene.image.dtype == np.uint8
             cover = sum(segment.mask.astype(int) for segment in scene.segments)

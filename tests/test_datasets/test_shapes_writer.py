@@ -63,8 +63,8 @@ def test_files_hold_the_scenes(root, split, number):
         scene = render_scene((7, number, index), size=SIZE)
         assert (image["height"], image["width"]) == scene.image.shape[:2]
         assert image["id"] == annotation["image_id"]
-        picture = np.asarray(Image.open(root / split / image["file_name"]), int)
-        assert np.abs(picture - scene.image).mean() < 12.0
+        pixels = np.asarray(Image.open(root / split / image["file_name"]), int)
+        assert np.abs(pixels - scene.image).mean() < 12.0
         folder = root / "annotations" / f"panoptic_{split}"
         ids = rgb2id(np.asarray(Image.open(folder / annotation["file_name"])))
         semantic = np.asarray(Image.open(root / "semantic" / split / annotation["file_name"]))

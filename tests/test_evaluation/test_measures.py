@@ -15,7 +15,14 @@ from pycocotools import mask as coco_mask
 
 from hcformer_mm.evaluation.measures import MaskAP, MeanIoU, PanopticQuality
 from hcformer_mm.evaluation.measures.panoptic_quality import PanopticTruth, panoptic_counts
-from tests.clustering_samples import CLASSES, THINGS, evaluate, metric, samples, write_samples
+from tests.helpers.clustering_samples import (
+    CLASSES,
+    THINGS,
+    evaluate,
+    metric,
+    samples,
+    write_samples,
+)
 
 STRIPES = np.repeat(np.arange(8), 2 * 16).reshape(16, 16)  # of two rows
 
@@ -80,14 +87,14 @@ def test_panoptic_counts_are_those_of_the_host(tmp_path):
         )
         for name, array in (("truth", ids), ("found", predicted)):
             (tmp_path / name).mkdir(exist_ok=True)
-            Image.fromarray(id2rgb(array)).save(tmp_path / name / "picture.png")
+            Image.fromarray(id2rgb(array)).save(tmp_path / name / "image.png")
         stat = pq_compute_single_core(
             0,
             [
                 (
-                    dict(image_id=0, file_name="picture.png", segments_info=list(infos.values())),
+                    dict(image_id=0, file_name="image.png", segments_info=list(infos.values())),
                     dict(
-                        file_name="picture.png",
+                        file_name="image.png",
                         segments_info=[dict(id=i, category_id=c) for i, c in categories.items()],
                     ),
                 )
@@ -174,7 +181,7 @@ def test_classes_that_the_annotations_lack(folder):
         MaskAP(metric(folder, "instance")["ann_file"], (*CLASSES[:THINGS], "unicorn"))
 
 
-def test_mask_ap_of_some_pictures(folder):
+def test_mask_ap_of_some_images(folder):
     """Those that were not looked at are not missed."""
     measure = MaskAP(metric(folder, "instance")["ann_file"], CLASSES[:THINGS])
     assert perfect(measure, samples(folder)[:2])["AP"] == pytest.approx(100)

@@ -5,7 +5,7 @@ import pytest
 def bands(request, monkeypatch):
     """Whether maps are worked on in many bands or in a single one."""
     if request.param == "bands of a row":
-        for name in ("bands.CACHED", "bands.CACHED_BACKWARD", "local_products.INDEXED"):
+        for name in ("bands.CACHED", "bands.CACHED_BACKWARD", "neighborhood_products.INDEXED"):
             monkeypatch.setattr(f"hcformer_mm.ops.{name}", 1)
 
 
@@ -13,4 +13,4 @@ def bands(request, monkeypatch):
 def form(request, monkeypatch):
     """Which of their two forms the local products take."""
     if request.param == "shifted maps":
-        monkeypatch.setattr("hcformer_mm.ops.local_products._by_rows", lambda _: False)
+        monkeypatch.setattr("hcformer_mm.ops.neighborhood_products._by_rows", lambda _: False)

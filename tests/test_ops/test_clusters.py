@@ -277,7 +277,7 @@ def test_labels_of_the_size_before_resizing(output_size: tuple[int, int]) -> Non
     for level, labels in enumerate(input_labels):
         expected = torch.empty(2, *output_size, dtype=torch.long)
         for y, x in itertools.product(*map(range, output_size)):
-            # The pixel of the resized image that the centre of (y, x) falls on.
+            # The pixel of the resized image that the center of (y, x) falls on.
             v = math.floor(Fraction(2 * y + 1, 2) * Fraction(image_size[0], output_size[0]))
             u = math.floor(Fraction(2 * x + 1, 2) * Fraction(image_size[1], output_size[1]))
             expected[:, y, x] = labels[:, v, u]

@@ -2,14 +2,14 @@ import pytest
 import torch
 
 from hcformer_mm.ops import decode, decode_hierarchy
-from tests import reference
+from tests.helpers import reference
 
 SIZES = [(1, 1), (1, 7), (7, 1), (2, 2), (4, 6), (5, 7), (6, 5), (3, 16), (13, 2)]
 
 
 def random_assignment(height, width, batch=2, dtype=torch.float64):
     torch.manual_seed(height * 17 + width)
-    allowed = reference.neighbours(height, width)
+    allowed = reference.neighbors(height, width)
     logits = torch.randn(batch, *allowed.shape, dtype=dtype).masked_fill(~allowed, -torch.inf)
     return reference.to_candidates(logits.softmax(-1), height, width)
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from hcformer_mm.ops.deform_conv import modulated_deform_conv2d
-from tests import reference
+from tests.helpers import reference
 
 CASES = [
     # kernel, stride, padding, (H, W), batch

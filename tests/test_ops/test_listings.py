@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hcformer_mm.models.clustering import ClusteringModule
+from hcformer_mm.models.layers.clustering import ClusteringModule
 from hcformer_mm.ops import decode, soft_assign
 from hcformer_mm.ops.assignment import SCALE_EPS
-from tests import reference
+from tests.helpers import reference
 
 SIZES = [(8, 8), (10, 14), (16, 6)]
 # Listing 1 gives candidates outside the map the similarity 0: pixels whose parent lies at the

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hcformer_mm.ops import decode_points
-from tests import reference
+from tests.helpers import reference
 from tests.test_ops.test_decoding import random_assignment
 
 SIZES = [(1, 1), (1, 7), (7, 1), (2, 2), (4, 6), (5, 7), (6, 5), (3, 16), (13, 2)]
@@ -58,7 +58,7 @@ def test_equals_reading_the_decoded_masks_with_gradients(size, levels):
 def test_weights_of_candidates_outside_the_map_do_not_count():
     masks, assignments, points = hierarchy(5, 7, 1)
     full = torch.ones_like(assignments[0])
-    allowed = reference.to_candidates(reference.neighbours(5, 7).double().expand(2, -1, -1), 5, 7)
+    allowed = reference.to_candidates(reference.neighbors(5, 7).double().expand(2, -1, -1), 5, 7)
     values = decode_points(masks, [full], points)
     torch.testing.assert_close(values, decode_points(masks, [full * allowed], points))
     assert not torch.equal(full, full * allowed)

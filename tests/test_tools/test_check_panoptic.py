@@ -140,20 +140,20 @@ def png_of_another_size(shapes):
     return shapes.png, f"expected height and width {(height, width)}, as the JSON says of image 2"
 
 
-def picture_of_another_size(shapes):
-    picture = shapes.img_dir / shapes.content["images"][1]["file_name"]
-    Image.new("RGB", (7, 5)).save(picture)
-    return picture, "as the JSON says of image 2, got (5, 7)"
+def image_of_another_size(shapes):
+    image = shapes.img_dir / shapes.content["images"][1]["file_name"]
+    Image.new("RGB", (7, 5)).save(image)
+    return image, "as the JSON says of image 2, got (5, 7)"
 
 
-def picture_on_its_side(shapes):
+def image_on_its_side(shapes):
     """The host turns it, and then it does not fit."""
-    picture = shapes.img_dir / shapes.content["images"][1]["file_name"]
-    pixels = Image.open(picture).convert("RGB")
+    image = shapes.img_dir / shapes.content["images"][1]["file_name"]
+    pixels = Image.open(image).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 6
-    pixels.save(picture, exif=exif)
-    return picture, f"as the JSON says of image 2, got {pixels.size}"
+    pixels.save(image, exif=exif)
+    return image, f"as the JSON says of image 2, got {pixels.size}"
 
 
 def no_png(shapes):
@@ -161,10 +161,10 @@ def no_png(shapes):
     return shapes.png, "the PNG of the annotation does not exist"
 
 
-def no_picture(shapes):
-    picture = shapes.img_dir / shapes.content["images"][1]["file_name"]
-    picture.unlink()
-    return picture, "the picture of image 2 does not exist"
+def no_image_file(shapes):
+    image = shapes.img_dir / shapes.content["images"][1]["file_name"]
+    image.unlink()
+    return image, "the image of image 2 does not exist"
 
 
 def broken_png(shapes):
@@ -174,7 +174,7 @@ def broken_png(shapes):
 
 def grey_png(shapes):
     Image.open(shapes.png).convert("L").save(shapes.png)
-    return shapes.png, "expected an RGB PNG, whose colours are ids, got mode L"
+    return shapes.png, "expected an RGB PNG, whose colors are ids, got mode L"
 
 
 def no_iscrowd(shapes):
@@ -227,10 +227,10 @@ FAULTS = [
     no_annotation,
     no_image,
     png_of_another_size,
-    picture_of_another_size,
-    picture_on_its_side,
+    image_of_another_size,
+    image_on_its_side,
     no_png,
-    no_picture,
+    no_image_file,
     broken_png,
     grey_png,
     no_iscrowd,
@@ -267,7 +267,7 @@ def test_faults_come_in_order_of_annotations(shapes):
     assert [fault.file.name for fault in shapes.check(num_workers=2)] == names
 
 
-def test_pictures_are_checked_on_demand(shapes):
+def test_images_are_checked_on_demand(shapes):
     shutil.rmtree(shapes.img_dir)
     assert check_panoptic(shapes.ann_file, shapes.seg_dir) == []
 
@@ -334,7 +334,7 @@ def test_tool_needs_panoptic_annotations(run, shapes):
 @pytest.mark.slow
 @pytest.mark.skipif(
     not (SAMPLE / "annotations/panoptic_val2017.json").is_file(),
-    reason="needs COCO pictures with panoptic ground truth: name their folder in "
+    reason="needs COCO images with panoptic ground truth: name their folder in "
     "HCFORMER_MM_COCO_SAMPLE",
 )
 def test_coco_is_clean():

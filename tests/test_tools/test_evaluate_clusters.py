@@ -10,7 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from hcformer_mm.apis.model_loading import build_model
+from hcformer_mm.apis.inference import build_model
 from hcformer_mm.datasets.shapes_writer import write_shapes
 
 ROOT = Path(__file__).parents[2]
@@ -116,7 +116,7 @@ def test_other_tasks(config, figure, host, arguments, run, tmp_path):
 
 
 def test_limit(arguments, run, tmp_path):
-    """The figures of the first picture, without an AP in which the others would be missed."""
+    """The figures of the first image, without an AP in which the others would be missed."""
     out = tmp_path / "scores.json"
     command = arguments("hcformer_r18_shapes-panoptic", "--limit", 1, "--out", out)
     run(command)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hcformer_mm.apis.export import ExportableModel
-from tests.exporting import (
+from hcformer_mm.deployment.export import ExportableModel
+from tests.helpers.exporting import (
     TINY,
     TINY_CONFIG,
     as_options,
@@ -163,7 +163,7 @@ def test_a_difference_fails(tmp_path, monkeypatch, capsys):
             *("--out", str(path), "--cfg-options", *as_options(TINY)),
         ],
     )
-    import hcformer_mm.apis.export as api
+    import hcformer_mm.deployment.export as api
 
     load = api.load_exported
 

@@ -7,9 +7,9 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from torch import nn
 
-from hcformer_mm.apis.complexity import count_multiply_adds, count_parameters
 from hcformer_mm.ops import decode
-from tests.models import COCO_CONFIG, SHAPES_CONFIG
+from tests.helpers.models import COCO_CONFIG, SHAPES_CONFIG
+from tools.analysis_tools.complexity import count_multiply_adds, count_parameters
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ import pytest
 from mmengine.config import Config
 
 from hcformer_mm.datasets.shapes_writer import write_shapes
-from tests.models import SHAPES_CONFIG
+from tests.helpers.models import SHAPES_CONFIG
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(ROOT.glob("tools/*.sh"))
@@ -119,7 +119,7 @@ def config(tmp_path_factory):
 
 @pytest.mark.slow
 def test_two_processes_on_the_cpu(config, free_port):
-    """Three pictures for two processes: results of all of them, and of each once."""
+    """Three images for two processes: results of all of them, and of each once."""
     gloo = ("--cfg-options", "env_cfg.dist_cfg.backend=gloo")
     done = run("dist_train.sh", config, 2, *gloo, PORT=free_port)
     assert done.returncode == 0, done.stderr[-3000:]

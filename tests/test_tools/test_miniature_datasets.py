@@ -54,37 +54,37 @@ def paint(path, array):
 
 
 def stripes(labels, rng):
-    """A label map of upright stripes, and a picture of it."""
+    """A label map of upright stripes, and an image of it."""
     width = -(-SIZE[1] // len(labels))
     label_map = np.tile(np.repeat(labels, width)[: SIZE[1]], (SIZE[0], 1)).astype(np.uint8)
-    picture = np.stack((label_map, 255 - label_map, label_map // 2), axis=-1)
-    return label_map, picture + rng.integers(0, 20, picture.shape, dtype=np.uint8)
+    image = np.stack((label_map, 255 - label_map, label_map // 2), axis=-1)
+    return label_map, image + rng.integers(0, 20, image.shape, dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
 def ade20k(tmp_path_factory):
-    """Three pictures a split; labels 1 to 150, and 0 for other objects."""
+    """Three images a split; labels 1 to 150, and 0 for other objects."""
     root = tmp_path_factory.mktemp("ade") / "ADEChallengeData2016"
     rng = np.random.default_rng(0)
     for split in ("training", "validation"):
         for i, labels in enumerate(([1, 2, 150], [0, 5, 17, 3], [12, 20])):
-            label_map, picture = stripes(labels, rng)
+            label_map, image = stripes(labels, rng)
             name = f"ADE_{split[:-3]}_{i:08d}"
-            paint(root / "images" / split / f"{name}.jpg", picture)
+            paint(root / "images" / split / f"{name}.jpg", image)
             paint(root / "annotations" / split / f"{name}.png", label_map)
     return root
 
 
 @pytest.fixture(scope="module")
 def cityscapes(tmp_path_factory):
-    """Three pictures a split; trainIds 0 to 18, and 255 for other objects."""
+    """Three images a split; trainIds 0 to 18, and 255 for other objects."""
     root = tmp_path_factory.mktemp("data") / "cityscapes"
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for i, labels in enumerate(([0, 1, 18], [255, 5, 17, 3], [11, 13])):
-            label_map, picture = stripes(labels, rng)
+            label_map, image = stripes(labels, rng)
             name = f"aachen_{i:06d}_000019"
-            paint(root / "leftImg8bit" / split / "aachen" / f"{name}_leftImg8bit.png", picture)
+            paint(root / "leftImg8bit" / split / "aachen" / f"{name}_leftImg8bit.png", image)
             label_file = f"{name}_gtFine_labelTrainIds.png"
             paint(root / "gtFine" / split / "aachen" / label_file, label_map)
     return root
@@ -92,7 +92,7 @@ def cityscapes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory):
-    """Three pictures a split, with two polygons each, and one without objects in training."""
+    """Three images a split, with two polygons each, and one without objects in training."""
     root = tmp_path_factory.mktemp("data") / "coco"
     rng = np.random.default_rng(0)
     names = CocoDataset.METAINFO["classes"]
@@ -100,10 +100,10 @@ def coco(tmp_path_factory):
     for split in ("train2017", "val2017"):
         images, annotations = [], []
         for i in range(4 if split == "train2017" else 3):
-            picture = rng.integers(0, 60, (*SIZE, 3), dtype=np.uint8)
+            image = rng.integers(0, 60, (*SIZE, 3), dtype=np.uint8)
             for j in range(2 if i < 3 else 0):
                 left, top, side = 8 + 60 * j, 10 + 8 * i, 40 + 4 * i
-                picture[top : top + side, left : left + side, j] = 255
+                image[top : top + side, left : left + side, j] = 255
                 right, bottom = left + side, top + side
                 polygon = [left, top, right, top, right, bottom, left, bottom]
                 annotations.append(
@@ -118,7 +118,7 @@ def coco(tmp_path_factory):
                     )
                 )
             name = f"{i:012d}.jpg"
-            paint(root / split / name, picture)
+            paint(root / split / name, image)
             images.append(dict(id=i, file_name=name, height=SIZE[0], width=SIZE[1]))
         file = root / "annotations" / f"instances_{split}.json"
         file.parent.mkdir(exist_ok=True)
@@ -162,7 +162,7 @@ def test_ade20k_by_sliding_windows(trained_on_ade20k, tmp_path):
     checkpoint, options = trained_on_ade20k
     scores = evaluate(
         *(ADE20K, checkpoint, tmp_path, [*options, *SLIDE]),
-        *("--out", tmp_path / "label_maps", "--show-dir", "pictures"),
+        *("--out", tmp_path / "label_maps", "--show-dir", "images"),
     )
     assert 0 <= scores["mIoU"] <= 100
     maps = sorted((tmp_path / "label_maps").glob("*.png"))
@@ -172,7 +172,7 @@ def test_ade20k_by_sliding_windows(trained_on_ade20k, tmp_path):
         assert label_map.shape == SIZE
         # In the numbers of the dataset, where 0 is no class.
         assert 1 <= label_map.min() <= label_map.max() <= 150
-    assert len(list(tmp_path.glob("*/pictures/*.png"))) == 3
+    assert len(list(tmp_path.glob("*/images/*.png"))) == 3
 
 
 def test_ade20k_with_augmentation(trained_on_ade20k, tmp_path):

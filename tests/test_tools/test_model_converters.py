@@ -8,10 +8,10 @@ import pytest
 import torch
 import torchvision
 
-from hcformer_mm.apis.checkpoint import load_checkpoint
-from hcformer_mm.apis.weight_files import read_weights_file
-from tests.released_checkpoints import random_state, released_keys
-from tests.released_small import small
+from hcformer_mm.checkpoints.io import read_weights_file
+from hcformer_mm.checkpoints.safe_load import load_checkpoint
+from tests.helpers.released_checkpoints import random_state, released_keys
+from tests.helpers.released_small import small
 
 ROOT = Path(__file__).parents[2]
 CONVERTER = "tools/model_converters/hcformer_d2_to_mm.py"
@@ -38,7 +38,7 @@ def test_converts_a_released_checkpoint_and_back(tmp_path):
     result = tool(CONVERTER, source, ours)
     assert result.returncode == 0, result.stderr
     for line in (
-        "variant    HCFormer R50, level 3, deform downsampling, masked decoder of 8 layers, 100 "
+        "architecture    HCFormer R50, level 3, deform downsampling, masked decoder of 8 layers, 100 "
         "queries of 256 channels, 133 classes",
         f"config     {R50}",
         "tensors    466 in the source: 465 converted, 1 dropped",

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hcformer_mm.apis.checkpoint import load_checkpoint
+from hcformer_mm.checkpoints.safe_load import load_checkpoint
 from tests.test_tools.test_train_and_test import loader_options, metrics, tool
 
 CONFIG = "configs/shapes/hc-fcn32s_r18_shapes-semantic.py"
@@ -12,7 +12,7 @@ CONFIG = "configs/shapes/hc-fcn32s_r18_shapes-semantic.py"
 
 @pytest.fixture(scope="module")
 def small_shapes(tmp_path_factory):
-    """Six training and two validation pictures, and the options that point a config at them."""
+    """Six training and two validation images, and the options that point a config at them."""
     root = tmp_path_factory.mktemp("data") / "shapes"
     tool(
         "tools/dataset_converters/make_shapes.py",

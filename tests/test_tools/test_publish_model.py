@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from hcformer_mm.apis.checkpoint import load_checkpoint
+from hcformer_mm.checkpoints.safe_load import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,4 +1,4 @@
-"""The command line from data to metrics, on a Shapes set of a few pictures."""
+"""The command line from data to metrics, on a Shapes set of a few images."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from hcformer_mm.apis.checkpoint import load_checkpoint
+from hcformer_mm.checkpoints.safe_load import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "configs/shapes/hcformer_r18_shapes-panoptic.py"
@@ -35,7 +35,7 @@ def loader_options(root):
 
 @pytest.fixture(scope="module")
 def small_shapes(tmp_path_factory):
-    """Six training and three validation pictures, and the options that point a config at them."""
+    """Six training and three validation images, and the options that point a config at them."""
     root = tmp_path_factory.mktemp("data") / "shapes"
     tool(
         "tools/dataset_converters/make_shapes.py",
@@ -88,7 +88,7 @@ def test_test_reports_all_metrics_and_dumps_predictions(trained, small_shapes, t
     tool(
         "tools/test.py",
         *(CONFIG, trained / "iter_2.pth", "--work-dir", tmp_path, "--out", dump),
-        *("--show-dir", "pictures", "--cfg-options", *small_shapes),
+        *("--show-dir", "images", "--cfg-options", *small_shapes),
     )
     scores = metrics(tmp_path)
     for name in ("PQ", "PQ_th", "PQ_st"):
@@ -96,7 +96,7 @@ def test_test_reports_all_metrics_and_dumps_predictions(trained, small_shapes, t
     assert "coco/segm_mAP" in scores
     assert 0 <= scores["sem_seg/mIoU"] <= 100
     assert dump.stat().st_size > 0
-    assert len(list(tmp_path.glob("*/pictures/**/*.jpg"))) == 3
+    assert len(list(tmp_path.glob("*/images/**/*.jpg"))) == 3
 
 
 def test_test_in_bfloat16_and_fast(trained, small_shapes, tmp_path):

@@ -1,4 +1,4 @@
-"""The tool as it is typed, on untrained models: which pictures it draws, into which files."""
+"""The tool as it is typed, on untrained models: which images it draws, into which files."""
 
 import importlib.util
 import json
@@ -14,8 +14,8 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from hcformer_mm.apis.model_loading import build_model
-from hcformer_mm.apis.pictures import open_pictures
+from hcformer_mm.apis.inference import build_model
+from hcformer_mm.apis.inputs import open_images
 from hcformer_mm.datasets.shapes_writer import write_shapes
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ def size(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def test_a_sheet_for_each_picture_of_a_folder(
+def test_a_sheet_for_each_image_of_a_folder(
     run, shapes: Path, checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "deep" / "out"
@@ -84,11 +84,11 @@ def test_a_sheet_for_each_picture_of_a_folder(
     run(*arguments, "--gt", gt, "--batch-size", 2)
     names = sorted(path.name for path in out.iterdir())
     assert names == ["000000.png", "000001.png", "000002.png"]
-    # Pictures of about 96 × 72: four rows of four columns.
+    # Images of about 96 × 72: four rows of four columns.
     width, height = size(out / "000000.png")
     assert 4 * 80 < width < 6 * 96 and 4 * 60 < height < 6 * 96
     printed = capsys.readouterr()
-    assert "3/3" in printed.err and f"3 pictures in {out}" in printed.out
+    assert "3/3" in printed.err and f"3 images in {out}" in printed.out
 
     with_gt = {name: np.asarray(Image.open(out / name)) for name in names}
     run(*arguments, "--gt", gt, "--batch-size", 1)
@@ -99,8 +99,8 @@ def test_a_sheet_for_each_picture_of_a_folder(
 
 
 def test_layout_and_connected_parts(run, shapes: Path, checkpoint, tmp_path: Path) -> None:
-    picture, gt = shapes / "val/000000.jpg", shapes / "annotations/panoptic_val.json"
-    arguments = (PANOPTIC, checkpoint(PANOPTIC), "--img", picture, "--gt", gt, "--out", tmp_path)
+    image, gt = shapes / "val/000000.jpg", shapes / "annotations/panoptic_val.json"
+    arguments = (PANOPTIC, checkpoint(PANOPTIC), "--img", image, "--gt", gt, "--out", tmp_path)
     run(*arguments, "--layout", "figure-5")
     plain = np.asarray(Image.open(tmp_path / "000000.png"))
     assert plain.shape[0] < 3.5 * 96  # two rows
@@ -120,8 +120,8 @@ def test_layout_and_connected_parts(run, shapes: Path, checkpoint, tmp_path: Pat
 def test_models_of_every_kind(
     run, shapes: Path, checkpoint, tmp_path: Path, config: str, gt: str
 ) -> None:
-    picture = shapes / "val/000001.jpg"
-    arguments = (config, checkpoint(config), "--img", picture, "--out", tmp_path)
+    image = shapes / "val/000001.jpg"
+    arguments = (config, checkpoint(config), "--img", image, "--out", tmp_path)
     run(*arguments, "--gt", shapes / gt)
     full = size(tmp_path / "000001.png")
     run(*arguments)
@@ -131,15 +131,15 @@ def test_models_of_every_kind(
 def test_instances_below_the_threshold_are_not_drawn(
     run, shapes: Path, checkpoint, tmp_path: Path
 ) -> None:
-    picture = shapes / "val/000000.jpg"
-    arguments = (INSTANCE, checkpoint(INSTANCE), "--img", picture, "--out", tmp_path)
+    image = shapes / "val/000000.jpg"
+    arguments = (INSTANCE, checkpoint(INSTANCE), "--img", image, "--out", tmp_path)
     sheets = []
     for threshold in (0, 1):
         run(*arguments, "--score-thr", threshold)
         sheets.append(np.asarray(Image.open(tmp_path / "000000.png")))
     none = sheets[1]
     assert not np.array_equal(*sheets)
-    # The prediction, second of the first column, is grey from top to bottom.
+    # The prediction, second of the first column, is gray from top to bottom.
     middle = none[len(none) // 3 : len(none) // 2, 20:90]
     assert (middle == middle[..., :1]).all()
 
@@ -176,7 +176,7 @@ def test_labels_that_count_from_1(tool: ModuleType, tmp_path: Path) -> None:
             classes=classes, model=SimpleNamespace(dataset_meta=dict(classes=("one",), **meta))
         )
         args = SimpleNamespace(gt=tmp_path, reduce_zero_label=flag)
-        truth = tool.read_ground_truth(args, inferencer, open_pictures([tmp_path / "a.png"]))
+        truth = tool.read_ground_truth(args, inferencer, open_images([tmp_path / "a.png"]))
         if flag or meta:
             assert truth.read("a.jpg", (1, 2)).segments.tolist() == [[255, 0]]
         else:
@@ -184,36 +184,36 @@ def test_labels_that_count_from_1(tool: ModuleType, tmp_path: Path) -> None:
                 truth.read("a.jpg", (1, 2))
 
 
-def test_pictures_without_ground_truth_are_named_first(
+def test_images_without_ground_truth_are_named_first(
     run, shapes: Path, checkpoint, tmp_path: Path
 ) -> None:
-    pictures = tmp_path / "pictures"
-    shutil.copytree(shapes / "val", pictures)
+    images = tmp_path / "images"
+    shutil.copytree(shapes / "val", images)
     for name in "abcde":
-        shutil.copy(pictures / "000000.jpg", pictures / f"{name}.jpg")
+        shutil.copy(images / "000000.jpg", images / f"{name}.jpg")
     out = tmp_path / "out"
     with pytest.raises(SystemExit, match=r"no ground truth of a\.jpg, b\.jpg, c\.jpg and 2 more"):
         run(
-            *(PANOPTIC, checkpoint(PANOPTIC), "--img", pictures, "--out", out),
+            *(PANOPTIC, checkpoint(PANOPTIC), "--img", images, "--out", out),
             *("--gt", shapes / "annotations/panoptic_val.json"),
         )
     assert not out.exists()
 
 
 def test_errors_end_in_one_line(run, shapes: Path, checkpoint, tmp_path: Path) -> None:
-    out, picture = tmp_path / "out", shapes / "val/000000.jpg"
+    out, image = tmp_path / "out", shapes / "val/000000.jpg"
     weights = checkpoint(PANOPTIC)
     (tmp_path / "no.json").write_text(json.dumps({"images": []}))
-    Path(tmp_path / "broken.jpg").write_bytes(b"no picture")
+    Path(tmp_path / "broken.jpg").write_bytes(b"no image")
     for arguments, message in (
-        ((PANOPTIC, weights, "--img", "nothing.jpg"), "no such picture: nothing.jpg"),
-        (("nowhere", weights, "--img", picture), "expected a config file"),
-        ((PANOPTIC, tmp_path / "no.pth", "--img", picture), "no.pth"),
-        ((PANOPTIC, checkpoint(INSTANCE), "--img", picture), "does not fit"),
-        ((PANOPTIC, weights, "--img", picture, "--gt", tmp_path / "no.json"), "no JSON of COCO"),
-        ((PANOPTIC, weights, "--img", picture, "--gt", "nowhere"), "no such ground truth: nowhere"),
-        ((PANOPTIC, weights, "--img", picture, picture), "both be called 000000"),
-        ((PANOPTIC, weights, "--img", picture, "--batch-size", 0), "1 at least, got 0 and 96"),
+        ((PANOPTIC, weights, "--img", "nothing.jpg"), "no such image: nothing.jpg"),
+        (("nowhere", weights, "--img", image), "expected a config file"),
+        ((PANOPTIC, tmp_path / "no.pth", "--img", image), "no.pth"),
+        ((PANOPTIC, checkpoint(INSTANCE), "--img", image), "does not fit"),
+        ((PANOPTIC, weights, "--img", image, "--gt", tmp_path / "no.json"), "no JSON of COCO"),
+        ((PANOPTIC, weights, "--img", image, "--gt", "nowhere"), "no such ground truth: nowhere"),
+        ((PANOPTIC, weights, "--img", image, image), "both be called 000000"),
+        ((PANOPTIC, weights, "--img", image, "--batch-size", 0), "1 at least, got 0 and 96"),
     ):
         with pytest.raises(SystemExit) as exit_:
             run(*arguments, "--out", out)

@@ -1,16 +1,11 @@
-"""Sizes of pictures and maps."""
+"""Sizes of images and maps."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from hcformer_mm.visualization.arrays import (
-    gray_picture,
-    panel_size,
-    resize_map,
-    resize_picture,
-)
+from hcformer_mm.visualization.arrays import gray_image, panel_size, resize_image, resize_map
 
 
 @pytest.mark.parametrize(
@@ -30,12 +25,12 @@ def test_panels_are_near_their_target(size: tuple[int, int], panel: tuple[int, i
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (14, 15), (20, 3), (13, 33), (3, 2)])
-def test_resized_label_is_the_one_under_the_centre(size: tuple[int, int]) -> None:
+def test_resized_label_is_the_one_under_the_center(size: tuple[int, int]) -> None:
     labels = np.random.default_rng(0).integers(0, 1 << 24, (7, 5))
     result = resize_map(labels, size)
     assert result.shape == size and result.dtype == labels.dtype
     for y, x in itertools.product(*map(range, size)):
-        # Exact in integers: the centre y + 1/2 of a pixel lies at (2y + 1) · old / (2 · new).
+        # Exact in integers: the center y + 1/2 of a pixel lies at (2y + 1) · old / (2 · new).
         row, col = (2 * y + 1) * 7 // (2 * size[0]), (2 * x + 1) * 5 // (2 * size[1])
         assert result[y, x] == labels[row, col]
 
@@ -49,17 +44,17 @@ def test_flags_and_flat_colors_are_repeated() -> None:
         assert np.array_equal(result, array.repeat(2, 0).repeat(3, 1))
 
 
-def test_pictures_grow_and_shrink() -> None:
+def test_images_grow_and_shrink() -> None:
     flat = np.full((3, 5, 3), 77, np.uint8)
-    assert np.array_equal(resize_picture(flat, (9, 15)), np.full((9, 15, 3), 77))
+    assert np.array_equal(resize_image(flat, (9, 15)), np.full((9, 15, 3), 77))
     checkers = np.zeros((6, 8, 3), np.uint8)
     checkers[::2, ::2] = checkers[1::2, 1::2] = 200
-    assert (resize_picture(checkers, (3, 4)) == 100).all()
-    assert resize_picture(checkers, (6, 8)) is checkers
+    assert (resize_image(checkers, (3, 4)) == 100).all()
+    assert resize_image(checkers, (6, 8)) is checkers
 
 
-def test_gray_picture() -> None:
+def test_gray_image() -> None:
     image = np.array([[[255, 0, 0], [0, 255, 0], [40, 40, 40]]], np.uint8)
-    gray = gray_picture(image)
+    gray = gray_image(image)
     assert gray.shape == image.shape and (gray == gray[..., :1]).all()
     assert gray[0, :, 0].tolist() == [76, 150, 40]  # weights of ITU-R BT.601

@@ -1,4 +1,4 @@
-"""Pictures of clusters, checked pixel by pixel where a pixel's value can be derived."""
+"""Images of clusters, checked pixel by pixel where a pixel's value can be derived."""
 
 import itertools
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from skimage.color import rgb2lab
 
+from hcformer_mm.structures.palette import distinct_colors
 from hcformer_mm.visualization import (
     draw_boundaries,
     draw_errors,
@@ -13,12 +14,7 @@ from hcformer_mm.visualization import (
     mean_colors,
     random_colors,
 )
-from hcformer_mm.visualization.colors import (
-    BOUNDARY_COLOR,
-    ERROR_COLOR,
-    distinct_colors,
-    shade,
-)
+from hcformer_mm.visualization.colors import BOUNDARY_COLOR, ERROR_COLOR, shade
 
 RED = (255, 0, 0)
 
@@ -28,7 +24,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def picture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def random_image(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -43,7 +39,7 @@ def blocks(rows: int, cols: int, side: int) -> np.ndarray:
 def test_boundary_lies_between_the_labels(
     rng: np.random.Generator, width: int, columns: list[int]
 ) -> None:
-    image = picture(rng, 5, 9) // 2
+    image = random_image(rng, 5, 9) // 2
     labels = np.zeros((5, 9), np.int64)
     labels[:, 4:] = 7  # the boundary runs between the columns 3 and 4
     expected = image.copy()
@@ -78,13 +74,13 @@ def test_boundaries_of_small_clusters_are_thin() -> None:
 
 
 def test_no_boundary_in_one_cluster(rng: np.random.Generator) -> None:
-    image = picture(rng, 4, 6)
+    image = random_image(rng, 4, 6)
     labels = np.full((4, 6), 3)
     assert np.array_equal(draw_boundaries(image, labels, halo=True), image)
 
 
 def test_coarser_levels_of_a_hierarchy_lie_on_top(rng: np.random.Generator) -> None:
-    image = picture(rng, 640, 640)
+    image = random_image(rng, 640, 640)
     levels = [blocks(40, 40, 16), blocks(10, 10, 64), blocks(2, 2, 320)]
     drawn = draw_hierarchy(image, levels)
     # The boundary of the coarsest level, between the columns 319 and 320, is 4 pixels wide.
@@ -96,8 +92,8 @@ def test_coarser_levels_of_a_hierarchy_lie_on_top(rng: np.random.Generator) -> N
     assert np.array_equal(draw_hierarchy(image, levels[:1]), draw_hierarchy(image, levels[:1]))
 
 
-def test_errors_are_red_on_a_pale_picture(rng: np.random.Generator) -> None:
-    image, errors = picture(rng, 7, 5), rng.random((7, 5)) < 0.3
+def test_errors_are_red_on_a_pale_image(rng: np.random.Generator) -> None:
+    image, errors = random_image(rng, 7, 5), rng.random((7, 5)) < 0.3
     drawn = draw_errors(image, errors)
     assert (drawn[errors] == ERROR_COLOR).all()
     right = drawn[~errors]
@@ -108,7 +104,7 @@ def test_errors_are_red_on_a_pale_picture(rng: np.random.Generator) -> None:
 
 
 def test_mean_colors_equal_loop(rng: np.random.Generator) -> None:
-    image = picture(rng, 13, 17)
+    image = random_image(rng, 13, 17)
     labels = rng.integers(0, 6, (13, 17)) * 2  # with gaps
     result = mean_colors(image, labels)
     for label in np.unique(labels):
@@ -123,7 +119,7 @@ def test_random_colors_tell_neighbors_apart(rng: np.random.Generator) -> None:
     vertical = np.linalg.norm(lab[1:] - lab[:-1], axis=-1)[labels[1:] != labels[:-1]]
     horizontal = np.linalg.norm(lab[:, 1:] - lab[:, :-1], axis=-1)[labels[:, 1:] != labels[:, :-1]]
     assert min(vertical.min(), horizontal.min()) > 25  # about ten just noticeable differences
-    # One colour for a cluster, and many colours in all.
+    # One color for a cluster, and many colors in all.
     assert (result[::2, ::2] == result[1::2, 1::2]).all()
     assert len(np.unique(result.reshape(-1, 3), axis=0)) > 40
 
@@ -153,8 +149,8 @@ def test_shades_are_relatives_of_a_color() -> None:
 
 
 def test_wrong_arrays(rng: np.random.Generator) -> None:
-    image = picture(rng, 4, 6)
-    with pytest.raises(ValueError, match=r"expected labels of the picture's size \(4, 6\)"):
+    image = random_image(rng, 4, 6)
+    with pytest.raises(ValueError, match=r"expected labels of the image's size \(4, 6\)"):
         draw_boundaries(image, np.zeros((4, 5), int))
-    with pytest.raises(ValueError, match="expected a uint8 RGB picture"):
+    with pytest.raises(ValueError, match="expected a uint8 RGB image"):
         mean_colors(image / 255.0, np.zeros((4, 6), int))

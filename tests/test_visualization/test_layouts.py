@@ -1,4 +1,4 @@
-"""Sheets of one picture: which panels stand where, and which scores under them."""
+"""Sheets of one image: which panels stand where, and which scores under them."""
 
 from typing import Any
 
@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from hcformer_mm.visualization import LAYOUTS, Classes, Panoptic, cluster_sheet, layouts
+from hcformer_mm.structures.panoptic import Classes, Panoptic
+from hcformer_mm.visualization import LAYOUTS, cluster_sheet, layouts
 from hcformer_mm.visualization.colors import ERROR_COLOR
-from tests.reference import undersegmentation_error as slow_undersegmentation_error
+from tests.helpers.reference import undersegmentation_error as slow_undersegmentation_error
 
 CLASSES = Classes(["cup", "field"], frozenset(["cup"]), [(200, 40, 40), (40, 160, 60)])
 
 
 class Scene:
-    """A picture of 40 × 60, halves of which are cup and field; its clusters are squares."""
+    """An image of 40 × 60, halves of which are cup and field; its clusters are squares."""
 
     def __init__(self) -> None:
         self.image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -52,7 +53,7 @@ def panels(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return kept
 
 
-E, R, M = "Undersegmentation error", "Random colours", "Mean colours"
+E, R, M = "Undersegmentation error", "Random colors", "Mean colors"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ E, R, M = "Undersegmentation error", "Random colours", "Mean colours"
                 ["Image", "Level 1", "Level 2"],
                 ["Prediction", E, E],
                 ["Ground truth", R, R],
-                ["Best labelling", M, M],
+                ["Best labeling", M, M],
             ],
         ),
         ("figure-5", [["Level 1", "Level 2", "Ground truth"], [E, E, "Prediction"]]),
@@ -137,7 +138,7 @@ def test_void_is_no_error(scene: Scene, panels: dict[str, Any]) -> None:
     }
 
 
-def test_best_labelling_gives_clusters_their_majority(scene: Scene, panels: dict[str, Any]) -> None:
+def test_best_labeling_gives_clusters_their_majority(scene: Scene, panels: dict[str, Any]) -> None:
     segments = np.where(np.arange(60)[None] < 25, 10, 7).repeat(40, 0)
     truth = Panoptic(segments, {10: 0, 7: 1})
     scene.sheet(ground_truth=truth, side=60)
@@ -161,7 +162,7 @@ def test_the_sheet_itself(scene: Scene) -> None:
     assert without.shape[0] == large.shape[0] - 80 - round(1.8 * 11)  # a row less
 
 
-def test_large_pictures_are_reduced() -> None:
+def test_large_images_are_reduced() -> None:
     image = np.zeros((1000, 2000, 3), np.uint8)
     labels = np.arange(2000)[None].repeat(1000, 0) // 500
     result = cluster_sheet(image, [labels], classes=CLASSES, side=400)
@@ -175,6 +176,6 @@ def test_wrong_arguments(scene: Scene) -> None:
         cluster_sheet(scene.image, [], classes=CLASSES)
     wrong = Panoptic(scene.truth.segments[:-1], {})
     for options in (dict(prediction=wrong), dict(ground_truth=wrong)):
-        with pytest.raises(ValueError, match=r"picture's size \(40, 60\), got \(39, 60\)"):
+        with pytest.raises(ValueError, match=r"image's size \(40, 60\), got \(39, 60\)"):
             scene.sheet(**options)
     assert set(LAYOUTS) == {"full", "figure-5", "figure-III", "figure-IV"}

@@ -10,13 +10,13 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 
-from hcformer_mm.apis.command_line import add_common_arguments, build_runner, load_config
-from hcformer_mm.apis.files import replacing
+from hcformer_mm.engine.runner import add_common_arguments, build_runner, load_config
+from hcformer_mm.utils.atomic_write import replacing
 
 METRIC = "hcformer_mm.ClusteringMetric"
 HOOK = "hcformer_mm.ClusterRecordHook"
-# Metrics that count every picture of their annotations, tested or not.
-OF_ALL_PICTURES = ("CocoMetric", "CocoBoundaryMetric")
+# Metrics that count every image of their annotations, tested or not.
+OF_ALL_IMAGES = ("CocoMetric", "CocoBoundaryMetric")
 
 
 def json_file(text: str) -> Path:
@@ -39,13 +39,13 @@ def parse_args() -> argparse.Namespace:
         "--slic",
         action="store_true",
         help="score superpixels of SLIC, about as many as each level has clusters, as well; on the "
-        "CPU that takes seconds for each large picture",
+        "CPU that takes seconds for each large image",
     )
     parser.add_argument(
         "--limit",
         type=at_least_one,
         metavar="N",
-        help="evaluate the first N pictures; without the host's AP, which counts all pictures",
+        help="evaluate the first N images; without the host's AP, which counts all images",
     )
     parser.add_argument(
         "--out", type=json_file, metavar="JSON", help="write all figures to this file"
@@ -72,7 +72,7 @@ def clustering_metric(evaluators: list[ConfigDict]) -> dict[str, Any]:
             return dict(type=METRIC, ground_truth="semantic", ignore_index=void)
     for evaluator in evaluators:
         files = {name: evaluator.get(name) for name in ("ann_file", "backend_args")}
-        if is_a(evaluator, *OF_ALL_PICTURES):
+        if is_a(evaluator, *OF_ALL_IMAGES):
             return dict(type=METRIC, ground_truth="instance", **files)
     raise ValueError(
         "expected a CocoPanopticMetric, IoUMetric, SemSegMetric or CocoMetric in test_evaluator, "
@@ -96,8 +96,8 @@ def add_clusters(config: Config, *, slic: bool) -> None:
         config.custom_hooks = [*hooks, dict(type=HOOK)]
 
 
-def limit_pictures(config: Config, number: int) -> None:
-    """Test the first pictures alone."""
+def limit_images(config: Config, number: int) -> None:
+    """Test the first images alone."""
     dataset = config.test_dataloader.dataset
     if "pipeline" not in dataset:
         raise ValueError(
@@ -105,7 +105,7 @@ def limit_pictures(config: Config, number: int) -> None:
         )
     dataset.indices = number
     config.test_evaluator = [
-        evaluator for evaluator in config.test_evaluator if not is_a(evaluator, *OF_ALL_PICTURES)
+        evaluator for evaluator in config.test_evaluator if not is_a(evaluator, *OF_ALL_IMAGES)
     ]
 
 
@@ -120,7 +120,7 @@ def evaluate(args: argparse.Namespace) -> None:
     config.load_from = args.checkpoint
     add_clusters(config, slic=args.slic)
     if args.limit is not None:
-        limit_pictures(config, args.limit)
+        limit_images(config, args.limit)
     metrics = build_runner(config).test()
     if args.out is not None and is_main_process():
         # JSON knows no nan, which is what nothing in the data defines.

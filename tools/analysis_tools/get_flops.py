@@ -6,7 +6,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
-from hcformer_mm.apis.complexity import count_multiply_adds, count_parameters
+from complexity import count_multiply_adds, count_parameters
 
 
 def parse_args() -> argparse.Namespace:

@@ -12,9 +12,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ann_json", type=Path, help="panoptic annotations, a JSON file")
     parser.add_argument("seg_dir", type=Path, help="folder of the PNG files with segment ids")
-    parser.add_argument(
-        "--img-dir", type=Path, help="folder of the pictures, to check them as well"
-    )
+    parser.add_argument("--img-dir", type=Path, help="folder of the images, to check them as well")
     parser.add_argument("--num-workers", type=int, default=2, help="processes that read files")
     parser.add_argument(
         "--limit", type=int, default=10, help="findings of a kind to show; 0 shows all of them"

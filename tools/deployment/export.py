@@ -9,7 +9,8 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 
-from hcformer_mm.apis.export import (
+from hcformer_mm.apis.inference import build_model
+from hcformer_mm.deployment.export import (
     SUFFIXES,
     ExportableModel,
     describe,
@@ -17,8 +18,8 @@ from hcformer_mm.apis.export import (
     load_exported,
     pipeline_divisor,
 )
-from hcformer_mm.apis.export_check import TOLERANCE, agrees, as_text, compare, time_both
-from hcformer_mm.apis.model_loading import build_model, find_config
+from hcformer_mm.deployment.verify import TOLERANCE, agrees, as_text, compare, time_both
+from hcformer_mm.utils.config import find_config
 
 RANDOM = "random"
 STRIDE = 32
@@ -28,7 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("config", help="config file, name of a config of this package, or package::path")
-    add("checkpoint", help=f"checkpoint file, or '{RANDOM}' for weights as they are initialised")
+    add("checkpoint", help=f"checkpoint file, or '{RANDOM}' for weights as they are initialized")
     add("--format", choices=list(SUFFIXES), required=True, help="what is written")
     add("--shape", type=int, nargs=2, required=True, metavar=("H", "W"), help="size of the images")
     add(
@@ -86,7 +87,7 @@ def check(args: argparse.Namespace, model: ExportableModel, path: Path) -> bool:
 
 def main() -> None:
     args = parse_args()
-    # Building a model logs how every parameter is initialised; exporters warn of themselves.
+    # Building a model logs how every parameter is initialized; exporters warn of themselves.
     MMLogger.get_instance("export", log_level="WARNING")
     for library in ("torch.onnx", "onnxscript"):
         logging.getLogger(library).setLevel(logging.ERROR)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hcformer_mm.apis.publish import publish
+from hcformer_mm.checkpoints.publish import publish
 
 
 def parse_args() -> argparse.Namespace:

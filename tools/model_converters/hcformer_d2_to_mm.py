@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 
-from hcformer_mm.apis.released import Report, convert_file, revert_file
-from hcformer_mm.apis.weight_files import SAFETENSORS
+from hcformer_mm.checkpoints.hcformer_d2 import Report, convert_file, revert_file
+from hcformer_mm.checkpoints.io import SAFETENSORS
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--config",
-        help="config to check the variant against: a file or a name of configs/hcformer; by "
+        help="config to check the architecture against: a file or a name of configs/hcformer; by "
         "default one that fits is chosen",
     )
     parser.add_argument(
@@ -52,7 +52,7 @@ def show(report: Report, dst: Path, reverse: bool) -> None:
     config = config if Path(config).is_file() else str(report.config)
     options = [f"{key}={value}" for key, value in report.cfg_options.items()]
     overrides = f" --cfg-options {shlex.join(options)}" if options else ""
-    print(f"variant    {report.variant}")
+    print(f"architecture    {report.architecture}")
     print(f"config     {config}{overrides}")
     print(
         f"tensors    {report.source} in the source: {report.source - len(dropped)} converted, "

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mmengine.config import DictAction
 
-from hcformer_mm.apis.model_loading import find_config
-from hcformer_mm.apis.warm_start import warm_start_file
+from hcformer_mm.checkpoints.warm_start import warm_start_file
+from hcformer_mm.utils.config import find_config
 
 
 def parse_args() -> argparse.Namespace:

@@ -23,7 +23,7 @@ test_pipeline = [
     dict(type="LoadAnnotations", reduce_zero_label=True, backend_args=backend_args),
     dict(type="mmseg.PackSegInputs"),
 ]
-# Scales are relative to the original picture, as in MMSegmentation.
+# Scales are relative to the original image, as in MMSegmentation.
 tta_pipeline = [
     dict(type="LoadImageFromFile", backend_args=backend_args),
     dict(

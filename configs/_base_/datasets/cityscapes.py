@@ -1,5 +1,5 @@
 # Cityscapes as MMSegmentation lays it out and augments it: the shorter side 1024 times 0.5 to 2.0,
-# crops of 512x1024; batches of 8 on four GPUs. The test is on whole pictures of 1024x2048.
+# crops of 512x1024; batches of 8 on four GPUs. The test is on whole images of 1024x2048.
 data_root = "data/cityscapes/"
 backend_args = None
 num_classes = 19
@@ -23,7 +23,7 @@ test_pipeline = [
     dict(type="LoadAnnotations", backend_args=backend_args),
     dict(type="mmseg.PackSegInputs"),
 ]
-# Scales are relative to the original picture, as in MMSegmentation.
+# Scales are relative to the original image, as in MMSegmentation.
 tta_pipeline = [
     dict(type="LoadImageFromFile", backend_args=backend_args),
     dict(

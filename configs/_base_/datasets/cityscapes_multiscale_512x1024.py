@@ -14,6 +14,6 @@ train_pipeline = [
         max_size=4 * base_side,
     ),
     dict(type="mmseg.RandomCrop", crop_size=crop_size),
-    *_base_.train_pipeline[4:],  # flip, colours as in SSD, packing
+    *_base_.train_pipeline[4:],  # flip, colors as in SSD, packing
 ]
 train_dataloader = dict(batch_size=2, num_workers=2, dataset=dict(pipeline=train_pipeline))

@@ -17,7 +17,7 @@ train_pipeline = [
     *_base_.lsj_steps,
     dict(type="mmdet.PackDetInputs"),
 ]
-# Pictures without things are kept: they have stuff.
+# Images without things are kept: they have stuff.
 train_dataloader = dict(
     dataset=dict(pipeline=train_pipeline, filter_cfg=dict(filter_empty_gt=False))
 )

@@ -1,4 +1,4 @@
-# The same at twice the size, learnt from crops of the size of a picture there: an iteration costs
+# The same at twice the size, learned from crops of the size of an image there: an iteration costs
 # the same, and a thing covers four times as many cells of a map of stride 32.
 _base_ = "shapes_semantic.py"
 

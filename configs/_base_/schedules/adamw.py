@@ -1,4 +1,4 @@
-# The paper's optimiser, for every dataset (Appendix D): AdamW, a tenth of the learning rate before
+# The paper's optimizer, for every dataset (Appendix D): AdamW, a tenth of the learning rate before
 # the head (backbone, clustering modules and the encoder of HCFormer+), no weight decay on norms and
 # embeddings, gradients of the whole model clipped, mixed precision.
 before_head = dict(lr_mult=0.1, decay_mult=1.0)

@@ -4,5 +4,5 @@ _base_ = "sgd_poly_80k.py"
 max_iters = 160000
 param_scheduler = dict(end=max_iters)
 train_cfg = dict(max_iters=max_iters)
-# ADE20K: four GPUs of four pictures.
+# ADE20K: four GPUs of four images.
 auto_scale_lr = dict(base_batch_size=16)

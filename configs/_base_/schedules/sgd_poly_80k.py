@@ -18,5 +18,5 @@ train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=in
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 default_hooks = dict(checkpoint=dict(interval=interval))
-# Cityscapes: four GPUs of two pictures.
+# Cityscapes: four GPUs of two images.
 auto_scale_lr = dict(enable=False, base_batch_size=8)

@@ -1,4 +1,4 @@
-"""Renders the scenes of the Shapes dataset: pure functions from a seed to picture and labels."""
+"""Renders the scenes of the Shapes dataset: pure functions from a seed to image and labels."""
 
 from .figures import FIGURES
 from .scene import GENERATOR_VERSION, Scene, Segment, render_scene

@@ -81,6 +81,6 @@ def value_noise(rng: np.random.RandomState, x: np.ndarray, y: np.ndarray) -> np.
 
 
 def pixel_grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centres of the pixels as two float64 arrays ``x`` and ``y`` of shape (height, width)."""
+    """Centers of the pixels as two float64 arrays ``x`` and ``y`` of shape (height, width)."""
     y, x = np.mgrid[:height, :width]
     return x + 0.5, y + 0.5

@@ -49,7 +49,7 @@ def triangle(rng: np.random.RandomState, thin: bool) -> Predicate:
 def star(rng: np.random.RandomState, thin: bool) -> Predicate:
     """A five-pointed star; a slanted view of it if thin."""
     squash = uniform(rng, 0.45, 0.6) if thin else 1.0
-    # The lines of a pentagram pass at cos 72° = 0.309 from its centre; moved outwards they give a
+    # The lines of a pentagram pass at cos 72° = 0.309 from its center; moved outwards they give a
     # plumper star, whose tips the unit circle trims.
     offset = uniform(rng, 0.31, 0.38)
 

@@ -1,4 +1,4 @@
-"""From a layout to a picture: colours, surfaces, shadows, light and the camera's flaws."""
+"""From a layout to an image: colors, surfaces, shadows, light and the camera's flaws."""
 
 import colorsys
 
@@ -12,7 +12,7 @@ from .textures import FILLINGS, STUFF_TEXTURES, Texture
 Color = tuple[float, float, float]
 
 THING_HUE_BIAS = 0.6
-"""Share of things that wear their class's hue; the others wear any. Colour informs, but weakly."""
+"""Share of things that wear their class's hue; the others wear any. Color informs, but weakly."""
 THING_FILLING_BIAS = 0.9
 """Share of things that wear their class's filling; the others wear any. Only the shape is sure."""
 STUFF_HUE_BIAS = 0.5
@@ -31,7 +31,7 @@ def paint(rng: np.random.RandomState, layout: Layout) -> np.ndarray:
         layout (Layout): The scene's geometry, height H and width W.
 
     Returns:
-        np.ndarray: The picture (H, W, 3), RGB, uint8.
+        np.ndarray: The image (H, W, 3), RGB, uint8.
     """
     x, y = pixel_grid(*layout.ground.shape)
     image = np.zeros((*layout.ground.shape, 3), np.float32)
@@ -61,13 +61,13 @@ def _hue(rng: np.random.RandomState, label: int, count: int, bias: float) -> flo
 
 
 def _stuff_color(rng: np.random.RandomState, label: int) -> Color:
-    """A muted colour."""
+    """A muted color."""
     hue = _hue(rng, label, len(STUFF_TEXTURES), STUFF_HUE_BIAS)
     return colorsys.hsv_to_rgb(hue, uniform(rng, 0.1, 0.45), uniform(rng, 0.4, 0.8))
 
 
 def _thing_color(rng: np.random.RandomState, label: int, used: list[Color]) -> Color:
-    """A colour, mostly a vivid one, that stands out against those used before."""
+    """A color, mostly a vivid one, that stands out against those used before."""
     best, best_contrast = (0.0, 0.0, 0.0), -1.0
     for _ in range(10):
         hue = _hue(rng, label, len(FIGURES), THING_HUE_BIAS)
@@ -94,7 +94,7 @@ def _squared_distance(a: Color, b: Color) -> float:
 
 
 def _shades(color: Color, depth: float, pattern: np.ndarray) -> np.ndarray:
-    """Shades (…, 3) of a colour: ``1 ± depth / 2`` times it where the pattern is ±1."""
+    """Shades (…, 3) of a color: ``1 ± depth / 2`` times it where the pattern is ±1."""
     return np.asarray(color) * (1.0 + 0.5 * depth * pattern)[..., None]
 
 

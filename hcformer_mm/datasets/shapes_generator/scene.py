@@ -1,4 +1,4 @@
-"""A scene of the Shapes dataset: a picture and the segments that it shows."""
+"""A scene of the Shapes dataset: an image and the segments that it shows."""
 
 from dataclasses import dataclass
 
@@ -33,12 +33,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and its segments.
+    """An image and its segments.
 
     Attributes:
-        image (np.ndarray): The picture (H, W, 3), RGB, uint8.
+        image (np.ndarray): The image (H, W, 3), RGB, uint8.
         segments (list[Segment]): Stuff by label, then things from bottom to top. Their masks
-            partition the picture.
+            partition the image.
     """
 
     image: np.ndarray
@@ -56,7 +56,7 @@ def render_scene(seed: tuple[int, ...], *, size: tuple[int, int] = (240, 320)) -
         size (tuple[int, int]): Height and width about which the scene's own vary by up to 8 %.
 
     Returns:
-        Scene: The picture and its segments.
+        Scene: The image and its segments.
 
     Raises:
         ValueError: If a side is shorter than 64 pixels.

@@ -1,7 +1,7 @@
 """Surfaces: what tells the stuff classes apart, and how things are filled.
 
 Every texture is a function ``(rng, x, y) -> pattern`` from coordinates in pixels to values in
-[-1, 1], which the painter turns into shades between a dark and a light colour.
+[-1, 1], which the painter turns into shades between a dark and a light color.
 """
 
 from collections.abc import Callable

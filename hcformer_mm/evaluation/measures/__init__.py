@@ -2,7 +2,7 @@
 
 from .mask_ap import MaskAP
 from .mean_iou import MeanIoU
-from .measure import Measure, PictureTruth
+from .measure import ImageGroundTruth, Measure
 from .panoptic_quality import PanopticQuality
 
-__all__ = ["MaskAP", "MeanIoU", "Measure", "PanopticQuality", "PictureTruth"]
+__all__ = ["ImageGroundTruth", "MaskAP", "MeanIoU", "Measure", "PanopticQuality"]

@@ -11,15 +11,8 @@ from mmengine.fileio import load
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from ..functional import majority_map
-from .measure import (
-    Labels,
-    Measure,
-    PictureTruth,
-    Sample,
-    check_categories,
-    prediction_of,
-)
+from ..functional.superpixels import majority_map
+from .measure import ImageGroundTruth, Labels, Measure, Sample, check_categories, prediction_of
 
 Detection = dict[str, Any]
 """A result in COCO's format."""
@@ -28,11 +21,11 @@ BACKGROUND = 0
 
 
 @dataclass(frozen=True)
-class InstanceTruth(PictureTruth):
-    """Instances of a picture: the i-th has the segment i + 1, the background the segment 0.
+class InstanceTruth(ImageGroundTruth):
+    """Instances of an image: the i-th has the segment i + 1, the background the segment 0.
 
     Attributes:
-        image: Id of the picture.
+        image: Id of the image.
         annotations: Those of COCO, crowds excluded, with masks in COCO's run-length encoding.
     """
 
@@ -69,10 +62,10 @@ class MaskAP(Measure[InstanceTruth, list[Detection], tuple[int, list[Detection]]
         check_categories(self._coco.cats, classes, ann_file)
 
     def truth(self, sample: Sample) -> InstanceTruth:
-        """Annotations of a picture by its ``img_id``.
+        """Annotations of an image by its ``img_id``.
 
         Raises:
-            ValueError: The annotations do not have the picture.
+            ValueError: The annotations do not have the image.
         """
         image = sample["img_id"]
         if image not in self._coco.imgs:
@@ -133,11 +126,11 @@ class MaskAP(Measure[InstanceTruth, list[Detection], tuple[int, list[Detection]]
     def count(
         self, prediction: list[Detection], truth: InstanceTruth
     ) -> tuple[int, list[Detection]]:
-        """The detections, since they are ranked over all pictures, and the picture's id."""
+        """The detections, since they are ranked over all images, and the image's id."""
         return truth.image, prediction
 
     def figures(self, counts: Sequence[tuple[int, list[Detection]]]) -> dict[str, float]:
-        """AP over the pictures that were counted, in percent."""
+        """AP over the images that were counted, in percent."""
         detections = [dict(detection) for _, found in counts for detection in found]
         logger = logging.getLogger(__name__)
         evaluation = COCOeval_faster(

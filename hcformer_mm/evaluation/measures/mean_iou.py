@@ -8,15 +8,15 @@ import torch
 from mmseg.evaluation import IoUMetric
 from numpy.typing import NDArray
 
-from ..functional import majority_map
-from .measure import Labels, Measure, PictureTruth, Sample, prediction_of
+from ..functional.superpixels import majority_map
+from .measure import ImageGroundTruth, Labels, Measure, Sample, prediction_of
 
 Classes = NDArray[np.int64]
 ClassCounts = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
-"""Of the classes that a picture has to do with: number, intersection and union in pixels."""
+"""Of the classes that an image has to do with: number, intersection and union in pixels."""
 
 
-class MeanIoU(Measure[PictureTruth, Classes, ClassCounts]):
+class MeanIoU(Measure[ImageGroundTruth, Classes, ClassCounts]):
     """MIoU as of ``mmseg.IoUMetric`` and ``mmdet.SemSegMetric``, which read the same samples.
 
     The segments of its ground truth are the regions of the classes, connected or not.
@@ -37,7 +37,7 @@ class MeanIoU(Measure[PictureTruth, Classes, ClassCounts]):
         """Whether a sample has semantic ground truth and a semantic prediction."""
         return "gt_sem_seg" in sample and "pred_sem_seg" in sample
 
-    def truth(self, sample: Sample) -> PictureTruth:
+    def truth(self, sample: Sample) -> ImageGroundTruth:
         """``gt_sem_seg`` of the sample.
 
         Raises:
@@ -49,7 +49,7 @@ class MeanIoU(Measure[PictureTruth, Classes, ClassCounts]):
                 "test pipeline, after the resizing"
             )
         classes = _class_map(sample["gt_sem_seg"])
-        return PictureTruth(segments=classes, void=classes == self.ignore_index)
+        return ImageGroundTruth(segments=classes, void=classes == self.ignore_index)
 
     def predicted(self, sample: Sample) -> Classes:
         """``pred_sem_seg`` of the sample.
@@ -59,15 +59,15 @@ class MeanIoU(Measure[PictureTruth, Classes, ClassCounts]):
         """
         return _class_map(prediction_of(sample, "pred_sem_seg", "semantic"))
 
-    def perfect(self, truth: PictureTruth) -> Classes:
+    def perfect(self, truth: ImageGroundTruth) -> Classes:
         """The classes themselves."""
         return truth.segments
 
-    def oracle(self, truth: PictureTruth, labels: Labels) -> Classes:
+    def oracle(self, truth: ImageGroundTruth, labels: Labels) -> Classes:
         """Each cluster as the class that has most of its pixels."""
         return majority_map(labels, truth.segments, ignore=truth.void, void=self.ignore_index)
 
-    def count(self, prediction: Classes, truth: PictureTruth) -> ClassCounts:
+    def count(self, prediction: Classes, truth: ImageGroundTruth) -> ClassCounts:
         """Intersections and unions."""
         intersection, union, *_ = IoUMetric.intersect_and_union(
             torch.from_numpy(prediction),
@@ -76,7 +76,7 @@ class MeanIoU(Measure[PictureTruth, Classes, ClassCounts]):
             self.ignore_index,
         )
         classes = union.numpy().nonzero()[0]
-        # The host counts in float32, exact for a picture but not for the sum of many.
+        # The host counts in float32, exact for an image but not for the sum of many.
         return (
             classes,
             intersection.numpy()[classes].astype(np.int64),

@@ -1,4 +1,4 @@
-"""What measures of quality have in common: they are counted picture by picture."""
+"""What measures of quality have in common: they are counted image by image."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Labels = NDArray[np.int64]
-"""Clusters of a picture, ``(H, W)``."""
+"""Clusters of an image, ``(H, W)``."""
 
 Sample = Mapping[str, Any]
 """A predicted data sample as metrics get it: a dict."""
 
 
 @dataclass(frozen=True)
-class PictureTruth:
-    """Ground truth of one picture.
+class ImageGroundTruth:
+    """Ground truth of one image.
 
     Attributes:
         segments: ``(H, W)`` integers: what clusters are compared with.
@@ -28,7 +28,7 @@ class PictureTruth:
     void: NDArray[np.bool_]
 
 
-Truth = TypeVar("Truth", bound=PictureTruth)
+Truth = TypeVar("Truth", bound=ImageGroundTruth)
 Prediction = TypeVar("Prediction")
 Counts = TypeVar("Counts")
 
@@ -36,8 +36,8 @@ Counts = TypeVar("Counts")
 class Measure(ABC, Generic[Truth, Prediction, Counts]):
     """Quality of the predictions of a dataset, as the hosts' metrics measure it.
 
-    Any labelling of a picture can be measured: what the model predicted, the ground truth itself,
-    or what an oracle makes of given clusters. Of each picture, small counts are kept.
+    Any labeling of an image can be measured: what the model predicted, the ground truth itself,
+    or what an oracle makes of given clusters. Of each image, small counts are kept.
 
     Attributes:
         names: Figures that it may return, the main one first.
@@ -47,7 +47,7 @@ class Measure(ABC, Generic[Truth, Prediction, Counts]):
 
     @abstractmethod
     def truth(self, sample: Sample) -> Truth:
-        """Ground truth of a picture.
+        """Ground truth of an image.
 
         Raises:
             ValueError: There is none.
@@ -71,7 +71,7 @@ class Measure(ABC, Generic[Truth, Prediction, Counts]):
 
     @abstractmethod
     def count(self, prediction: Prediction, truth: Truth) -> Counts:
-        """What a picture adds to the figures: small, and it can be pickled."""
+        """What an image adds to the figures: small, and it can be pickled."""
 
     @abstractmethod
     def figures(self, counts: Sequence[Counts]) -> dict[str, float]:

@@ -14,15 +14,8 @@ from numpy.typing import NDArray
 from panopticapi.evaluation import VOID, PQStat
 from panopticapi.utils import rgb2id
 
-from ..functional import majority_map, overlaps
-from .measure import (
-    Labels,
-    Measure,
-    PictureTruth,
-    Sample,
-    check_categories,
-    prediction_of,
-)
+from ..functional.superpixels import majority_map, overlaps
+from .measure import ImageGroundTruth, Labels, Measure, Sample, check_categories, prediction_of
 
 Categories = dict[int, int]
 """Category of each segment."""
@@ -35,7 +28,7 @@ CategoryCounts = dict[int, tuple[float, int, int, int]]
 
 
 @dataclass(frozen=True)
-class PanopticTruth(PictureTruth):
+class PanopticTruth(ImageGroundTruth):
     """Panoptic ground truth: crowds and pixels of no segment are void.
 
     Attributes:
@@ -48,8 +41,8 @@ class PanopticTruth(PictureTruth):
 class PanopticQuality(Measure[PanopticTruth, SegmentMap, CategoryCounts]):
     """PQ, PQ of things and PQ of stuff, as of ``mmdet.CocoPanopticMetric``.
 
-    The host's computation reads and writes a PNG file per labelling; here there are many labellings
-    of each picture, so that it is done on arrays.
+    The host's computation reads and writes a PNG file per labeling; here there are many labelings
+    of each image, so that it is done on arrays.
 
     Args:
         ann_file: Annotations in COCO's panoptic format.
@@ -83,10 +76,10 @@ class PanopticQuality(Measure[PanopticTruth, SegmentMap, CategoryCounts]):
         self._first_is_thing = bool(self._coco.cats[self._categories[0]]["isthing"])
 
     def truth(self, sample: Sample) -> PanopticTruth:
-        """Annotation of a picture by its ``img_id``, and the PNG file named like the picture.
+        """Annotation of an image by its ``img_id``, and the PNG file named like the image.
 
         Raises:
-            ValueError: The annotations do not have the picture.
+            ValueError: The annotations do not have the image.
         """
         if sample["img_id"] not in self._coco.imgs:
             raise ValueError(f"expected image {sample['img_id']} in {self._ann_file}, got none")
@@ -126,10 +119,8 @@ class PanopticQuality(Measure[PanopticTruth, SegmentMap, CategoryCounts]):
 
         A segment is charged for pixels of crowds but not for those of void, so a crowd has a vote.
         """
-        unlabelled = ~np.isin(truth.segments, list(truth.infos))
-        return majority_map(labels, truth.segments, ignore=unlabelled, void=VOID), _categories(
-            truth
-        )
+        unlabeled = ~np.isin(truth.segments, list(truth.infos))
+        return majority_map(labels, truth.segments, ignore=unlabeled, void=VOID), _categories(truth)
 
     def count(self, prediction: SegmentMap, truth: PanopticTruth) -> CategoryCounts:
         """Matches and misses as of ``panopticapi``."""
@@ -138,8 +129,8 @@ class PanopticQuality(Measure[PanopticTruth, SegmentMap, CategoryCounts]):
     def figures(self, counts: Sequence[CategoryCounts]) -> dict[str, float]:
         """Means over the categories that occur, in percent."""
         stat = PQStat()
-        for picture in counts:
-            for category, values in picture.items():
+        for image in counts:
+            for category, values in image.items():
                 _add(stat[category], *values)
         figures = {}
         for name, things in zip(self.names, (None, True, False), strict=True):

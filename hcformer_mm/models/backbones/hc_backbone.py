@@ -7,12 +7,12 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ...ops.neighbourhood import coarse_size
+from ...ops.neighborhood import coarse_size
 from ...registry import MODELS
-from ...structures import ClusteredFeatures
-from ..clustering import ClusteringModule
-from ..downsampling import DeformableDownsampling, make_downsampling_deformable
-from ..pretrained import is_pretrained
+from ...structures.clustered_features import ClusteredFeatures
+from ..layers.clustering import ClusteringModule
+from ..layers.deformable_downsampling import DeformableDownsampling, make_downsampling_deformable
+from ..utils.pretrained import is_pretrained
 from . import taps as tapping
 
 
@@ -119,7 +119,7 @@ class HCBackbone(BaseModule):
         is_first = not self.is_init
         super().init_weights()
         if is_first and not (is_pretrained(self) or is_pretrained(self.backbone)):
-            # A backbone trained from scratch initialises every convolution inside it, those of the
+            # A backbone trained from scratch initializes every convolution inside it, those of the
             # offsets included.
             for module in self.modules():
                 if isinstance(module, DeformableDownsampling):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...ops.neighbourhood import coarse_size
+from ...ops.neighborhood import coarse_size
 
 DRY_RUN_SIZES = ((64, 96), (224, 224), (384, 384), (512, 512))
 """Blank images that a backbone is tried with. The first has two different sides, so that pooling a

@@ -7,18 +7,18 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.utils import SampleList
 from torch import Tensor
 
-from ...ops.neighbourhood import coarse_size
+from ...ops.neighborhood import coarse_size
 from ...registry import MODELS
-from ...structures import ClusteredFeatures
-from ..clustered import require_clustering, scale_losses
-from ..mask_decoding import MaskSpace, check_mask_space, decode_class_logits
+from ...structures.clustered_features import ClusteredFeatures
+from ..utils.clustered import require_clustering, scale_losses
+from ..utils.mask_decoding import MaskSpace, check_mask_space, decode_class_logits
 
 
 class ClusteredDecodeHead(BaseDecodeHead):
     r"""Makes a decode head of the host classify the coarsest cells, and decodes their classes.
 
     The head runs as it is, on the coarsest feature map; its logits are decoded through the
-    assignments (eq. (5)) before the host's loss and prediction see them. The scale regulariser
+    assignments (eq. (5)) before the host's loss and prediction see them. The scale regularizer
     :math:`\lambda_{reg} \sum_i |s^{(i)}|` joins its losses. Features without any level
     (``hierarchical_level=0``) are treated as the host's head treats them.
 
@@ -34,7 +34,7 @@ class ClusteredDecodeHead(BaseDecodeHead):
     Args:
         args: Those of the host's head.
         mask_space: ``'logit'`` or ``'probability'``; see
-            :func:`~hcformer_mm.models.mask_decoding.decode_class_logits`.
+            :func:`~hcformer_mm.models.utils.mask_decoding.decode_class_logits`.
         loss_scale_weight: :math:`\lambda_{reg}`.
         kwargs: Those of the host's head, which refuses unknown ones.
 
@@ -92,7 +92,7 @@ class ClusteredDecodeHead(BaseDecodeHead):
     def loss(
         self, inputs: ClusteredFeatures, batch_data_samples: SampleList, train_cfg: Any
     ) -> dict[str, Tensor]:
-        """Losses of the host on the decoded logits, and the scale regulariser (Sec. 4.1).
+        """Losses of the host on the decoded logits, and the scale regularizer (Sec. 4.1).
 
         Args:
             inputs: Feature maps with their clustering.
@@ -100,7 +100,7 @@ class ClusteredDecodeHead(BaseDecodeHead):
             train_cfg: As in the host.
 
         Returns:
-            Losses by name; ``loss_scale`` is the regulariser.
+            Losses by name; ``loss_scale`` is the regularizer.
         """
         losses = super().loss(inputs, batch_data_samples, train_cfg)
         return losses | scale_losses(inputs, self.loss_scale_weight)

@@ -8,7 +8,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from ...registry import MODELS
-from ..post_processing import InstanceResult, PanopticResult, SemanticResult, bands
+from ..utils.post_processing import InstanceResult, PanopticResult, SemanticResult, bands
 
 
 @MODELS.register_module()
@@ -45,7 +45,7 @@ class HCFormerFusionHead(MaskFormerFusionHead):
         return self._results(mask_cls, mask_pred, instance_on=True)[1]
 
     def semantic_postprocess(self, mask_cls: Tensor, mask_pred: Tensor) -> PixelData:
-        """Classify the pixels by :func:`~hcformer_mm.models.semantic_inference.semantic_scores`.
+        """Classify the pixels by :func:`~hcformer_mm.models.utils.semantic_inference.semantic_scores`.
 
         Args:
             mask_cls: Class logits ``(Q, K + 1)`` of an image.

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...registry import MODELS
-from ...structures import ClusteredFeatures
-from ..clustered import require_clustering, scale_losses
-from ..mask_decoding import MaskSpace, check_mask_space, decode_mask_logits, full_precision
-from ..matched_losses import matched_losses
-from ..post_processing import needed_queries
-from ..pretrained import is_pretrained
+from ...structures.clustered_features import ClusteredFeatures
+from ..losses.mask_criterion import matched_losses
+from ..utils.clustered import require_clustering, scale_losses
+from ..utils.mask_decoding import MaskSpace, check_mask_space, decode_mask_logits, full_precision
+from ..utils.post_processing import needed_queries
+from ..utils.pretrained import is_pretrained
 
 Decoder = Literal["masked", "standard"]
 
@@ -35,7 +35,7 @@ class HCFormerHead(Mask2FormerHead):
 
     The transformer decoder reads the last, coarsest feature map alone. Its mask logits are decoded
     through the assignments (eq. (5)) before the loss and the prediction. Matching and losses are
-    those of the host's ``Mask2FormerHead``; the scale regulariser
+    those of the host's ``Mask2FormerHead``; the scale regularizer
     :math:`\lambda_{reg} \sum_i |s^{(i)}|` joins them.
 
     Args:
@@ -45,14 +45,14 @@ class HCFormerHead(Mask2FormerHead):
         num_things_classes: Number of thing classes.
         num_stuff_classes: Number of stuff classes.
         num_queries: Number of queries, :math:`N_m`.
-        decoder: ``'masked'`` is Mask2Former's: learnt query features look where their mask of the
+        decoder: ``'masked'`` is Mask2Former's: learned query features look where their mask of the
             layer before is, and predict before the first layer too. ``'standard'`` is that of DETR
             and MaskFormer (Table V): the queries start at zero and look everywhere.
         transformer_decoder: Config of the host's ``Mask2FormerTransformerDecoder`` or
             ``DetrTransformerDecoder``; the same serves both.
         positional_encoding: Config of the host's ``SinePositionalEncoding``.
         mask_space: ``'logit'`` or ``'probability'``; see
-            :func:`~hcformer_mm.models.mask_decoding.decode_mask_logits`.
+            :func:`~hcformer_mm.models.utils.mask_decoding.decode_mask_logits`.
         no_object_weight: Weight of "no object" among classes of weight 1.
         loss_cls: Config of the classification loss. A ``class_weight`` of its own, of all classes
             and of "no object", takes the place of ``no_object_weight``.
@@ -61,7 +61,7 @@ class HCFormerHead(Mask2FormerHead):
         loss_scale_weight: :math:`\lambda_{reg}`.
         decode_matched_only: Whether the losses decode all masks only at the points where they are
             matched, and in full those that are matched
-            (:mod:`~hcformer_mm.models.matched_losses`). Otherwise all masks are decoded first, in
+            (:mod:`~hcformer_mm.models.losses.mask_criterion`). Otherwise all masks are decoded first, in
             several times the time and memory, for the same losses.
         train_cfg: ``assigner``, ``sampler``, ``num_points``, ``oversample_ratio`` and
             ``importance_sample_ratio``, as in the host.
@@ -234,7 +234,7 @@ class HCFormerHead(Mask2FormerHead):
             query_pos=query_position,
             key_pos=position,
             key_padding_mask=None,
-        )  # (layers, B, Q, C), normalised
+        )  # (layers, B, Q, C), normalized
         mask_logits = torch.einsum("lbqc,bchw->lbqhw", self.mask_embed(queries), mask_features)
         return list(self.cls_embed(queries)), list(mask_logits)
 
@@ -272,7 +272,7 @@ class HCFormerHead(Mask2FormerHead):
         """Predict classes and masks at input size, of queries that a result can need alone.
 
         Which ones can is known before masks are decoded; see
-        :func:`~hcformer_mm.models.post_processing.needed_queries`. The results of the fusion head
+        :func:`~hcformer_mm.models.utils.post_processing.needed_queries`. The results of the fusion head
         are the same as of all queries.
 
         Args:
@@ -340,14 +340,14 @@ class HCFormerHead(Mask2FormerHead):
             )
 
     def loss(self, x: ClusteredFeatures, batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """Losses of the host on the decoded masks, and the scale regulariser (Sec. 4.1).
+        """Losses of the host on the decoded masks, and the scale regularizer (Sec. 4.1).
 
         Args:
             x: Feature maps with their clustering.
             batch_data_samples: Ground truth, as in the host.
 
         Returns:
-            Losses by name; ``loss_scale`` is the regulariser. In training mode there are those of
+            Losses by name; ``loss_scale`` is the regularizer. In training mode there are those of
             all stages, ``d0.loss_cls`` being the first's; in evaluation of the last alone.
 
         Raises:

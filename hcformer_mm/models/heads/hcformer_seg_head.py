@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...registry import MODELS
-from ...structures import ClusteredFeatures
-from ..mask_decoding import MaskSpace
-from ..semantic_inference import semantic_scores
+from ...structures.clustered_features import ClusteredFeatures
+from ..utils.mask_decoding import MaskSpace
+from ..utils.semantic_inference import semantic_scores
 from .hcformer_head import Decoder, HCFormerHead
 
 
@@ -20,7 +20,7 @@ class HCFormerSegHead(HCFormerHead):
     """The same head for semantic segmentation in the host's ``EncoderDecoder`` (Sec. 4.1).
 
     What it adds is the ground truth, one mask per class of an image, and the semantic inference.
-    Its scores are sums of probabilities, not logits: nothing is to be normalised before the argmax.
+    Its scores are sums of probabilities, not logits: nothing is to be normalized before the argmax.
     The host's ``SegTTAModel`` votes with their softmax, which keeps their order.
 
     Args:

@@ -9,16 +9,16 @@ from mmengine.model import BaseModule, caffe2_xavier_init
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ...structures import ClusteredFeatures
-from ..clustered import require_clustering
-from ..pretrained import is_pretrained
+from ...structures.clustered_features import ClusteredFeatures
+from ..utils.clustered import require_clustering
+from ..utils.pretrained import is_pretrained
 
 
 @MODELS.register_module()
 class TransformerEncoderNeck(BaseModule):
     """A transformer encoder on the coarsest feature map: HCFormer+ (paper, Tables 1-4).
 
-    The map is brought to ``out_channels`` by a 1×1 convolution and group normalisation of 32
+    The map is brought to ``out_channels`` by a 1×1 convolution and group normalization of 32
     groups, and its cells attend to each other, their sine position added to the queries and keys of
     every layer. The cells of padding take part, as in the head.
 
@@ -52,7 +52,7 @@ class TransformerEncoderNeck(BaseModule):
                 f"to out_channels={out_channels}, got {widths[0]} and {widths[1]}"
             )
         self.in_channels = in_channels
-        # The released weights have the bias, although the normalisation has one too.
+        # The released weights have the bias, although the normalization has one too.
         self.input_proj = ConvModule(
             in_channels,
             out_channels,

@@ -1,4 +1,4 @@
-# What makes a small HCFormer to train from scratch: a ResNet-18 whose normalisation is trained,
+# What makes a small HCFormer to train from scratch: a ResNet-18 whose normalization is trained,
 # three decoder layers of width 128 and 20 queries.
 _base_ = "resnet50.py"
 

@@ -1,4 +1,4 @@
-# A ResNet-50 with clusters, and the channels of its last map. Its normalisation is frozen.
+# A ResNet-50 with clusters, and the channels of its last map. Its normalization is frozen.
 _base_ = "clustering.py"
 
 hc_backbone = dict(

@@ -1,0 +1,1 @@
+"""Convolution-BatchNorm fusion, and inference and training made fast."""

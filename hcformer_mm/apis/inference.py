@@ -1,0 +1,129 @@
+"""From the name of a config and a checkpoint to a model and to what it needs to see an image."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.models.detectors import BaseDetector
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.model import BaseModel, revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from mmseg.models.segmentors import BaseSegmentor
+
+from ..checkpoints.safe_load import load_checkpoint
+from ..structures.panoptic import Classes
+from ..utils.config import dataset_meta_of, logging_from, without_pretrained
+
+
+def build_model(
+    config: Config,
+    checkpoint: str | Path | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> BaseModel:
+    """Build the model of a config for inference in one process.
+
+    Args:
+        config: A whole config of a detector or segmentor.
+        checkpoint: Weights; by default they are random, initialized as for training from scratch.
+        device: Where the model is put.
+        seed: Seed of the random weights.
+
+    Returns:
+        The model in evaluation mode, without synchronized normalization. Its ``dataset_meta`` are
+        the classes as the checkpoint names them, or else as the config's test set does; None where
+        neither knows.
+
+    Raises:
+        ValueError: The config is of another kind of model, or the checkpoint does not fit it.
+    """
+    if "model" not in config:
+        raise ValueError(f"expected a config with a model, got {config.filename}")
+    if checkpoint is None:
+        torch.manual_seed(seed)
+    scope = config.get("default_scope", "mmdet")
+    with DefaultScope.overwrite_default_scope(scope):
+        model = MODELS.build(without_pretrained(deepcopy(config.model)))
+    if not isinstance(model, BaseDetector | BaseSegmentor):
+        raise ValueError(
+            "expected a detector of mmdet or a segmentor of mmseg, got "
+            f"{type(model).__name__} of {config.filename}"
+        )
+    meta: dict[str, Any] = {}
+    if checkpoint is None:
+        with logging_from("WARNING"):
+            model.init_weights()
+    else:
+        content = load_checkpoint(checkpoint)
+        try:
+            model.load_state_dict(content.get("state_dict", content))
+        except RuntimeError as error:
+            raise ValueError(f"{checkpoint} does not fit {config.filename}: {error}") from None
+        meta = content.get("meta") or {}
+    model.dataset_meta = meta.get("dataset_meta") or dataset_meta_of(config)
+    model = revert_sync_batchnorm(model)
+    return model.to(device).eval()
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raise a ValueError unless there is such a device here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"expected a device of this machine, got {device}: {reason}") from None
+
+
+def read_classes(model: BaseModel) -> Classes:
+    """Names and colors of the classes of a model of :func:`build_model`.
+
+    Raises:
+        ValueError: Neither its checkpoint nor its config named them.
+    """
+    try:
+        return Classes.from_metainfo(model.dataset_meta)
+    except ValueError:
+        raise ValueError(
+            "expected dataset_meta with the classes in the checkpoint, or a test_dataloader in the "
+            "config whose dataset names them, got neither"
+        ) from None
+
+
+def inference_pipeline(config: Config, *, arrays: bool = False) -> Compose:
+    """The pipeline of a config's test set without what reads ground truth: images may have none.
+
+    Args:
+        config: A whole config.
+        arrays: Whether images are given as arrays under ``img`` instead of files under
+            ``img_path``.
+
+    Raises:
+        ValueError: The config has no test set, or its pipeline does not begin with an image.
+    """
+    dataset = config.get("test_dataloader", {}).get("dataset")
+    while dataset and "pipeline" not in dataset:
+        dataset = dataset.get("dataset")
+    if not dataset:
+        raise ValueError(
+            f"expected a test_dataloader with a pipeline, got none in {config.filename}"
+        )
+    steps = [step for step in dataset["pipeline"] if "Annotations" not in _type_name(step)]
+    if arrays:
+        first = _type_name(steps[0]) if steps else "no steps"
+        if not first.endswith("LoadImageFromFile"):
+            raise ValueError(
+                "expected a pipeline that begins with LoadImageFromFile, to take arrays in its "
+                f"place, got {first}"
+            )
+        steps[0] = dict(type="mmdet.LoadImageFromNDArray")
+    with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmdet")):
+        return Compose(steps)
+
+
+def _type_name(step: dict[str, Any]) -> str:
+    """Type of a step of a pipeline, which new-style configs name by the class itself."""
+    kind = step["type"]
+    return kind if isinstance(kind, str) else kind.__name__

@@ -1,0 +1,212 @@
+"""Images from wherever they come: files, folders, videos, arrays, streams of frames."""
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import mmcv
+import numpy as np
+from numpy.typing import NDArray
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+VIDEO_EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+
+Input: TypeAlias = str | Path | NDArray[np.uint8] | mmcv.VideoReader
+"""The path of an image, of a folder of them or of a video; an array ``(H, W, 3)`` of 8 bits, BGR
+as mmcv reads it; or an opened video."""
+
+Inputs: TypeAlias = Input | Iterable[Input]
+
+# Two letters at least: C:/ is no URL.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+@dataclass(frozen=True, eq=False)
+class InputImage:
+    """An image, which may be yet to be read.
+
+    Attributes:
+        name: Stem of the file's name. Of a frame, the video's and the number of the frame, as in
+            ``street_000012``; of an array or a frame of an opened video, its number in the input.
+        number: Its number in the input, from 0.
+        path: Its file, if it has one to itself.
+        array: Its pixels, ``(H, W, 3)`` uint8, BGR, if it has none.
+    """
+
+    name: str
+    number: int
+    path: Path | None = None
+    array: NDArray[np.uint8] | None = None
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file, or what it may be called where there is none."""
+        return f"{self.name}.png" if self.path is None else self.path.name
+
+    def read(self) -> NDArray[np.uint8]:
+        """The pixels, ``(H, W, 3)`` uint8, BGR.
+
+        Raises:
+            ValueError: OpenCV cannot read the file.
+        """
+        if self.array is not None:
+            return self.array
+        try:
+            image = mmcv.imread(str(self.path))
+        except Exception:  # of OpenCV, which has a kind of its own for an empty file
+            image = None
+        if image is None:
+            raise ValueError(f"expected an image that OpenCV can read, got {self.path}")
+        return image
+
+    def read_rgb(self) -> NDArray[np.uint8]:
+        """The same as RGB: what is drawn on."""
+        return np.ascontiguousarray(self.read()[..., ::-1])
+
+
+def open_images(inputs: Inputs) -> list[InputImage] | Iterator[InputImage]:
+    """The images of an input, in its order; those of a folder by name.
+
+    What is known beforehand is checked at once: the files of a list are there before the first
+    is read. A video, or what is neither a list nor a tuple, is read on the way and never held
+    as a whole.
+
+    Args:
+        inputs: An image, folder or video, or several of them.
+
+    Returns:
+        A list where all is known, or else an iterator, which raises what is wrong on the way.
+
+    Raises:
+        ValueError: An input is a URL, an empty folder, an array of another form, a video that
+            cannot be opened or something else.
+        FileNotFoundError: There is no such file or folder.
+    """
+    if isinstance(inputs, str | Path | np.ndarray | mmcv.VideoReader):
+        inputs = [inputs]
+    if not isinstance(inputs, Iterable):
+        raise ValueError(
+            "expected images as a path, an array, a video, or several of these, got "
+            f"{type(inputs).__name__}"
+        )
+    if not isinstance(inputs, Sequence):
+        return _numbered(chain.from_iterable(map(_parts, inputs)))
+    parts = [_parts(item) for item in inputs]
+    images = _numbered(chain.from_iterable(parts))
+    return list(images) if all(isinstance(part, list) for part in parts) else images
+
+
+def with_unique_names(
+    images: list[InputImage] | Iterator[InputImage],
+) -> list[InputImage] | Iterator[InputImage]:
+    """The same images, none of whose results take the place of another's.
+
+    Args:
+        images: A list, which is checked at once; or an iterator, which is checked on the way.
+
+    Raises:
+        ValueError: Two of them have the same name.
+    """
+    checked = _checked_names(images)
+    return list(checked) if isinstance(images, list) else checked
+
+
+def _checked_names(images: Iterable[InputImage]) -> Iterator[InputImage]:
+    seen: dict[str, InputImage] = {}
+    for image in images:
+        if other := seen.get(image.name):
+            raise ValueError(
+                f"expected images of different names, got {_where(other)} and {_where(image)}, "
+                f"whose results would both be called {image.name}; run them one by one, with "
+                "different folders for their results"
+            )
+        # Only the names are kept: frames would fill the memory.
+        seen[image.name] = InputImage(image.name, image.number, image.path)
+        yield image
+
+
+def _where(image: InputImage) -> str:
+    return f"image {image.number} of the input" if image.path is None else str(image.path)
+
+
+# An image before it has a number: its name, if it has one, and where its pixels are.
+_Part = tuple[str | None, Path | NDArray[np.uint8]]
+
+
+def _numbered(parts: Iterable[_Part]) -> Iterator[InputImage]:
+    for number, (name, source) in zip(count(), parts, strict=False):
+        if isinstance(source, Path):
+            yield InputImage(name or source.stem, number, path=source)
+        else:
+            yield InputImage(name or str(number), number, array=source)
+
+
+def _parts(item: Any) -> list[_Part] | Iterator[_Part]:
+    """The images of one input: a list, or an iterator over the frames of a video."""
+    if isinstance(item, np.ndarray):
+        return [(None, _check_array(item))]
+    if isinstance(item, mmcv.VideoReader):
+        return _frames(item, None)
+    if not isinstance(item, str | Path):
+        raise ValueError(f"expected a path or an array as image, got {type(item).__name__}")
+    if not str(item):
+        raise ValueError("expected the path of an image, got an empty one")
+    if _URL.match(str(item)):
+        raise ValueError(
+            f"expected the path of an image on this machine, got the URL {item}: nothing is "
+            "downloaded; save the image and give its path"
+        )
+    path = Path(item)
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if _is_image(file))
+        if not found:
+            raise ValueError(f"expected images ({', '.join(IMG_EXTENSIONS)}) in {path}, got none")
+        return [(None, file) for file in found]
+    if not path.is_file():
+        raise FileNotFoundError(f"no such image: {path}")
+    if path.suffix.lower() in VIDEO_EXTENSIONS:
+        return _frames(mmcv.VideoReader(str(path)), path)
+    return [(None, path)]
+
+
+def _is_image(file: Path) -> bool:
+    hidden = file.name.startswith(".")
+    return file.suffix.lower() in IMG_EXTENSIONS and not hidden and file.is_file()
+
+
+def _frames(video: mmcv.VideoReader, path: Path | None) -> Iterator[_Part]:
+    if not video.opened:
+        raise ValueError(f"expected a video that OpenCV can read, got {path or 'a closed one'}")
+    return _read_frames(video, path)
+
+
+def _read_frames(video: mmcv.VideoReader, path: Path | None) -> Iterator[_Part]:
+    number = 0
+    for frame in video:
+        yield (None if path is None else f"{path.stem}_{number:06}"), frame
+        number += 1
+    name = path or "the video"
+    if number == 0:
+        raise ValueError(f"expected frames in {name}, got none")
+    # Some formats only estimate how many they have.
+    if number < video.frame_cnt:
+        warnings.warn(
+            f"{name} says that it has {video.frame_cnt} frames, and {number} could be read",
+            stacklevel=2,
+        )
+
+
+def _check_array(array: NDArray[Any]) -> NDArray[np.uint8]:
+    if array.ndim == 4:
+        raise ValueError(
+            f"expected one image (H, W, 3) to an array, got {array.shape}; give several as a list"
+        )
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
+        raise ValueError(
+            f"expected an image as a uint8 array (H, W, 3), BGR, got {array.dtype} {array.shape}"
+        )
+    return array

@@ -1,0 +1,1 @@
+"""Checkpoints: safe loading, writing, conversion, warm starts and publishing."""

@@ -1,0 +1,186 @@
+"""Released checkpoints as files: read, converted there and back, written with their origin."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import Tensor
+
+from ...utils.config import dataset_meta_of, find_config
+from ...version import __version__
+from ..io import read_weights_file, sha256, some, tensors_of, weights_entry, write_weights_file
+from .architecture import Architecture, choose_config, find_architecture
+from .convert import BACKBONES, Conversion, convert, revert, shapes_of
+from .key_mapping import DROPPED
+
+PREDICTOR = "sem_seg_head.predictor."
+"""How the names of the released head begin."""
+
+
+@dataclass
+class Report:
+    """What a conversion did.
+
+    Attributes:
+        architecture: The model.
+        config: The file of its config.
+        cfg_options: Overrides with which the config builds it.
+        source: How many tensors the source holds.
+        conversion: The weights, and what became of the tensors.
+        left_out: What else the source holds, and is not converted.
+    """
+
+    architecture: Architecture
+    config: Path
+    cfg_options: dict[str, Any]
+    source: int
+    conversion: Conversion
+    left_out: list[str] = field(default_factory=list)
+
+
+def convert_file(
+    source: str | Path,
+    target: str | Path,
+    config: str | Path | None = None,
+    cfg_options: Mapping[str, Any] | None = None,
+) -> Report:
+    """Convert a released checkpoint into one that this package's tools load.
+
+    Args:
+        source: ``.pth`` or ``.pkl`` of the released implementation.
+        target: Where to write; a ``.safetensors`` file by its suffix.
+        config: Config that the architecture is checked against; by default one of this package that
+            fits is chosen.
+        cfg_options: Overrides of ``config``, as on the command line.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: The file is no such checkpoint, or does not fit the config.
+    """
+    _check_different(source, target)
+    content = read_weights_file(source)
+    released, left_out = _released_tensors(content, source)
+    architecture = find_architecture(shapes_of(released))
+    path, cfg, options = _config(architecture, config, cfg_options)
+    conversion = convert(released, cfg)
+    meta = dict(
+        hcformer_mm_version=__version__,
+        cfg=cfg.pretty_text,
+        dataset_meta=dataset_meta_of(cfg),
+        released=dict(
+            file=Path(source).name,
+            sha256=sha256(source),
+            architecture=asdict(architecture),
+            config=path.stem,
+            cfg_options=options,
+            # So that the way back gives them too.
+            dropped={name: released[name].tolist() for name in conversion.dropped},
+        ),
+    )
+    write_weights_file(target, dict(meta=meta, state_dict=conversion.state_dict))
+    return Report(architecture, path, options, len(released), conversion, left_out)
+
+
+def revert_file(
+    source: str | Path,
+    target: str | Path,
+    config: str | Path | None = None,
+    cfg_options: Mapping[str, Any] | None = None,
+) -> Report:
+    """Convert a checkpoint of this package into one of the released implementation.
+
+    The result is converted forth again and compared, before it is written.
+
+    Args:
+        source: Checkpoint in float32 of an HCFormer with a ResNet with bottleneck blocks (R50 and
+            deeper) or a Swin; ``.pth`` or ``.safetensors``.
+        target: Where to write the entry ``model`` with the tensors; as in :func:`convert_file`.
+        config: Config of the model; by default one of this package that fits is chosen.
+        cfg_options: Overrides of ``config``, as on the command line.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ValueError: The file is no such checkpoint, or does not fit the config.
+    """
+    _check_different(source, target)
+    content = read_weights_file(source)
+    state_dict = tensors_of(weights_entry(content))
+    if "backbone.backbone.conv1.weight" not in state_dict and not any(
+        name.startswith("backbone.backbone.patch_embed.") for name in state_dict
+    ):
+        raise ValueError(
+            f"expected {source} to hold the weights of an HCFormer of this package with "
+            f"{BACKBONES}, got {some(state_dict or content)}"
+        )
+    conversion = revert(state_dict)
+    architecture = find_architecture(shapes_of(conversion.state_dict))
+    path, cfg, options = _config(architecture, config, cfg_options)
+    again = convert(conversion.state_dict, cfg).state_dict
+    changed = [
+        name
+        for name in again.keys() - conversion.dropped.keys()
+        if not _identical(again[name], state_dict[name])
+    ]
+    if changed:
+        raise ValueError(
+            f"expected the weights of {source} to survive the way there and back, but these are in "
+            f"another dtype than the model's: {some(changed)}"
+        )
+    meta = content.get("meta") or {}
+    kept = (meta.get("released") or {}).get("dropped") or {}
+    model = conversion.state_dict | {
+        name: torch.tensor(value) for name, value in kept.items() if name in DROPPED
+    }
+    about = dict(hcformer_mm_version=__version__, file=Path(source).name, sha256=sha256(source))
+    write_weights_file(target, dict(model=model, meta=about), weights="model")
+    return Report(architecture, path, options, len(state_dict), conversion)
+
+
+def _released_tensors(
+    content: dict[str, Any], source: str | Path
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a released file, and the names of what else it holds."""
+    entry = weights_entry(content)
+    tensors = tensors_of(entry)
+    if not any(name.startswith(PREDICTOR) for name in tensors):
+        ours = any(name.startswith("backbone.backbone.") for name in tensors)
+        hint = "; it is one of this package: --reverse converts those" if ours else ""
+        raise ValueError(
+            f"expected {source} to hold a released HCFormer: a dict with an entry 'model' of "
+            f"tensors such as {PREDICTOR}class_embed.weight, got {some(tensors or content)}{hint}"
+        )
+    others = [key for key in content if content[key] is not entry and key not in tensors]
+    # What the bare dict holds beside tensors is listed already.
+    inside = [] if entry is content else [key for key in entry if key not in tensors]
+    return tensors, [str(key) for key in (*others, *inside)]
+
+
+def _config(
+    architecture: Architecture, config: str | Path | None, cfg_options: Mapping[str, Any] | None
+) -> tuple[Path, Config, dict[str, Any]]:
+    """The config to convert for: the given one, or one that fits."""
+    if config is None:
+        if cfg_options:
+            raise ValueError("expected a config to override with cfg_options, got none")
+        path, options = choose_config(architecture)
+    else:
+        path, options = find_config(config), dict(cfg_options or {})
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(options)
+    return path, cfg, options
+
+
+def _check_different(source: str | Path, target: str | Path) -> None:
+    if Path(source).resolve() == Path(target).resolve():
+        raise ValueError(f"expected another file to write to than {source}")
+
+
+def _identical(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)

@@ -1,0 +1,116 @@
+"""ClassCheckHook: refuses a model whose classes are not those of its data."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.runner import BaseLoop, Runner
+from torch import nn
+
+from ...registry import HOOKS
+
+
+@HOOKS.register_module()
+class ClassCheckHook(Hook):
+    """Compare the numbers of classes of model and datasets before anything runs.
+
+    With ``panoptic_head`` and ``panoptic_fusion_head`` (mmdet's MaskFormer), their
+    ``num_things_classes`` and ``num_stuff_classes`` are compared with ``thing_classes`` and
+    ``stuff_classes`` of the metainfo, or with ``classes`` and 0 of datasets that know things alone.
+    With ``decode_head`` and ``auxiliary_head`` (mmseg's EncoderDecoder), their ``num_classes`` are
+    compared with ``classes``. Other models, and datasets without ``classes``, are left alone.
+
+    Labels have to come in the right order, too, since a fusion head takes the first of them for
+    things: ``classes`` of the metainfo has to be ``thing_classes`` and then ``stuff_classes``. A
+    COCO file has to have them all, as its categories number the labels.
+
+    The host's ``NumClassCheckHook`` knows neither things nor stuff, and looks at the beginning of
+    epochs.
+    """
+
+    priority = "VERY_HIGH"
+
+    def before_run(self, runner: Runner) -> None:
+        """Check the datasets that are about to be used.
+
+        Args:
+            runner: The runner, its loops built as far as they are needed.
+
+        Raises:
+            ValueError: Model and data, or two statements about the data, contradict each other.
+        """
+        faults: list[str] = []
+        for split in ("train", "val", "test"):
+            # As an attribute without underscore, a loop would be built for the occasion.
+            loop = getattr(runner, f"_{split}_loop")
+            if isinstance(loop, BaseLoop):
+                for dataset in _unwrap(loop.dataloader.dataset):
+                    faults += _compare(_heads(runner.model), dataset, f"{split}_dataloader.dataset")
+        if faults:
+            raise ValueError("\n".join(("the classes do not fit:", *faults)))
+
+
+def _unwrap(dataset: Any) -> Iterator[Any]:
+    """The datasets inside the host's wrappers, which repeat, concatenate or balance them."""
+    if hasattr(dataset, "datasets"):
+        for part in dataset.datasets:
+            yield from _unwrap(part)
+    elif hasattr(dataset, "dataset"):
+        yield from _unwrap(dataset.dataset)
+    else:
+        yield dataset
+
+
+def _heads(model: nn.Module) -> dict[str, nn.Module]:
+    """The heads whose classes are known, by their keys in a config."""
+    names = ("panoptic_head", "panoptic_fusion_head", "decode_head", "auxiliary_head")
+    found: dict[str, nn.Module] = {}
+    for name in names:
+        head = getattr(model, name, None)
+        if isinstance(head, nn.ModuleList):
+            found |= {f"model.{name}.{index}": part for index, part in enumerate(head)}
+        elif head is not None:
+            found[f"model.{name}"] = head
+    # Wrappers of distributed training and of test-time augmentation hold the model.
+    if not found and isinstance(module := getattr(model, "module", None), nn.Module):
+        return _heads(module)
+    return found
+
+
+def _compare(heads: dict[str, nn.Module], dataset: Any, key: str) -> Iterator[str]:
+    """What is wrong between heads and a dataset, in words."""
+    metainfo = getattr(dataset, "metainfo", {})
+    classes = metainfo.get("classes")
+    if classes is None or not heads:
+        return
+    name = f"{type(dataset).__name__} ({key})"
+    if isinstance(classes, str):
+        yield f"{name} has the classes {classes!r}; expected a tuple: ({classes!r},)"
+        return
+    things = metainfo.get("thing_classes", classes)
+    stuff = metainfo.get("stuff_classes", ())
+    for head, module in heads.items():
+        expected = {"num_classes": ("classes", classes)}
+        if head.startswith("model.panoptic"):
+            expected = {
+                "num_things_classes": ("thing_classes", things),
+                "num_stuff_classes": ("stuff_classes", stuff),
+            }
+        for number, (of, names) in expected.items():
+            if getattr(module, number) != len(names):
+                yield (
+                    f"{head}.{number} is {getattr(module, number)}, but {name} has {len(names)} "
+                    f"{of}; set {head}.{number}={len(names)}, or correct {key}.metainfo"
+                )
+    if tuple(classes) != (*things, *stuff):
+        yield (
+            f"{name} has classes {tuple(classes)}, but its thing_classes and stuff_classes are "
+            f"{tuple(things)} and {tuple(stuff)}; expected classes to be the things and then the "
+            f"stuff: correct {key}.metainfo"
+        )
+    categories = getattr(dataset, "cat_ids", None)
+    if categories is not None and len(categories) != len(classes):
+        yield (
+            f"{name} has {len(classes)} classes, but {dataset.ann_file} has categories of "
+            f"{len(categories)} of these names; compare {key}.metainfo with its categories"
+        )

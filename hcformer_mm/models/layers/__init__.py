@@ -1,0 +1,1 @@
+"""Modules that are not registered: clustering and deformable downsampling."""

@@ -1,0 +1,150 @@
+"""DCNv2 in the downsampling layers of a CNN (paper, Sec. 2.5 and Appendix F.2)."""
+
+import torch
+from mmcv.cnn.bricks.wrappers import Conv2d
+from mmcv.ops import ModulatedDeformConv2d, get_compiling_cuda_version
+from mmcv.ops import modulated_deform_conv2d as host_deform_conv2d
+from torch import Tensor, nn
+
+from ...ops.deform_conv import is_exporting, modulated_deform_conv2d
+
+# The types of devices for which mmcv has a kernel that is worth calling.
+_HOST_KERNELS = {"npu", "mlu"}
+if get_compiling_cuda_version() != "not available":
+    _HOST_KERNELS.add("cuda")
+
+
+class DeformableDownsampling(ModulatedDeformConv2d):
+    """A strided convolution whose kernel is deformed and modulated, in place of a plain one.
+
+    The kernel keeps its name (``weight``) and its values, so that pretrained checkpoints of the
+    plain network load. Offsets and modulation come from a 3×3 convolution of the same stride,
+    whatever the kernel size is; it starts at zero: offsets 0, modulation 0.5.
+
+    Args:
+        conv: The convolution to replace; its weights are taken over, and a bias is added.
+
+    Raises:
+        ValueError: The convolution is grouped, dilated, not square or of a special kind.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        if not _is_plain(conv):
+            raise ValueError(
+                "expected a plain square convolution without groups and dilation to make "
+                f"deformable, got {conv}; use downsampling='original'"
+            )
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size[0],
+            stride=conv.stride[0],
+            padding=conv.padding[0],
+            bias=True,
+        )
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        self.conv_offset = nn.Conv2d(
+            conv.in_channels, 3 * taps, kernel_size=3, stride=self.stride, padding=1
+        )
+        with torch.no_grad():
+            self.weight.copy_(conv.weight)
+            if conv.bias is not None:
+                self.bias.copy_(conv.bias)
+        self.reset_offsets()
+
+    def reset_offsets(self) -> None:
+        """Let the kernel start undeformed."""
+        for parameter in self.conv_offset.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``(B, C_in, H, W)`` to ``(B, C_out, ⌈H/2⌉, ⌈W/2⌉)`` (for a stride of two).
+
+        A 2×2 kernel rounds down instead.
+        """
+        return self.convolve(x, self.weight, self.bias)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """:meth:`forward` with other weights of the same shapes."""
+        raw = self.conv_offset(x)
+        # A kernel without overlap (2×2, as in ConvNeXt) leaves out the last line of an odd side.
+        rows, cols = (
+            (side + 2 * self.padding[0] - self.kernel_size[0]) // self.stride[0] + 1
+            for side in x.shape[-2:]
+        )
+        raw = raw[..., :rows, :cols]
+        offset, mask = raw.tensor_split([raw.shape[1] * 2 // 3], dim=1)
+        mask = mask.sigmoid()
+        if x.device.type not in _HOST_KERNELS or is_exporting():
+            with torch.autocast(x.device.type, enabled=False):
+                dtype = weight.dtype
+                return modulated_deform_conv2d(
+                    x.to(dtype),
+                    offset.to(dtype),
+                    mask.to(dtype),
+                    weight,
+                    bias,
+                    stride=self.stride[0],
+                    padding=self.padding[0],
+                )
+        # The host's operator computes positions in the dtype of the offsets, where float16 steps by
+        # a quarter of a pixel beyond 256, and reads any memory as if it were contiguous.
+        if offset.dtype in (torch.float16, torch.bfloat16):
+            offset = offset.float()
+        groups = self.dilation, self.groups, self.deform_groups
+        return host_deform_conv2d(
+            x.contiguous(),
+            offset.contiguous(),
+            mask.contiguous(),
+            weight,
+            bias,
+            self.stride,
+            self.padding,
+            *groups,
+        )
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    # A subclass that pads or standardizes its weights in its own forward is another operation.
+    return (
+        type(conv).forward in (nn.Conv2d.forward, Conv2d.forward)
+        and not isinstance(conv.padding, str)
+        and conv.padding_mode == "zeros"
+        and all(len(set(pair)) == 1 for pair in (conv.kernel_size, conv.stride, conv.padding))
+        and conv.groups == 1
+        and conv.dilation == (1, 1)
+    )
+
+
+def make_downsampling_deformable(block: nn.Module) -> list[str]:
+    """Replace every convolution of stride two inside ``block`` by a deformable one.
+
+    In a residual block these are two: the strided convolution of the main path and that of the
+    shortcut.
+
+    Args:
+        block: A module that halves the resolution; changed in place.
+
+    Returns:
+        The names of the replaced layers.
+
+    Raises:
+        ValueError: There is no such layer.
+    """
+    strided = {
+        name: module
+        for name, module in block.named_modules()
+        if name and isinstance(module, nn.Conv2d) and module.stride == (2, 2)
+    }
+    if not strided:
+        raise ValueError(
+            f"expected a convolution of stride two in {type(block).__name__}, found none; use "
+            "downsampling='original' for backbones that downsample otherwise"
+        )
+    for name, conv in strided.items():
+        parent, _, leaf = name.rpartition(".")
+        deformable = DeformableDownsampling(conv)
+        # A frozen layer stays frozen, before DDP and the optimizer look at it.
+        deformable.requires_grad_(conv.weight.requires_grad)
+        setattr(block.get_submodule(parent), leaf, deformable)
+    return list(strided)

@@ -1,0 +1,1 @@
+"""The criterion: losses of matched masks."""

@@ -1,0 +1,1 @@
+"""What heads share: mask decoding, post-processing, recording of clusters."""

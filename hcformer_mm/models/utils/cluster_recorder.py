@@ -1,0 +1,137 @@
+"""Predictions that carry the clustering they were made with, from any detector or segmentor."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from mmengine.model import is_model_wrapper
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from ...structures.clustered_features import ClusteredFeatures
+from ...structures.image_clusters import ImageClusters
+
+
+class ClusterRecorder:
+    """While it is attached to a model, each data sample that the model predicts has ``clusters``.
+
+    They are an :class:`~hcformer_mm.structures.image_clusters.ImageClusters` on the CPU, since what keeps data
+    samples moves only what it knows. Nothing of the model is changed but for three hooks.
+
+    Args:
+        model: A detector or segmentor whose ``backbone`` is an ``HCBackbone``; wrapped for
+            distributed training or not.
+
+    Raises:
+        TypeError: The model has no backbone.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        inner: Any = model.module if is_model_wrapper(model) else model
+        if not isinstance(getattr(inner, "backbone", None), nn.Module):
+            raise TypeError(
+                f"expected a detector or segmentor with a backbone, got {type(inner).__name__}; a "
+                "model of test-time augmentation has no single clustering"
+            )
+        self._model = inner
+        self._calls: list[tuple[tuple[int, int], Any]] = []
+        self._handles = [
+            inner.register_forward_pre_hook(lambda *_: self._calls.clear()),
+            inner.backbone.register_forward_hook(self._on_backbone),
+            inner.register_forward_hook(self._on_prediction),
+        ]
+
+    def remove(self) -> None:
+        """Detach from the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._calls.clear()
+
+    def _on_backbone(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        height, width = args[0].shape[-2:]
+        self._calls.append(((height, width), output))
+
+    def _on_prediction(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        calls, self._calls = self._calls, []
+        if not (
+            isinstance(output, Sequence)
+            and output
+            and all(isinstance(sample, BaseDataElement) for sample in output)
+        ):
+            return  # losses or raw outputs
+        if len(calls) != 1:
+            raise ValueError(
+                f"expected a prediction by one call of the backbone, got {len(calls)}: clusters of "
+                "windows do not join to clusters of the image; set model.test_cfg.mode='whole'"
+            )
+        padded, features = calls[0]
+        assignments = clusters_of(features, self._model)
+        stride = cell_size(padded, assignments[0])
+        for i, sample in enumerate(output):
+            if sample.metainfo.get("flip"):
+                raise ValueError(
+                    "expected images that are not flipped, whose clusters would lie elsewhere; "
+                    "leave RandomFlip out of the test pipeline"
+                )
+            clusters = ImageClusters(
+                # A copy: a view would keep the assignments of the whole batch.
+                assignments=tuple(a[i].detach().to("cpu", copy=True) for a in assignments),
+                stride=stride,
+                input_size=_size(sample.metainfo["img_shape"]),
+                image_size=_size(sample.metainfo["ori_shape"]),
+            )
+            sample.set_field(clusters, "clusters")
+
+
+@contextmanager
+def record_clusters(model: nn.Module) -> Iterator[ClusterRecorder]:
+    """Within the context, predictions carry ``clusters``; see :class:`ClusterRecorder`."""
+    recorder = ClusterRecorder(model)
+    try:
+        yield recorder
+    finally:
+        recorder.remove()
+
+
+def clusters_of(features: Any, model: nn.Module) -> tuple[Tensor, ...]:
+    """Assignments that a backbone returned, of one level at least.
+
+    Raises:
+        ValueError: There are none.
+    """
+    assignments = getattr(features, "assignments", ())
+    if not isinstance(features, ClusteredFeatures) or not assignments:
+        raise ValueError(
+            f"expected a backbone hcformer_mm.HCBackbone with hierarchical_level >= 1, and "
+            f"{type(model.backbone).__name__} of {type(model).__name__} clusters nothing"
+        )
+    return assignments
+
+
+def cell_size(padded: tuple[int, int], finest: Tensor) -> int:
+    """Side in pixels of the cells of the finest map, of which ``⌈H / side⌉ × ⌈W / side⌉`` cover it.
+
+    Args:
+        padded: Height and width of the image that the backbone saw, in pixels.
+        finest: Assignment of the finest level.
+
+    Raises:
+        ValueError: There is no such side.
+    """
+    rows, cols = finest.shape[-2:]
+    sides = range(1, max(padded) + 1)
+    covering = [s for s in sides if (-(-padded[0] // s), -(-padded[1] // s)) == (rows, cols)]
+    if covering:
+        # A small image leaves a choice; most are padded to whole cells of a power of 2.
+        return min(
+            covering,
+            key=lambda side: (padded != (side * rows, side * cols), side & (side - 1) != 0, side),
+        )
+    raise ValueError(
+        f"expected a finest map of square cells over an image of {tuple(padded)}, got one of "
+        f"{rows}x{cols}"
+    )
+
+
+def _size(shape: Sequence[int]) -> tuple[int, int]:
+    return int(shape[0]), int(shape[1])

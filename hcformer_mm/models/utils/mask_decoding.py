@@ -1,0 +1,95 @@
+"""In which space masks are decoded: the two readings of eqs. (4) and (5)."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ...ops import decode_hierarchy, decode_points
+
+MaskSpace = Literal["logit", "probability"]
+
+
+def check_mask_space(mask_space: str) -> None:
+    """Raise a ValueError unless ``mask_space`` is one of :data:`MaskSpace`."""
+    if mask_space not in get_args(MaskSpace):
+        raise ValueError(f"expected mask_space among {get_args(MaskSpace)}, got {mask_space!r}")
+
+
+def decode_mask_logits(
+    logits: Tensor, assignments: Sequence[Tensor], mask_space: MaskSpace = "logit"
+) -> Tensor:
+    r"""Decode mask logits of the coarsest cells to mask logits of the finest level.
+
+    Args:
+        logits: Mask logits ``(B, Q, h, w)``.
+        assignments: Assignments, finest first.
+        mask_space: ``'logit'`` applies eq. (5) to the logits, as the released weights need it.
+            ``'probability'`` is eqs. (4)-(5) to the letter: :math:`\prod_i A^{(i)}` is applied to
+            :math:`\mathrm{Sigmoid}(\cdot)`, and the logits of the decoded probabilities are
+            returned.
+
+    Returns:
+        Mask logits ``(B, Q, H, W)``.
+    """
+    if mask_space == "logit" or not assignments:
+        return decode_hierarchy(logits, assignments)
+    # An assignment sums to 1, so the complement of a decoded probability is the decoded complement;
+    # decoding both keeps the logit exact where a probability is within rounding of 1.
+    logits = full_precision(logits)
+    log_odds = [_log(decode_hierarchy((sign * logits).sigmoid(), assignments)) for sign in (1, -1)]
+    return log_odds[0] - log_odds[1]
+
+
+def mask_logits_at(
+    logits: Tensor, assignments: Sequence[Tensor], points: Tensor, mask_space: MaskSpace = "logit"
+) -> Tensor:
+    """Mask logits of the finest level at points.
+
+    Args:
+        logits: Mask logits ``(B, Q, h, w)``.
+        assignments: Assignments, finest first.
+        points: Places ``(B, P, 2)``, as of :func:`~hcformer_mm.ops.decode_points`.
+        mask_space: As of :func:`decode_mask_logits`.
+
+    Returns:
+        ``(B, Q, P)``.
+    """
+    if mask_space == "logit":
+        return decode_points(logits, assignments, points)
+    # The logarithm is taken of pixels, not of what is read between them.
+    return decode_points(decode_mask_logits(logits, assignments, mask_space), (), points)
+
+
+def decode_class_logits(
+    logits: Tensor, assignments: Sequence[Tensor], mask_space: MaskSpace = "logit"
+) -> Tensor:
+    r"""Decode class logits of the coarsest cells to class logits of the finest level.
+
+    As :func:`decode_mask_logits`, for classes that exclude each other.
+
+    Args:
+        logits: Class logits ``(B, K, h, w)``; with a single channel, those of a binary mask.
+        assignments: Assignments, finest first.
+        mask_space: ``'logit'`` applies eq. (5) to the logits. ``'probability'`` applies it to the
+            probabilities :math:`\mathrm{Softmax}_K(\cdot)` and returns the logarithms of the
+            decoded probabilities: logits that a softmax turns into them again.
+
+    Returns:
+        Class logits ``(B, K, H, W)``.
+    """
+    if mask_space == "logit" or not assignments or logits.shape[1] == 1:
+        return decode_mask_logits(logits, assignments, mask_space)
+    probabilities = full_precision(logits).softmax(dim=1)
+    return _log(decode_hierarchy(probabilities, assignments))
+
+
+def full_precision(logits: Tensor) -> Tensor:
+    """The same in float32, unless they are in float64."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    """Logarithm, finite where a probability has vanished."""
+    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()

@@ -1,0 +1,91 @@
+"""The 3×3 neighborhood that assignment and decoding share (paper, Sec. 2.4 and Fig. 3).
+
+A fine pixel ``(y, x)`` has the parent cell ``(y // 2, x // 2)``; its candidates are the parent and
+the eight cells around it, row-major. Everything here works on channels-last tensors
+``(B, H, W, C)``, where the channels of a pixel lie together in memory.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+NUM_CANDIDATES = 9
+"""Candidates of a fine pixel: the cells of a 3×3 neighborhood."""
+
+
+def coarse_size(height: int, width: int) -> tuple[int, int]:
+    """Size of the coarse map under a fine one: half, rounded up."""
+    return (height + 1) // 2, (width + 1) // 2
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """View ``(B, C, H, W)`` as contiguous ``(B, H, W, C)``; copy what is not channels-last."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """View ``(B, H, W, C)`` as ``(B, C, H, W)`` in channels-last memory."""
+    return x.permute(0, 3, 1, 2)
+
+
+def windows(fine: Tensor) -> Tensor:
+    """Group fine pixels by parent: ``(B, H, W, C)`` → ``(B, h, 2, w, 2, C)``.
+
+    An odd height or width is filled up with zeros, which :func:`merge_windows` cuts off again.
+    """
+    batch, height, width, channels = fine.shape
+    rows, cols = coarse_size(height, width)
+    if (height, width) != (2 * rows, 2 * cols):
+        fine = F.pad(fine, (0, 0, 0, 2 * cols - width, 0, 2 * rows - height))
+    return fine.reshape(batch, rows, 2, cols, 2, channels)
+
+
+def merge_windows(grouped: Tensor, height: int, width: int) -> Tensor:
+    """Undo :func:`windows`: ``(B, h, 2, w, 2, C)`` → ``(B, H, W, C)``."""
+    batch, rows, _, cols, _, channels = grouped.shape
+    return grouped.reshape(batch, 2 * rows, 2 * cols, channels)[:, :height, :width]
+
+
+def shifted(coarse: Tensor) -> list[Tensor]:
+    """The nine candidate cells of every cell: ``(B, h, w, C)`` → nine views ``(B, h, w, C)``.
+
+    They are views of one padded copy, in the order of the candidates; zeros stand outside the map.
+    """
+    return neighbors(with_border(coarse))
+
+
+def with_border(cells: Tensor) -> Tensor:
+    """Cells ``(B, h, w, C)`` with a border of zeros: ``(B, h + 2, w + 2, C)``."""
+    return F.pad(cells, (0, 0, 1, 1, 1, 1))
+
+
+def neighbors(padded: Tensor) -> list[Tensor]:
+    """The nine candidates of every cell, of a map with its border: nine views ``(B, h, w, C)``."""
+    rows, cols = padded.shape[1] - 2, padded.shape[2] - 2
+    return [padded[:, dy : dy + rows, dx : dx + cols] for dy in range(3) for dx in range(3)]
+
+
+def parents(rows: slice) -> slice:
+    """Rows of the parents of fine rows that begin at an even one."""
+    return slice(rows.start // 2, (rows.stop + 1) // 2)
+
+
+def around_parents(rows: slice) -> slice:
+    """Rows of the candidates of fine rows, in a map of cells with a border."""
+    cells = parents(rows)
+    return slice(cells.start, cells.stop + 2)
+
+
+def outside(rows: int, cols: int, device: torch.device) -> Tensor:
+    """Which candidates lie outside a ``rows × cols`` map: bool ``(h, w, 9)``, by geometry alone."""
+    inside = torch.ones((1, rows, cols, 1), dtype=torch.bool, device=device)
+    return ~torch.cat(shifted(inside), dim=-1)[0]
+
+
+def check_assignment(assignment: Tensor, name: str = "assignment") -> None:
+    """Raise a ValueError unless an assignment is ``(B, 9, H, W)``."""
+    shape = tuple(assignment.shape)
+    if len(shape) != 4 or shape[1] != NUM_CANDIDATES or min(shape[2:]) < 1:
+        raise ValueError(
+            f"expected {name} of (B, {NUM_CANDIDATES}, H, W) with H, W >= 1, got {shape}"
+        )

@@ -1,0 +1,16 @@
+"""What flows: clustered feature maps, the clusters of an image, panoptic segmentations."""
+
+from .clustered_features import ClusteredFeatures
+from .data_samples import SCORE_THR, predicted_segments, true_segments
+from .image_clusters import ImageClusters
+from .panoptic import Classes, Panoptic
+
+__all__ = [
+    "SCORE_THR",
+    "Classes",
+    "ClusteredFeatures",
+    "ImageClusters",
+    "Panoptic",
+    "predicted_segments",
+    "true_segments",
+]

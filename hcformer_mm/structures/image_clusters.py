@@ -1,0 +1,67 @@
+"""ImageClusters: the hierarchical clustering of one image."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..ops import hierarchical_clusters
+
+LabelSize = Literal["image", "input", "cells"]
+"""Which size label maps have: of the image as it was given, as the network saw it, of the map."""
+
+
+@dataclass(frozen=True)
+class ImageClusters:
+    """The hierarchical clustering of one image.
+
+    Attributes:
+        assignments: Soft assignment ``(9, H_i, W_i)`` of every level, finest first, of the image as
+            it was padded.
+        stride: Side in pixels of a cell of the finest map.
+        input_size: Height and width of the image as the network saw it, without padding.
+        image_size: Height and width of the image as it was given, before it was resized.
+    """
+
+    assignments: tuple[Tensor, ...]
+    stride: int
+    input_size: tuple[int, int]
+    image_size: tuple[int, int]
+
+    @property
+    def num_levels(self) -> int:
+        """Number of levels of the hierarchy."""
+        return len(self.assignments)
+
+    def labels(self, size: LabelSize = "image", *, connected: bool = False) -> tuple[Tensor, ...]:
+        """Label maps of every level, nested, numbered from 0 without gaps.
+
+        See :func:`~hcformer_mm.ops.hierarchical_clusters`.
+
+        Args:
+            size: ``'image'``: of the image as it was given. ``'input'``: as the network saw it.
+                ``'cells'``: of the finest map, padding included.
+            connected: Whether the connected parts of a cluster are clusters of their own.
+
+        Returns:
+            Int64 ``(H, W)`` of every level, finest first.
+        """
+        batch = hierarchical_clusters(
+            [assignment[None] for assignment in self.assignments],
+            image_size=None if size == "cells" else self.input_size,
+            stride=None if size == "cells" else self.stride,
+            output_size=self.image_size if size == "image" else None,
+            connected=connected,
+        )
+        return tuple(labels[0] for labels in batch)
+
+    def to(self, device: torch.device | str, *args: object, **kwargs: object) -> "ImageClusters":
+        """The same on another device; the signature is that of ``torch.Tensor.to``."""
+        copy = bool(kwargs.get("copy", False))
+        moved = tuple(assignment.to(device, copy=copy) for assignment in self.assignments)
+        return replace(self, assignments=moved)
+
+    def cpu(self) -> "ImageClusters":
+        """The same on the CPU."""
+        return self.to("cpu")

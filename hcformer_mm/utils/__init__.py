@@ -1,0 +1,1 @@
+"""Config look-up, atomic file writing and random inputs."""

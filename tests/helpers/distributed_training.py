@@ -1,0 +1,134 @@
+"""Trains configs, in one process or in those that torchrun starts, and writes down the losses.
+
+As a script, ``distributed_training.py FOLDER`` runs every config in the folder and leaves the
+losses of all steps as ``<config>.rank<rank>.json`` beside it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+
+from hcformer_mm.engine import set_up_gloo
+from hcformer_mm.engine.runner import build_runner
+from tests.helpers.models import SHAPES_CONFIG
+
+ROOT = Path(__file__).parents[2]
+rand = torch.rand
+
+
+def fixed_points(*size, **options):
+    """As ``torch.rand``, but the same numbers at each call, and for each image or mask.
+
+    The points at which a mask is compared then depend on nothing but the mask.
+    """
+    shape = size if isinstance(size[0], int) else size[0]
+    points = rand(shape[1:], generator=torch.Generator().manual_seed(0))
+    return points.expand(shape).contiguous()
+
+
+class Recorder(Hook):
+    """Keeps the losses of each step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.steps.append({name: float(value.detach()) for name, value in outputs.items()})
+
+
+def write_config(folder, name, segments, *, steps, **changes):
+    """Write a config that trains on the first ``len(segments)`` Shapes in ``folder``.
+
+    Args:
+        folder: Holds the set as ``shapes``.
+        name: Name of the config.
+        segments: How many segments are left of each image; one batch has them all.
+        steps: Iterations.
+        changes: Of the config, with ``__`` for a dot.
+    """
+    root = folder / "shapes"
+    content = json.loads((root / "annotations/panoptic_train.json").read_text())
+    for annotation, number in zip(content["annotations"], segments, strict=True):
+        assert number <= len(annotation["segments_info"])
+        del annotation["segments_info"][number:]
+    (root / f"annotations/{name}.json").write_text(json.dumps(content))
+    config = Config.fromfile(ROOT / SHAPES_CONFIG)
+    config.merge_from_dict(
+        {
+            "model.backbone.backbone.norm_cfg.requires_grad": False,
+            "model.backbone.backbone.norm_eval": True,
+            "model.panoptic_head.transformer_decoder.num_layers": 1,
+            "model.train_cfg.num_points": 256,
+            "train_dataloader.dataset.data_root": f"{root}/",
+            "train_dataloader.dataset.ann_file": f"annotations/{name}.json",
+            "train_dataloader.sampler.shuffle": False,
+            "train_dataloader.batch_size": len(segments),
+            "train_dataloader.num_workers": 0,
+            "train_dataloader.persistent_workers": False,
+            "env_cfg.dist_cfg.backend": "gloo",
+            "train_cfg.max_iters": steps,
+            "randomness": dict(seed=0),
+            **{key.replace("__", "."): value for key, value in changes.items()},
+        }
+    )
+    # Images of one size and without a flip: padding and chance would tell batches apart.
+    resize, flip = config.train_dataloader.dataset.pipeline[2:4]
+    resize.update(scale=(96, 64), keep_ratio=False)
+    flip.prob = 0.0
+    # At the full rate from the beginning, so that a step shows in the next loss.
+    config.param_scheduler = None
+    config.val_cfg = config.val_dataloader = config.val_evaluator = None
+    config.dump(folder / f"{name}.py")
+
+
+def train(path, launcher="none"):
+    """Run a config; returns its losses, a dict a step."""
+    config = Config.fromfile(path)
+    config.launcher = launcher
+    config.work_dir = str(path.with_suffix(""))
+    config.experiment_name = f"{path.stem}-{launcher}"
+    set_up_gloo(config)
+    if launcher != "none":
+        config.train_dataloader.batch_size //= torch.distributed.get_world_size()
+    recorder = Recorder()
+    runner = build_runner(config)
+    runner.register_hook(recorder)
+    with mock.patch("torch.rand", fixed_points):
+        runner.train()
+    return recorder.steps
+
+
+def launch(folder):
+    """Run all configs of a folder in two processes; returns their losses, by name and rank."""
+    arguments = ("--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *arguments, __file__, str(folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return {
+        path.stem: [json.loads(path.with_suffix(f".rank{r}.json").read_text()) for r in range(2)]
+        for path in folder.glob("*.py")
+    }
+
+
+def main():
+    for path in sorted(Path(sys.argv[1]).glob("*.py")):
+        steps = train(path, "pytorch")
+        rank = torch.distributed.get_rank()
+        path.with_suffix(f".rank{rank}.json").write_text(json.dumps(steps))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Models for the tests of exporting and compiling: random weights that make every part work."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from hcformer_mm.apis.inference import build_model
+from hcformer_mm.models.layers.deformable_downsampling import DeformableDownsampling
+from hcformer_mm.utils.config import find_config
+
+TINY_CONFIG = "hcformer_r18_shapes-panoptic"
+TINY = {
+    "model.backbone.hierarchical_level": 1,
+    "model.backbone.backbone.num_stages": 2,
+    "model.backbone.backbone.strides": (1, 2),
+    "model.backbone.backbone.dilations": (1, 1),
+    "model.backbone.backbone.out_indices": (1,),
+    "model.panoptic_head.in_channels": 128,
+    "model.panoptic_head.num_queries": 5,
+    "model.panoptic_head.transformer_decoder.num_layers": 1,
+}
+"""What makes the model of :data:`TINY_CONFIG` so small that it is exported in seconds."""
+
+SWIN_CONFIG = "hcformer_swin-s-p4-w7-224_8xb2-lsj-50e_coco-panoptic"
+SMALL_SWIN = {
+    "model.backbone.hierarchical_level": 1,
+    "model.backbone.backbone.depths": (1, 2),
+    "model.backbone.backbone.num_heads": (3, 6),
+    "model.backbone.backbone.strides": (4, 2),
+    "model.backbone.backbone.out_indices": (1,),
+    "model.backbone.backbone.embed_dims": 24,
+    "model.backbone.backbone.drop_path_rate": 0.0,
+    "model.panoptic_head.in_channels": 48,
+    "model.panoptic_head.num_queries": 5,
+    "model.panoptic_head.transformer_decoder.num_layers": 1,
+}
+"""The same for :data:`SWIN_CONFIG`; its last block has shifted windows."""
+
+
+def as_options(overrides: dict[str, Any]) -> list[str]:
+    """Overrides as arguments of ``--cfg-options``."""
+    return [f"{key}={value}".replace(" ", "") for key, value in overrides.items()]
+
+
+def read_config(name: str, overrides: dict[str, Any] | None = None) -> Config:
+    config = Config.fromfile(find_config(name))
+    config.merge_from_dict(overrides or {})
+    return config
+
+
+def lively_model(config: Config, seed: int = 0) -> nn.Module:
+    """A model with random weights whose kernels are deformed and whose features are of unit scale.
+
+    As they are initialized, offsets are zero, and normalization knows nothing of the features.
+    """
+    model = build_model(config, seed=seed)
+    torch.manual_seed(seed)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for module in model.modules():
+        if isinstance(module, DeformableDownsampling):
+            nn.init.normal_(module.conv_offset.weight, std=0.01)
+            nn.init.normal_(module.conv_offset.bias)
+        if hasattr(module, "norm3"):
+            # Random residual branches as strong as the shortcuts multiply rounding errors.
+            nn.init.constant_(module.norm3.weight, 0.2)
+    for norm in norms:
+        norm.momentum = None  # the mean over all images
+        norm.train()
+    with torch.no_grad():
+        for _ in range(2):
+            model.extract_feat(torch.randn(2, 3, 96, 128))
+    for norm in norms:
+        norm.momentum = 0.1
+    return model.eval()
+
+
+def lively_checkpoint(config: Config, path: Path, seed: int = 0) -> Path:
+    """A file with the weights of :func:`lively_model`."""
+    torch.save({"state_dict": lively_model(config, seed).state_dict()}, path)
+    return path

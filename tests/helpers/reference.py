@@ -1,0 +1,333 @@
+"""Slow, obvious oracles of the paper's equations, written with explicit matrices and loops."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def parent(y: int, x: int) -> tuple[int, int]:
+    """The coarse cell of a fine pixel: downsampling halves both sides."""
+    return y // 2, x // 2
+
+
+def neighbors(height: int, width: int) -> Tensor:
+    """Which of the N_d coarse cells each of the N fine pixels may choose: bool (N, N_d).
+
+    The parent cell and the eight around it, those that exist (paper, Sec. 2.4 and Fig. 3).
+    """
+    rows, cols = (height + 1) // 2, (width + 1) // 2
+    allowed = torch.zeros(height * width, rows * cols, dtype=torch.bool)
+    for y in range(height):
+        for x in range(width):
+            py, px = parent(y, x)
+            for cy in range(max(py - 1, 0), min(py + 2, rows)):
+                for cx in range(max(px - 1, 0), min(px + 2, cols)):
+                    allowed[y * width + x, cy * cols + cx] = True
+    return allowed
+
+
+def assignment_matrix(fine: Tensor, coarse: Tensor, scale: Tensor | float) -> Tensor:
+    """Eq. (3): A (B, N, N_d) = softmax over rows of FᵀF_d / |s|, masked to the neighbors."""
+    similarity = torch.einsum("bcn,bcm->bnm", fine.flatten(2), coarse.flatten(2))
+    logits = similarity / (1e-8 + abs(scale))
+    allowed = neighbors(*fine.shape[-2:])
+    return logits.masked_fill(~allowed, -torch.inf).softmax(dim=-1)
+
+
+def hard_assignment_matrix(fine: Tensor, coarse: Tensor) -> Tensor:
+    """Eq. (2): one-hot rows (B, N, N_d) at the most similar neighbor."""
+    similarity = torch.einsum("bcn,bcm->bnm", fine.flatten(2), coarse.flatten(2))
+    best = similarity.masked_fill(~neighbors(*fine.shape[-2:]), -torch.inf).argmax(dim=-1)
+    return torch.nn.functional.one_hot(best, similarity.shape[-1]).to(similarity)
+
+
+def to_candidates(matrix: Tensor, height: int, width: int) -> Tensor:
+    """The same assignment in the layout of the package: (B, N, N_d) → (B, 9, H, W)."""
+    rows, cols = (height + 1) // 2, (width + 1) // 2
+    assignment = matrix.new_zeros(matrix.shape[0], 9, height, width)
+    for y in range(height):
+        for x in range(width):
+            py, px = parent(y, x)
+            for k in range(9):
+                cy, cx = py + k // 3 - 1, px + k % 3 - 1
+                if 0 <= cy < rows and 0 <= cx < cols:
+                    assignment[:, k, y, x] = matrix[:, y * width + x, cy * cols + cx]
+    return assignment
+
+
+def to_matrix(assignment: Tensor) -> Tensor:
+    """Undo :func:`to_candidates`: (B, 9, H, W) → (B, N, N_d)."""
+    batch, _, height, width = assignment.shape
+    rows, cols = (height + 1) // 2, (width + 1) // 2
+    matrix = assignment.new_zeros(batch, height * width, rows * cols)
+    for y in range(height):
+        for x in range(width):
+            py, px = parent(y, x)
+            for k in range(9):
+                cy, cx = py + k // 3 - 1, px + k % 3 - 1
+                if 0 <= cy < rows and 0 <= cx < cols:
+                    matrix[:, y * width + x, cy * cols + cx] = assignment[:, k, y, x]
+    return matrix
+
+
+def decode(masks: Tensor, matrix: Tensor, height: int, width: int) -> Tensor:
+    """Eq. (5): M (B, Q, H, W) = A M' with the assignment as a matrix (B, N, N_d)."""
+    return torch.einsum("bnm,bqm->bqn", matrix, masks.flatten(2)).unflatten(2, (height, width))
+
+
+def probability_logits(logits: Tensor, assignments: list[Tensor]) -> Tensor:
+    """Eqs. (4)-(5) to the letter, as logits: decode Sigmoid(M), then take the log-odds."""
+    probabilities = logits.sigmoid()
+    for assignment in reversed(assignments):
+        probabilities = decode(probabilities, to_matrix(assignment), *assignment.shape[-2:])
+    return torch.log(probabilities / (1 - probabilities))
+
+
+def class_probability_logits(logits: Tensor, assignments: list[Tensor]) -> Tensor:
+    """The same for classes that exclude each other: decode Softmax(.), then take the logarithm."""
+    probabilities = logits.softmax(dim=1)
+    for assignment in reversed(assignments):
+        probabilities = decode(probabilities, to_matrix(assignment), *assignment.shape[-2:])
+    return torch.log(probabilities)
+
+
+def deform_conv(
+    x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int
+) -> Tensor:
+    """DCNv2: every tap of the kernel reads bilinearly at its own moved, modulated place."""
+    batch, _, height, width = x.shape
+    kernel = weight.shape[-1]
+    rows, cols = offset.shape[-2:]
+    y = bias.view(1, -1, 1, 1).expand(batch, -1, rows, cols).clone()
+
+    def pixel(b: int, py: int, px: int) -> Tensor:
+        if 0 <= py < height and 0 <= px < width:
+            return x[b, :, py, px]
+        return torch.zeros_like(x[b, :, 0, 0])
+
+    for b in range(batch):
+        for i in range(rows):
+            for j in range(cols):
+                for k in range(kernel**2):
+                    py = i * stride - padding + k // kernel + offset[b, 2 * k, i, j]
+                    px = j * stride - padding + k % kernel + offset[b, 2 * k + 1, i, j]
+                    top, left = int(py.floor()), int(px.floor())
+                    fy, fx = py - top, px - left
+                    sample = (
+                        (1 - fy) * (1 - fx) * pixel(b, top, left)
+                        + (1 - fy) * fx * pixel(b, top, left + 1)
+                        + fy * (1 - fx) * pixel(b, top + 1, left)
+                        + fy * fx * pixel(b, top + 1, left + 1)
+                    )
+                    kernel_tap = weight[:, :, k // kernel, k % kernel]
+                    y[b, :, i, j] = y[b, :, i, j] + kernel_tap @ (mask[b, k, i, j] * sample)
+    return y
+
+
+def attention(
+    attn: torch.nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor
+) -> Tensor:
+    """Multi-head attention (B, N, C), head by head, with the weights of torch's module."""
+    width = attn.embed_dim // attn.num_heads
+    weights, biases = attn.in_proj_weight.chunk(3), attn.in_proj_bias.chunk(3)
+    q, k, v = (x @ w.T + b for x, w, b in zip((query, key, value), weights, biases, strict=True))
+    heads = []
+    for h in range(attn.num_heads):
+        part = slice(h * width, (h + 1) * width)
+        similarity = q[..., part] @ k[..., part].transpose(1, 2) / width**0.5
+        heads.append(similarity.softmax(dim=-1) @ v[..., part])
+    return torch.cat(heads, dim=-1) @ attn.out_proj.weight.T + attn.out_proj.bias
+
+
+def layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
+    """Normalise over the last dimension, with the weights of torch's module."""
+    centered = x - x.mean(dim=-1, keepdim=True)
+    variance = (centered**2).mean(dim=-1, keepdim=True)
+    return centered / (variance + norm.eps).sqrt() * norm.weight + norm.bias
+
+
+def feed_forward(x: Tensor, first: torch.nn.Linear, second: torch.nn.Linear) -> Tensor:
+    """Two linear layers around a ReLU."""
+    return (x @ first.weight.T + first.bias).clamp_min(0) @ second.weight.T + second.bias
+
+
+def encoder_layer(layer: torch.nn.Module, x: Tensor, position: Tensor) -> Tensor:
+    """A layer of DETR's encoder (B, N, C), normalized afterwards; no position in the values."""
+    linear = [m for m in layer.ffn.modules() if isinstance(m, torch.nn.Linear)]
+    x = layer_norm(
+        x + attention(layer.self_attn.attn, x + position, x + position, x), layer.norms[0]
+    )
+    return layer_norm(x + feed_forward(x, *linear), layer.norms[1])
+
+
+def decoder_layer(
+    layer: torch.nn.Module, x: Tensor, memory: Tensor, query_position: Tensor, position: Tensor
+) -> Tensor:
+    """A layer of DETR's decoder (B, Q, C): attend to the queries, then to the memory, then FFN."""
+    linear = [m for m in layer.ffn.modules() if isinstance(m, torch.nn.Linear)]
+    query = x + query_position
+    x = layer_norm(x + attention(layer.self_attn.attn, query, query, x), layer.norms[0])
+    key = memory + position
+    x = x + attention(layer.cross_attn.attn, x + query_position, key, memory)
+    x = layer_norm(x, layer.norms[1])
+    return layer_norm(x + feed_forward(x, *linear), layer.norms[2])
+
+
+def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """Score of a class at a pixel (K, H, W): over the queries, the sum of P(class) · P(mask)."""
+    queries, classes = class_logits.shape
+    scores = mask_logits.new_zeros(classes - 1, *mask_logits.shape[1:])
+    for q in range(queries):
+        probabilities = class_logits[q].exp() / class_logits[q].exp().sum()
+        for k in range(classes - 1):
+            scores[k] += probabilities[k] / (1 + (-mask_logits[q]).exp())
+    return scores
+
+
+def patch_merging(
+    tokens: Tensor,
+    size: tuple[int, int],
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    reduction: Tensor,
+) -> Tensor:
+    """Swin's patch merging as its authors describe it: tokens (B, H·W, C) → (B, ⌈H/2⌉·⌈W/2⌉, 2C).
+
+    The four tokens of a window, (row, column) = (0, 0), (1, 0), (0, 1), (1, 1), zero outside the
+    map, are put one after the other, normalized together and reduced by one matrix.
+    """
+    height, width = size
+    channels = tokens.shape[-1]
+    merged = []
+    for top in range(0, height, 2):
+        for left in range(0, width, 2):
+            parts = []
+            for row, col in ((0, 0), (1, 0), (0, 1), (1, 1)):
+                y, x = top + row, left + col
+                inside = y < height and x < width
+                parts.append(tokens[:, y * width + x] if inside else tokens.new_zeros(channels))
+            parts = [part.expand(len(tokens), channels) for part in parts]
+            window = torch.cat(parts, dim=1)
+            mean = window.mean(dim=1, keepdim=True)
+            variance = ((window - mean) ** 2).mean(dim=1, keepdim=True)
+            window = (window - mean) / (variance + 1e-5).sqrt() * norm_weight + norm_bias
+            merged.append(window @ reduction.T)
+    return torch.stack(merged, dim=1)
+
+
+def undersegmentation_error(labels: Tensor, ground_truth: Tensor, form: str) -> float:
+    """Undersegmentation error of Stutz et al., by sets of pixels; labels (H, W)."""
+    pixels = [(y, x) for y in range(labels.shape[0]) for x in range(labels.shape[1])]
+    clusters: dict[int, set[tuple[int, int]]] = {}
+    segments: dict[int, set[tuple[int, int]]] = {}
+    for pixel in pixels:
+        clusters.setdefault(int(labels[pixel]), set()).add(pixel)
+        segments.setdefault(int(ground_truth[pixel]), set()).add(pixel)
+    errors = []
+    for segment in segments.values():
+        touching = [cluster for cluster in clusters.values() if cluster & segment]
+        if form == "levin":
+            errors.append((sum(map(len, touching)) - len(segment)) / len(segment))
+        else:
+            errors.append(sum(min(len(c & segment), len(c - segment)) for c in touching))
+    return sum(errors) / (len(segments) if form == "levin" else len(pixels))
+
+
+def labelings(labels: Tensor, segments: list[int]) -> Tensor:
+    """Every way to give the clusters (H, W), numbered from 0, one of the segments: (n, H, W)."""
+    number = int(labels.max()) + 1
+    choices = torch.cartesian_prod(*[torch.tensor(segments)] * number)
+    return choices.view(-1, number)[:, labels]
+
+
+def boundary_pixels(labels: Tensor) -> set[tuple[int, int]]:
+    """Pixels with another label above, below, left or right of them."""
+    height, width = labels.shape
+    found = set()
+    for y in range(height):
+        for x in range(width):
+            for v, u in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                if 0 <= v < height and 0 <= u < width and labels[v, u] != labels[y, x]:
+                    found.add((y, x))
+    return found
+
+
+def boundary_hits(
+    ours: set[tuple[int, int]], theirs: set[tuple[int, int]], tolerance: int
+) -> float:
+    """Part of our pixels with one of theirs no further away than the tolerance, along each axis."""
+    hits = sum(
+        any(abs(y - v) <= tolerance and abs(x - u) <= tolerance for v, u in theirs) for y, x in ours
+    )
+    return hits / len(ours)
+
+
+def compactness(labels: Tensor) -> float:
+    """Mean over the pixels of 4π · area / perimeter² of their clusters."""
+    height, width = labels.shape
+    total = 0.0
+    for label in labels.unique().tolist():
+        area = perimeter = 0
+        for y in range(height):
+            for x in range(width):
+                if labels[y, x] != label:
+                    continue
+                area += 1
+                for v, u in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                    inside = 0 <= v < height and 0 <= u < width and labels[v, u] == label
+                    perimeter += not inside
+        total += area * 4 * torch.pi * area / perimeter**2
+    return total / labels.numel()
+
+
+def explained_variation(labels: Tensor, image: Tensor) -> float:
+    """1 less what the mean colors of the clusters leave unexplained of an image (C, H, W)."""
+    residual = image.clone()
+    for label in labels.unique():
+        inside = labels == label
+        residual[:, inside] -= image[:, inside].mean(dim=1, keepdim=True)
+    spread = image - image.mean(dim=(1, 2), keepdim=True)
+    return float(1 - (residual**2).sum() / (spread**2).sum())
+
+
+def listing_clustering(fine: Tensor, coarse: Tensor, scale: Tensor) -> Tensor:
+    """Listing 1, eq. (3) by unfold, einsum and fold: fine (B, C, H, W), H and W even.
+
+    Candidates outside the map are zeros with the similarity 0, not left out as by the package:
+    pixels whose parent lies at the border differ. Mended: ``downscaled_feat`` in the paper is
+    ``downsampled_feat``, and einsum gets its operands without a tuple.
+    """
+    batch, channels, height, width = fine.shape
+    candidates = F.unfold(coarse, kernel_size=3, padding=1).reshape(batch, channels, 9, -1)
+    pixels = F.unfold(fine, kernel_size=2, stride=2).reshape(batch, channels, 4, -1)
+    similarities = torch.einsum("bkcn,bkpn->bcpn", candidates, pixels)
+    similarities = similarities.reshape(batch * 9, 4, -1)
+    similarities = F.fold(similarities, (height, width), kernel_size=2, stride=2)
+    similarities = similarities.reshape(batch, 9, height, width)
+    return (similarities / scale.abs()).softmax(dim=1)
+
+
+def listing_decode(masks: Tensor, assignment: Tensor) -> Tensor:
+    """Listing 2, eq. (5) by unfold, einsum and fold; assignment (B, 9, H, W) with even H, W.
+
+    Mended: einsum's output is ``bkpn``, not ``bkpnn``.
+    """
+    batch, _, height, width = assignment.shape
+    channels = masks.shape[1]
+    candidates = F.unfold(masks, kernel_size=3, padding=1).reshape(batch, channels, 9, -1)
+    weights = F.unfold(assignment, kernel_size=2, stride=2).reshape(batch, 9, 4, -1)
+    decoded = torch.einsum("bkcn,bcpn->bkpn", candidates, weights)
+    decoded = decoded.reshape(batch, channels * 4, -1)
+    return F.fold(decoded, (height, width), kernel_size=2, stride=2)
+
+
+def listing_module(module: nn.Module, fine: Tensor, coarse: Tensor) -> Tensor:
+    """Listing 1 after norm and projection of Sec. 2.2, with the weights of a ClusteringModule."""
+    embedded = []
+    for x, norm, projection in (
+        (fine, module.fine_norm, module.fine_proj),
+        (coarse, module.coarse_norm, module.coarse_proj),
+    ):
+        x = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        embedded.append(F.normalize(projection(x), dim=1))
+    return listing_clustering(*embedded, module.scale)

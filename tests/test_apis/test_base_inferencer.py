@@ -1,0 +1,198 @@
+"""Models run on streams of images, in batches and in several precisions."""
+
+import warnings
+
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmseg.structures import SegDataSample
+from torch import nn
+
+from hcformer_mm.acceleration.inference import DTYPES
+from hcformer_mm.apis.base_inferencer import Predictor
+from hcformer_mm.apis.inputs import open_images
+from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
+from tests.helpers.predictions import scene, write_model
+
+SIZES = [(48, 80), (48, 80), (60, 40), (30, 41)]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return [np.ascontiguousarray(scene(i)[:h, :w]) for i, (h, w) in enumerate(SIZES)]
+
+
+@pytest.fixture(scope="module", params=[SHAPES_CONFIG, SEMANTIC_CONFIG])
+def files(request, tmp_path_factory):
+    """Config and checkpoint of a detector and of a segmentor."""
+    return write_model(tmp_path_factory.mktemp("model"), request.param)
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    return Predictor(*write_model(tmp_path_factory.mktemp("detector")))
+
+
+@pytest.fixture(scope="module")
+def segmentor(tmp_path_factory):
+    return Predictor(*write_model(tmp_path_factory.mktemp("segmentor"), SEMANTIC_CONFIG))
+
+
+def samples(predictor, inputs, **options):
+    return [sample for _, sample in predictor.predict(open_images(inputs), **options)]
+
+
+def test_data_samples_of_both_hosts(detector, segmentor, images):
+    detected, segmented = samples(detector, images), samples(segmentor, images)
+    for size, one, other in zip(SIZES, detected, segmented, strict=True):
+        assert isinstance(one, DetDataSample) and isinstance(other, SegDataSample)
+        assert one.pred_panoptic_seg.sem_seg.shape == (1, *size)
+        assert one.pred_instances.masks.shape[1:] == size
+        assert one.pred_sem_seg.sem_seg.shape == (1, *size)
+        assert other.pred_sem_seg.data.shape == (1, *size)
+
+
+def test_batches_of_several_sizes(segmentor, images):
+    """A segmentor takes together what has one size, and gives what it gives one by one."""
+    calls = []
+    handle = segmentor.model.backbone.register_forward_pre_hook(
+        lambda module, args: calls.append(len(args[0]))
+    )
+    expected = samples(segmentor, images)
+    together = samples(segmentor, images, batch_size=4)
+    handle.remove()
+    assert calls == [1, 1, 1, 1, 2, 1, 1]
+    for one, other in zip(together, expected, strict=True):
+        assert torch.allclose(one.seg_logits.data, other.seg_logits.data, atol=1e-4)
+
+
+def test_detectors_pad_a_batch(detector, images):
+    calls = []
+    handle = detector.model.backbone.register_forward_pre_hook(
+        lambda module, args: calls.append(tuple(args[0].shape))
+    )
+    results = samples(detector, images, batch_size=3)
+    handle.remove()
+    # 48x80 becomes 154x256, 60x40 becomes 256x171, 30x41 becomes 187x256; all are padded to 32s.
+    assert calls == [(3, 3, 256, 256), (1, 3, 192, 256)]
+    assert [sample.ori_shape for sample in results] == SIZES
+
+
+def test_images_run_when_their_results_are_asked_for(detector, images):
+    read = []
+
+    def frames():
+        for image in images:
+            read.append(len(read))
+            yield image
+
+    results = detector.predict(open_images(frames()), batch_size=2)
+    assert read == []
+    image, _ = next(results)
+    assert image.name == "0"
+    assert read == [0, 1]
+    assert [image.name for image, _ in results] == ["1", "2", "3"]
+
+
+def test_files_and_arrays_give_the_same(detector, segmentor, images, tmp_path):
+    path = tmp_path / "a.png"
+    mmcv.imwrite(images[0], str(path))
+    for predictor, key in ((detector, "sem_seg"), (segmentor, "data")):
+        (one,), (other,) = samples(predictor, path), samples(predictor, images[0])
+        assert torch.equal(one.pred_sem_seg.get(key), other.pred_sem_seg.get(key))
+        assert one.img_path == str(path)
+
+
+def test_progress(detector, images, capsys):
+    samples(detector, images[:2], progress=True)
+    assert "2/2" in capsys.readouterr().err
+    samples(detector, iter(images[:2]), progress=True)
+    assert "completed: 2" in capsys.readouterr().err
+    samples(detector, images[:1])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_lower_precision_is_close(dtype, files, images):
+    predictor = Predictor(*files, dtype=dtype)
+    used = []
+    handle = predictor.model.backbone.register_forward_hook(
+        lambda module, args, output: used.append(output[0].dtype)
+    )
+    (expected,) = samples(Predictor(*files), images[0])
+    (sample,) = samples(predictor, images[0])
+    handle.remove()
+    assert used == [DTYPES[dtype]]
+    if isinstance(sample, DetDataSample):
+        scores = [s.pred_instances.scores.sort(descending=True)[0][:10] for s in (sample, expected)]
+        assert scores[0].dtype == torch.float32
+        assert not torch.equal(*scores)
+        assert torch.allclose(*scores, atol=0.05)
+        one, other = sample.pred_sem_seg.sem_seg, expected.pred_sem_seg.sem_seg
+    else:
+        one, other = sample.seg_logits.data, expected.seg_logits.data
+        assert one.dtype == torch.float32
+        assert not torch.equal(one, other)
+        one, other = sample.pred_sem_seg.data, expected.pred_sem_seg.data
+    assert len(other.unique()) > 1
+    assert (one == other).float().mean() > 0.99
+
+
+def test_results_may_be_changed(detector, segmentor, images):
+    (sample,) = samples(detector, images[0])
+    sample.pred_instances.scores += 1
+    assert not sample.pred_instances.scores.requires_grad
+    (sample,) = samples(segmentor, images[0])
+    for field in (sample.seg_logits, sample.pred_sem_seg):
+        field.data += 1
+        assert not field.data.is_inference()
+
+
+def test_models_run_in_inference_mode(detector, images):
+    seen = []
+    handle = detector.model.backbone.register_forward_hook(
+        lambda *_: seen.append(torch.is_inference_mode_enabled())
+    )
+    samples(detector, images[0])
+    handle.remove()
+    assert seen == [True]
+
+
+def test_fast_is_a_choice(files, images):
+    """On by default, and the same up to rounding."""
+    fast, plain = Predictor(*files), Predictor(*files, fast=False)
+    assert any(isinstance(module, nn.BatchNorm2d) for module in plain.model.modules())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.model.modules())
+    for image in images:
+        (one,), (other,) = samples(fast, image), samples(plain, image)
+        if isinstance(other, SegDataSample):
+            atol = 1e-4 * other.seg_logits.data.abs().max()
+            assert torch.allclose(one.seg_logits.data, other.seg_logits.data, rtol=0, atol=atol)
+            one, other = one.pred_sem_seg.data, other.pred_sem_seg.data
+        else:
+            scores = [s.pred_instances.scores.sort(descending=True)[0] for s in (one, other)]
+            assert torch.allclose(*scores, atol=1e-4)
+            one, other = one.pred_panoptic_seg.sem_seg, other.pred_panoptic_seg.sem_seg
+        assert (one == other).float().mean() > 0.999
+
+
+def test_random_weights_are_told(tmp_path):
+    with pytest.warns(UserWarning, match=r"no weights .*shapes-panoptic\.py: .* are random"):
+        model = Predictor(SHAPES_CONFIG, fast=False, seed=3).model
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / "weights.pth")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="no weights")
+        Predictor(SHAPES_CONFIG, tmp_path / "weights.pth", "cpu")
+
+
+def test_what_is_refused(detector, images, tmp_path):
+    with pytest.raises(ValueError, match="one of float32, bfloat16, float16, got 'int8'"):
+        Predictor(SHAPES_CONFIG, dtype="int8")
+    with pytest.raises(ValueError, match="batch_size >= 1, got 0"):
+        detector.predict([], batch_size=0)
+    (tmp_path / "text.png").write_text("text")
+    with pytest.raises(ValueError, match=r"that OpenCV can read, got .*text\.png"):
+        samples(detector, tmp_path)
+    assert samples(detector, []) == []

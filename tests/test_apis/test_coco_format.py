@@ -1,0 +1,124 @@
+"""Results in the formats of COCO and of label maps, by definition and as the host has them."""
+
+import json
+
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmdet.evaluation import CocoPanopticMetric
+from mmengine.structures import InstanceData, PixelData
+from mmseg.structures import SegDataSample
+from panopticapi.utils import rgb2id
+from PIL import Image
+
+from hcformer_mm.apis.coco_format import encode_instances, encode_panoptic, label_map, read_coco_ids
+from hcformer_mm.apis.result_writer import segments_of, write_image
+from hcformer_mm.structures.panoptic import Classes, Panoptic
+from tests.helpers.predictions import CLASSES, random_sample
+
+SIZES = [(5, 7), (1, 1), (40, 3), (24, 33)]
+IDS = {"cup": 47, "dog": 18, "field": 193, "sky": 187}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_panoptic_encoding(seed):
+    size = SIZES[seed]
+    panoptic = segments_of(random_sample(*size, seed=seed), CLASSES, score_thr=0.5)
+    ids, info = encode_panoptic(panoptic, [11, 12, 13, 14])
+    assert [entry["id"] for entry in info] == list(range(1, len(info) + 1))
+    described = np.zeros(size, bool)
+    for entry in info:
+        mask = ids == entry["id"]
+        described |= mask
+        ((value,),) = [set(panoptic.segments[mask].tolist())]
+        assert np.array_equal(mask, panoptic.segments == value)
+        rows, cols = np.nonzero(mask)
+        box = [cols.min(), rows.min(), np.ptp(cols) + 1, np.ptp(rows) + 1]
+        assert entry == dict(
+            id=entry["id"], category_id=11 + value % 1000, iscrowd=0, area=mask.sum(), bbox=box
+        )
+    assert np.array_equal(described, panoptic.segments != 4)
+    assert (ids[~described] == 0).all()
+
+
+def test_stuff_of_class_0_is_no_void():
+    panoptic = Panoptic(np.array([[0, 0, 2]]), {0: 0, 2: 2})
+    ids, info = encode_panoptic(panoptic, range(3))
+    assert ids.tolist() == [[1, 1, 2]]
+    assert [(entry["category_id"], entry["area"]) for entry in info] == [(0, 2), (2, 1)]
+
+
+def test_nothing_found():
+    ids, info = encode_panoptic(Panoptic(np.full((2, 3), 4), {}), range(4))
+    assert ids.tolist() == [[0] * 3] * 2 and info == []
+    none = InstanceData(
+        masks=torch.zeros(0, 2, 3, dtype=torch.bool), scores=torch.zeros(0), labels=torch.zeros(0)
+    )
+    assert encode_instances(none, 1, range(4)) == []
+
+
+def test_panoptic_encoding_is_that_of_the_host(tmp_path):
+    sample = random_sample(24, 33)
+    panoptic = segments_of(sample, CLASSES, score_thr=0.5)
+    ids, info = encode_panoptic(panoptic, range(4))
+    metric = CocoPanopticMetric(outfile_prefix=str(tmp_path / "host"), format_only=True)
+    metric.dataset_meta = dict(classes=CLASSES.names, thing_classes=["cup", "dog"])
+    theirs = metric._parse_predictions(sample.to_dict(), 3, "a.png")
+    image = mmcv.imread(str(tmp_path / "host.panoptic" / "a.png"), channel_order="rgb")
+    their_ids = rgb2id(image)
+    assert len(info) == len(theirs["segments_info"]) == 5
+    for ours, other in zip(info, theirs["segments_info"], strict=True):
+        assert (ours["category_id"], ours["area"]) == (other["category_id"], other["area"])
+        assert np.array_equal(ids == ours["id"], their_ids == other["id"])
+    assert np.array_equal(ids == 0, their_ids == 0)
+
+
+@pytest.mark.parametrize(("number", "kind"), [(255, np.uint8), (256, np.uint16)])
+def test_label_maps_of_many_classes(number, kind, tmp_path):
+    sample = SegDataSample()
+    sample.pred_sem_seg = PixelData(data=torch.tensor([[[0, number - 1, number, -1]]]))
+    labels = label_map(sample, number)
+    void = np.iinfo(kind).max
+    assert labels.dtype == kind
+    assert labels.tolist() == [[0, number - 1, void, void]]
+    write_image(tmp_path / "labels.png", labels)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "labels.png")), labels)
+    assert np.array_equal(mmcv.imread(str(tmp_path / "labels.png"), "unchanged"), labels)
+
+
+def test_ids_of_annotations(tmp_path):
+    path = tmp_path / "annotations.json"
+    content = dict(
+        images=[dict(id=7, file_name="val/a.jpg"), dict(id=3, file_name="b.jpg")],
+        categories=[dict(id=i, name=name) for name, i in IDS.items()][::-1],
+    )
+    path.write_text(json.dumps(content))
+    assert read_coco_ids(path, CLASSES) == ({"a.jpg": 7, "b.jpg": 3}, [47, 18, 193, 187])
+    with pytest.raises(ValueError, match="got none for mug, pot, tea, box and 1 more"):
+        read_coco_ids(path, Classes(["cup", "mug", "pot", "tea", "box", "bag"]))
+    with pytest.raises(ValueError, match=r"got none for mug$"):
+        read_coco_ids(path, Classes(["mug"]))
+
+
+@pytest.mark.parametrize("what", ["images", "categories"])
+def test_names_that_annotations_give_twice(what, tmp_path):
+    images = [dict(id=1, file_name="a/x.jpg"), dict(id=2, file_name="b/x.jpg")]
+    categories = [dict(id=3, name="disc"), dict(id=4, name="disc")]
+    content = dict(images=images, categories=categories[:1])
+    if what == "categories":
+        content = dict(images=images[:1], categories=categories)
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    name = "x.jpg is the name of both 1 and 2" if what == "images" else "both 3 and 4"
+    with pytest.raises(ValueError, match=name):
+        read_coco_ids(tmp_path / "gt.json", Classes(names=["disc"]))
+
+
+def test_files_that_are_no_annotations(tmp_path):
+    path = tmp_path / "annotations.json"
+    with pytest.raises(FileNotFoundError, match=r"no such annotations: .*annotations\.json"):
+        read_coco_ids(path, CLASSES)
+    for content in ("no JSON", "{}", "[]"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="to be a JSON file of COCO's with images and cat"):
+            read_coco_ids(path, CLASSES)

@@ -1,0 +1,146 @@
+"""Models, classes and pipelines of configs, found by name."""
+
+import numpy as np
+import pytest
+import torch
+from mmcv.transforms import LoadImageFromFile
+from mmdet.datasets.transforms import LoadPanopticAnnotations, PackDetInputs
+from mmengine.config import Config, ConfigDict
+from PIL import Image
+
+from hcformer_mm.apis.inference import build_model, check_device, inference_pipeline, read_classes
+from hcformer_mm.utils.config import find_config, without_pretrained
+from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
+
+FCN = "mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py"
+MASKFORMER = "mmdet::maskformer/maskformer_r50_ms-16xb1-75e_coco.py"
+
+
+def test_configs_are_found_by_path_and_by_package():
+    assert str(find_config(SHAPES_CONFIG)) == SHAPES_CONFIG
+    for name in (FCN, MASKFORMER):
+        assert find_config(name).name == name.rpartition("/")[2]
+
+
+@pytest.mark.parametrize(
+    "name", ["nowhere.py", "mmseg::fcn/nowhere.py", "no_package::fcn.py", "::"]
+)
+def test_unknown_configs(name):
+    with pytest.raises(ValueError, match=f"expected .*package::path.*{name!r}"):
+        find_config(name)
+
+
+def test_pretrained_weights_are_taken_out_everywhere():
+    pretrained = dict(type="Pretrained", checkpoint="torchvision://resnet50")
+    normal = dict(type="Normal", layer="Conv2d", std=0.01)
+    config = ConfigDict(
+        pretrained="open-mmlab://resnet50",
+        backbone=dict(backbone=dict(depth=18, init_cfg=pretrained), pretrained=None),
+        heads=[dict(init_cfg=[normal, pretrained]), dict(init_cfg=normal)],
+        strides=(1, 2),
+    )
+    assert without_pretrained(config) == ConfigDict(
+        pretrained=None,
+        backbone=dict(backbone=dict(depth=18, init_cfg=None), pretrained=None),
+        heads=[dict(init_cfg=[normal]), dict(init_cfg=normal)],
+        strides=(1, 2),
+    )
+
+
+@pytest.mark.parametrize("suffix", ["", ".py"])
+def test_configs_are_found_by_their_name_from_any_folder(suffix, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = find_config("hcformer_r18_shapes-panoptic" + suffix)
+    assert path.is_file() and path.match(SHAPES_CONFIG)
+
+
+def test_a_file_goes_before_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hcformer_r18_shapes-panoptic.py").write_text("")
+    assert str(find_config("hcformer_r18_shapes-panoptic.py")) == "hcformer_r18_shapes-panoptic.py"
+
+
+def test_bases_have_no_name():
+    with pytest.raises(ValueError, match="no config of that name comes with"):
+        find_config("default_runtime")
+
+
+@pytest.fixture
+def config():
+    return Config.fromfile(SHAPES_CONFIG)
+
+
+def test_building_leaves_the_config_as_it_is(config):
+    config.model.backbone.backbone.init_cfg = dict(type="Pretrained", checkpoint="nowhere.pth")
+    build_model(config)
+    assert config.model.backbone.backbone.init_cfg.checkpoint == "nowhere.pth"
+
+
+def test_classes_of_the_config(config):
+    classes = read_classes(build_model(config))
+    assert "disk" in classes.things or len(classes.things) == 6
+    assert len(classes.names) == len(classes.palette) > len(classes.things)
+
+
+def test_classes_of_the_checkpoint_go_first(config, tmp_path):
+    model = build_model(config)
+    meta = dict(dataset_meta=dict(classes=("one", "two"), thing_classes=["two"], palette="random"))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / "weights.pth")
+    classes = read_classes(build_model(config, tmp_path / "weights.pth"))
+    assert classes.names == ("one", "two")
+    assert classes.things == {"two"}
+    assert classes.palette is None
+
+
+def test_nobody_names_the_classes(config):
+    config.pop("test_dataloader")
+    model = build_model(config)
+    with pytest.raises(ValueError, match="expected dataset_meta with the classes"):
+        read_classes(model)
+    with pytest.raises(ValueError, match="expected a test_dataloader with a pipeline"):
+        inference_pipeline(config)
+
+
+def test_metainfo_of_a_dataset_and_wrapped_datasets(config):
+    dataset = config.test_dataloader.dataset
+    dataset.metainfo = dict(classes=("a",) * 10)
+    config.test_dataloader.dataset = dict(type="RepeatDataset", times=2, dataset=dataset)
+    assert read_classes(build_model(config)).names == ("a",) * 10
+
+
+@pytest.mark.parametrize("path", [SHAPES_CONFIG, SEMANTIC_CONFIG])
+def test_pipelines_read_files_and_arrays_alike(path, tmp_path):
+    image = np.random.default_rng(0).integers(256, size=(48, 80, 3), dtype=np.uint8)
+    Image.fromarray(image[..., ::-1]).save(tmp_path / "image.png")
+    config = Config.fromfile(path)
+    from_file = inference_pipeline(config)(dict(img_path=str(tmp_path / "image.png"), img_id=0))
+    from_array = inference_pipeline(config, arrays=True)(dict(img=image, img_id=0))
+    assert torch.equal(from_file["inputs"], from_array["inputs"])
+    for key in ("img_shape", "ori_shape", "scale_factor"):
+        if key in from_file["data_samples"]:
+            assert from_file["data_samples"].get(key) == from_array["data_samples"].get(key)
+
+
+def test_arrays_where_no_file_is_read(config):
+    config.test_dataloader.dataset.pipeline = config.test_dataloader.dataset.pipeline[1:]
+    with pytest.raises(ValueError, match="begins with LoadImageFromFile"):
+        inference_pipeline(config, arrays=True)
+
+
+def test_steps_that_are_classes_as_in_new_style_configs(config):
+    steps = [
+        dict(type=LoadImageFromFile),
+        dict(type=LoadPanopticAnnotations),
+        dict(type=PackDetInputs),
+    ]
+    config.test_dataloader.dataset.pipeline = steps
+    names = [type(step).__name__ for step in inference_pipeline(config).transforms]
+    assert names == ["LoadImageFromFile", "PackDetInputs"]
+    names = [type(step).__name__ for step in inference_pipeline(config, arrays=True).transforms]
+    assert names == ["LoadImageFromNDArray", "PackDetInputs"]
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_device_that_is_not_there(device):
+    with pytest.raises(ValueError, match=f"expected a device of this machine, got {device}: "):
+        check_device(device)

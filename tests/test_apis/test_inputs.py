@@ -1,0 +1,176 @@
+"""Where images come from: files, folders, videos, arrays, streams."""
+
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import mmcv
+import numpy as np
+import pytest
+
+from hcformer_mm.apis.inputs import InputImage, open_images, with_unique_names
+
+
+def pixels(height, width, seed=0):
+    return np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four images, and what is none."""
+    folder = tmp_path / "images"
+    (folder / "deeper.png").mkdir(parents=True)
+    for i, name in enumerate(["b.PNG", "a.bmp", "c.x.png", "d.png"]):
+        mmcv.imwrite(pixels(3 + i, 5, seed=i), str(folder / name))
+    (folder / "notes.txt").write_text("notes")
+    (folder / ".hidden.png").write_bytes((folder / "d.png").read_bytes())
+    return folder
+
+
+@pytest.fixture
+def video(tmp_path):
+    path = tmp_path / "street.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 5, (48, 32))
+    assert writer.isOpened()
+    for i in range(7):
+        writer.write(np.full((32, 48, 3), 30 * i, np.uint8))
+    writer.release()
+    return path
+
+
+def names(images):
+    return [image.name for image in images]
+
+
+def test_a_file(folder):
+    for given in (folder / "c.x.png", str(folder / "c.x.png"), [folder / "c.x.png"]):
+        (image,) = open_images(given)
+        assert (image.name, image.number) == ("c.x", 0)
+        assert (image.path, image.file_name) == (folder / "c.x.png", "c.x.png")
+        assert np.array_equal(image.read(), pixels(5, 5, seed=2))
+        assert np.array_equal(image.read_rgb(), pixels(5, 5, seed=2)[..., ::-1])
+        assert image.read_rgb().flags.c_contiguous
+
+
+def test_an_array():
+    (image,) = open_images(pixels(1, 1))
+    assert (image.name, image.path, image.file_name) == ("0", None, "0.png")
+    assert np.array_equal(image.read(), pixels(1, 1))
+
+
+def test_a_folder_by_name(folder):
+    images = open_images(folder)
+    assert [image.path.name for image in images] == ["a.bmp", "b.PNG", "c.x.png", "d.png"]
+    assert [image.number for image in images] == [0, 1, 2, 3]
+
+
+def test_a_list_is_known_beforehand(folder):
+    images = open_images([folder / "d.png", pixels(3, 4), folder])
+    assert isinstance(images, list)
+    assert names(images) == ["d", "1", "a", "b", "c.x", "d"]
+    assert [image.number for image in images] == list(range(6))
+    assert open_images([]) == []
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_video_frame_by_frame(video, opened):
+    images = open_images(mmcv.VideoReader(str(video)) if opened else video)
+    assert not isinstance(images, list)
+    images = list(images)
+    expected = [str(i) if opened else f"street_{i:06}" for i in range(7)]
+    assert names(images) == expected
+    assert images[3].file_name == f"{expected[3]}.png"
+    for i, image in enumerate(images):
+        assert image.read().shape == (32, 48, 3)
+        assert abs(image.read().astype(int) - 30 * i).max() <= 3  # JPEG
+
+
+def test_a_video_that_breaks_off(video):
+    content = video.read_bytes()
+    video.write_bytes(content[: len(content) * 9 // 10])
+    with pytest.warns(UserWarning, match=r"street\.avi says that it has 7 frames, and [1-6] could"):
+        assert 0 < len(list(open_images(video))) < 7
+
+
+def test_a_video_without_frames(tmp_path):
+    path = tmp_path / "empty.avi"
+    cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 5, (48, 32)).release()
+    with pytest.raises(ValueError, match=r"expected (frames in|a video that).*empty\.avi"):
+        list(open_images(path))
+
+
+def test_a_video_among_images(video, folder):
+    images = list(open_images([folder / "d.png", video, pixels(2, 2)]))
+    assert names(images) == ["d", *(f"street_{i:06}" for i in range(7)), "8"]
+    assert [image.number for image in images] == list(range(9))
+
+
+def test_streams_are_read_when_needed():
+    asked = []
+
+    def frames():
+        while True:
+            asked.append(len(asked))
+            yield pixels(2, 3, seed=len(asked))
+
+    images = open_images(frames())
+    assert asked == []
+    assert names(islice(with_unique_names(images), 3)) == ["0", "1", "2"]
+    assert asked == [0, 1, 2]
+
+
+@pytest.mark.parametrize("as_path", [False, True])
+@pytest.mark.parametrize("url", ["https://x.org/cat.jpg", "s3://bucket/cat.jpg"])
+def test_urls_are_refused(url, as_path):
+    with pytest.raises(ValueError, match=r"got the URL .*cat\.jpg: nothing is downloaded"):
+        open_images(Path(url) if as_path else url)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ("", ValueError, "the path of an image, got an empty one"),
+        ("nowhere.png", FileNotFoundError, r"no such image: nowhere\.png"),
+        (["nowhere.png"], FileNotFoundError, r"no such image: nowhere\.png"),
+        (7, ValueError, "a path, an array, a video, or several of these, got int"),
+        (None, ValueError, "got NoneType"),
+        ([[pixels(2, 2)]], ValueError, "expected a path or an array as image, got list"),
+        (np.zeros((4, 4)), ValueError, r"uint8 array \(H, W, 3\), BGR, got float64 \(4, 4\)"),
+        (pixels(4, 4)[..., :1], ValueError, r"got uint8 \(4, 4, 1\)"),
+        (pixels(4, 4).astype(float), ValueError, r"got float64 \(4, 4, 3\)"),
+        (pixels(0, 4), ValueError, r"got uint8 \(0, 4, 3\)"),
+        (pixels(4, 4)[None], ValueError, r"got \(1, 4, 4, 3\); give several as a list"),
+    ],
+)
+def test_no_images(given, error, message):
+    with pytest.raises(error, match=message):
+        open_images(given)
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(ValueError, match=r"expected images \(\.jpg.*got none"):
+        open_images(tmp_path)
+    for content in (b"text", b""):
+        (tmp_path / "text.png").write_bytes(content)
+        (image,) = open_images(tmp_path)
+        with pytest.raises(ValueError, match=r"that OpenCV can read, got .*text\.png"):
+            image.read()
+    (tmp_path / "text.mp4").write_text("text")
+    with pytest.raises(ValueError, match=r"a video that OpenCV can read, got .*text\.mp4"):
+        open_images(tmp_path / "text.mp4")
+
+
+def test_names_that_collide(folder):
+    mmcv.imwrite(pixels(2, 2), str(folder / "d.jpg"))
+    images = open_images(folder)
+    message = r"got .*d\.jpg and .*d\.png, whose results would both be called d"
+    with pytest.raises(ValueError, match=message):
+        with_unique_names(images)
+    checked = with_unique_names(iter(images))
+    assert names(islice(checked, 4)) == ["a", "b", "c.x", "d"]
+    with pytest.raises(ValueError, match=message):
+        next(checked)
+    one = [InputImage("1", 0, path=Path("1.png")), InputImage("1", 1, array=pixels(1, 1))]
+    with pytest.raises(ValueError, match=r"got 1\.png and image 1 of the input"):
+        with_unique_names(one)
+    assert with_unique_names(one[:1]) == one[:1]

@@ -1,0 +1,260 @@
+"""Results as files, read back by the tools that evaluate them."""
+
+import io
+import json
+from contextlib import redirect_stdout
+
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+from panopticapi.evaluation import pq_compute
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from pycocotools.mask import area as mask_area
+
+from hcformer_mm.apis import result_writer as result_writers
+from hcformer_mm.apis.inputs import InputImage, open_images
+from hcformer_mm.apis.result_writer import ResultWriter, segments_of, write_image
+from hcformer_mm.datasets.ground_truth import open_ground_truth
+from hcformer_mm.datasets.panoptic_check import check_panoptic
+from hcformer_mm.utils.atomic_write import replacing
+from hcformer_mm.visualization import draw_panoptic
+from tests.helpers.predictions import CLASSES, random_sample
+
+SIZES = [(5, 7), (1, 1), (40, 3), (24, 33)]
+IDS = {"cup": 47, "dog": 18, "field": 193, "sky": 187}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Images of the sizes, and ground truth of COCO that lists them in another order."""
+    folder = tmp_path / "images"
+    for i, (height, width) in enumerate(SIZES):
+        image = np.full((height, width, 3), 40 * i, np.uint8)
+        mmcv.imwrite(image, str(folder / f"p{i}.jpg"))
+    images = [
+        dict(id=900 - i, file_name=f"p{i}.jpg", height=size[0], width=size[1])
+        for i, size in enumerate(SIZES)
+    ]
+    categories = [dict(id=IDS[name], name=name, isthing=1) for name in sorted(IDS, reverse=True)]
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(dict(images=images, categories=categories, annotations=[])))
+    return folder, path
+
+
+def write(out, folder, samples=None, **options):
+    images = open_images(folder)
+    samples = samples or [random_sample(*size, seed=i) for i, size in enumerate(SIZES)]
+    with ResultWriter(out, CLASSES, **options) as writer:
+        for image, sample in zip(writer.accept(images), samples, strict=True):
+            writer.add(image, sample)
+    return samples
+
+
+def read_json(path):
+    return json.loads(path.read_text())
+
+
+def test_all_files_are_written(files, tmp_path):
+    out = tmp_path / "deep" / "out"
+    samples = write(out, files[0])
+    pngs = [f"p{i}.png" for i in range(len(SIZES))]
+    for folder in ("images", "panoptic", "semantic"):
+        assert sorted(path.name for path in (out / folder).iterdir()) == pngs
+    assert sorted(path.name for path in out.glob("*.json")) == [
+        "images.json",
+        "instances.json",
+        "panoptic.json",
+    ]
+    index = read_json(out / "images.json")
+    assert index["images"] == [
+        dict(id=i, file_name=f"p{i}.jpg", height=height, width=width)
+        for i, (height, width) in enumerate(SIZES)
+    ]
+    assert index["categories"] == [dict(id=i, name=n) for i, n in enumerate(CLASSES.names)]
+    drawn = np.asarray(Image.open(out / "images" / "p3.png"))
+    expected = draw_panoptic(
+        open_images(files[0])[3].read_rgb(),
+        segments_of(samples[3], CLASSES, score_thr=0.5),
+        CLASSES,
+    )
+    assert np.array_equal(drawn, expected)
+
+
+@pytest.mark.parametrize("kind", ["panoptic", "instances", "semantic"])
+def test_only_what_is_predicted(kind, files, tmp_path):
+    samples = [random_sample(*size) for size in SIZES]
+    names = dict(panoptic="pred_panoptic_seg", instances="pred_instances", semantic="pred_sem_seg")
+    for sample in samples:
+        for other in set(names) - {kind}:
+            delattr(sample, names[other])
+    write(tmp_path / "out", files[0], samples, draw=False)
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    expected = dict(
+        panoptic={"panoptic", "panoptic.json"}, instances={"instances.json"}, semantic={"semantic"}
+    )
+    assert written == {"images.json", *expected[kind]}
+
+
+def test_panoptic_files_are_ground_truth_without_faults(files, tmp_path):
+    out = tmp_path / "out"
+    samples = write(out, files[0])
+    assert check_panoptic(out / "panoptic.json", out / "panoptic", files[0]) == []
+    truth = open_ground_truth(out / "panoptic.json", CLASSES)
+    for i, (size, sample) in enumerate(zip(SIZES, samples, strict=True)):
+        panoptic = truth.read(f"p{i}.jpg", size)
+        predicted = sample.pred_panoptic_seg.sem_seg[0].numpy()
+        # One to one: the segments of the host, with the same classes; void is 0.
+        pairs = np.stack([panoptic.segments.ravel(), predicted.ravel()], axis=1)
+        pairs = np.unique(pairs, axis=0).tolist()
+        assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
+        for number, value in pairs:
+            if value == 4:
+                assert number == 0
+            else:
+                assert panoptic.categories[number] == value % 1000
+
+
+def test_panoptic_quality_of_files(files, tmp_path, capsys):
+    """The results, taken for ground truth, are perfect; cut in half, they are not."""
+    folder, annotations = files
+    samples = write(tmp_path / "truth", folder, ann_file=annotations)
+    truth = tmp_path / "truth" / "panoptic.json"
+    write(tmp_path / "same", folder, [sample.clone() for sample in samples], ann_file=truth)
+    for sample in samples:
+        void = sample.pred_panoptic_seg.sem_seg % 1000 == 3
+        sample.pred_panoptic_seg.sem_seg[void] = 4
+    write(tmp_path / "worse", folder, samples, ann_file=truth)
+    same = pq_compute(str(truth), str(tmp_path / "same" / "panoptic.json"))
+    assert same["All"]["pq"] == 1
+    worse = pq_compute(str(truth), str(tmp_path / "worse" / "panoptic.json"))
+    assert worse["All"]["pq"] == 0.75  # the sky is missed, one class of four
+    assert worse["Things"]["pq"] == 1
+
+
+def test_instances_are_read_by_pycocotools(files, tmp_path):
+    samples = write(tmp_path / "out", files[0], ann_file=files[1])
+    with redirect_stdout(io.StringIO()):
+        index = COCO(str(tmp_path / "out" / "images.json"))
+        found = index.loadRes(str(tmp_path / "out" / "instances.json"))
+    assert found.getImgIds() == [900, 899, 898, 897]
+    for i, sample in enumerate(samples):
+        instances = sample.pred_instances
+        entries = found.imgToAnns[900 - i]
+        assert [entry["score"] for entry in entries] == [0.25, 0.75, 0.5]
+        names = [found.cats[entry["category_id"]]["name"] for entry in entries]
+        assert names == ["dog", "cup", "dog"]
+        for entry, mask in zip(entries, instances.masks, strict=True):
+            assert "category_id" in entry
+            assert np.array_equal(found.annToMask(entry), mask.numpy())
+            assert entry["area"] == mask.sum()  # of the mask, not of a box
+
+
+def test_average_precision_of_files(files, tmp_path):
+    """What is found is taken for ground truth: the average precision of masks is 1."""
+    folder, path = files
+    write(tmp_path / "out", folder, ann_file=path)
+    content = read_json(path)
+    results = tmp_path / "out" / "instances.json"
+    content["annotations"] = [
+        entry | dict(id=i, iscrowd=0, area=int(mask_area(entry["segmentation"])))
+        for i, entry in enumerate(read_json(results), 1)
+    ]
+    path.write_text(json.dumps(content))
+    with redirect_stdout(io.StringIO()):
+        truth = COCO(str(path))
+        found = truth.loadRes(str(results))
+        evaluation = COCOeval(truth, found, "segm")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1)
+
+
+def test_label_maps(files, tmp_path):
+    samples = write(tmp_path / "out", files[0])
+    for i, sample in enumerate(samples):
+        image = Image.open(tmp_path / "out" / "semantic" / f"p{i}.png")
+        assert image.mode == "L"
+        assert np.array_equal(np.asarray(image), sample.pred_sem_seg.sem_seg[0].numpy())
+
+
+def test_ids_of_annotations(files, tmp_path):
+    write(tmp_path / "out", files[0], ann_file=files[1])
+    content = read_json(tmp_path / "out" / "panoptic.json")
+    assert [image["id"] for image in content["images"]] == [900, 899, 898, 897]
+    assert [entry["image_id"] for entry in content["annotations"]] == [900, 899, 898, 897]
+    assert {entry["name"]: entry["id"] for entry in content["categories"]} == IDS
+    assert [entry["isthing"] for entry in content["categories"]] == [1, 1, 0, 0]
+    used = {
+        info["category_id"] for entry in content["annotations"] for info in entry["segments_info"]
+    }
+    assert used == set(IDS.values())
+    instances = read_json(tmp_path / "out" / "instances.json")
+    assert {entry["image_id"] for entry in instances} == {900, 899, 898, 897}
+
+
+def test_images_that_are_not_in_the_annotations(files, tmp_path):
+    folder, path = files
+    mmcv.imwrite(np.zeros((2, 2, 3), np.uint8), str(folder / "q.jpg"))
+    writer = ResultWriter(tmp_path / "out", CLASSES, ann_file=path)
+    with pytest.raises(ValueError, match=r"images of .*annotations\.json.* got .*q\.jpg"):
+        writer.accept(open_images(folder))
+    with pytest.raises(ValueError, match=r"annotations\.json.* got 0"):
+        writer.add(InputImage("0", 0, array=np.zeros((2, 2, 3), np.uint8)), random_sample(2, 2))
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_to_write(files, tmp_path):
+    sample = DetDataSample()
+    sample.pred_instances = InstanceData(scores=torch.ones(1), bboxes=torch.ones(1, 4))
+    with pytest.raises(ValueError, match="segments, masks or classes of pixels, got pred_instance"):
+        write(tmp_path / "out", files[0], [sample] * len(SIZES))
+    (tmp_path / "file").write_text("file")
+    with pytest.raises(ValueError, match="expected a folder for the results, got the file"):
+        ResultWriter(tmp_path / "file", CLASSES)
+
+
+def test_an_error_leaves_no_json(files, tmp_path):
+    samples = [random_sample(*size) for size in SIZES]
+    samples[2] = DetDataSample()
+    with pytest.raises(ValueError, match="got nothing"):
+        write(tmp_path / "out", files[0], samples)
+    assert list((tmp_path / "out").glob("*.json")) == []
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 2
+
+
+def test_an_error_leaves_no_json_of_an_earlier_run(files, tmp_path):
+    write(tmp_path / "out", files[0], [random_sample(*size) for size in SIZES])
+    assert (tmp_path / "out" / "panoptic.json").is_file()
+    with pytest.raises(ValueError, match="got nothing"):
+        write(tmp_path / "out", files[0], [DetDataSample()] * len(SIZES))
+    assert list((tmp_path / "out").glob("*.json")) == []
+
+
+def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "a.txt"
+    with replacing(path) as unfinished:
+        unfinished.write_text("first")
+        assert not path.exists()
+    assert path.read_text() == "first"
+    with pytest.raises(OSError, match="disk full"), replacing(path) as unfinished:
+        unfinished.write_text("half")
+        raise OSError("disk full")
+    assert path.read_text() == "first"
+    assert [file.name for file in path.parent.iterdir()] == ["a.txt"]
+
+    def fail(image, target, *_, **__):
+        target.write_bytes(b"half of it")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(result_writers.Image.Image, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_image(tmp_path / "images" / "a.png", np.zeros((2, 2, 3), np.uint8))
+    assert list((tmp_path / "images").iterdir()) == []
+    with pytest.raises(ValueError, match=r"such as \.png, got .*a\.xyz"):
+        write_image(tmp_path / "a.xyz", np.zeros((2, 2, 3), np.uint8))

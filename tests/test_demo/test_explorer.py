@@ -1,0 +1,398 @@
+"""The explorer as a person meets it: started by its command, driven in a browser."""
+
+import base64
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from unittest.mock import patch
+
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+from demo.exploration import draw_level, light_up, trace
+from hcformer_mm.apis.inference import build_model
+from tests.helpers.models import SHAPES_CONFIG
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "demo/explorer.py"
+CHROMIUM = shutil.which("chromium")
+BROWSER_OPTIONS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE = 120
+"""Seconds until something that should happen did not: the machine may be busy."""
+
+# Python runs it first: whatever the server wants of another machine fails, and is written down.
+NO_NETWORK = """
+import socket
+def refuse(host):
+    if str(host) not in ("127.0.0.1", "localhost", "::1", "0.0.0.0", "None"):
+        with open({log!r}, "a") as file:
+            print(host, file=file)
+        raise OSError(f"no network: {{host}}")
+def connect(self, address, plain=socket.socket.connect):
+    if self.family in (socket.AF_INET, socket.AF_INET6):
+        refuse(address[0])
+    return plain(self, address)
+def getaddrinfo(host, *args, plain=socket.getaddrinfo, **kwargs):
+    refuse(host)
+    return plain(host, *args, **kwargs)
+socket.socket.connect, socket.getaddrinfo = connect, getaddrinfo
+"""
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """The script, imported."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    import explorer
+
+    yield explorer
+    for name in ("explorer", "explorer_html", "shapes"):
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Random weights."""
+    path = tmp_path_factory.mktemp("checkpoint") / "untrained.pth"
+    torch.save({"state_dict": build_model(Config.fromfile(SHAPES_CONFIG)).state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Two images of different sizes."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    paths = [folder / "first.png", folder / "second.png"]
+    for path, size in zip(paths, [(12, 16), (20, 15)], strict=True):
+        image = Image.fromarray(random.integers(256, size=(*size, 3), dtype=np.uint8))
+        image.resize((size[1] * 10, size[0] * 10)).save(path)
+    return paths
+
+
+@pytest.fixture
+def one_thread():
+    """As the server computes: the last digits of weights depend on it."""
+    number = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(number)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint, images, tmp_path_factory):
+    """The explorer started by its command, without a network: its address, and whom it asked."""
+    if CHROMIUM is None or find_spec("playwright") is None or find_spec("gradio") is None:
+        pytest.skip("needs Gradio, Playwright and Debian's chromium")
+    folder = tmp_path_factory.mktemp("server")
+    log = folder / "asked.txt"
+    (folder / "sitecustomize.py").write_text(NO_NETWORK.format(log=str(log)))
+    command = [sys.executable, SCRIPT, SHAPES_CONFIG, checkpoint, "--port", free_port()]
+    process = subprocess.Popen(
+        [*map(str, command), "--device", "cpu", "--examples", str(images[0])],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(folder),
+            "TMPDIR": str(folder),
+            "OMP_NUM_THREADS": "1",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    watchdog = threading.Timer(PATIENCE, process.kill)
+    watchdog.start()
+    try:
+        output = ""
+        for line in process.stdout:
+            output += line
+            if address := re.search(r"open (http://\S+) in a browser", line):
+                break
+        else:
+            pytest.fail(f"the explorer ended without an address:\n{output}")
+        watchdog.cancel()
+        yield address[1], log
+    finally:
+        watchdog.cancel()
+        process.terminate()
+        process.communicate()
+    assert not list(folder.glob("explorer-*")), "images are left behind"
+
+
+@pytest.fixture
+def page(server):
+    """The explorer's page in a browser; and the addresses that it asked, and what went wrong."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER_OPTIONS)
+        page = browser.new_page(viewport={"width": 1440, "height": 1000})
+        page.set_default_timeout(PATIENCE * 1000)
+        page.asked, page.problems = [], []
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.on("websocket", lambda socket: page.asked.append(socket.url))
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.goto(server[0])
+        yield page
+        browser.close()
+
+
+def counts(page):
+    return tuple(int(item.get_attribute("data-count")) for item in page.locator(".levels li").all())
+
+
+def wait_for_counts(page, expected):
+    """Wait until the page shows these numbers of clusters."""
+    page.wait_for_function(
+        "expected => { const items = [...document.querySelectorAll('.levels li')];"
+        " return String(items.map(item => item.dataset.count)) === String(expected); }",
+        arg=list(expected),
+    )
+
+
+def read(page, source):
+    """The image behind a link of the page."""
+    if source.startswith("data:"):
+        content = base64.b64decode(source.partition(",")[2])
+    else:
+        content = page.request.get(source).body()
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def wait_for_image(page, expected):
+    """Wait until the page shows this image, and compare them byte by byte."""
+    seen = page.locator("#shown img")
+    source = None
+    while source is None or not np.array_equal(read(page, source), expected):
+        # The link changes whenever the image does; the last one has to be the expected one.
+        page.wait_for_function(
+            "old => { const now = document.querySelector('#shown img')?.src;"
+            " return now && now !== old; }",
+            arg=source,
+        )
+        source = seen.get_attribute("src")
+
+
+def test_page(page, server, module, checkpoint, images, one_thread):
+    explorer = module.Explorer(SHAPES_CONFIG, checkpoint, "cpu")
+    first, second = (explorer.open(mmcv.imread(str(path))) for path in images)
+    assert first.counts() != second.counts()
+
+    # The first example is there from the start, at level 2.
+    wait_for_counts(page, first.counts())
+    wait_for_image(page, draw_level(first, 2, "boundaries", opacity=0.8))
+    assert page.locator(".path").count() == 0
+
+    # Another image is uploaded in its place.
+    page.get_by_label("Remove Image").click()
+    page.locator("#image input[type=file]").set_input_files(images[1])
+    wait_for_counts(page, second.counts())
+    wait_for_image(page, draw_level(second, 2, "boundaries", opacity=0.8))
+
+    # The level moves, up to the segments and down to the cells.
+    slider = page.get_by_label("range slider for Level")
+    for key, level in (("ArrowRight", 3), ("End", 4), ("Home", 0)):
+        slider.press(key)
+        page.wait_for_selector(f".levels li.shown[data-level='{level}']")
+        wait_for_image(page, draw_level(second, level, "boundaries", opacity=0.8))
+
+    # The overlay changes, and its opacity.
+    page.get_by_label("mean colors").check()
+    wait_for_image(page, draw_level(second, 0, "mean colors", opacity=0.8))
+    page.get_by_label("range slider for Opacity").press("End")
+    wait_for_image(page, draw_level(second, 0, "mean colors"))
+
+    # A pixel near the top left corner is clicked.
+    height, width = second.image.shape[:2]
+    box = page.locator("#shown img").bounding_box()
+    scale = min(box["width"] / width, box["height"] / height)  # of the image in its frame
+    left, top = (box["width"] - width * scale) / 2, (box["height"] - height * scale) / 2
+    page.locator("#shown img").click(position={"x": left + 9, "y": top + 5})
+    way = page.locator(".path")
+    way.wait_for()
+    pixel = tuple(map(int, way.get_attribute("data-pixel").split(",")))
+    assert pixel == (pytest.approx(5 / scale, abs=2), pytest.approx(9 / scale, abs=2))
+    wait_for_image(page, draw_level(second, 0, "mean colors", pixel=pixel))
+    compare_way(page, second, pixel)
+    outside = page.locator(".path figure[data-level='1'] td.outside")
+    assert outside.count() == 5  # above and left of the first cell
+
+    # Nobody else was asked, by the page or by its server.
+    addresses = [url for url in page.asked if not url.startswith(("data:", "blob:"))]
+    assert addresses and all(url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:"))
+                             for url in addresses)  # fmt: skip
+    assert not server[1].exists(), server[1].read_text()
+    assert not page.problems
+
+
+def compare_way(page, exploration, pixel):
+    """What the page says of a pixel is what there is to say."""
+    figures = page.locator(".path figure").all()
+    assert len(figures) == len(exploration.maps)
+    for level, figure in enumerate(figures):
+        lit = read(page, figure.locator("img").get_attribute("src"))
+        assert np.array_equal(lit, light_up(exploration, level, pixel))
+    for step in trace(exploration, pixel):
+        cells = figures[step.level].locator("td").all()
+        assert len(cells) == 9
+        weights = [float(cell.get_attribute("data-weight") or 0) for cell in cells]
+        assert sum(weights) == pytest.approx(1)
+        assert np.array_equal(np.reshape(weights, (3, 3)), step.weights)
+        outside = ["outside" in (cell.get_attribute("class") or "") for cell in cells]
+        assert np.array_equal(~np.reshape(outside, (3, 3)), step.inside)
+        chosen = ["chosen" in (cell.get_attribute("class") or "") for cell in cells]
+        place = divmod(chosen.index(True), 3)
+        assert tuple(np.add(step.candidates, place)) == step.chosen
+    category = exploration.prediction.categories.get(int(exploration.prediction.segments[pixel]))
+    name = "void" if category is None else exploration.classes.names[category]
+    assert name in figures[-1].inner_text()
+
+
+def test_image_that_is_none(page, tmp_path):
+    page.wait_for_selector(".levels")
+    before = counts(page)
+    page.get_by_label("Remove Image").click()
+    path = tmp_path / "text.png"
+    path.write_text("no image")
+    page.locator("#image input[type=file]").set_input_files(path)
+    page.get_by_text("expected an image that OpenCV can read, got text.png").wait_for()
+    assert counts(page) == before
+    assert not page.problems
+
+
+def refuse(module, monkeypatch, *arguments):
+    """What the command says instead of starting."""
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+    monkeypatch.setattr(module.signal, "signal", lambda *_: None)
+    with patch.dict(os.environ), pytest.raises(SystemExit) as end:
+        module.main()
+    return end.value.code
+
+
+def test_without_a_trained_model(module, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    message = refuse(module, monkeypatch)
+    assert message.startswith(f"explorer: there is no checkpoint in {tmp_path}")
+    assert "run `make demo` first, or name CONFIG and CHECKPOINT" in message
+
+
+def test_demo_is_the_default(module, monkeypatch, tmp_path):
+    folder = tmp_path / "work_dirs" / Path(SHAPES_CONFIG).stem
+    folder.mkdir(parents=True)
+    (folder / "iter_7.pth").touch()
+    (folder / "last_checkpoint").write_text("/somewhere/else/iter_7.pth")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    arguments = module.argparse.Namespace(config=None, checkpoint=None)
+    assert module.find_model(arguments) == (tmp_path / SHAPES_CONFIG, folder / "iter_7.pth")
+    assert module.find_examples(None) == []
+    image = tmp_path / module.IMAGES[1]
+    image.parent.mkdir(parents=True)
+    image.touch()
+    assert module.find_examples(None) == [image]
+
+
+def test_wrong_arguments(module, monkeypatch, tmp_path, checkpoint):
+    missing = tmp_path / "missing"
+    assert "got CONFIG alone" in refuse(module, monkeypatch, SHAPES_CONFIG)
+    message = refuse(module, monkeypatch, SHAPES_CONFIG, missing)
+    assert message == f"explorer: no such checkpoint: {missing}"
+    model = (SHAPES_CONFIG, checkpoint)
+    message = refuse(module, monkeypatch, *model, "--examples", checkpoint, missing)
+    assert message == f"explorer: no such image: {missing}"
+    message = refuse(module, monkeypatch, *model, "--device", "nonsense")
+    assert message.startswith("explorer: expected a device of this machine, got nonsense: ")
+
+
+def test_port_is_taken(module, monkeypatch, checkpoint):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        message = refuse(module, monkeypatch, SHAPES_CONFIG, checkpoint, "--port", port)
+    assert f"cannot serve on port {port} of 127.0.0.1" in message
+    assert "in use" in message
+    assert "0-65535" in refuse(module, monkeypatch, SHAPES_CONFIG, checkpoint, "--port", 70000)
+    message = refuse(module, monkeypatch, SHAPES_CONFIG, checkpoint, "--host", "192.0.2.1")
+    assert "cannot serve on 192.0.2.1" in message  # an address of nobody
+
+
+def test_without_gradio(module, monkeypatch, checkpoint):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    message = refuse(module, monkeypatch, SHAPES_CONFIG, checkpoint)
+    assert message.startswith("explorer: expected Gradio 6")
+    assert "pip install 'gradio>=6'" in message
+
+
+def test_model_that_cannot_be_explored(module, monkeypatch, tmp_path, checkpoint):
+    assert "does not fit" in refuse(
+        module, monkeypatch, "configs/shapes/hcformer_r18_shapes-instance.py", checkpoint
+    )
+    config = "configs/shapes/fcn32s_r18_shapes-semantic.py"
+    flat = tmp_path / "flat.pth"
+    torch.save({"state_dict": build_model(Config.fromfile(config)).state_dict()}, flat)
+    assert "clusters nothing" in refuse(module, monkeypatch, config, flat)
+
+
+@pytest.mark.parametrize("name", ["hcformer_r18_shapes-instance", "hc-fcn32s_r18_shapes-semantic"])
+def test_other_models(module, name, tmp_path):
+    """Models of instances alone, of which the rest is void, and of classes alone."""
+    config = f"configs/shapes/{name}.py"
+    weights = tmp_path / "untrained.pth"
+    torch.save({"state_dict": build_model(Config.fromfile(config)).state_dict()}, weights)
+    seen = module.Explorer(config, weights, "cpu").open(np.full((60, 80, 3), 127, np.uint8))
+    way = module.path_html(seen, (5, 5))
+    assert way.count("<figure") == len(seen.maps) == 5
+    assert ("void" in way) == ("instance" in name)
+    assert module.levels_html(seen, 4).count("<li") == 5
+
+
+def test_large_images_are_reduced(module, monkeypatch, checkpoint):
+    explorer = module.Explorer(SHAPES_CONFIG, checkpoint, "cpu")
+    sizes = []
+    plain = explorer.inferencer
+    monkeypatch.setattr(
+        explorer, "inferencer", lambda image: sizes.append(image.shape) or plain(image)
+    )
+    explorer.inferencer.classes = plain.classes
+    for size in [(1500, 2048), (1500, 4096), (4100, 2050)]:
+        explorer.open(np.zeros((*size, 3), np.uint8))
+    assert sizes == [(1500, 2048, 3), (750, 2048, 3), (2048, 1024, 3)]
+
+
+def test_names_are_escaped(module, tmp_path, checkpoint):
+    seen = module.Explorer(SHAPES_CONFIG, checkpoint, "cpu").open(np.zeros((60, 80, 3), np.uint8))
+    names = [f"<b>{name}</b>" for name in seen.classes.names]
+    seen = replace(
+        seen,
+        classes=replace(seen.classes, names=names),
+        prediction=replace(seen.prediction, categories={int(seen.maps[-1][5, 5]): 0}),
+    )
+    assert f"&lt;b&gt;{names[0][3:-4]}&lt;/b&gt;" in module.path_html(seen, (5, 5))

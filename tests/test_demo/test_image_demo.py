@@ -1,0 +1,112 @@
+"""The demo that draws what a model makes of images, as it is typed."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import pytest
+from PIL import Image
+
+from hcformer_mm.apis import HCFormerInferencer
+from tests.helpers.predictions import scene, write_model
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("image_demo", ROOT / "demo/image_demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for i in range(2):
+        mmcv.imwrite(scene(i), str(folder / f"scene{i}.png"))
+    return folder
+
+
+@pytest.fixture
+def run(tool, model, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run(image, *arguments, files=model):
+        line = ["image_demo", image, *files, *arguments, "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in line])
+        tool.main()
+
+    return run
+
+
+def test_a_image_into_a_file(run, model, images, tmp_path, capsys):
+    run(images / "scene0.png", "--out", "deep/scene.png")
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["scene.png"]
+    assert capsys.readouterr().out.splitlines()[-1] == "deep/scene.png"
+    inferencer = HCFormerInferencer(*model, "cpu")
+    (sample,) = inferencer(images / "scene0.png")
+    image = np.asarray(Image.open(images / "scene0.png"))
+    drawn = np.asarray(Image.open(tmp_path / "deep" / "scene.png"))
+    assert np.array_equal(drawn, inferencer.draw(image, sample))
+
+
+def test_a_folder_into_a_folder(run, images, tmp_path, capsys):
+    categories = HCFormerInferencer("hcformer_r18_shapes-panoptic").classes.names
+    content = dict(
+        images=[dict(id=7 + i, file_name=f"scene{i}.png") for i in range(2)],
+        categories=[dict(id=i, name=name) for i, name in enumerate(categories)],
+    )
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    options = ["--batch-size", "2", "--dtype", "bfloat16", "--ann-file", "gt.json"]
+    run(images, "--out", "out.v2", *options)
+    names = ["scene0.png", "scene1.png"]
+    assert sorted(path.name for path in (tmp_path / "out.v2" / "images").iterdir()) == names
+    entries = json.loads((tmp_path / "out.v2" / "panoptic.json").read_text())["images"]
+    assert [image["id"] for image in entries] == [7, 8]
+    captured = capsys.readouterr()
+    assert "2 images in out.v2/images" in captured.out
+    assert "2/2" in captured.err
+
+
+@pytest.mark.parametrize(("words", "fast"), [((), True), (("--no-fast",), False)])
+def test_fast_by_default(words, fast, tool, run, images, monkeypatch):
+    def inferencer(*args, **options):
+        given.append(options["fast"])
+        raise ValueError("enough")
+
+    given = []
+    monkeypatch.setattr(tool, "HCFormerInferencer", inferencer)
+    with pytest.raises(SystemExit, match="enough"):
+        run(images / "scene0.png", *words)
+    assert given == [fast]
+
+
+def test_the_default_folder(run, images, tmp_path):
+    run(images / "scene1.png")
+    assert (tmp_path / "work_dirs" / "image_demo" / "images" / "scene1.png").is_file()
+
+
+def test_errors_end_in_one_line(run, model, images, tmp_path):
+    with pytest.raises(SystemExit, match=r"image_demo: no such image: nowhere\.png"):
+        run("nowhere.png")
+    with pytest.raises(SystemExit, match="image_demo: expected a folder for several images"):
+        run(images, "--out", "out.png")
+    with pytest.raises(SystemExit, match="image_demo: expected a folder for results"):
+        run(images / "scene0.png", "--out", "out.png", "--ann-file", "gt.json")
+    with pytest.raises(SystemExit, match="image_demo: expected another file than the image"):
+        run(images / "scene0.png", "--out", images / "scene0.png")
+    with pytest.raises(SystemExit, match="image_demo: expected a config file"):
+        run(images, files=("nowhere", model[1]))
+    with pytest.raises(SystemExit, match=r"image_demo: .*nowhere\.pth"):
+        run(images, files=(model[0], "nowhere.pth"))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,191 @@
+"""Exporting models, by the API; the command line is in test_tools/test_export.py."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmseg.structures import SegDataSample
+
+from hcformer_mm.apis.inference import build_model
+from hcformer_mm.deployment import export
+from hcformer_mm.deployment.export import (
+    ExportableModel,
+    describe,
+    export_model,
+    load_exported,
+    pipeline_divisor,
+)
+from tests.helpers.exporting import (
+    SMALL_SWIN,
+    SWIN_CONFIG,
+    TINY,
+    TINY_CONFIG,
+    lively_model,
+    read_config,
+)
+
+PSP = "hc-pspnet_r18_shapes-semantic"
+SEMANTIC = "hcformer_r18_shapes-semantic"
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return lively_model(read_config(TINY_CONFIG, TINY))
+
+
+def image_and_sample(kind, size):
+    torch.manual_seed(0)
+    meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size)
+    return torch.randint(256, (3, *size), dtype=torch.uint8), kind(metainfo=meta)
+
+
+def normalize(image, description):
+    """What a user of a file does, by what the file says."""
+    assert description["channels"] == "RGB"
+    mean, std = (torch.tensor(description[key]).view(3, 1, 1) for key in ("mean", "std"))
+    return ((image.flip(0) - mean) / std)[None]
+
+
+@torch.no_grad()
+def test_equals_the_detector_in_its_pipeline(tiny):
+    """Of an image that is padded: normalization, padding and network, as the host runs them."""
+    image, sample = image_and_sample(DetDataSample, (70, 90))
+    batch = tiny.data_preprocessor(dict(inputs=[image], data_samples=[sample]))
+    assert batch["inputs"].shape[-2:] == (96, 96)
+    class_logits, mask_logits = tiny(**batch, mode="tensor")
+
+    model = ExportableModel(tiny, with_assignments=True)
+    outputs = model(normalize(image, describe(model, "tiny")))
+    assert list(outputs) == ["class_logits", "mask_logits", "assignment_0"]
+    torch.testing.assert_close(outputs["class_logits"], class_logits[-1])
+    torch.testing.assert_close(outputs["mask_logits"], mask_logits[-1])
+    features = tiny.extract_feat(batch["inputs"])
+    torch.testing.assert_close(outputs["assignment_0"], features.assignments[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "outputs"), [(PSP, ["seg_logits"]), (SEMANTIC, ["class_logits", "mask_logits"])]
+)
+def test_equals_the_segmentor_in_its_pipeline(name, outputs):
+    segmentor = lively_model(read_config(name))
+    image, sample = image_and_sample(SegDataSample, (70, 90))
+    batch = segmentor.data_preprocessor(dict(inputs=[image], data_samples=[sample]))
+    # The models of the per-pixel family see images as they are.
+    assert batch["inputs"].shape[-2:] == ((70, 90) if name == PSP else (96, 96))
+    expected = segmentor(**batch, mode="tensor")
+    model = ExportableModel(segmentor)
+    got = model(normalize(image, describe(model, name)))
+    assert list(got) == outputs
+    last = [expected] if name == PSP else [stages[-1] for stages in expected]
+    for ours, theirs in zip(got.values(), last, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_padding_has_the_value_of_the_pipeline(tiny):
+    model = ExportableModel(tiny)
+    model.pad_value = 3.0
+    image = torch.randn(1, 3, 33, 70)
+    padded = torch.full((1, 3, 64, 96), 3.0)
+    padded[..., :33, :70] = image
+    with torch.no_grad():
+        torch.testing.assert_close(model(image), model(padded))
+
+
+@pytest.mark.parametrize(("name", "divisor"), [(TINY_CONFIG, 32), (SEMANTIC, 32), (PSP, 1)])
+def test_divisor_of_the_pipeline(name, divisor):
+    assert pipeline_divisor(build_model(read_config(name))) == divisor
+
+
+def test_dynamic_program_of_tokens(tmp_path):
+    """Also of sizes at which there is a single window, and padding inside and outside."""
+    detector = lively_model(read_config(SWIN_CONFIG, SMALL_SWIN))
+    model = ExportableModel(detector, with_assignments=True).eval()
+    path = tmp_path / "small.pt2"
+    about = describe(model, "small")
+    export_model(model, path, format="torch-export", shape=(64, 96), dynamic=True, metadata=about)
+    exported = load_exported(path)
+    for size in ((33, 64), (60, 113), (224, 300)):
+        image = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(exported(image), model(image), rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuntimeError, match="to be >= 33, but got 32"):
+        exported(torch.randn(1, 3, 32, 64))
+
+    files = {"metadata.json": ""}
+    torch.export.load(path, extra_files=files)
+    assert json.loads(files["metadata.json"]) == about
+    assert about["classes"][:2] == ["person", "bicycle"]
+    assert [item.name for item in tmp_path.iterdir()] == ["small.pt2"]
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    assert path.stat().st_size < weights + 4_000_000
+
+
+def test_too_large_for_onnx(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "LARGEST_ONNX", 1_000_000)
+    pytest.importorskip("onnxscript")
+    path = tmp_path / "tiny.onnx"
+    with pytest.raises(ValueError, match=r"expected at most 0.0 GB .*; use the format 'torch-ex"):
+        export_model(ExportableModel(tiny), path, format="onnx", shape=(64, 64))
+
+
+def test_half_written_files_do_not_stay(tiny, tmp_path, monkeypatch):
+    def fails(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch.export, "save", fails)
+    path = tmp_path / "tiny.pt2"
+    path.write_text("the file before")
+    with pytest.raises(OSError, match="disk full"):
+        export_model(ExportableModel(tiny), path, format="torch-export", shape=(32, 32))
+    assert [item.name for item in tmp_path.iterdir()] == ["tiny.pt2"]
+    assert path.read_text() == "the file before"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(format="tflite"), "format among .*, got 'tflite'"),
+        (dict(path="model.pt2"), r"file \*.onnx in an existing folder"),
+        (dict(path="nowhere/model.onnx"), "existing folder"),
+        (dict(shape=(0, 64)), r"shape of at least 1 1 and one image, got \(0, 64\)"),
+        (dict(shape=(32, 64), dynamic=True), "shape of at least 33 33"),
+        (dict(batch_size=0), "one image, got .* and 0"),
+    ],
+)
+def test_wrong_arguments(tiny, tmp_path, options, message):
+    arguments = dict(path="model.onnx", format="onnx", shape=(64, 64)) | options
+    path = tmp_path / arguments.pop("path")
+    with pytest.raises(ValueError, match=message):
+        export_model(ExportableModel(tiny), path, **arguments)
+
+
+def test_dynamic_models_need_a_divisor(tmp_path):
+    model = ExportableModel(build_model(read_config(PSP)))
+    with pytest.raises(ValueError, match="expected a size_divisor for a dynamic model"):
+        export_model(model, tmp_path / "x.pt2", format="torch-export", shape=(64, 64), dynamic=True)
+
+
+def test_models_without_a_known_head(tiny):
+    with pytest.raises(ValueError, match="got Linear with NoneType"):
+        ExportableModel(torch.nn.Linear(1, 1))
+    head, tiny_head = torch.nn.Identity(), tiny.panoptic_head
+    tiny.panoptic_head = head
+    try:
+        with pytest.raises(ValueError, match="got MaskFormer with Identity"):
+            ExportableModel(tiny)
+    finally:
+        tiny.panoptic_head = tiny_head
+
+
+def test_assignments_need_a_clustering_backbone():
+    segmentor = build_model(read_config("fcn32s_r18_shapes-semantic"))
+    with pytest.raises(ValueError, match=r"expected an HCBackbone to .* got ResNetV1c"):
+        ExportableModel(segmentor, with_assignments=True)
+
+
+def test_unknown_files():
+    with pytest.raises(ValueError, match=r"expected a file of one of \['.onnx', '.pt2'\]"):
+        load_exported(Path("model.trt"))

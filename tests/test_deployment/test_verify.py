@@ -1,0 +1,101 @@
+"""The comparison of an exported model with the model, on models that are made up."""
+
+import pytest
+import torch
+
+from hcformer_mm.deployment.verify import (
+    IMAGES,
+    TOLERANCE,
+    TRIALS,
+    Comparison,
+    agrees,
+    as_text,
+    compare,
+    noise,
+    time_both,
+)
+
+SHAPE = (8, 6)
+
+
+def smooth(image):
+    return {"mean": image.mean(dim=(2, 3)), "image": 100 * image}
+
+
+def scaled(factor, name="image"):
+    """The model, with a wrong factor in one output."""
+
+    def exported(image):
+        outputs = smooth(image)
+        return {**outputs, name: factor * outputs[name]}
+
+    return exported
+
+
+def test_equal():
+    comparisons = compare(scaled(1 + TOLERANCE / 2), smooth, SHAPE)
+    assert [c.seed for c in comparisons] == list(range(IMAGES))
+    assert agrees(comparisons)
+    image = noise(SHAPE, seed=1)
+    assert comparisons[1].scales["image"] == pytest.approx(100 * image.abs().max().item())
+    assert comparisons[1].ratio("image") == pytest.approx(TOLERANCE / 2, rel=1e-3)
+    assert comparisons[1].ratio("mean") == 0
+    assert all(c.unrest is None for c in comparisons)
+
+
+@pytest.mark.parametrize("name", ["mean", "image"])
+def test_different(name):
+    """The ratio is to the scale of the output, not of the image."""
+    comparisons = compare(scaled(1 + 2 * TOLERANCE, name), smooth, SHAPE)
+    assert not agrees(comparisons)
+    assert not any(c.equal or c.undecided for c in comparisons)
+    # A smooth model moves as little as the image is disturbed.
+    assert all(0 < c.unrest < 1e-4 for c in comparisons)
+
+
+def test_not_a_number_differs():
+    assert not agrees(compare(scaled(float("nan")), smooth, SHAPE))
+
+
+def jumping(image):
+    """A step of height 1 between images that differ by rounding, on half of the images."""
+    step = (image.double() * 1e7).sum().round() % 2
+    steady = noise(SHAPE, seed=0)[0, 0, 0, 0]
+    known = (image[0, 0, 0, 0] - steady).abs() < 1e-3
+    return {"step": torch.where(known, 0.5, step)[None]}
+
+
+def test_images_on_the_edge_decide_nothing():
+    """But one that does decide is needed, and an error on it is an error."""
+    flipped = {"calls": 0}
+
+    def exported(image):
+        flipped["calls"] += 1
+        outputs = jumping(image)
+        return outputs if flipped["calls"] == 1 else {"step": 1 - outputs["step"]}
+
+    comparisons = compare(exported, jumping, SHAPE)
+    assert len(comparisons) == TRIALS
+    assert [c.undecided for c in comparisons] == [False] + [True] * (TRIALS - 1)
+    assert agrees(comparisons)
+    assert not agrees(comparisons[1:])
+    text = as_text(comparisons, time_both(exported, jumping, SHAPE, repeats=1))
+    assert f"8x6: 1 of 1 images equal to {TOLERANCE:g}; {TRIALS - 1} more decide nothing" in text
+
+
+def test_outputs_must_fit():
+    with pytest.raises(ValueError, match=r"expected outputs .*'mean': \(1, 3\).* got \{'mean'"):
+        compare(lambda image: {"mean": smooth(image)["mean"]}, smooth, SHAPE)
+
+
+def test_text_has_the_worst_image():
+    comparisons = [
+        Comparison(SHAPE, seed, {"masks": difference}, {"masks": 2.0})
+        for seed, difference in enumerate((1e-4, 6e-4, 2e-4))
+    ]
+    times = time_both(smooth, smooth, SHAPE, repeats=2)
+    text = as_text(comparisons, times)
+    row = [cell.strip() for cell in text.splitlines()[2].split("|")[1:-1]]
+    assert row == ["8x6", "masks", "6.0e-04", "2", "3.0e-04"]
+    assert "3 of 3 images equal to 0.001" in text
+    assert f"{times[1]['ratio']:.2f} times as long" in text

@@ -1,0 +1,193 @@
+"""Models whose classes are not those of their data are refused before anything runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from mmdet.datasets import CocoPanopticDataset
+from mmengine.config import Config
+from mmengine.dataset import ConcatDataset, RepeatDataset
+from mmengine.registry import HOOKS
+from mmengine.runner import BaseLoop, Runner
+from mmseg.datasets import ADE20KDataset
+from torch import nn
+
+from hcformer_mm.datasets import ShapesInstanceDataset, ShapesPanopticDataset
+from hcformer_mm.datasets.shapes_writer import write_shapes
+from tests.helpers.models import SHAPES_CONFIG
+
+ROOT = Path(__file__).parents[3]
+SEMANTIC_CONFIG = "configs/shapes/hcformer_r18_shapes-semantic.py"
+
+
+class Loop(BaseLoop):
+    """A loop that was built, of which a hook sees the dataset."""
+
+    def run(self):
+        raise NotImplementedError
+
+
+def head(**numbers):
+    module = nn.Module()
+    for name, number in numbers.items():
+        setattr(module, name, number)
+    return module
+
+
+def maskformer(things=6, stuff=4):
+    model = nn.Module()
+    model.panoptic_head = head(num_things_classes=things, num_stuff_classes=stuff)
+    model.panoptic_fusion_head = head(num_things_classes=things, num_stuff_classes=stuff)
+    return model
+
+
+def check(model, **datasets):
+    """Run the hook on datasets by their split; the other loops are not built yet."""
+    loops = {"_train_loop": dict(), "_val_loop": None, "_test_loop": dict()}
+    for split, dataset in datasets.items():
+        loops[f"_{split}_loop"] = Loop(None, SimpleNamespace(dataset=dataset))
+    hook = HOOKS.build(dict(type="hcformer_mm.ClassCheckHook"))
+    hook.before_run(SimpleNamespace(model=model, **loops))
+
+
+def dataset(cls, **options):
+    """A dataset that has read nothing yet."""
+    return cls(lazy_init=True, data_prefix=dict(), **options)
+
+
+def test_what_fits_passes():
+    check(maskformer(), train=dataset(ShapesPanopticDataset), val=dataset(ShapesPanopticDataset))
+    check(maskformer(80, 53), test=dataset(CocoPanopticDataset))
+    check(maskformer(6, 0), train=dataset(ShapesInstanceDataset))
+
+
+@pytest.mark.parametrize("part", ["panoptic_head", "panoptic_fusion_head"])
+@pytest.mark.parametrize(("kind", "real"), [("things", 6), ("stuff", 4)])
+def test_both_numbers_and_the_key_are_named(part, kind, real):
+    model = maskformer()
+    setattr(getattr(model, part), f"num_{kind}_classes", 7)
+    kind_of_class = "thing_classes" if kind == "things" else "stuff_classes"
+    expected = (
+        rf"model.{part}.num_{kind}_classes is 7, but ShapesPanopticDataset "
+        rf"\(val_dataloader.dataset\) has {real} {kind_of_class}; "
+        rf"set model.{part}.num_{kind}_classes={real}, or correct val_dataloader.dataset.metainfo"
+    )
+    with pytest.raises(ValueError, match=expected) as raised:
+        check(model, val=dataset(ShapesPanopticDataset))
+    assert len(str(raised.value).splitlines()) == 2
+
+
+def test_dataset_of_things_has_no_stuff():
+    with pytest.raises(ValueError, match=r"num_stuff_classes is 4, but .* has 0 stuff_classes"):
+        check(maskformer(), train=dataset(ShapesInstanceDataset))
+
+
+def test_segmentor():
+    model = nn.Module()
+    model.decode_head = head(num_classes=150)
+    model.auxiliary_head = nn.ModuleList([head(num_classes=150), head(num_classes=19)])
+    expected = r"model.auxiliary_head.1.num_classes is 19, but ADE20KDataset .* has 150 classes"
+    with pytest.raises(ValueError, match=expected) as raised:
+        check(model, train=dataset(ADE20KDataset))
+    assert len(str(raised.value).splitlines()) == 2
+    model.auxiliary_head[1].num_classes = 150
+    check(model, train=dataset(ADE20KDataset))
+
+
+def test_wrappers_are_looked_into():
+    wrapped = nn.Module()
+    wrapped.module = maskformer(5)
+    shapes = dataset(ShapesPanopticDataset)
+    repeated = RepeatDataset(shapes, 2, lazy_init=True)
+    both = ConcatDataset([shapes, shapes], lazy_init=True)
+    for outer, inner in ((repeated, 1), (both, 2)):
+        with pytest.raises(ValueError, match="num_things_classes is 5") as raised:
+            check(wrapped, train=outer)
+        assert len(str(raised.value).splitlines()) == 1 + 2 * inner
+
+
+def test_stuff_before_things_is_refused():
+    """The fusion head would take the first labels for things."""
+    things, stuff = ("cat", "dog"), ("sky",)
+    metainfo = dict(classes=stuff + things, thing_classes=things, stuff_classes=stuff)
+    with pytest.raises(ValueError, match="expected classes to be the things and then the stuff"):
+        check(maskformer(2, 1), train=dataset(CocoPanopticDataset, metainfo=metainfo))
+
+
+def test_one_class_without_a_comma_is_refused():
+    metainfo = dict(classes=("cat"), thing_classes=("cat",), stuff_classes=())
+    broken = dataset(CocoPanopticDataset)
+    broken._metainfo = metainfo
+    with pytest.raises(ValueError, match=r"classes 'cat'; expected a tuple: \('cat',\)"):
+        check(maskformer(1, 0), train=broken)
+
+
+def test_other_models_and_datasets_are_left_alone():
+    check(nn.Linear(1, 1), train=dataset(ShapesPanopticDataset))
+    check(maskformer(3), train=[1, 2, 3])
+    check(maskformer(3))
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    write_shapes(root, num_train=2, num_val=1, size=(72, 96), workers=1)
+    return root
+
+
+def shapes_config(data_root, work_dir, path=SHAPES_CONFIG):
+    config = Config.fromfile(ROOT / path)
+    config.work_dir = str(work_dir)
+    for split in ("train", "val", "test"):
+        loader = config[f"{split}_dataloader"]
+        loader.update(num_workers=0, persistent_workers=False)
+        loader.dataset.data_root = f"{data_root}/"
+    evaluator = "mmseg.IoUMetric" if path == SEMANTIC_CONFIG else "mmdet.SemSegMetric"
+    config.val_evaluator = config.test_evaluator = dict(type=evaluator)
+    return config
+
+
+@pytest.mark.parametrize("run", ["train", "val", "test"])
+def test_runner_refuses(data_root, tmp_path, run):
+    config = shapes_config(data_root, tmp_path)
+    config.model.panoptic_head.num_things_classes = 5
+    runner = Runner.from_cfg(config)
+    with pytest.raises(ValueError, match=r"panoptic_head.num_things_classes is 5") as raised:
+        getattr(runner, run)()
+    named = [
+        split for split in ("train", "val", "test") if f"{split}_dataloader" in str(raised.value)
+    ]
+    assert named == (["train", "val"] if run == "train" else [run])
+    assert runner.iter == 0
+
+
+def test_class_that_the_file_lacks_is_refused(data_root, tmp_path):
+    """A name with a slip of the pen: the labels after it would be those of other classes."""
+    config = shapes_config(data_root, tmp_path)
+    meta = ShapesPanopticDataset.METAINFO
+    config.test_dataloader.dataset.metainfo = dict(
+        classes=("disk", *meta["classes"][1:]), thing_classes=("disk", *meta["thing_classes"][1:])
+    )
+    with pytest.raises(
+        ValueError, match=r"has 10 classes, but .* has categories of 9 of these names"
+    ):
+        Runner.from_cfg(config).test()
+
+
+def test_train_tool_refuses(data_root, tmp_path):
+    """A segmentor, by what the runtime of its config switches on."""
+    config = shapes_config(data_root, tmp_path, SEMANTIC_CONFIG)
+    config.model.decode_head.num_classes = 3
+    config.dump(tmp_path / "config.py")
+    done = subprocess.run(
+        [sys.executable, "tools/train.py", str(tmp_path / "config.py")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    expected = "model.decode_head.num_classes is 3, but ShapesSemanticDataset (train_dataloader"
+    assert expected in done.stderr, done.stderr[-2000:]
+    assert not list(tmp_path.rglob("*.pth"))

@@ -1,0 +1,250 @@
+"""Tests that run faster, with the figures of others; training and validation as they were."""
+
+from typing import Any
+
+import pytest
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import HOOKS, METRICS
+from mmengine.runner import Runner, set_random_seed
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hcformer_mm.apis.inference import build_model
+from hcformer_mm.datasets.shapes_writer import write_shapes
+from hcformer_mm.engine import FastInferenceHook
+from tests.helpers.models import SHAPES_CONFIG
+from tests.helpers.predictions import diversify, outspoken_config
+
+FCN = "configs/shapes/hc-fcn32s_r18_shapes-semantic.py"
+
+
+@METRICS.register_module()
+class HowItRuns(BaseMetric):
+    """How the model is while it runs, what its activations are of, and what its scores."""
+
+    default_prefix = "how"
+    model: Any
+    activations: torch.dtype
+    error: Exception | None = None
+
+    def process(self, data_batch, data_samples):
+        if self.error is not None:
+            raise self.error
+        backbone = self.model.backbone.backbone
+        weight = next(m.weight for m in backbone.modules() if isinstance(m, nn.Conv2d))
+        for sample in data_samples:
+            segments, logits = sample.get("pred_instances"), sample.get("seg_logits")
+            scores = segments["scores"] if logits is None else logits["data"]
+            self.results.append(
+                dict(
+                    fused=not any(isinstance(m, _BatchNorm) for m in backbone.modules()),
+                    channels_last=weight.is_contiguous(memory_format=torch.channels_last),
+                    activations=str(type(self).activations),
+                    scores=str(scores.dtype),
+                )
+            )
+
+    def compute_metrics(self, results):
+        assert all(result == results[0] for result in results)
+        return results[0]
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    write_shapes(root, num_train=2, num_val=3, size=(72, 96), workers=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Weights of the panoptic model, with BatchNorms of some character."""
+    model = build_model(outspoken_config())
+    diversify(model)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.running_var.uniform_(0.5, 1.5)
+            module.running_mean.normal_(0.0, 0.1)
+    path = tmp_path_factory.mktemp("weights") / "weights.pth"
+    torch.save(dict(state_dict=model.state_dict()), path)
+    return str(path)
+
+
+@pytest.fixture
+def build(data_root, tmp_path):
+    """The runner of a config on three images."""
+
+    def runner(path=SHAPES_CONFIG, hooks=(), load_from=None):
+        config = outspoken_config(path)
+        config.work_dir = str(tmp_path)
+        config.experiment_name = f"{tmp_path.name}-{len(list(tmp_path.iterdir()))}"
+        config.load_from = load_from
+        for split in ("train", "val", "test"):
+            loader = config[f"{split}_dataloader"]
+            loader.update(batch_size=1, num_workers=0, persistent_workers=False)
+            loader.dataset.data_root = f"{data_root}/"
+            for step in loader.dataset.pipeline:
+                if "scale" in step:
+                    step.scale = (128, 96)
+        figures = dict(type="mmdet.SemSegMetric" if path == SHAPES_CONFIG else "mmseg.IoUMetric")
+        config.val_evaluator = config.test_evaluator = [dict(type="HowItRuns"), figures]
+        config.train_cfg.update(max_iters=2, val_interval=2)
+        config.default_hooks.checkpoint = dict(type="CheckpointHook", interval=100)
+        config.custom_hooks = list(hooks)
+        config.model.backbone.backbone.init_cfg = None
+        config.randomness = dict(seed=0)
+        built = Runner.from_cfg(config)
+        HowItRuns.model, HowItRuns.error = built.model, None
+
+        def note(module, args):
+            HowItRuns.activations = args[0].dtype
+
+        built.model.backbone.backbone.maxpool.register_forward_pre_hook(note)
+        return built
+
+    return runner
+
+
+def hook(**options):
+    return dict(type="hcformer_mm.FastInferenceHook", **options)
+
+
+def how(metrics):
+    """What HowItRuns says, and the figures."""
+    said = {key: metrics.pop(f"how/{key}") for key in ("fused", "channels_last")}
+    types = [metrics.pop(f"how/{key}") for key in ("activations", "scores")]
+    return said, [kind.removeprefix("torch.") for kind in types], metrics
+
+
+PLAIN = dict(fused=False, channels_last=False)
+FAST = dict(fused=True, channels_last=True)
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_plain(model, before):
+    """The model is as it was, to the bit and to the layout."""
+    assert list(model.state_dict()) == list(before)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]) and tensor.is_contiguous(), name
+    assert "test_step" not in vars(model)
+
+
+def test_the_figures_stay(build, checkpoint):
+    expected = build(load_from=checkpoint)
+    said, types, figures = how(expected.test())
+    assert (said, types) == (PLAIN, ["float32", "float32"])
+    assert figures["mIoU"] > 0
+    before = state(expected.model)
+
+    fast = build(load_from=checkpoint, hooks=[hook()])
+    for _ in range(2):  # A runner may test again.
+        said, types, others = how(fast.test())
+        assert (said, types) == (FAST, ["float32", "float32"])
+        assert others == pytest.approx(figures, abs=0.05)  # per cent
+        assert_plain(fast.model, before)
+
+
+@pytest.mark.parametrize("path", [SHAPES_CONFIG, FCN])
+@pytest.mark.parametrize("fast", [False, True])
+def test_bfloat16(build, path, fast):
+    said, types, _ = how(build(path, hooks=[hook(fast=fast, dtype="bfloat16")]).test())
+    assert said == (FAST if fast else PLAIN)
+    assert types == ["bfloat16", "float32"]
+
+
+def test_training_and_validation_are_left_alone(build):
+    """The same losses and validations as without the hook, and a model that can be tested after."""
+    runners = [build(), build(hooks=[hook(dtype="bfloat16")])]
+    said = []
+    for runner in runners:
+        HowItRuns.model = runner.model
+        said.append(how(runner.val()))
+        set_random_seed(0)
+        runner.train()
+    assert said[0] == said[1]
+    assert said[1][:2] == (PLAIN, ["float32", "float32"])
+    assert_plain(runners[1].model, state(runners[0].model))
+    assert how(runners[1].test())[0] == FAST
+    assert_plain(runners[1].model, state(runners[0].model))
+
+
+def test_averaged_weights(build):
+    """MMEngine's EMAHook exchanges weights before and after a test."""
+    ema = dict(type="EMAHook", momentum=0.5)
+    runners = [build(hooks=[ema]), build(hooks=[ema, hook()])]
+    figures = []
+    for runner in runners:
+        HowItRuns.model = runner.model
+        set_random_seed(0)
+        runner.train()
+        logits = []
+        handle = runner.model.panoptic_head.cls_embed.register_forward_hook(
+            lambda module, args, output, logits=logits: logits.append(output)
+        )
+        before = state(runner.model)
+        runner.call_hook("before_test_epoch")
+        averaged = state(runner.model)
+        runner.call_hook("after_test_epoch")
+        assert any(not torch.equal(before[name], averaged[name]) for name in before)
+        said, _, _ = how(runner.test_loop.run())
+        handle.remove()
+        assert_plain(runner.model, before)
+        figures.append(torch.cat(logits[-3:]))
+    assert said == FAST
+    # One run of the whole image each, after those that fusing takes.
+    assert torch.allclose(*figures, atol=1e-4 * figures[0].abs().max())
+
+
+def test_after_an_error(build, checkpoint):
+    """The next run begins with the model as it was."""
+    runner = build(load_from=checkpoint, hooks=[hook(dtype="bfloat16")])
+    before = state(build(load_from=checkpoint).model)
+    HowItRuns.model = runner.model
+    HowItRuns.error = KeyError("of the metric")
+    with pytest.raises(KeyError, match="of the metric"):
+        runner.test()
+    HowItRuns.error = None
+    said, _, _ = how(runner.val())
+    assert said == PLAIN
+    assert list(runner.model.state_dict()) == list(before)
+    assert "test_step" not in vars(runner.model)
+    assert how(runner.test())[0] == FAST
+
+
+def test_wrapped_and_compiled_models(build, checkpoint):
+    """The inner model is prepared; a step of its own is kept."""
+    runner = build(load_from=checkpoint, hooks=[hook(dtype="bfloat16")])
+    model = runner.model
+
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = model
+
+        def test_step(self, data):
+            return self.module.test_step(data)
+
+    steps = []
+    step = model.test_step
+
+    def own(data):
+        steps.append(data)
+        return step(data)
+
+    model.test_step = own
+    runner.model = Wrapper()
+    runner.call_hook("before_run")
+    said, types, _ = how(runner.build_test_loop(runner._test_loop).run())
+    assert (said, types) == (FAST, ["bfloat16", "float32"])
+    assert len(steps) == 3
+    assert model.test_step is own
+
+
+def test_registered_and_checked():
+    assert isinstance(HOOKS.build(hook()), FastInferenceHook)
+    with pytest.raises(ValueError, match="one of float32, bfloat16, float16, got 'bf16'"):
+        FastInferenceHook(dtype="bf16")

@@ -1,0 +1,140 @@
+"""Training that runs faster: the losses of others, and a model that is put back."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, MODEL_WRAPPERS
+from mmengine.runner import Runner, set_random_seed
+from torch import nn
+
+from hcformer_mm.checkpoints.safe_load import load_checkpoint
+from hcformer_mm.datasets.shapes_writer import write_shapes
+from hcformer_mm.engine import FastTrainingHook
+from tests.helpers.models import SHAPES_CONFIG
+
+
+def overridden(model):
+    return [module for module in model.modules() if "forward" in vars(module)]
+
+
+@HOOKS.register_module()
+class Watch(Hook):
+    """The loss, and how many layers are prepared; raises after an iteration if told to."""
+
+    def __init__(self, fails_after=None):
+        self.seen = []
+        self.losses = []
+        self.fails_after = fails_after
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.seen.append(len(overridden(runner.model)))
+        self.losses.append(float(outputs["loss"]))
+        if self.fails_after == batch_idx:
+            raise KeyError("of a hook")
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    write_shapes(root, num_train=2, num_val=1, size=(64, 96), workers=1)
+    return root
+
+
+@pytest.fixture
+def build(data_root, tmp_path):
+    def runner(name, *hooks):
+        config = Config.fromfile(SHAPES_CONFIG)
+        config.work_dir = str(tmp_path / name)
+        config.experiment_name = f"{tmp_path.name}-{name}"
+        for split in ("train", "val", "test"):
+            loader = config[f"{split}_dataloader"]
+            loader.update(batch_size=2, num_workers=0, persistent_workers=False)
+            loader.dataset.data_root = f"{data_root}/"
+            for step in loader.dataset.pipeline:
+                if "scale" in step:
+                    step.scale = (96, 64)
+        config.val_dataloader.batch_size = config.test_dataloader.batch_size = 1
+        config.val_evaluator = config.test_evaluator = [dict(type="mmdet.SemSegMetric")]
+        config.train_cfg.update(max_iters=2, val_interval=2)
+        config.default_hooks.checkpoint = dict(type="CheckpointHook", interval=2, by_epoch=False)
+        config.default_hooks.logger.interval = 1
+        config.custom_hooks = list(hooks)
+        inner = config.model.backbone.backbone
+        inner.update(init_cfg=None, norm_cfg=dict(type="BN", requires_grad=False), norm_eval=True)
+        config.randomness = dict(seed=0)
+        return Runner.from_cfg(config)
+
+    return runner
+
+
+def watch(runner):
+    (hook,) = (hook for hook in runner.hooks if isinstance(hook, Watch))
+    return hook
+
+
+FAST = dict(type="hcformer_mm.FastTrainingHook")
+
+
+def test_the_losses_stay(build, tmp_path):
+    """And the checkpoint has the names, shapes and values of one without the hook."""
+    states, losses, steps = [], [], []
+    for name, hooks in (("plain", ()), ("fast", (FAST,))):
+        runner = build(name, dict(type="Watch"), *hooks)
+        before = {name: p.detach().clone() for name, p in runner.model.named_parameters()}
+        set_random_seed(0)
+        runner.train()
+        after = dict(runner.model.named_parameters())
+        steps.append(torch.cat([(after[name] - p).flatten() for name, p in before.items()]))
+        assert [bool(n) for n in watch(runner).seen] == 2 * [name == "fast"]
+        losses.append(watch(runner).losses)
+        assert not overridden(runner.model)
+        checkpoint = load_checkpoint(tmp_path / name / "iter_2.pth")
+        states.append(checkpoint["state_dict"])
+    assert len(losses[0]) == 2 and losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert list(states[0]) == list(states[1])
+    for name, expected in states[0].items():
+        assert states[1][name].is_contiguous() == expected.is_contiguous(), name
+    # Adam makes steps of one length, in a direction that rounding may turn round where it is 0.
+    assert steps[0].norm() > 0
+    assert (steps[1] - steps[0]).norm() < 0.1 * steps[0].norm()
+
+
+def test_averaged_weights_and_resumed_training(build, tmp_path):
+    """Validation runs on MMEngine's average, of a model that is prepared; then training goes on."""
+    ema = dict(type="EMAHook", momentum=0.5)
+    runner = build("averaged", dict(type="Watch"), ema, FAST)
+    runner.train()
+    assert all(watch(runner).seen) and not overridden(runner.model)
+    again = build("averaged-2", dict(type="Watch"), ema, FAST)
+    again._load_from, again._resume = str(tmp_path / "averaged" / "iter_2.pth"), True
+    again.train_loop._max_iters = 3
+    again.train()
+    assert len(watch(again).seen) == 1 and all(watch(again).seen)
+    assert not overridden(again.model)
+
+
+def test_after_an_error(build):
+    runner = build("broken", dict(type="Watch", fails_after=0), FAST)
+    with pytest.raises(KeyError, match="of a hook"):
+        runner.train()
+    assert overridden(runner.model)
+    runner.val()
+    assert not overridden(runner.model)
+
+
+def test_sharded_models_are_refused(build):
+    class Sharded(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+    MODEL_WRAPPERS.register_module(module=Sharded)
+    try:
+        runner = build("sharded")
+        runner.model = Sharded(runner.model)
+        with pytest.raises(ValueError, match=r"each process holds as a whole .* got Sharded"):
+            FastTrainingHook().before_train(runner)
+    finally:
+        MODEL_WRAPPERS.module_dict.pop("Sharded")
+    assert not overridden(runner.model)

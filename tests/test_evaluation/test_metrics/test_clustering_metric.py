@@ -1,0 +1,329 @@
+"""Scores of the clusters of a dataset, and the blame, beside the metrics of the hosts."""
+
+import json
+import logging
+import math
+from itertools import pairwise
+
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmdet.evaluation import CocoMetric, CocoPanopticMetric, SemSegMetric
+from mmengine.logging import MMLogger
+from mmengine.registry import METRICS
+from panopticapi.utils import rgb2id
+
+from hcformer_mm.evaluation import functional, pieces
+from hcformer_mm.evaluation.pieces import cell_map, slic_superpixels
+from hcformer_mm.structures.image_clusters import ImageClusters
+from tests.helpers.clustering_samples import (
+    CLASSES,
+    NUMBER,
+    THINGS,
+    evaluate,
+    launch,
+    metric,
+    samples,
+    write_samples,
+)
+
+LEVELS = ("level_1", "level_2", "level_3")
+SCORES = {
+    "clusters",
+    "UE",
+    "UE_Levin",
+    "ASA",
+    "boundary_recall",
+    "boundary_precision",
+    "compactness",
+    "explained_variation",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("samples")
+    write_samples(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def panoptic(folder):
+    """What a run reports, with the hosts' metrics before it."""
+    config = metric(folder)
+    host = CocoPanopticMetric(config["ann_file"], config["seg_prefix"])
+    return evaluate([host, SemSegMetric(prefix="sem_seg"), config], samples(folder))
+
+
+def figures(metrics, kind):
+    """Parts of ``clusters/<kind>/<part>``."""
+    start = f"clusters/{kind}/"
+    return {k.removeprefix(start): v for k, v in metrics.items() if k.startswith(start)}
+
+
+def test_figures_of_the_model_are_those_of_the_hosts(folder, panoptic):
+    for name in ("PQ", "PQ_th", "PQ_st"):
+        ours = panoptic[f"clusters/prediction/{name}"]
+        assert ours == pytest.approx(panoptic[f"coco_panoptic/{name}"], abs=1e-9)
+    assert panoptic["clusters/prediction/mIoU"] == pytest.approx(
+        panoptic["sem_seg/mIoU"], abs=0.011
+    )
+
+
+def test_order_of_the_metrics(folder, panoptic):
+    """CocoPanopticMetric changes predictions in place, which is of no consequence."""
+    config = metric(folder)
+    host = CocoPanopticMetric(config["ann_file"], config["seg_prefix"])
+    before = evaluate([config, host, SemSegMetric(prefix="sem_seg")], samples(folder))
+    assert before == pytest.approx(panoptic, nan_ok=True)
+    alone = evaluate([config], samples(folder))
+    assert alone == {name: panoptic[name] for name in alone}
+
+
+@pytest.mark.parametrize("name", ["PQ", "PQ_th", "PQ_st", "mIoU"])
+def test_the_losses_add_up(panoptic, name):
+    parts = figures(panoptic, f"blame/{name}")
+    decoding = parts.pop("decoding")
+    assert list(parts) == ["stem", *LEVELS, "classification"]
+    assert panoptic[f"clusters/ground_truth/{name}"] == 100
+    assert sum(parts.values()) == pytest.approx(100 - panoptic[f"clusters/prediction/{name}"])
+    assert sum(parts.values()) - parts["classification"] == pytest.approx(decoding)
+    # A share is the difference of the stages around its part.
+    assert parts["level_2"] == pytest.approx(
+        panoptic[f"clusters/level_1/{name}"] - panoptic[f"clusters/level_2/{name}"]
+    )
+    assert parts["stem"] == pytest.approx(100 - panoptic[f"clusters/cells/{name}"])
+    assert parts["classification"] == pytest.approx(
+        panoptic[f"clusters/level_3/{name}"] - panoptic[f"clusters/prediction/{name}"]
+    )
+
+
+def test_scores_are_means_over_the_images(folder, panoptic):
+    """Void and the crowd do not count."""
+    content = json.loads((folder / "shapes/annotations/panoptic_val.json").read_text())
+    scores = []
+    for one, annotation in zip(samples(folder), content["annotations"], strict=True):
+        png = folder / "shapes/annotations/panoptic_val" / annotation["file_name"]
+        ids = rgb2id(mmcv.imread(str(png), channel_order="rgb"))
+        crowds = [info["id"] for info in annotation["segments_info"] if info["iscrowd"]]
+        arguments = (one["clusters"].labels()[1], ids.astype(int))
+        options = dict(ignore=np.isin(ids, [0, *crowds]))
+        scores.append(
+            dict(
+                UE=functional.undersegmentation_error(*arguments, **options),
+                UE_Levin=functional.undersegmentation_error(*arguments, form="levin", **options),
+                ASA=functional.achievable_segmentation_accuracy(*arguments, **options),
+                boundary_recall=functional.boundary_recall(*arguments, **options),
+                boundary_precision=functional.boundary_precision(*arguments, **options),
+            )
+        )
+    for name in scores[0]:
+        expected = 100 * np.mean([score[name] for score in scores])
+        assert panoptic[f"clusters/level_2/{name}"] == pytest.approx(expected)
+
+
+def test_finer_levels_are_better(panoptic):
+    rows = [figures(panoptic, piece) for piece in ("cells", *LEVELS)]
+    assert all(set(row) > SCORES for row in rows)
+    for fine, coarse in pairwise(rows):
+        for name in ("UE", "UE_Levin"):
+            assert fine[name] < coarse[name]
+        for name in ("clusters", "ASA", "boundary_recall", "explained_variation", "PQ", "mIoU"):
+            assert fine[name] > coarse[name]
+
+
+def test_instances(folder):
+    things = CLASSES[:THINGS]
+    config = metric(folder, "instance")
+    metrics = evaluate(
+        [config, CocoMetric(config["ann_file"], metric="segm")], samples(folder), classes=things
+    )
+    assert round(metrics["clusters/prediction/AP"] / 100, 3) == metrics["coco/segm_mAP"]
+    parts = figures(metrics, "blame/AP")
+    del parts["decoding"]
+    assert sum(parts.values()) == pytest.approx(100 - metrics["clusters/prediction/AP"])
+    assert metrics["clusters/cells/AP"] > metrics["clusters/level_1/AP"] > 0
+    assert not figures(metrics, "blame/mIoU")
+
+
+def test_semantic(folder):
+    given = samples(folder)
+    for one in given:  # as of mmseg
+        for key in ("gt_sem_seg", "pred_sem_seg"):
+            one[key] = dict(data=one[key]["sem_seg"])
+        del one["pred_panoptic_seg"], one["pred_instances"]
+    metrics = evaluate([metric(folder, "semantic")], given)
+    assert set(figures(metrics, "level_1")) == {*SCORES, "mIoU"}
+    labels = [one["clusters"].labels()[2] for one in given]
+    truths = [one["gt_sem_seg"]["data"][0] for one in given]
+    errors = [
+        functional.undersegmentation_error(label, truth, ignore=255)
+        for label, truth in zip(labels, truths, strict=True)
+    ]
+    assert metrics["clusters/level_3/UE"] == pytest.approx(100 * np.mean(errors))
+    numbers = [functional.number_of_clusters(label) for label in labels]
+    assert metrics["clusters/level_3/clusters"] == pytest.approx(np.mean(numbers))
+
+
+def test_void_counts_for_nothing(folder):
+    """However a model names what is void in the ground truth."""
+    given = samples(folder)
+    expected = evaluate([metric(folder)], given)
+    changed = 0
+    for one in given:
+        void = one["gt_sem_seg"]["sem_seg"] == 255
+        changed += int(void.sum())
+        one["pred_sem_seg"]["sem_seg"][void] = 3
+    metrics = evaluate([metric(folder)], given)
+    assert changed > 0
+    assert metrics == pytest.approx(expected, nan_ok=True)
+
+
+def test_image_of_void_alone(folder):
+    """It has no scores that need ground truth, and the mean is over the others."""
+    given = samples(folder)[:2]
+    for one in given:
+        del one["pred_panoptic_seg"]
+    alone = evaluate([metric(folder, "semantic")], given[:1])
+    given[1]["gt_sem_seg"]["sem_seg"][:] = 255
+    both = evaluate([metric(folder, "semantic")], given)
+    for name in ("UE", "ASA", "boundary_recall", "mIoU"):
+        assert both[f"clusters/level_1/{name}"] == alone[f"clusters/level_1/{name}"]
+    assert both["clusters/level_1/clusters"] != alone["clusters/level_1/clusters"]
+    void = evaluate([metric(folder, "semantic")], given[1:])
+    assert math.isnan(void["clusters/level_1/UE"])
+    assert not figures(void, "blame/mIoU")  # there is no class to be right about
+
+
+def test_panoptic_without_semantic_results(folder):
+    given = samples(folder)
+    for one in given:
+        del one["pred_sem_seg"]
+    metrics = evaluate([metric(folder)], given)
+    assert "clusters/prediction/PQ" in metrics and "clusters/prediction/mIoU" not in metrics
+
+
+def test_slic_at_equal_counts(folder, panoptic):
+    metrics = evaluate([metric(folder, slic=True)], samples(folder))
+    assert {name: value for name, value in metrics.items() if "slic" not in name} == {
+        name: value for name, value in panoptic.items() if name.startswith("clusters/")
+    }
+    for level in (1, 2, 3):
+        ours, theirs = (figures(metrics, f"{kind}_{level}") for kind in ("level", "slic"))
+        assert set(theirs) == set(ours)
+        assert theirs["clusters"] == pytest.approx(ours["clusters"], rel=0.25)
+        # Random clusters against those of the image.
+        assert theirs["explained_variation"] > ours["explained_variation"]
+
+
+@pytest.mark.parametrize("number", [1, 6, 50, 10_000])
+def test_slic_of_any_number(folder, number):
+    image = mmcv.imread(samples(folder)[0]["img_path"], channel_order="rgb")
+    labels = slic_superpixels(image, number)
+    assert labels.shape == image.shape[:2] and labels.min() == 0
+    found = functional.number_of_clusters(labels)
+    if number < 10_000:
+        assert abs(found - number) <= max(1, number // 4)
+
+
+def test_slic_keeps_what_came_closest(monkeypatch):
+    image = np.zeros((8, 8, 3), np.uint8)
+    counts = iter([9, 5, 7, 64])
+
+    def slic(image, n_segments, start_label):
+        return np.arange(64).reshape(8, 8) % next(counts)
+
+    monkeypatch.setattr(pieces, "slic", slic)
+    assert functional.number_of_clusters(slic_superpixels(image, 6)) == 5
+
+
+@pytest.mark.parametrize("tolerance", [0, 5])
+def test_tolerance_of_boundaries(folder, tolerance):
+    recalls = []
+    given = samples(folder)
+    for one in given:
+        (level, *_) = one["clusters"].labels()
+        truth = one["gt_sem_seg"]["sem_seg"][0]
+        recalls.append(functional.boundary_recall(level, truth, tolerance=tolerance, ignore=255))
+    metrics = evaluate([metric(folder, "semantic", tolerance=tolerance)], given)
+    expected = 100 * np.mean(recalls)
+    assert metrics["clusters/level_1/boundary_recall"] == pytest.approx(expected)
+
+
+def test_cells_of_a_resized_image():
+    """Cells of 4 pixels in an input of 8 x 12 are of 8 pixels in an image of twice its size."""
+    clusters = ImageClusters((torch.rand(9, 3, 3),), 4, (8, 12), (16, 24))
+    assert cell_map(clusters)[::8, ::8].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert functional.number_of_clusters(cell_map(clusters)) == 6
+    # Clusters are made of cells, in images of any size.
+    for size in ((16, 24), (7, 30), (8, 12)):
+        clusters = ImageClusters((torch.rand(9, 3, 3),), 4, (8, 12), size)
+        (labels,) = clusters.labels()
+        assert cell_map(clusters).shape == size
+        table = functional.overlaps(cell_map(clusters), labels)
+        assert len(table.pixels) == len(table.cluster_labels)
+
+
+def test_two_processes_report_what_one_does(folder, panoptic):
+    """Five samples, of which the second process gets one that the first one has."""
+    expected = {name: value for name, value in panoptic.items() if name.startswith("clusters/")}
+    assert NUMBER % 2 == 1
+    for metrics in launch(folder):
+        assert metrics == expected
+
+
+def test_evaluates_again(folder):
+    """As after every epoch."""
+    config = METRICS.build(metric(folder))
+    assert evaluate([config], samples(folder)) == evaluate([config], samples(folder))
+
+
+def test_prefix_and_tables(folder, caplog):
+    MMLogger.get_current_instance()
+    with caplog.at_level(logging.INFO, "mmengine"):
+        logger = MMLogger.get_current_instance()
+        logger.addHandler(caplog.handler)
+        metrics = evaluate([metric(folder, prefix="val")], samples(folder))
+        logger.removeHandler(caplog.handler)
+    assert all(name.startswith("val/") for name in metrics)
+    text = caplog.text
+    assert "ground truth" in text and "level 3" in text
+    pq = metrics["val/prediction/PQ"]
+    assert f"PQ {pq:.1f}: decoding costs {metrics['val/blame/PQ/decoding']:.1f} (stem" in text
+
+
+def test_without_clusters(folder):
+    one = samples(folder)[0]
+    del one["clusters"]
+    with pytest.raises(ValueError, match=r'add dict\(type="hcformer_mm.ClusterRecordHook"\)'):
+        evaluate([metric(folder)], [one])
+
+
+def test_ground_truth_of_another_size(folder):
+    one = samples(folder)[0]
+    one["gt_sem_seg"]["sem_seg"] = one["gt_sem_seg"]["sem_seg"][:, ::2]
+    with pytest.raises(ValueError, match=r"expected ground truth of the size .* after the resizin"):
+        evaluate([metric(folder)], [one])
+
+
+def test_dataset_without_classes(folder):
+    with pytest.raises(ValueError, match="whose metainfo names classes, got none"):
+        evaluate([metric(folder)], samples(folder), classes=())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(ground_truth="depth"), r"of \['instance', 'panoptic', 'semantic'\], got 'depth'"),
+        (dict(ground_truth="panoptic", ann_file="a.json"), "and seg_prefix .* seg_prefix=None"),
+        (dict(ground_truth="instance"), "expected ann_file with .*, got ann_file=None"),
+        (
+            dict(ground_truth="semantic", ann_file="a.json"),
+            "expected no files .* ann_file='a.json'",
+        ),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        METRICS.build(dict(type="hcformer_mm.ClusteringMetric", **options))

@@ -1,0 +1,355 @@
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.structures import InstanceData, PixelData
+
+from hcformer_mm.models import HCFormerHead
+from hcformer_mm.models.utils.mask_decoding import decode_mask_logits
+from hcformer_mm.structures.clustered_features import ClusteredFeatures
+from tests.helpers import reference
+from tests.helpers.models import COCO_CONFIG, data_sample, detector, model_config
+
+DECODERS = ["masked", "standard"]
+
+
+def clustered(batch=1, size=(64, 96), level=3, **overrides):
+    model = detector(**{"backbone.hierarchical_level": level, **overrides})
+    return model, model.extract_feat(torch.randn(batch, 3, *size))
+
+
+def test_shapes_in_training_and_evaluation():
+    model, features = clustered(batch=2)
+    head = model.panoptic_head
+    for mode, stages in (("train", 4), ("eval", 1)):
+        getattr(head, mode)()
+        class_logits, mask_logits = head(features)
+        assert len(class_logits) == len(mask_logits) == stages
+        assert all(c.shape == (2, 20, 11) for c in class_logits)
+        assert all(m.shape == (2, 20, 16, 24) for m in mask_logits)
+
+
+@pytest.mark.parametrize("mask_space", ["logit", "probability"])
+def test_masks_are_the_decoded_masks_of_the_coarsest_cells(mask_space):
+    model, features = clustered(**{"panoptic_head.mask_space": mask_space})
+    head = model.panoptic_head.train()
+    class_logits, coarse = head.group(features[-1])
+    classes, decoded = head(features)
+    for i in range(4):
+        assert torch.equal(classes[i], class_logits[i])
+        torch.testing.assert_close(
+            decoded[i], decode_mask_logits(coarse[i], features.assignments, mask_space)
+        )
+    head.eval()
+    torch.testing.assert_close(head(features)[1][0], decoded[-1])
+
+
+def test_level_zero_is_not_decoded():
+    model, features = clustered(level=0)
+    _, masks = model.panoptic_head.eval()(features)
+    assert masks[0].shape == (1, 20, 2, 3)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize(("layers", "queries"), [(1, 3), (5, 40)])
+def test_any_number_of_layers_and_queries(layers, queries, decoder):
+    model, features = clustered(
+        **{
+            "panoptic_head.decoder": decoder,
+            "panoptic_head.transformer_decoder.num_layers": layers,
+            "panoptic_head.num_queries": queries,
+        }
+    )
+    class_logits, masks = model.panoptic_head.train()(features)
+    assert len(class_logits) == len(masks) == layers + (decoder == "masked")
+    assert masks[0].shape[1] == queries
+    with torch.no_grad():
+        (prediction,) = model.eval().predict(torch.randn(1, 3, 64, 96), [data_sample((64, 96))])
+    assert len(prediction.pred_instances) <= 100
+
+
+def test_attention_looks_where_the_mask_is():
+    """A cell that a query's first mask excludes does not reach that query's cross-attention."""
+    model, _ = clustered()
+    head = model.panoptic_head.eval()
+    torch.manual_seed(1)
+    feature_map = torch.randn(1, 512, 4, 6)
+    excluded = head.group(feature_map)[1][0][0].sigmoid() < 0.5  # (Q, h, w)
+    excluded &= ~excluded.flatten(1).all(1)[:, None, None]
+    y, x = (excluded.any(0) & ~excluded.all(0)).nonzero()[0].tolist()
+
+    attended = []
+    first = head.transformer_decoder.layers[0].cross_attn
+    first.register_forward_hook(lambda module, args, output: attended.append(output[0]))
+    head.group(feature_map)
+    head.decoder_input_proj.register_forward_hook(_disturb(y, x))
+    head.group(feature_map)
+    before, after = attended
+    unchanged = (before == after).all(dim=1)
+    assert torch.equal(unchanged, excluded[:, y, x])
+
+
+@torch.no_grad()
+def randomize(module):
+    """Normalisations and biases start at 1 and 0, which would hide a mistake."""
+    for parameter in module.parameters():
+        parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
+
+
+def test_standard_decoder_is_that_of_detr():
+    """Predictions of every layer and all gradients, against a plain composition in float64."""
+    head = detector(**{"panoptic_head.decoder": "standard"}).panoptic_head.double()
+    torch.manual_seed(1)
+    randomize(head)
+    feature_map = torch.randn(2, 512, 3, 5, dtype=torch.float64, requires_grad=True)
+
+    memory = head.decoder_input_proj(feature_map).flatten(2).transpose(1, 2)
+    position = head.decoder_positional_encoding(torch.zeros(2, 3, 5)).flatten(2).transpose(1, 2)
+    query = torch.zeros(2, 20, 128, dtype=torch.float64)
+    expected = []
+    for layer in head.transformer_decoder.layers:
+        query = reference.decoder_layer(
+            layer, query, memory, head.query_embed.weight, position.double()
+        )
+        normalized = reference.layer_norm(query, head.transformer_decoder.post_norm)
+        mask_features = head.mask_proj(feature_map).flatten(2)
+        masks = (head.mask_embed(normalized) @ mask_features).unflatten(2, (3, 5))
+        expected.append((head.cls_embed(normalized), masks))
+
+    computed = list(zip(*head.group(feature_map), strict=True))
+    assert len(computed) == len(expected) == 3
+    wanted = [x for pair in expected for x in pair]
+    got = [x for pair in computed for x in pair]
+    weights = [torch.randn_like(x) for x in wanted]
+    inputs = [feature_map, *head.parameters()]
+    gradients = [
+        torch.autograd.grad(sum((x * w).sum() for x, w in zip(xs, weights, strict=True)), inputs)
+        for xs in (wanted, got)
+    ]
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-7, atol=1e-9)
+
+
+def test_standard_decoder_has_no_query_features():
+    """Its queries start at zero, so there is nothing before the first layer to predict from."""
+    heads = {
+        decoder: detector(**{"panoptic_head.decoder": decoder}).panoptic_head
+        for decoder in DECODERS
+    }
+    names = {decoder: set(dict(head.named_parameters())) for decoder, head in heads.items()}
+    assert names["masked"] - names["standard"] == {"query_feat.weight", "level_embed.weight"}
+    assert names["standard"] < names["masked"]
+
+
+def _disturb(y, x):
+    def hook(module, args, output):
+        output = output.clone()
+        output[:, :, y, x] += 10.0
+        return output
+
+    return hook
+
+
+def test_losses_of_all_stages_and_the_regularizer():
+    model, features = clustered(batch=2)
+    losses = model.panoptic_head.train().loss(features, [data_sample((64, 96)) for _ in range(2)])
+    names = {
+        f"{stage}loss_{kind}"
+        for stage in ("", "d0.", "d1.", "d2.")
+        for kind in ("cls", "mask", "dice")
+    }
+    assert set(losses) == names | {"loss_scale"}
+    # Three levels of scale 0.1, weighted by 0.1.
+    assert losses["loss_scale"].item() == pytest.approx(0.1 * 3 * 0.1)
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_regularizer_is_the_absolute_sum():
+    model, _ = clustered()
+    for clustering, scale in zip(model.backbone.clusterings, (-0.3, 0.2, 0.1), strict=True):
+        torch.nn.init.constant_(clustering.scale, scale)
+    features = model.extract_feat(torch.randn(1, 3, 64, 64))
+    losses = model.panoptic_head.loss(features, [data_sample((64, 64))])
+    assert losses["loss_scale"].item() == pytest.approx(0.1 * 0.6)
+
+
+def test_no_regularizer_without_levels():
+    model, features = clustered(level=0)
+    assert "loss_scale" not in model.panoptic_head.train().loss(features, [data_sample((64, 96))])
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("mask_space", ["logit", "probability"])
+@pytest.mark.parametrize("downsampling", ["deform", "original"])
+def test_every_trainable_parameter_gets_a_finite_gradient(decoder, mask_space, downsampling):
+    model = detector(
+        **{
+            "panoptic_head.decoder": decoder,
+            "panoptic_head.mask_space": mask_space,
+            "backbone.downsampling": downsampling,
+        }
+    ).train()
+    losses = model.loss(torch.randn(2, 3, 64, 96), [data_sample((64, 96)) for _ in range(2)])
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_images_without_segments():
+    model = detector().train()
+    samples = [data_sample((64, 96)), data_sample((64, 96), things=0, stuff_label=None)]
+    images = torch.randn(2, 3, 64, 96)
+    samples_without_padding = [samples[0], data_sample((64, 96))]
+    losses = []
+    for truth in (samples, samples, samples_without_padding):
+        torch.manual_seed(1)
+        losses.append(model.loss(images, truth))
+    assert all(loss.isfinite() for loss in losses[0].values())
+    # The same seed gives the same losses, and what differs is the ground truth alone.
+    torch.testing.assert_close(losses[0], losses[1])
+    assert losses[0]["loss_mask"] != losses[2]["loss_mask"]
+    empty = model.loss(torch.randn(1, 3, 64, 96), samples[1:])
+    total = sum(empty.values())
+    total.backward()
+    assert total.isfinite()
+
+
+def test_padding_of_the_batch():
+    """Images are padded by the mean color, masks by background, labels by void."""
+    model = detector().train()
+    sizes = (64, 96), (50, 70)
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
+    batch = dict(inputs=images, data_samples=[data_sample(size) for size in sizes])
+    torch.manual_seed(1)
+    losses = model(**model.data_preprocessor(batch, training=True), mode="loss")
+
+    padded = torch.zeros(2, 3, 64, 96)
+    samples = [data_sample(size) for size in sizes]
+    for target, image, sample in zip(padded, images, samples, strict=True):
+        _, height, width = image.shape
+        rgb = image[[2, 1, 0]].float()
+        mean, std = model.data_preprocessor.mean, model.data_preprocessor.std
+        target[:, :height, :width] = (rgb - mean) / std
+        sample.gt_instances.masks = sample.gt_instances.masks.pad((64, 96))
+        labels = torch.full((1, 64, 96), 255)
+        labels[:, :height, :width] = sample.gt_sem_seg.sem_seg
+        sample.gt_sem_seg = PixelData(sem_seg=labels)
+    torch.manual_seed(1)
+    expected = model.loss(padded, samples)
+    assert set(losses) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value)
+
+
+def parameters(**overrides):
+    """Numbers of trainable and of frozen parameters of the R50 model, in millions."""
+    counts = {True: 0, False: 0}
+    for parameter in detector(COCO_CONFIG, **overrides).parameters():
+        counts[parameter.requires_grad] += parameter.numel()
+    return counts[True] / 1e6, counts[False] / 1e6
+
+
+@pytest.mark.parametrize(("level", "millions"), [(0, 37.42), (1, 37.97), (2, 38.25), (3, 38.39)])
+def test_parameters_of_the_paper(level, millions):
+    """37 to 38 M (Table 5), where the affine terms of the frozen normalization do not count."""
+    trainable, frozen = parameters(**{"backbone.hierarchical_level": level})
+    assert trainable == pytest.approx(millions, abs=0.01)
+    assert frozen == pytest.approx(0.053, abs=1e-3)
+
+
+def test_features_without_clustering_are_refused():
+    head = detector().panoptic_head
+    with pytest.raises(TypeError, match=r"expected ClusteredFeatures .* got tuple; wrap"):
+        head((torch.randn(1, 512, 2, 2),))
+    features = ClusteredFeatures([torch.randn(1, 512, 2, 2)], assignments=[], scales=[])
+    assert head.eval()(features)[1][0].shape[-2:] == (2, 2)
+
+
+def test_matching_does_not_overflow_in_half_precision():
+    """A large segment that every query is sure to exclude: the sum of its cost exceeds float16."""
+    head = detector(**{"train_cfg.num_points": 12544}).panoptic_head
+    ground_truth = InstanceData(labels=torch.tensor([0]), masks=torch.ones(1, 32, 32))
+    losses = []
+    for dtype in (torch.float32, torch.float16):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=torch.float16, enabled=dtype == torch.float16):
+            class_logits = torch.zeros(1, 20, 11, dtype=dtype)
+            mask_logits = torch.full((1, 20, 8, 8), -6.0, dtype=dtype)
+            losses.append(head.loss_by_feat([class_logits], [mask_logits], [ground_truth], [{}]))
+    assert losses[0]["loss_mask"] > 20
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_under_autocast(dtype):
+    """So many masks and points that their product exceeds float16."""
+    losses = {}
+    for enabled in (False, True):
+        model = detector(**{"train_cfg.num_points": 12544}).train()
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            image = torch.randn(1, 3, 64, 96)
+            losses[enabled] = model.loss(image, [data_sample((64, 96), things=8)])
+    for name, value in losses[False].items():
+        assert losses[True][name].item() == pytest.approx(value.item(), rel=0.05), name
+    sum(losses[True].values()).backward()
+
+
+def test_training_needs_a_train_cfg():
+    config = model_config().panoptic_head
+    head = MODELS.build({**config, "train_cfg": None, "test_cfg": None})
+    with pytest.raises(ValueError, match="expected train_cfg with assigner"):
+        head.loss_by_feat([torch.zeros(1, 20, 11)], [torch.zeros(1, 20, 8, 8)], [], [])
+
+
+def test_weights_of_a_checkpoint_stay(tmp_path):
+    config = model_config().panoptic_head
+    config.update(train_cfg=None, test_cfg=None)
+    stored = MODELS.build(config)
+    for parameter in stored.parameters():
+        torch.nn.init.constant_(parameter, 0.5)
+    path = tmp_path / "head.pth"
+    torch.save(stored.state_dict(), path)
+    head = MODELS.build({**config, "init_cfg": dict(type="Pretrained", checkpoint=str(path))})
+    head.init_weights()
+    assert all((parameter == 0.5).all() for parameter in head.parameters())
+
+
+def test_weights_are_initialized_once():
+    head = detector().panoptic_head
+    head.init_weights()
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    head.init_weights()
+    for name, value in head.state_dict().items():
+        torch.testing.assert_close(value, before[name])
+
+
+def test_bad_options():
+    config = model_config().panoptic_head
+    config.update(train_cfg=None, test_cfg=None)
+    with pytest.raises(ValueError, match="mask_space"):
+        MODELS.build({**config, "mask_space": "sigmoid"})
+    with pytest.raises(ValueError, match=r"'masked', 'standard'.*got 'detr'"):
+        MODELS.build({**config, "decoder": "detr"})
+    with pytest.raises(ValueError, match="equal to feat_channels=64, got 128 and 128"):
+        MODELS.build({**config, "feat_channels": 64})
+    with pytest.raises(TypeError, match="num_query"):
+        HCFormerHead(num_query=5)
+
+
+def test_class_weights():
+    """They follow from the number of classes, unless the loss has its own."""
+    config = model_config().panoptic_head
+    head = MODELS.build({**config, "no_object_weight": 0.3})
+    assert head.class_weight == head.loss_cls.class_weight == [1.0] * 10 + [0.3]
+    assert "class_weight" not in config.loss_cls
+
+    own = [0.5] * 5 + [2.0] * 5 + [0.2]
+    head = MODELS.build({**config, "loss_cls": {**config.loss_cls, "class_weight": own}})
+    assert head.class_weight == head.loss_cls.class_weight == own
+    for wrong in (own[1:], []):
+        loss_cls = {**config.loss_cls, "class_weight": wrong}
+        with pytest.raises(
+            ValueError, match=f"10 classes and no-object, 11 in all, got {len(wrong)}"
+        ):
+            MODELS.build({**config, "loss_cls": loss_cls})

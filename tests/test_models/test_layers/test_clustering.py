@@ -1,0 +1,175 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from hcformer_mm.models import ClusteringModule
+from hcformer_mm.ops import decode
+from tests.helpers import reference
+
+VECTORS = Path(__file__).parents[2] / "data" / "clustering_vectors.npz"
+
+
+def module(dtype=torch.float32, fine=6, coarse=10, **options):
+    torch.manual_seed(0)
+    return ClusteringModule(fine, coarse, embed_channels=8, **options).to(dtype)
+
+
+def test_equals_the_released_vectors():
+    """Weights, inputs and outputs of the released module, in float64."""
+    vectors = {name: torch.from_numpy(array) for name, array in np.load(VECTORS).items()}
+    clustering = module(torch.float64)
+    clustering.load_state_dict(
+        {
+            "fine_norm.weight": vectors["fine_norm.weight"],
+            "fine_norm.bias": vectors["fine_norm.bias"],
+            "coarse_norm.weight": vectors["coarse_norm.weight"],
+            "coarse_norm.bias": vectors["coarse_norm.bias"],
+            "fine_proj.weight": vectors["fine_emb.weight"],
+            "coarse_proj.weight": vectors["coarse_emb.weight"],
+            "scale": vectors["temp"],
+        }
+    )
+    assignment = clustering(vectors["fine"], vectors["coarse"])
+    torch.testing.assert_close(assignment, vectors["assignment"], rtol=0, atol=1e-10)
+    masks = decode(vectors["coarse_masks"], vectors["assignment"])
+    torch.testing.assert_close(masks, vectors["decoded_masks"], rtol=0, atol=1e-10)
+
+
+def plainly(clustering, fine, coarse):
+    """The module, operation by operation."""
+
+    def embed(x, norm, projection):
+        mean = x.mean(dim=1, keepdim=True)
+        variance = ((x - mean) ** 2).mean(dim=1, keepdim=True)
+        x = (x - mean) / (variance + norm.eps).sqrt()
+        x = F.conv2d(x * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1), projection.weight)
+        return x / x.norm(dim=1, keepdim=True)
+
+    matrix = reference.assignment_matrix(
+        embed(fine, clustering.fine_norm, clustering.fine_proj),
+        embed(coarse, clustering.coarse_norm, clustering.coarse_proj),
+        clustering.scale,
+    )
+    return reference.to_candidates(matrix, *fine.shape[-2:])
+
+
+def random_module_and_maps(size, requires_grad=True):
+    clustering = module(torch.float64)
+    for norm in (clustering.fine_norm, clustering.coarse_norm):
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    half = [(side + 1) // 2 for side in size]
+    maps = torch.randn(2, 6, *size).double(), torch.randn(2, 10, *half).double()
+    return clustering, *(x.requires_grad_(requires_grad) for x in maps)
+
+
+def work_on(numbers, monkeypatch):
+    """Bands of so many numbers."""
+    for name in ("CACHED", "CACHED_BACKWARD"):
+        monkeypatch.setattr(f"hcformer_mm.ops.bands.{name}", numbers)
+
+
+@pytest.mark.parametrize("cached", [1, 100, 2**18])
+@pytest.mark.parametrize("size", [(1, 1), (5, 8), (8, 5), (7, 13)])
+def test_is_norm_projection_and_assignment(size, cached, monkeypatch):
+    """Whatever the number of bands; in training and without gradients."""
+    work_on(cached, monkeypatch)
+    clustering, fine, coarse = random_module_and_maps(size)
+    assignment, expected = clustering(fine, coarse), plainly(clustering, fine, coarse)
+    torch.testing.assert_close(assignment, expected, rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        torch.testing.assert_close(clustering(fine, coarse), expected, rtol=1e-9, atol=1e-9)
+
+    inputs = [fine, coarse, *clustering.parameters()]
+    weight = torch.randn_like(expected)
+    gradients = torch.autograd.grad((assignment * weight).sum(), inputs)
+    oracle = torch.autograd.grad((expected * weight).sum(), inputs)
+    torch.testing.assert_close(gradients, oracle, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("cached", [1, 2**18])
+def test_gradient_of_the_gradient(cached, monkeypatch):
+    work_on(cached, monkeypatch)
+    clustering, fine, coarse = random_module_and_maps((3, 4))
+    assert torch.autograd.gradgradcheck(clustering, (fine, coarse))
+
+
+@pytest.mark.parametrize("frozen", ["fine", "coarse", "norms", "projections", "all weights"])
+def test_what_is_frozen_gets_no_gradient(frozen, monkeypatch):
+    """A frozen stem in front, or a module that is not to learn."""
+    work_on(1, monkeypatch)
+    clustering, fine, coarse = random_module_and_maps((5, 8))
+    inputs = {"fine": fine, "coarse": coarse, **dict(clustering.named_parameters())}
+    weight = torch.randn(2, 9, 5, 8).double()
+    whole = torch.autograd.grad((clustering(fine, coarse) * weight).sum(), list(inputs.values()))
+    parts = {"norms": "norm", "projections": "proj", "all weights": "."}
+    for name, x in inputs.items():
+        x.requires_grad_(not (name == frozen or parts.get(frozen, "nothing") in name))
+    (clustering(fine, coarse) * weight).sum().backward()
+    for (name, x), expected in zip(inputs.items(), whole, strict=True):
+        if x.requires_grad:
+            torch.testing.assert_close(x.grad, expected, msg=name)
+        else:
+            assert x.grad is None, name
+    assert any(not x.requires_grad for x in inputs.values())
+
+
+def test_training_keeps_little(monkeypatch):
+    """For the backward pass: what is known of cells and the assignment; no feature of a pixel."""
+    work_on(2**12, monkeypatch)
+    clustering = ClusteringModule(64, 128, embed_channels=16)
+    fine = torch.randn(1, 64, 32, 32).requires_grad_()
+    coarse = torch.randn(1, 128, 16, 16).requires_grad_()
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        clustering(fine, coarse)
+    inputs = sum(x.untyped_storage().nbytes() for x in (fine, coarse, *clustering.parameters()))
+    cells, lengths, assignment = 4 * 16 * 18 * 18, 4 * 16 * 16, 4 * 9 * 32 * 32
+    assert sum(kept.values()) - inputs <= cells + lengths + assignment
+
+
+def test_parameters():
+    clustering = ClusteringModule(64, 128, init_scale=0.3)
+    assert {name: tuple(p.shape) for name, p in clustering.named_parameters()} == {
+        "scale": (1,),
+        "fine_norm.weight": (64,),
+        "fine_norm.bias": (64,),
+        "coarse_norm.weight": (128,),
+        "coarse_norm.bias": (128,),
+        "fine_proj.weight": (128, 64, 1, 1),
+        "coarse_proj.weight": (128, 128, 1, 1),
+    }
+    assert clustering.scale.item() == pytest.approx(0.3)
+
+
+def test_every_parameter_gets_a_gradient():
+    clustering = module()
+    (clustering(torch.randn(1, 6, 4, 4), torch.randn(1, 10, 2, 2)) ** 2).sum().backward()
+    for name, parameter in clustering.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1e-1, 1e-3])
+def test_autocast(dtype, scale):
+    clustering = ClusteringModule(64, 96, init_scale=scale)
+    fine, coarse = torch.randn(1, 64, 8, 8).to(dtype), torch.randn(1, 96, 4, 4).to(dtype)
+    exact = clustering.double()(fine.double(), coarse.double())
+    with torch.autocast("cpu", dtype=dtype):
+        half = clustering.float()(fine, coarse)
+    assert half.isfinite().all()
+    torch.testing.assert_close(half.double(), exact, rtol=0, atol=2e-2)
+
+
+def test_channels_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"\(B, 10, H, W\), got \(1, 9, 2, 2\)"):
+        module()(torch.randn(1, 6, 4, 4), torch.randn(1, 9, 2, 2))

@@ -1,0 +1,120 @@
+"""Losses that decode what they need, against the host's on masks that are all decoded."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from hcformer_mm.models.losses import mask_criterion as matched_losses
+from tests.helpers.models import COCO_CONFIG, data_sample, detector, seg_sample, segmentor
+
+
+@pytest.fixture
+def same_points(monkeypatch):
+    """Random points that depend on their number alone, the same for every mask."""
+
+    def rand(*size: Any, dtype: torch.dtype = torch.float32, **options: Any) -> torch.Tensor:
+        first, number, axes = size[0] if len(size) == 1 else size
+        generator = torch.Generator().manual_seed(number)
+        points = torch.empty(1, number, axes, dtype=dtype).uniform_(generator=generator)
+        return points.expand(first, -1, -1).clone()
+
+    monkeypatch.setattr(torch, "rand", rand)
+
+
+def losses_and_gradients(model, features, samples):
+    """Losses of a model, and the gradients of its parameters."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    losses = model.loss(features, samples)
+    gradients = torch.autograd.grad(sum(losses.values()), list(parameters.values()))
+    return losses, dict(zip(parameters, gradients, strict=True))
+
+
+def check_equal(build, samples, size=(64, 96)):
+    torch.manual_seed(3)
+    images = torch.randn(len(samples), 3, *size)
+    results = []
+    for matched_only in (True, False):
+        model = build(matched_only).train()
+        results.append(losses_and_gradients(model, images, samples))
+    (losses, gradients), (expected, oracle) = results
+    assert set(losses) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    # What is zero but for rounding (a bias before a normalization) is compared with the whole.
+    whole = torch.stack([gradient.norm() for gradient in oracle.values()]).norm()
+    assert whole > 0
+    for name, gradient in oracle.items():
+        difference = (gradients[name] - gradient).norm()
+        assert difference <= 1e-5 * gradient.norm() + 1e-6 * whole, name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"panoptic_head.mask_space": "probability"},
+        {"panoptic_head.decoder": "standard"},
+        {"backbone.hierarchical_level": 1},
+        {"backbone.hierarchical_level": 0},
+        # More objects than queries, so that some objects stay without one.
+        {"panoptic_head.num_queries": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("things", [(2, 2), (5, 0)])
+def test_equal_to_the_losses_of_the_host(same_points, options, things):
+    samples = [data_sample((64, 96), things=number) for number in things]
+
+    def build(matched_only):
+        return detector(**options, **{"panoptic_head.decode_matched_only": matched_only})
+
+    check_equal(build, samples)
+
+
+def test_equal_with_an_odd_size(same_points):
+    check_equal(
+        lambda matched_only: detector(**{"panoptic_head.decode_matched_only": matched_only}),
+        [data_sample((75, 109), things=3)],
+        size=(75, 109),
+    )
+
+
+def test_equal_in_a_segmentor(same_points):
+    label_map = torch.arange(10).repeat_interleave(10).expand(64, -1)[:, :96].clone()
+    label_map[:20] = 255
+    check_equal(
+        lambda matched_only: segmentor(**{"decode_head.decode_matched_only": matched_only}),
+        [seg_sample(label_map), seg_sample(label_map.flip(1))],
+    )
+
+
+def test_without_any_object(same_points):
+    """Nothing to match: every parameter still gets a gradient, as DDP asks for."""
+    samples = [data_sample((64, 96), things=0, stuff_label=None)] * 2
+    model = detector().train()
+    losses, gradients = losses_and_gradients(model, torch.randn(2, 3, 64, 96), samples)
+    assert losses["loss_mask"] == losses["loss_dice"] == 0
+    assert losses["loss_cls"] > 0
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+def test_only_matched_masks_are_decoded(monkeypatch):
+    """By their number: three segments an image, matched at each of four stages."""
+    decoded = []
+
+    def spy(logits, assignments, mask_space):
+        decoded.append(tuple(logits.shape[:2]))
+        return decode(logits, assignments, mask_space)
+
+    decode = matched_losses.decode_mask_logits
+    monkeypatch.setattr(matched_losses, "decode_mask_logits", spy)
+    model = detector().train()
+    model.loss(torch.randn(2, 3, 64, 96), [data_sample((64, 96)) for _ in range(2)])
+    assert decoded == [(1, 12), (1, 12)]
+
+
+def test_on_by_default_and_off_by_option():
+    assert detector(COCO_CONFIG).panoptic_head.decode_matched_only
+    model = detector(**{"panoptic_head.decode_matched_only": False}).train()
+    assert not model.panoptic_head.decode_matched_only

@@ -1,0 +1,186 @@
+import pytest
+import torch
+from mmcv.cnn.bricks.transformer import FFN, MultiheadAttention
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from torch import nn
+
+from hcformer_mm.structures.clustered_features import ClusteredFeatures
+from tests.helpers import reference
+from tests.helpers.models import data_sample, detector, seg_sample, segmentor
+from tests.test_models.test_heads.test_hcformer_head import parameters, randomize
+
+ENCODER = Config.fromfile("configs/_base_/models/parts/encoder.py").hc_encoder
+
+
+def neck_config(in_channels, width=256, layers=6):
+    """The neck of HCFormer+, of another width and depth."""
+    config = ENCODER.copy()
+    attention = {**config.encoder.layer_cfg.self_attn_cfg, "embed_dims": width}
+    ffn = {
+        **config.encoder.layer_cfg.ffn_cfg,
+        "embed_dims": width,
+        "feedforward_channels": 2 * width,
+    }
+    return {
+        **config,
+        "in_channels": in_channels,
+        "out_channels": width,
+        "encoder": dict(num_layers=layers, layer_cfg=dict(self_attn_cfg=attention, ffn_cfg=ffn)),
+        "positional_encoding": dict(num_feats=width // 2, normalize=True),
+    }
+
+
+def plus(head="panoptic_head", **overrides):
+    """Overrides that make the small model an HCFormer+."""
+    return {"neck": neck_config(512, 128, 2), f"{head}.in_channels": 128, **overrides}
+
+
+def features(channels, *sizes, dtype=torch.float64):
+    maps = [torch.randn(2, channels, *size, dtype=dtype) for size in sizes]
+    assignments = [torch.rand(2, 9, *size, dtype=dtype) for size in sizes[:-1]]
+    return ClusteredFeatures(
+        maps, assignments=assignments, scales=[torch.ones(1)] * len(assignments)
+    )
+
+
+@pytest.mark.parametrize("size", [(3, 5), (1, 1), (7, 2)])
+def test_equals_the_formula(size):
+    """Convolution, group normalization and two layers in float64, outputs and all gradients."""
+    torch.manual_seed(0)
+    neck = MODELS.build(neck_config(48, 64, 2)).double().eval()
+    randomize(neck)
+    feature_map = torch.randn(2, 48, *size, dtype=torch.float64, requires_grad=True)
+    x = ClusteredFeatures([feature_map], assignments=[], scales=[])
+
+    conv, norm = neck.input_proj.conv, neck.input_proj.gn
+    cells = torch.einsum("bchw,dc->bdhw", feature_map, conv.weight.flatten(1))
+    cells = (cells + conv.bias.view(-1, 1, 1)).unflatten(1, (32, -1))
+    centered = cells - cells.mean(dim=(2, 3, 4), keepdim=True)
+    variance = (centered**2).mean(dim=(2, 3, 4), keepdim=True)
+    cells = (centered / (variance + norm.eps).sqrt()).flatten(1, 2)
+    cells = cells * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
+    expected = cells.flatten(2).transpose(1, 2)
+    position = neck.positional_encoding(torch.zeros(2, *size)).double()
+    for layer in neck.encoder.layers:
+        expected = reference.encoder_layer(layer, expected, position.flatten(2).transpose(1, 2))
+    expected = expected.transpose(1, 2).unflatten(2, size)
+
+    encoded = neck(x)[-1]
+    torch.testing.assert_close(encoded, expected, rtol=1e-9, atol=1e-9)
+    weight = torch.randn_like(expected)
+    inputs = [feature_map, *neck.parameters()]
+    gradients = torch.autograd.grad((encoded * weight).sum(), inputs)
+    wanted = torch.autograd.grad((expected * weight).sum(), inputs)
+    torch.testing.assert_close(gradients, wanted, rtol=1e-7, atol=1e-9)
+
+
+def test_equals_the_encoder_of_torch():
+    """Without positions, torch's own layers with the same weights say the same."""
+    torch.manual_seed(0)
+    neck = MODELS.build(neck_config(64, 64, 2)).double().eval()
+    randomize(neck)
+    x = torch.randn(2, 15, 64, dtype=torch.float64)
+    expected = x
+    for layer in neck.encoder.layers:
+        twin = nn.TransformerEncoderLayer(64, 8, 128, batch_first=True, dtype=torch.float64).eval()
+        linear = [module for module in layer.ffn.modules() if isinstance(module, nn.Linear)]
+        parts = (layer.self_attn.attn, *linear, *layer.norms)
+        theirs = (twin.self_attn, twin.linear1, twin.linear2, twin.norm1, twin.norm2)
+        for mine, other in zip(parts, theirs, strict=True):
+            other.load_state_dict(mine.state_dict())
+        expected = twin(expected)
+    encoded = neck.encoder(query=x, query_pos=torch.zeros_like(x), key_padding_mask=None)
+    torch.testing.assert_close(encoded, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_only_the_last_map_changes():
+    x = features(48, (12, 20), (6, 10), (3, 5))
+    neck = MODELS.build(neck_config(48, 64, 1)).double()
+    encoded = neck(x)
+    assert isinstance(encoded, ClusteredFeatures)
+    assert encoded.assignments == x.assignments
+    assert encoded.scales == x.scales
+    assert encoded[0] is x[0] and encoded[1] is x[1]
+    assert encoded[2].shape == (2, 64, 3, 5)
+
+
+def test_drops_in_training_alone():
+    """A tenth, in attention, after it and in the FFN; nothing in the decoder."""
+    model = detector(**plus()).train()
+    for module, rate in ((model.neck, 0.1), (model.panoptic_head, 0.0)):
+        for part in module.modules():
+            if isinstance(part, MultiheadAttention):
+                assert part.attn.dropout == part.dropout_layer.p == rate
+            if isinstance(part, FFN):
+                assert {m.p for m in part.modules() if isinstance(m, nn.Dropout)} == {rate}
+    x = features(512, (2, 3), dtype=torch.float32)
+    assert not torch.equal(model.neck(x)[-1], model.neck(x)[-1])
+    model.neck.eval()
+    assert torch.equal(model.neck(x)[-1], model.neck(x)[-1])
+
+
+@pytest.mark.parametrize(("decoder", "millions"), [("masked", 45.819555), ("standard", 45.793699)])
+def test_parameters_of_the_released_models(decoder, millions):
+    """Trainable parameters, to the last one."""
+    overrides = {"panoptic_head.in_channels": 256, "panoptic_head.decoder": decoder}
+    neck = {**ENCODER, "in_channels": 2048}
+    assert parameters(neck=neck, **overrides)[0] == pytest.approx(millions, abs=1e-9)
+
+
+def test_initialization():
+    torch.manual_seed(0)
+    neck = MODELS.build({**ENCODER, "in_channels": 64})
+    neck.init_weights()
+    assert (neck.input_proj.conv.bias == 0).all()
+    for name, parameter in neck.encoder.named_parameters():
+        if parameter.dim() > 1:
+            fan_out, fan_in = parameter.shape
+            bound = (6 / (fan_in + fan_out)) ** 0.5
+            assert 0.99 * bound < parameter.abs().max() <= bound, name
+
+
+def test_detector_trains_and_predicts():
+    model = detector(**plus()).train()
+    samples = [data_sample((64, 96)), data_sample((50, 70), padded=(64, 96))]
+    losses = model.loss(torch.randn(2, 3, 64, 96), samples)
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    with torch.no_grad():
+        (prediction,) = model.eval().predict(torch.randn(1, 3, 64, 96), [data_sample((64, 96))])
+    assert prediction.pred_panoptic_seg.sem_seg.shape == (1, 64, 96)
+
+
+def test_segmentor_trains_and_predicts():
+    model = segmentor(**plus("decode_head")).train()
+    losses = model.loss(
+        torch.randn(1, 3, 64, 96), [seg_sample(torch.arange(96).expand(64, -1) // 10)]
+    )
+    sum(losses.values()).backward()
+    assert model.neck.input_proj.conv.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        (prediction,) = model.eval().predict(torch.randn(1, 3, 64, 96))
+    assert prediction.seg_logits.data.shape == (10, 64, 96)
+
+
+def test_bad_input():
+    neck = MODELS.build(neck_config(48, 64, 1)).double()
+    with pytest.raises(TypeError, match="expected ClusteredFeatures"):
+        neck((torch.randn(1, 48, 2, 2),))
+    with pytest.raises(ValueError, match=r"in_channels=48, got \(2, 32, 3, 5\)"):
+        neck(features(32, (3, 5)))
+    with pytest.raises(ValueError, match="equal to out_channels=256, got 64 and 64"):
+        MODELS.build({**neck_config(48, 64, 1), "out_channels": 256})
+
+
+def test_weights_of_a_checkpoint_stay(tmp_path):
+    config = neck_config(64, 64, 1)
+    stored = MODELS.build(config)
+    for parameter in stored.parameters():
+        nn.init.constant_(parameter, 0.5)
+    path = tmp_path / "neck.pth"
+    torch.save(stored.state_dict(), path)
+    neck = MODELS.build({**config, "init_cfg": dict(type="Pretrained", checkpoint=str(path))})
+    neck.init_weights()
+    assert all((parameter == 0.5).all() for parameter in neck.parameters())

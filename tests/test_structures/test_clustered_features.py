@@ -1,0 +1,99 @@
+import pytest
+import torch
+
+from hcformer_mm.structures.clustered_features import ClusteredFeatures
+from hcformer_mm.structures.image_clusters import ImageClusters
+
+
+def assignments(*sizes):
+    return [torch.zeros(1, 9, *size) for size in sizes]
+
+
+def test_is_a_tuple_with_a_clustering():
+    maps = [torch.zeros(1, 4, 8, 8), torch.zeros(1, 8, 4, 4)]
+    scales = [torch.ones(1)]
+    features = ClusteredFeatures(maps, assignments=assignments((8, 8)), scales=scales)
+    assert isinstance(features, tuple)
+    assert len(features) == 2
+    assert features[-1] is maps[1]
+    assert features.scales == (scales[0],)
+    assert [a.shape[-1] for a in features.assignments] == [8]
+
+
+def test_without_clustering():
+    features = ClusteredFeatures([torch.zeros(1, 4, 8, 8)], assignments=[], scales=[])
+    assert features.assignments == features.scales == ()
+
+
+def test_is_not_rebuilt_without_its_clustering():
+    with pytest.raises(TypeError, match="assignments"):
+        ClusteredFeatures([torch.zeros(1, 4, 8, 8)])
+
+
+def test_replace_keeps_the_clustering():
+    features = ClusteredFeatures(
+        [torch.zeros(1)], assignments=assignments((5, 7), (3, 4)), scales=[torch.ones(1)] * 2
+    )
+    replaced = features.replace([torch.ones(2)])
+    assert torch.equal(replaced[0], torch.ones(2))
+    assert replaced.assignments is features.assignments
+    assert replaced.scales is features.scales
+
+
+def test_levels_out_of_order():
+    with pytest.raises(ValueError, match=r"finest first.*\(2, 2\) under \(4, 4\), got \(8, 8\)"):
+        ClusteredFeatures([], assignments=assignments((4, 4), (8, 8)), scales=[0, 0])
+
+
+def test_scales_missing():
+    with pytest.raises(ValueError, match="1 assignments and 0 scales"):
+        ClusteredFeatures([], assignments=assignments((4, 4)), scales=[])
+
+
+def clusters():
+    """An image of 30×44 that was resized to 15×22 and padded to 16×24, two levels at stride 4."""
+    torch.manual_seed(0)
+    return ImageClusters(
+        assignments=(torch.rand(9, 4, 6), torch.rand(9, 2, 3)),
+        stride=4,
+        input_size=(15, 22),
+        image_size=(30, 44),
+    )
+
+
+def test_labels_of_an_image_at_three_sizes():
+    image = clusters()
+    assert image.num_levels == 2
+    cells, resized, given = (image.labels(size) for size in ("cells", "input", "image"))
+    for level in range(2):
+        assert [labels[level].shape for labels in (cells, resized, given)] == [
+            (4, 6),
+            (15, 22),
+            (30, 44),
+        ]
+        # Every cell shows in the image here, so the numbers of the clusters agree.
+        for y in range(30):
+            for x in range(44):
+                assert given[level][y, x] == resized[level][y // 2, x // 2]
+        assert torch.equal(
+            resized[level], cells[level].repeat_interleave(4, 0).repeat_interleave(4, 1)[:15, :22]
+        )
+
+
+def test_connected_labels_of_an_image_are_finer():
+    image = clusters()
+    for whole, parts in zip(image.labels(), image.labels(connected=True), strict=True):
+        assert parts.max() >= whole.max()
+        pairs = {*zip(parts.flatten().tolist(), whole.flatten().tolist(), strict=True)}
+        assert len(pairs) == len(parts.unique())
+
+
+def test_clusters_move():
+    image = clusters()
+    moved = image.to("meta")
+    assert all(assignment.is_meta for assignment in moved.assignments)
+    assert (moved.stride, moved.input_size) == (image.stride, image.input_size)
+    assert torch.equal(image.cpu().assignments[0], image.assignments[0])
+    assert image.to("cpu").assignments[0] is image.assignments[0]
+    copied = image.to("cpu", copy=True).assignments[0]
+    assert copied is not image.assignments[0] and torch.equal(copied, image.assignments[0])

@@ -1,0 +1,116 @@
+"""Predictions and ground truth of both hosts' data samples, as segmentations."""
+
+import numpy as np
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmengine.structures import InstanceData, PixelData
+from mmseg.structures import SegDataSample
+
+from hcformer_mm.structures.data_samples import predicted_segments, true_segments
+from hcformer_mm.structures.panoptic import Classes
+
+CLASSES = Classes(["cup", "field"], frozenset(["cup"]))
+
+
+def mask(*columns: int) -> list[list[int]]:
+    """A mask of 1 × 4 pixels."""
+    return [[int(column in columns) for column in range(4)]]
+
+
+def detection(**fields) -> DetDataSample:
+    sample = DetDataSample(metainfo=dict(ori_shape=(1, 4)))
+    for name, value in fields.items():
+        sample.set_data({name: value})
+    return sample
+
+
+def test_nothing_is_predicted() -> None:
+    assert predicted_segments(DetDataSample(), CLASSES) is None
+    boxes = InstanceData(labels=torch.tensor([0]), scores=torch.tensor([0.9]))
+    assert predicted_segments(detection(pred_instances=boxes), CLASSES) is None
+
+
+def test_semantic_predictions_of_both_hosts() -> None:
+    labels = torch.tensor([[[1, 0, 0, 1]]])
+    of_mmdet = detection(pred_sem_seg=PixelData(sem_seg=labels))
+    of_mmseg = SegDataSample(pred_sem_seg=PixelData(data=labels))
+    for sample in (of_mmdet, of_mmseg):
+        prediction = predicted_segments(sample, CLASSES)
+        assert prediction.segments.tolist() == [[1, 0, 0, 1]]
+        assert prediction.categories == {0: 0, 1: 1}
+
+
+def test_panoptic_predictions_go_first() -> None:
+    """The third cup, the field, and void, whose label is the number of classes."""
+    sample = detection(
+        pred_panoptic_seg=PixelData(sem_seg=torch.tensor([[[3000, 1, 2, 2]]])),
+        pred_sem_seg=PixelData(sem_seg=torch.tensor([[[0, 0, 0, 0]]])),
+        pred_instances=InstanceData(masks=torch.zeros(0, 1, 4), scores=torch.zeros(0)),
+    )
+    prediction = predicted_segments(sample, CLASSES)
+    assert prediction.segments.tolist() == [[3000, 1, 2, 2]]
+    assert prediction.categories == {3000: 0, 1: 1}
+
+
+def test_instances_are_painted_by_score() -> None:
+    instances = InstanceData(
+        masks=torch.tensor([mask(0, 1), mask(1, 2), mask(3), mask(2)]).bool(),
+        labels=torch.tensor([0, 1, 0, 0]),
+        scores=torch.tensor([0.9, 0.6, 0.4, 0.55]),
+    )
+    prediction = predicted_segments(detection(pred_instances=instances), CLASSES)
+    # In the order of scores: the fourth is hidden by the second; the third is below 0.5.
+    assert prediction.segments.tolist() == [[3000, 3000, 2001, 0]]
+    assert prediction.categories == {3000: 0, 2001: 1}
+    more = predicted_segments(detection(pred_instances=instances), CLASSES, score_thr=0.3)
+    assert more.segments.tolist() == [[4000, 4000, 3001, 1000]]
+    none = predicted_segments(detection(pred_instances=instances), CLASSES, score_thr=1)
+    assert none.segments.tolist() == [[0] * 4] and none.categories == {}
+
+
+def test_semantic_truth_of_both_hosts() -> None:
+    labels = torch.tensor([[[1, 0, 255, 1]]], dtype=torch.uint8)
+    of_mmseg = SegDataSample(
+        metainfo=dict(ori_shape=(1, 4)), gt_sem_seg=PixelData(data=labels.long())
+    )
+    for sample in (detection(gt_sem_seg=PixelData(sem_seg=labels)), of_mmseg):
+        truth = true_segments(sample, CLASSES)
+        assert truth.segments.tolist() == [[1, 0, 255, 1]]
+        assert truth.categories == {0: 0, 1: 1}
+        assert truth.ignore.tolist() == [[False, False, True, False]]
+
+
+def test_true_instances_lie_on_stuff() -> None:
+    instances = InstanceData(
+        masks=BitmapMasks(np.array([mask(0), mask(1, 2)], np.uint8), 1, 4),
+        labels=torch.tensor([0, 0]),
+    )
+    truth = true_segments(detection(gt_instances=instances), CLASSES)
+    assert truth.segments.tolist() == [[1000, 2000, 2000, 0]]
+    assert truth.categories == {1000: 0, 2000: 0}
+    assert not truth.ignore.any()
+    semantic = PixelData(sem_seg=torch.tensor([[[0, 0, 255, 255]]]))
+    truth = true_segments(detection(gt_instances=instances, gt_sem_seg=semantic), CLASSES)
+    assert truth.segments.tolist() == [[1000, 2000, 2000, 255]]
+    assert truth.categories == {1000: 0, 2000: 0}
+    assert truth.ignore.tolist() == [[False, False, False, True]]
+
+
+def test_pixels_of_several_true_instances_are_not_scored() -> None:
+    instances = InstanceData(
+        masks=BitmapMasks(np.array([mask(0, 1), mask(1, 2)], np.uint8), 1, 4),
+        labels=torch.tensor([0, 0]),
+    )
+    truth = true_segments(detection(gt_instances=instances), CLASSES)
+    assert truth.segments.tolist() == [[1000, 2000, 2000, 0]]
+    assert truth.ignore.tolist() == [[False, True, False, False]]
+
+
+def test_truth_that_is_missing_or_was_resized() -> None:
+    assert true_segments(detection(), CLASSES) is None
+    small = PixelData(sem_seg=torch.zeros(1, 1, 3, dtype=torch.long))
+    assert true_segments(detection(gt_sem_seg=small), CLASSES) is None
+    masks = InstanceData(masks=BitmapMasks(np.zeros((1, 2, 8)), 2, 8), labels=torch.tensor([0]))
+    assert true_segments(detection(gt_instances=masks), CLASSES) is None
+    assert true_segments(detection(gt_instances=masks, gt_sem_seg=small), CLASSES) is None
