@@ -9,13 +9,13 @@ that is as far, nothing can be learned from this image.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from statistics import median
+from typing import NamedTuple
 
 import torch
 from tabulate import tabulate
 from torch import Tensor
-
-from benchmarks.timing import summarize, time_in_turn
+from torch.utils.benchmark import timer
 
 from .export import Runner
 
@@ -144,6 +144,14 @@ def _unrest(
     return moved
 
 
+class Times(NamedTuple):
+    """Median times of one call in seconds, and the median over the rounds of exported / eager."""
+
+    eager: float
+    exported: float
+    ratio: float
+
+
 def time_both(
     exported: Runner,
     eager: Callable[[Tensor], dict[str, Tensor]],
@@ -151,8 +159,8 @@ def time_both(
     *,
     batch_size: int = 1,
     repeats: int = 5,
-) -> list[dict[str, Any]]:
-    """Time an exported model and the model in turn.
+) -> Times:
+    """Time an exported model and the model in turn, after one warm-up round.
 
     Args:
         exported: As in :func:`compare`.
@@ -160,22 +168,25 @@ def time_both(
         shape: Height and width of the images.
         batch_size: Number of images at a time.
         repeats: Rounds that count.
-
-    Returns:
-        Two rows of :func:`~benchmarks.timing.summarize`, ``'eager'`` and ``'exported'``,
-        the first being the baseline.
     """
     image = noise(shape, batch_size)
-    calls = {"eager": lambda: _run(eager, image), "exported": lambda: exported(image)}
-    measurements = time_in_turn(calls, repeats=repeats, setting={"shape": _size(shape)})
-    return summarize(measurements, "eager")
+    rounds = []
+    for _ in range(1 + repeats):
+        start = timer()
+        _run(eager, image)
+        middle = timer()
+        exported(image)
+        rounds.append((middle - start, timer() - middle))
+    eager_s, exported_s = zip(*rounds[1:], strict=True)
+    ratio = median(y / x for x, y in rounds[1:])
+    return Times(median(eager_s), median(exported_s), ratio)
 
 
 def _size(shape: tuple[int, int]) -> str:
     return f"{shape[0]}x{shape[1]}"
 
 
-def as_text(comparisons: Sequence[Comparison], times: Sequence[Mapping[str, Any]]) -> str:
+def as_text(comparisons: Sequence[Comparison], times: Times) -> str:
     """What was compared and timed for one shape, in Markdown.
 
     Args:
@@ -206,9 +217,8 @@ def as_text(comparisons: Sequence[Comparison], times: Sequence[Mapping[str, Any]
             f"; {len(unrest)} more decide nothing, as the model itself moves by {min(unrest):.1e} "
             f"to {max(unrest):.1e} when they are disturbed by {ROUNDING:g}"
         )
-    eager, exported = times
     parts.append(
-        f"{shape}: eager {1e3 * eager['median_s']:.1f} ms, exported "
-        f"{1e3 * exported['median_s']:.1f} ms, {exported['ratio']:.2f} times as long"
+        f"{shape}: eager {1e3 * times.eager:.1f} ms, exported {1e3 * times.exported:.1f} ms, "
+        f"{times.ratio:.2f} times as long"
     )
     return "\n\n".join(parts)

@@ -98,4 +98,4 @@ def test_text_has_the_worst_image():
     row = [cell.strip() for cell in text.splitlines()[2].split("|")[1:-1]]
     assert row == ["8x6", "masks", "6.0e-04", "2", "3.0e-04"]
     assert "3 of 3 images equal to 0.001" in text
-    assert f"{times[1]['ratio']:.2f} times as long" in text
+    assert f"{times.ratio:.2f} times as long" in text
