@@ -19,7 +19,7 @@ import numpy as np
 from explorer_html import CSS, NOTES, levels_html, path_html
 from shapes import CONFIG, IMAGES, ROOT, Demo
 
-from demo.exploration import OVERLAYS, Exploration, draw_level, explore
+from exploration import OVERLAYS, Exploration, draw_level, explore
 from hcformer_mm.apis.cluster_inferencer import ClusterInferencer
 from hcformer_mm.apis.inputs import InputImage
 from hcformer_mm.structures.data_samples import predicted_segments

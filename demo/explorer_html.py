@@ -7,7 +7,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from demo.exploration import Exploration, Step, light_up, trace
+from exploration import Exploration, Step, light_up, trace
 
 
 def levels_html(exploration: Exploration, level: int) -> str:

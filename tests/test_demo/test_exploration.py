@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from demo.exploration import (
+from exploration import (
     FRAME,
     MARK,
     OVERLAYS,

@@ -21,7 +21,7 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from demo.exploration import draw_level, light_up, trace
+from exploration import draw_level, light_up, trace
 from hcformer_mm.apis.inference import build_model
 from tests.helpers.models import SHAPES_CONFIG
 
