@@ -12,7 +12,7 @@ from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from mmseg.models.segmentors import BaseSegmentor
 
-from ..checkpoints.safe_load import load_checkpoint
+from ..checkpoints.io import load_checkpoint
 from ..structures.panoptic import Classes
 from ..utils.config import dataset_meta_of, logging_from, without_pretrained
 

@@ -1,64 +1,109 @@
-"""Files of weights: those of strangers are read as data, ours are written whole or not at all."""
+"""Checkpoint files: untrusted ones are loaded with ``weights_only=True``, ours are saved whole."""
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+import os
+import pickle
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import checkpoint
 from torch import Tensor
 
 from ..utils.atomic_write import replacing
-from .numpy_pickle import load_array_pickle
-from .safe_load import load_checkpoint
 
 SAFETENSORS = ".safetensors"
 WRAPPER = "module."
-"""How the names begin that PyTorch's wrappers for training on several devices give."""
-# torch.save writes a zip; before version 1.6 it wrote a pickle that begins with this number.
-_TORCH_BEGINNINGS = (b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")
-_NUMPY_TYPES: list[Any] = [type(np.dtype(name)) for name in ("float16", "int16", "int8", "uint8")]
+"""Prefix that DistributedDataParallel and DataParallel give to every name."""
+# torch.save writes a zip file; before version 1.6 it wrote a pickle that begins with this number.
+_TORCH_MAGIC = (b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")
 
 
-def read_weights_file(path: str | Path) -> dict[str, Any]:
-    """Read a file with weights, without running code of the file.
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint without running code from the file.
 
     Args:
-        path: What ``torch.save`` wrote, a plain pickle of numpy arrays (Detectron2's ``.pkl``), or
-            a ``.safetensors`` file, whose tensors come as ``state_dict`` and whose metadata come as
-            ``meta``.
+        path: File of ``torch.save``, where numpy arrays and MMEngine's training logs may accompany
+            the tensors, or a ``.safetensors`` file.
 
     Returns:
-        What the file holds, tensors on the CPU; arrays are still arrays.
+        Content of the file, with tensors on the CPU. A ``.safetensors`` file gives its tensors as
+        ``state_dict`` and its metadata as ``meta``.
 
     Raises:
-        ValueError: There is no such file, it is damaged, of another kind, or holds other things
-            than weights and plain values.
+        FileNotFoundError: ``path`` is not a file.
+        ValueError: The file is damaged, has another format (such as ``.pkl``), does not hold a
+            dict, or holds more than weights, plain values and logs.
+        ImportError: A ``.safetensors`` file is given, but safetensors is not installed.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"expected a file with weights, but {path} is none")
-    if path.suffix == SAFETENSORS:
-        return _read_safetensors(path)
-    with path.open("rb") as file:
-        is_torch = file.read(32).startswith(_TORCH_BEGINNINGS)
-    content = _read_torch(path) if is_torch else _read_pickle(path)
+        raise FileNotFoundError(f"no such checkpoint: {path}")
+    content = _load_safetensors(path) if path.suffix == SAFETENSORS else _load_torch(path)
     if not isinstance(content, dict):
         raise ValueError(f"expected {path} to hold a dict, got {type(content).__name__}")
     return content
 
 
-def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors among the entries of a dict; numpy arrays become tensors, the rest is left out.
+def force_weights_only() -> None:
+    """Make every later ``torch.load`` of this process refuse files that hold code.
+
+    MMEngine's runner would otherwise warn and load such a file, and MMEngine's own list of safe
+    globals contains ``getattr``.
+    """
+    torch.serialization.add_safe_globals(_safe_globals())
+    if hasattr(checkpoint, "get_torch_safe_globals"):  # only the maintained fork has it
+        checkpoint.get_torch_safe_globals = _safe_globals
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+
+
+def save_checkpoint(
+    path: str | Path, content: Mapping[str, Any], *, weights: str = "state_dict"
+) -> None:
+    """Save a checkpoint under a temporary name and rename it, so that no file is half written.
+
+    The bytes depend on the content alone, not on the file name or the time.
 
     Args:
-        content: Names with tensors, arrays of numbers, or other values.
+        path: A ``.safetensors`` file gets the weights, and every other entry as JSON in its
+            metadata; any other suffix means ``torch.save``.
+        content: Entries of the checkpoint.
+        weights: Key of the entry that holds the weights.
 
     Raises:
-        ValueError: An array is of numbers that no tensor holds, or the names are those of a model
-            that is still wrapped for training on several devices.
+        ValueError: The folder does not exist, or ``path`` is a folder.
+        ImportError: ``path`` is a ``.safetensors`` file, but safetensors is not installed.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"expected a file in an existing folder to write to, got {path}")
+    tensors = _without_shared_memory(content[weights])
+    with replacing(path) as unfinished:
+        if path.suffix == SAFETENSORS:
+            metadata = {key: json.dumps(value) for key, value in content.items() if key != weights}
+            _safetensors().torch.save_file(tensors, unfinished, {"format": "pt", **metadata})
+        else:
+            # Given a path, torch.save would store its name in the file.
+            with unfinished.open("wb") as file:
+                torch.save({**content, weights: tensors}, file)
+
+
+def weights_entry(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the entry ``state_dict`` or ``model`` of a checkpoint, or all of it without these."""
+    entries = (content.get(key) for key in ("state_dict", "model"))
+    return next((entry for entry in entries if isinstance(entry, Mapping)), content)
+
+
+def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors and numeric arrays of a dict, all as tensors, without its other values.
+
+    Raises:
+        ValueError: An array has a dtype that torch lacks, or all names have the prefix of a model
+            wrapped for distributed training.
     """
     tensors: dict[str, Tensor] = {}
     for name, value in content.items():
@@ -66,82 +111,23 @@ def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
             tensors[name] = value
         elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
             try:
-                # A copy that may be written to.
-                tensors[name] = torch.from_numpy(np.array(value))
+                tensors[name] = torch.from_numpy(np.array(value))  # a writable copy
             except TypeError:
                 raise ValueError(
-                    f"expected {name} to be of numbers that a tensor can hold, got an array of "
+                    f"expected {name} to have a dtype that torch supports, got an array of "
                     f"{value.dtype}; convert it, to float64 for instance"
                 ) from None
     if tensors and all(str(name).startswith(WRAPPER) for name in tensors):
         raise ValueError(
-            f"expected the names of the model's tensors, got all of them with the prefix "
-            f"{WRAPPER!r} of DistributedDataParallel or DataParallel ({some(tensors, 2)}); "
+            f"expected the names of a plain model, got the prefix {WRAPPER!r} of "
+            f"DistributedDataParallel or DataParallel in all of them ({some(tensors, 2)}); "
             "remove it from the names"
         )
     return tensors
 
 
-def weights_entry(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a checkpoint that holds its weights.
-
-    Args:
-        content: What :func:`read_weights_file` reads.
-
-    Returns:
-        Its entry ``state_dict`` or ``model``; all of it, if there is neither.
-    """
-    entries = (content[key] for key in ("state_dict", "model") if key in content)
-    return next((entry for entry in entries if isinstance(entry, Mapping)), content)
-
-
-def some(names: Iterable[Any], limit: int = 4) -> str:
-    """The first of many names, for an error message."""
-    listed = [str(name) for name in names]
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return f"{', '.join(listed[:limit]) or 'nothing'}{more}"
-
-
-def write_weights_file(
-    path: str | Path, content: Mapping[str, Any], *, weights: str = "state_dict"
-) -> None:
-    """Write a checkpoint under another name and rename it: it is whole or not there.
-
-    The bytes depend on the content alone, not on the name of the file or the time.
-
-    Args:
-        path: A ``.safetensors`` file holds the weights alone, with everything else as JSON in its
-            metadata; any other suffix means ``torch.save``.
-        content: The entries of the checkpoint.
-        weights: Under which of them the weights are.
-
-    Raises:
-        ValueError: The folder does not exist, or ``path`` is one.
-        ImportError: The suffix asks for safetensors, which is not installed.
-    """
-    path = Path(path)
-    if path.is_dir() or not path.parent.is_dir():
-        raise ValueError(f"expected a file in an existing folder to write to, got {path}")
-    write: Callable[[BinaryIO], None]
-    if path.suffix == SAFETENSORS:
-        metadata = {key: json.dumps(value) for key, value in content.items() if key != weights}
-        data = _safetensors().save(_owned(content[weights]), {"format": "pt", **metadata})
-
-        def write(file: BinaryIO) -> None:
-            file.write(data)
-    else:
-        whole = {**content, weights: _owned(content[weights])}
-
-        def write(file: BinaryIO) -> None:
-            # Given a path, torch would write the file's name into it.
-            torch.save(whole, file)
-
-    with replacing(path) as unfinished, unfinished.open("wb") as file:
-        write(file)
-
-
 def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -149,45 +135,44 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same values, each in memory of its own: a view would be written with all it looks at."""
-    owned: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        storage = tensor.untyped_storage()
-        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in seen:
-            tensor = tensor.clone()
-        seen.add(tensor.untyped_storage().data_ptr())
-        owned[name] = tensor
-    return owned
+def some(names: Iterable[Any], limit: int = 4) -> str:
+    """List the first ``limit`` names and count the others, for an error message."""
+    listed = [str(name) for name in names]
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return f"{', '.join(listed[:limit]) or 'nothing'}{more}"
 
 
-def _read_torch(path: Path) -> Any:
-    with torch.serialization.safe_globals(_NUMPY_TYPES):
-        return load_checkpoint(path)
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            return load_array_pickle(file)
-    except Exception as error:  # a damaged pickle raises whatever its first wrong byte means
+def _load_torch(path: Path) -> Any:
+    with path.open("rb") as file:
+        head = file.read(32)
+    if not head.startswith(_TORCH_MAGIC):
         raise ValueError(
-            f"expected {path} to be written by torch.save, or to be a pickle of numpy arrays or a "
-            f"{SAFETENSORS} file: {error}"
+            f"expected {path} to be written by torch.save or to be a {SAFETENSORS} file; if it is "
+            "a pickle (.pkl) that you trust, convert it where Detectron2 is installed: "
+            "torch.save(pickle.load(open('model.pkl', 'rb'), encoding='latin1'), 'model.pth')"
+        )
+    try:
+        with torch.serialization.safe_globals(_safe_globals()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"expected {path} to hold only weights, plain values and logs, which load without "
+            f"running code: {error}"
+        ) from None
+    except (RuntimeError, EOFError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"expected {path} to be a complete file of torch.save, got a damaged one: "
+            f"{error or type(error).__name__}"
         ) from None
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
+def _load_safetensors(path: Path) -> dict[str, Any]:
     safetensors = _safetensors()
     try:
-        from safetensors import safe_open
-
-        with safe_open(path, "pt") as file:
+        with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-        state_dict = safetensors.load_file(path)
-    except Exception as error:  # of the library's own kind, which only it defines
+        state_dict = safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
         raise ValueError(f"expected {path} to be a {SAFETENSORS} file: {error}") from None
     try:
         meta = json.loads(metadata.get("meta", "{}"))
@@ -205,7 +190,47 @@ def _safetensors() -> Any:
         import safetensors.torch
     except ImportError:
         raise ImportError(
-            f"expected the package safetensors, to read and write {SAFETENSORS} files, found none: "
+            f"expected the package safetensors to read and write {SAFETENSORS} files: "
             "pip install safetensors"
         ) from None
-    return safetensors.torch
+    return safetensors
+
+
+def _statistic(owner: Any, name: str) -> Any:
+    """Stand in for ``getattr`` in a pickled HistoryBuffer, which looks up its statistics.
+
+    ``getattr`` itself would reach the globals of a module through any function.
+    """
+    if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
+        raise pickle.UnpicklingError(f"getattr of {owner!r} and {name!r} does not belong to a log")
+    return getattr(owner, name)
+
+
+def _safe_globals() -> list[Any]:
+    """Return what a checkpoint may name besides tensors: numpy arrays and MMEngine's logs."""
+    array = np.zeros(1)
+    reconstruct, scalar = array.__reduce__()[0], array[0].__reduce__()[0]
+    kinds = "float64 float32 float16 int64 int32 int16 int8 uint8 bool"
+    dtypes = [type(np.dtype(kind)) for kind in kinds.split()]
+    # numpy 2 moved its functions; files of either version name them where they were.
+    moved = [
+        (function, f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for function, name in ((reconstruct, "_reconstruct"), (scalar, "scalar"))
+    ]
+    getters = [(_statistic, f"{module}.getattr") for module in ("builtins", "__builtin__")]
+    return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *moved, *getters]
+
+
+def _without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors that are views or share memory: a view would be saved with its whole base."""
+    copies: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        copies[name] = tensor
+    return copies

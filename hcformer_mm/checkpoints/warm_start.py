@@ -14,7 +14,7 @@ from ..utils.config import find_config
 from ..version import __version__
 from .hcformer_d2.convert import build
 from .hcformer_d2.key_mapping import COUNTER
-from .io import read_weights_file, sha256, some, tensors_of, weights_entry, write_weights_file
+from .io import load_checkpoint, save_checkpoint, sha256, some, tensors_of, weights_entry
 
 HEADS = ("panoptic_head", "decode_head")
 """Where detectors and segmentors have their head."""
@@ -127,7 +127,7 @@ def warm_start_file(
     """Write what a checkpoint of the hosts has in common with a config's model, for ``load_from``.
 
     Args:
-        source: The checkpoint, as of :func:`~hcformer_mm.checkpoints.io.read_weights_file`.
+        source: The checkpoint, as of :func:`~hcformer_mm.checkpoints.io.load_checkpoint`.
         target: Where to write, a ``.pth`` file.
         config: A file, or the name of a config of this package.
         cfg_options: Overrides of it.
@@ -140,13 +140,13 @@ def warm_start_file(
     """
     if Path(target).suffix != ".pth":
         raise ValueError(f"expected a .pth file to write, which load_from reads, got {target}")
-    tensors = tensors_of(weights_entry(read_weights_file(source)))
+    tensors = tensors_of(weights_entry(load_checkpoint(source)))
     cfg = Config.fromfile(find_config(config))
     cfg.merge_from_dict(dict(cfg_options or {}))
     result = warm_start(tensors, build(cfg).state_dict())
     about = dict(file=Path(source).name, sha256=sha256(source))
     meta = dict(hcformer_mm_version=__version__, warm_start=about)
-    write_weights_file(target, dict(meta=meta, state_dict=result.state_dict))
+    save_checkpoint(target, dict(meta=meta, state_dict=result.state_dict))
     return result
 
 

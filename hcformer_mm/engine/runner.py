@@ -8,7 +8,7 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..checkpoints.safe_load import read_weights_only
+from ..checkpoints.io import force_weights_only
 from . import set_up_gloo
 from .hooks.param_groups_hook import ParamGroupsHook
 
@@ -60,7 +60,7 @@ def build_runner(config: Config) -> Runner:
     The checkpoints that it loads are read as data. Without GPUs, processes that torchrun started
     are joined by gloo. With ``compile`` in the config, the optimizers are made readable to Dynamo.
     """
-    read_weights_only()
+    force_weights_only()
     set_up_gloo(config)
     if "runner_type" in config:
         return RUNNERS.build(config)

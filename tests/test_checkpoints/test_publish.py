@@ -12,8 +12,8 @@ from mmengine.logging import HistoryBuffer
 from torch import nn
 from torch.hub import HASH_REGEX
 
+from hcformer_mm.checkpoints.io import load_checkpoint
 from hcformer_mm.checkpoints.publish import publish
-from hcformer_mm.checkpoints.safe_load import load_checkpoint
 from hcformer_mm.utils.config import find_config
 from hcformer_mm.version import __version__
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 import torchvision
 
-from hcformer_mm.checkpoints.io import read_weights_file
-from hcformer_mm.checkpoints.safe_load import load_checkpoint
+from hcformer_mm.checkpoints.io import load_checkpoint
 from tests.helpers.released_checkpoints import random_state, released_keys
 from tests.helpers.released_small import small
 
@@ -70,7 +69,7 @@ def test_checks_the_config(tmp_path):
     result = tool(CONVERTER, source, ours, "--config", model.name, "--cfg-options", *overrides)
     assert result.returncode == 0, result.stderr
     assert "model.backbone.hierarchical_level=1" in result.stdout
-    assert "decode_head.cls_embed.weight" in read_weights_file(ours)["state_dict"]
+    assert "decode_head.cls_embed.weight" in load_checkpoint(ours)["state_dict"]
     ours.unlink()
     level = "model.backbone.hierarchical_level=3"
     result = tool(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hcformer_mm.checkpoints.safe_load import load_checkpoint
+from hcformer_mm.checkpoints.io import load_checkpoint
 from tests.test_tools.test_train_and_test import loader_options, metrics, tool
 
 CONFIG = "configs/shapes/hc-fcn32s_r18_shapes-semantic.py"

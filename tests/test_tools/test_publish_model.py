@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from hcformer_mm.checkpoints.safe_load import load_checkpoint
+from hcformer_mm.checkpoints.io import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,5 +32,5 @@ def test_publishes(tmp_path):
 
     result = publish(tmp_path / "none.pth", tmp_path / "x.pth")
     assert result.returncode == 1
-    assert "publish_model: expected a file with weights" in result.stderr
+    assert "publish_model: no such checkpoint" in result.stderr
     assert "Traceback" not in result.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from hcformer_mm.checkpoints.safe_load import load_checkpoint
+from hcformer_mm.checkpoints.io import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "configs/shapes/hcformer_r18_shapes-panoptic.py"

@@ -20,7 +20,7 @@ def main() -> None:
     args = parse_args()
     try:
         path, left_out, averaged = publish(args.in_file, args.out_file)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"publish_model: {error}")
     kind = "the moving average of the weights" if averaged else "the weights"
     sizes = [f"{file.stat().st_size / 2**20:.1f} MiB" for file in (args.in_file, path)]

@@ -13,7 +13,7 @@ from hcformer_mm.checkpoints.io import SAFETENSORS
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("src", type=Path, help="released checkpoint, .pth or .pkl")
+    parser.add_argument("src", type=Path, help="checkpoint to convert, .pth or .safetensors")
     parser.add_argument(
         "dst", type=Path, help="what to write: .safetensors by its suffix, else as torch.save does"
     )
@@ -41,7 +41,7 @@ def main() -> None:
     run = revert_file if args.reverse else convert_file
     try:
         report = run(args.src, args.dst, args.config, args.cfg_options)
-    except (ValueError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"hcformer_d2_to_mm: {error}")
     show(report, args.dst, args.reverse)
 

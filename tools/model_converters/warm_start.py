@@ -32,7 +32,7 @@ def main() -> None:
     args = parse_args()
     try:
         result = warm_start_file(args.src, args.dst, args.config, args.cfg_options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"warm_start: {error}")
     print(result.table())
     print(f"written {args.dst}; train with")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...utils.config import dataset_meta_of, find_config
 from ...version import __version__
-from ..io import read_weights_file, sha256, some, tensors_of, weights_entry, write_weights_file
+from ..io import load_checkpoint, save_checkpoint, sha256, some, tensors_of, weights_entry
 from .architecture import Architecture, choose_config, find_architecture
 from .convert import BACKBONES, Conversion, convert, revert, shapes_of
 from .key_mapping import DROPPED
@@ -63,7 +63,7 @@ def convert_file(
         ValueError: The file is no such checkpoint, or does not fit the config.
     """
     _check_different(source, target)
-    content = read_weights_file(source)
+    content = load_checkpoint(source)
     released, left_out = _released_tensors(content, source)
     architecture = find_architecture(shapes_of(released))
     path, cfg, options = _config(architecture, config, cfg_options)
@@ -82,7 +82,7 @@ def convert_file(
             dropped={name: released[name].tolist() for name in conversion.dropped},
         ),
     )
-    write_weights_file(target, dict(meta=meta, state_dict=conversion.state_dict))
+    save_checkpoint(target, dict(meta=meta, state_dict=conversion.state_dict))
     return Report(architecture, path, options, len(released), conversion, left_out)
 
 
@@ -110,7 +110,7 @@ def revert_file(
         ValueError: The file is no such checkpoint, or does not fit the config.
     """
     _check_different(source, target)
-    content = read_weights_file(source)
+    content = load_checkpoint(source)
     state_dict = tensors_of(weights_entry(content))
     if "backbone.backbone.conv1.weight" not in state_dict and not any(
         name.startswith("backbone.backbone.patch_embed.") for name in state_dict
@@ -139,7 +139,7 @@ def revert_file(
         name: torch.tensor(value) for name, value in kept.items() if name in DROPPED
     }
     about = dict(hcformer_mm_version=__version__, file=Path(source).name, sha256=sha256(source))
-    write_weights_file(target, dict(model=model, meta=about), weights="model")
+    save_checkpoint(target, dict(model=model, meta=about), weights="model")
     return Report(architecture, path, options, len(state_dict), conversion)
 
 

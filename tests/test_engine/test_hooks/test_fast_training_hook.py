@@ -8,7 +8,7 @@ from mmengine.registry import HOOKS, MODEL_WRAPPERS
 from mmengine.runner import Runner, set_random_seed
 from torch import nn
 
-from hcformer_mm.checkpoints.safe_load import load_checkpoint
+from hcformer_mm.checkpoints.io import load_checkpoint
 from hcformer_mm.datasets.shapes_writer import write_shapes
 from hcformer_mm.engine import FastTrainingHook
 from tests.helpers.models import SHAPES_CONFIG
