@@ -5,6 +5,7 @@ export PYTHON
 CANDIDATES = $(or $(PYTHON),python3.11 python3.12 python3.10 python3)
 IS_NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 10))
 RUN = .venv/bin/python
+WORKERS ?= 2
 
 .PHONY: help install demo test lint format clean
 .DEFAULT_GOAL := help
@@ -29,8 +30,9 @@ install:  ## Create .venv and install everything into it
 demo: install  ## Make the Shapes set, train and evaluate an HCFormer on it, draw its results
 	@$(RUN) demo/shapes.py
 
-test: install  ## Run the tests (all of them: .venv/bin/python -m pytest -m 'slow or not slow')
-	@$(RUN) -m pytest
+# worksteal starts each worker on a run of neighbors, so most module fixtures are set up only once.
+test: install  ## Run the tests on WORKERS=2 processes (the slow ones too: .venv/bin/python -m pytest -m '')
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -n $(WORKERS) --dist worksteal
 
 lint: install  ## Check style and types
 	@$(RUN) -m ruff check

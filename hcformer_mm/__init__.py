@@ -4,7 +4,7 @@ import sys
 
 from .version import __version__, check_versions
 
-# The doctor reports unsupported versions itself, with everything else that is wrong.
+# The doctor reports unsupported versions itself, with every other problem.
 if "hcformer_mm.doctor" not in sys.orig_argv:
     check_versions()
 

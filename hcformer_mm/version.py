@@ -1,4 +1,4 @@
-"""The package's version, and the versions of OpenMMLab that it works with."""
+"""The package's version, and the versions of OpenMMLab that it supports."""
 
 from __future__ import annotations
 
@@ -10,87 +10,80 @@ __version__ = "0.1.0"
 
 
 class Library(NamedTuple):
-    """A library of OpenMMLab, and the window of versions that is supported.
+    """A library of OpenMMLab; both of its distributions import under one name.
 
     Attributes:
-        fork: distribution maintained at present, which ``make install`` installs.
-        original: OpenMMLab's own distribution; both import under the same name.
-        minimum: oldest supported version.
-        below: first version that is no longer supported.
+        fork: the maintained distribution, which ``make install`` installs.
+        original: OpenMMLab's own distribution.
+        window: supported versions, as a pip specifier.
     """
 
     fork: str
     original: str
-    minimum: str
-    below: str
-
-    @property
-    def window(self) -> str:
-        """The supported versions, as pip writes them."""
-        return f">={self.minimum},<{self.below}"
+    window: str
 
 
 LIBRARIES: Mapping[str, Library] = {
-    "mmengine": Library("onedl-mmengine", "mmengine", "0.10.0", "1.0.0"),
-    "mmcv": Library("onedl-mmcv", "mmcv", "2.0.0rc4", "3.0.0"),
-    "mmdet": Library("onedl-mmdetection", "mmdet", "3.0.0", "4.0.0"),
-    "mmseg": Library("onedl-mmsegmentation", "mmsegmentation", "1.0.0", "2.0.0"),
-    "mmpretrain": Library("onedl-mmpretrain", "mmpretrain", "1.0.0", "2.0.0"),
+    "mmengine": Library("onedl-mmengine", "mmengine", ">=0.10.0,<1.0.0"),
+    "mmcv": Library("onedl-mmcv", "mmcv", ">=2.0.0rc4,<3.0.0"),
+    "mmdet": Library("onedl-mmdetection", "mmdet", ">=3.0.0,<4.0.0"),
+    "mmseg": Library("onedl-mmsegmentation", "mmsegmentation", ">=1.0.0,<2.0.0"),
+    "mmpretrain": Library("onedl-mmpretrain", "mmpretrain", ">=1.0.0,<2.0.0"),
+}
+WINDOWS = {
+    distribution: library.window
+    for library in LIBRARIES.values()
+    for distribution in (library.fork, library.original)
 }
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of the installed distributions of OpenMMLab, by distribution."""
+    """Versions of OpenMMLab's installed distributions, by distribution name."""
     found = {}
-    for library in LIBRARIES.values():
-        for distribution in (library.fork, library.original):
-            try:
-                found[distribution] = metadata.version(distribution)
-            except metadata.PackageNotFoundError:
-                continue
+    for distribution in WINDOWS:
+        try:
+            found[distribution] = metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
     return found
 
 
 def outside_window(installed: Mapping[str, str]) -> dict[str, str]:
-    """Which distributions are of a version that is not supported.
+    """Requirements such as ``mmdet>=3.0.0,<4.0.0`` that installed versions do not meet.
 
     Args:
-        installed: version by distribution; what is not installed is not in it.
+        installed: versions by distribution name.
 
     Returns:
-        By distribution, the requirement that it does not meet, such as ``mmdet>=3.0.0,<4.0.0``.
+        The requirement by distribution name; empty if every version is supported.
     """
-    wanted = {}
-    for library in LIBRARIES.values():
-        for distribution in (library.fork, library.original):
-            if distribution in installed and not _in_window(installed[distribution], library):
-                wanted[distribution] = f"{distribution}{library.window}"
-    return wanted
+    # Every distribution of OpenMMLab brings packaging; torch alone need not.
+    from packaging.specifiers import SpecifierSet
+
+    return {
+        name: f"{name}{window}"
+        for name, window in WINDOWS.items()
+        if name in installed
+        and not SpecifierSet(window).contains(installed[name], prereleases=True)
+    }
 
 
 def check_versions(installed: Mapping[str, str] | None = None) -> None:
-    """Refuse unsupported versions of OpenMMLab's libraries; missing ones are no fault here.
+    """Raise if a library of OpenMMLab has an unsupported version; a missing library passes.
 
     Args:
-        installed: version by distribution; by default what is installed.
+        installed: versions by distribution name; by default those of this environment.
 
     Raises:
-        ImportError: names what was found and what to type.
+        ImportError: a version is not supported; the message gives the pip command.
     """
     installed = installed_versions() if installed is None else installed
-    wanted = outside_window(installed)
+    wanted = outside_window(installed) if installed else {}
     if not wanted:
         return
     found = ", ".join(f"{name} {installed[name]}" for name in wanted)
     quoted = " ".join(f"'{requirement}'" for requirement in wanted.values())
     raise ImportError(
         f"hcformer_mm {__version__} does not work with {found}. Type\n    pip install {quoted}\n"
-        "or see the whole environment with: python -m hcformer_mm.doctor"
+        "or check the whole environment with: python -m hcformer_mm.doctor"
     )
-
-
-def _in_window(version: str, library: Library) -> bool:
-    # Every distribution of OpenMMLab brings packaging; torch alone need not.
-    from packaging.version import Version
-
-    return Version(library.minimum) <= Version(version) < Version(library.below)
