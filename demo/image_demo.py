@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
         progress=True,
     )
     number = sum(1 for _ in results)
-    print(f"{number} images in {args.out / 'images'}, results in {args.out}")
+    print(f"{number} images in {args.out / 'vis'}, results in {args.out}")
 
 
 def main() -> None:

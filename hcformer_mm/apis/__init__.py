@@ -1,4 +1,4 @@
-"""What a user imports to run a model."""
+"""Inferencers: run a model on images."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ _MODULES = {"ClusterInferencer": "cluster_inferencer", "HCFormerInferencer": "hc
 
 
 def __getattr__(name: str) -> Any:
-    # On demand: they import both hosts, which takes seconds, and most tools need other parts alone.
+    # On demand: they import mmdet and mmseg, which takes seconds that most tools can save.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -1,4 +1,4 @@
-"""Predictor: a model and what it needs to be run on images."""
+"""BaseInferencer: a model, its pipelines and its classes, run on images in batches."""
 
 import sys
 import warnings
@@ -14,36 +14,37 @@ from mmengine.structures import BaseDataElement
 from mmengine.utils import ProgressBar
 from mmseg.models.segmentors import BaseSegmentor
 
-from ..acceleration.inference import check_dtype, speed_up, step_in
+from ..acceleration.inference import autocast_test_step, check_dtype, prepare_for_inference
 from ..utils.config import find_config
 from .inference import build_model, check_device, inference_pipeline, read_classes
 from .inputs import InputImage
 
 
-class Predictor:
-    """A detector or segmentor of either host that is run on images.
+class BaseInferencer:
+    """Runs a detector of mmdet or a segmentor of mmseg on images.
 
-    It is no subclass of MMEngine's ``BaseInferencer``, of which little would be left: that class
-    keeps the results of all images before it returns any, finds models by name in a closed list
-    of packages, and falls back to loading a checkpoint that holds code.
+    Not a subclass of MMEngine's ``BaseInferencer``, which keeps the results of all images before
+    it returns any, finds models by name only in a fixed list of packages, and unpickles checkpoints
+    as code.
 
     Args:
-        model: A config: the path of a file, the name of one of this package's, or a ``Config``.
-        weights: A checkpoint; it is read as data. Random weights, with a warning, if it is None.
-        device: Where the model runs; by default on the GPU if there is one.
-        dtype: ``'float32'``, or the type of autocast: ``'bfloat16'`` or ``'float16'``. Results
-            are float32.
-        fast: Whether the model is prepared by :func:`~hcformer_mm.acceleration.inference.speed_up`,
-            which changes results by rounding.
+        model: A ``Config``, the path of a config file, or the name of a config of this package.
+        weights: Path of a checkpoint, which is loaded as data, never as code. Weights are random,
+            with a warning, if it is None.
+        device: Device of the model; by default the GPU if there is one.
+        dtype: ``'float32'``, or ``'bfloat16'`` or ``'float16'`` for autocast. Results are float32.
+        fast: Whether to prepare the model by
+            :func:`~hcformer_mm.acceleration.inference.prepare_for_inference`, which changes results
+            by rounding.
         seed: Seed of random weights.
 
     Attributes:
-        model: The model, in evaluation mode; if ``fast``, its BatchNorm is part of convolutions.
+        model: The model in evaluation mode; if ``fast``, its BatchNorm is fused into convolutions.
         classes: Names and colors of its classes.
 
     Raises:
-        ValueError: There is no such config, or the weights do not fit it; or another ``dtype``.
-        FileNotFoundError: There is no such checkpoint.
+        ValueError: No such config, device or ``dtype``, or the weights do not fit the config.
+        FileNotFoundError: No such checkpoint.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Predictor:
         self.model = build_model(config, weights, device=device, seed=seed)
         self.classes = read_classes(self.model)
         if fast:
-            speed_up(self.model)
+            prepare_for_inference(self.model)
         self._file_pipeline = inference_pipeline(config)
         self._array_pipeline = inference_pipeline(config, arrays=True)
 
@@ -80,21 +81,19 @@ class Predictor:
         batch_size: int = 1,
         progress: bool = False,
     ) -> Iterator[tuple[InputImage, BaseDataElement]]:
-        """Run the model, a batch at a time, when the results are asked for.
+        """Run the model lazily, one batch at a time.
 
         Args:
-            images: What :func:`~hcformer_mm.apis.inputs.open_images` returns.
-            batch_size: Images that go through the network together. A segmentor of mmseg takes
-                together only those of one size; a detector pads them to the largest, which changes
-                results a little.
-            progress: Whether a progress bar is shown, on standard error.
+            images: Images from :func:`~hcformer_mm.apis.inputs.open_images`.
+            batch_size: Images per forward pass. mmseg batches only images of one size, so others
+                run apart; mmdet pads a batch to the largest, which changes results a little.
+            progress: Whether to show a progress bar on standard error.
 
         Returns:
-            Images in their order, each with the data sample of the host (``DetDataSample`` or
-            ``SegDataSample``), on the CPU.
+            Each image, in order, with its ``DetDataSample`` or ``SegDataSample`` on the CPU.
 
         Raises:
-            ValueError: ``batch_size`` is below 1; or, on the way, a file is no image.
+            ValueError: ``batch_size`` is below 1; while iterating, a file is not an image.
         """
         if batch_size < 1:
             raise ValueError(f"expected batch_size >= 1, got {batch_size}")
@@ -103,7 +102,7 @@ class Predictor:
     def _predict(
         self, images: Iterable[InputImage], batch_size: int, progress: bool
     ) -> Iterator[tuple[InputImage, BaseDataElement]]:
-        number = len(images) if isinstance(images, list) else 0  # 0: nobody knows
+        number = len(images) if isinstance(images, list) else 0  # 0: unknown
         bar = ProgressBar(number, file=sys.stderr) if progress else None
         stream = iter(images)
         while batch := list(islice(stream, batch_size)):
@@ -114,30 +113,30 @@ class Predictor:
             bar.file.write("\n")
 
     def _run(self, images: Sequence[InputImage]) -> list[BaseDataElement]:
-        """Data samples of a batch, on the CPU, all floating-point values in float32."""
+        """Data samples of a batch on the CPU, floating-point values in float32."""
         batch = [self._prepare(image) for image in images]
-        together: Iterable[list[dict[str, Any]]] = [batch]
+        groups: Iterable[list[dict[str, Any]]] = [batch]
         if isinstance(self.model, BaseSegmentor):
-            # Its data preprocessor refuses images of several sizes.
-            together = (list(group) for _, group in groupby(batch, _input_size))
+            # Its data preprocessor refuses a batch of several sizes.
+            groups = (list(group) for _, group in groupby(batch, _input_size))
         with torch.inference_mode():
-            samples = [sample for group in together for sample in self._forward(group)]
-        # Copies on the CPU too, as results of inference mode could not be changed. Not by cpu(): it
-        # leaves behind what is no tensor, such as clusters.
+            samples = [sample for group in groups for sample in self._forward(group)]
+        # Inference-mode tensors cannot be changed in place: copy them even on the CPU. By to(), since
+        # cpu() skips fields that are not tensors, such as clusters.
         return [sample.to("cpu", copy=True) for sample in samples]
 
     def _forward(self, batch: list[dict[str, Any]]) -> list[BaseDataElement]:
         """Data samples of prepared images, on the model's device."""
-        return step_in(self._dtype, self.model)(pseudo_collate(batch))
+        return autocast_test_step(self.model, self._dtype)(pseudo_collate(batch))
 
     def _prepare(self, image: InputImage) -> dict[str, Any]:
-        """What the pipeline of the config makes of an image."""
+        """Run the test pipeline on an image."""
         if image.array is not None:
             return self._array_pipeline(dict(img=image.array, img_id=image.number))
         try:
             return self._file_pipeline(dict(img_path=str(image.path), img_id=image.number))
         except Exception:
-            image.read()  # raises if it is the file that is at fault
+            image.read()  # raises a clear error if the file is at fault
             raise
 
 

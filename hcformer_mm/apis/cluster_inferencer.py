@@ -1,4 +1,4 @@
-"""ClusterInferencer: from images to the clusters of every level, and the model's prediction."""
+"""ClusterInferencer: the clusters of every level and the prediction of images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 from ..models.utils.cluster_recorder import record_clusters
 from ..structures.image_clusters import ImageClusters
-from .base_inferencer import Predictor
+from .base_inferencer import BaseInferencer
 from .inputs import Inputs, open_images
 
 
 @dataclass(frozen=True)
 class ClusteredImage:
-    """What a model makes of one image.
+    """Clusters and prediction of one image.
 
     Attributes:
         image: The image, ``(H, W, 3)`` uint8, RGB.
-        clusters: Its clustering: soft assignments, and label maps at several sizes.
-        prediction: The data sample of the host (``DetDataSample`` or ``SegDataSample``).
-        name: Stem of the file's name, or the number of the array.
+        clusters: Soft assignments, and label maps at several sizes.
+        prediction: ``DetDataSample`` of mmdet or ``SegDataSample`` of mmseg.
+        name: Stem of the file name, or the number of an array.
     """
 
     image: NDArray[np.uint8]
@@ -31,16 +31,15 @@ class ClusteredImage:
     name: str
 
     def labels(self, *, connected: bool = False) -> list[NDArray[np.int64]]:
-        """Label maps ``(H, W)`` of every level at the image's size, finest first, from 0."""
+        """Label maps ``(H, W)`` at the image's size, finest level first, labels from 0."""
         return [level.numpy() for level in self.clusters.labels(connected=connected)]
 
 
-class ClusterInferencer(Predictor):
-    """Run a model on images and keep the clusters of every level.
+class ClusterInferencer(BaseInferencer):
+    """Runs a model on images and keeps the clusters of every level.
 
-    Works for every detector or segmentor with an ``HCBackbone``: HCFormer and the per-pixel family.
-    Arguments and attributes are those of :class:`~hcformer_mm.apis.base_inferencer.Predictor`: a config
-    by name or path, a checkpoint, a device.
+    Works with every detector and segmentor that has an ``HCBackbone``. Arguments and attributes are
+    those of :class:`~hcformer_mm.apis.base_inferencer.BaseInferencer`.
     """
 
     def __call__(
@@ -49,35 +48,30 @@ class ClusterInferencer(Predictor):
         """Cluster and segment images.
 
         Args:
-            inputs: An image, folder or video, or several of them; see
+            inputs: One or more images, folders or videos; see
                 :func:`~hcformer_mm.apis.inputs.open_images`.
-            batch_size: Images that go through the network together.
-            progress: Whether a progress bar is shown.
+            batch_size: Images per forward pass.
+            progress: Whether to show a progress bar.
 
         Returns:
-            One entry per image, in their order, on the CPU.
+            One entry per image, in order, on the CPU.
 
         Raises:
-            ValueError: An input is no image, or the model clusters nothing.
-            FileNotFoundError: There is no such file.
+            ValueError: An input is not an image, or the model has no clusters.
+            FileNotFoundError: No such file.
         """
         return list(self.iterate(inputs, batch_size=batch_size, progress=progress))
 
     def iterate(
         self, inputs: Inputs, *, batch_size: int = 1, progress: bool = False
     ) -> Iterator[ClusteredImage]:
-        """The same, a batch at a time, for more images than memory holds.
+        """Yield the results of a call one by one, for more images than fit in memory.
 
-        Arguments and errors are those of a call. The model runs when results are asked for.
+        Arguments and errors are those of a call. The model runs as results are requested.
         """
         results = self.predict(open_images(inputs), batch_size=batch_size, progress=progress)
         return (
-            ClusteredImage(
-                image=image.read_rgb(),
-                clusters=sample.pop("clusters"),
-                prediction=sample,
-                name=image.name,
-            )
+            ClusteredImage(image.read_rgb(), sample.pop("clusters"), sample, image.name)
             for image, sample in results
         )
 

@@ -1,4 +1,4 @@
-"""Results in the formats of COCO and of label maps."""
+"""Results in the formats of COCO and as label maps."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -16,18 +16,15 @@ from ..structures.panoptic import Classes, Panoptic
 
 
 def read_coco_ids(path: str | Path, classes: Classes) -> tuple[dict[str, int], list[int]]:
-    """Ids of the images and categories of an annotation file in COCO's format.
+    """Image ids by file name, and the category id of each class, from a COCO annotation file.
 
     Args:
-        path: A JSON file, of instances or panoptic.
+        path: Instance or panoptic JSON file.
         classes: Classes of the model.
 
-    Returns:
-        The id of each image by the name of its file, and the category of each class.
-
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no file of COCO's, or lacks a class of the model.
+        FileNotFoundError: No such file.
+        ValueError: It is not a COCO file, a name has two ids, or a class has no category.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such annotations: {path}")
@@ -39,7 +36,7 @@ def read_coco_ids(path: str | Path, classes: Classes) -> tuple[dict[str, int], l
         categories = _by_name((entry["name"], entry["id"]) for entry in content["categories"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"expected {path} to be a JSON file of COCO's with images and categories: "
+            f"expected {path} to be a COCO JSON file with images and categories: "
             f"{type(error).__name__} {error}"
         ) from None
     missing = [name for name in classes.names if name not in categories]
@@ -62,18 +59,18 @@ def _by_name(ids: Iterable[tuple[str, int]]) -> dict[str, int]:
 def encode_panoptic(
     panoptic: Panoptic, category_ids: Sequence[int]
 ) -> tuple[NDArray[np.int32], list[dict[str, Any]]]:
-    """Segments as COCO's panoptic format has them.
+    """Segment ids ``(H, W)`` and ``segments_info`` in COCO's panoptic format.
 
-    mmdet's ``CocoPanopticMetric`` writes such files too, but only for images with ground truth,
-    and takes the stuff of class 0, whose segment has the id 0 there, for void.
+    mmdet's ``CocoPanopticMetric`` writes this format only for images with ground truth, and it
+    takes stuff of class 0, whose segment id is 0 there, for void.
 
     Args:
-        panoptic: Segments.
-        category_ids: Category of each class.
+        panoptic: Segments of one image.
+        category_ids: Category id of each class.
 
     Returns:
-        ``(H, W)``, segments numbered from 1 in the order of their ids, 0 where there is none; and
-        ``segments_info``: id, category, area, ``bbox`` (left, top, width, height) of each.
+        Segment ids from 1 in the order of ``panoptic``'s ids, 0 for void; and per segment its id,
+        category, area and ``bbox`` (left, top, width, height) in pixels.
     """
     values, positions = np.unique(panoptic.segments, return_inverse=True)
     kept = [value for value in values.tolist() if value in panoptic.categories]
@@ -81,12 +78,12 @@ def encode_panoptic(
     table = np.array([numbers.get(value, VOID) for value in values.tolist()], np.int32)
     ids = table[positions].reshape(panoptic.segments.shape)
     info: list[dict[str, Any]] = []
-    for region in regionprops(ids):  # ordered by number, as the segments that are kept
+    for value, region in zip(kept, regionprops(ids), strict=True):  # both ordered by id
         top, left, bottom, right = region.bbox
         info.append(
             dict(
                 id=int(region.label),
-                category_id=category_ids[panoptic.categories[kept[len(info)]]],
+                category_id=category_ids[panoptic.categories[value]],
                 iscrowd=0,
                 area=int(region.area),
                 bbox=[left, top, right - left, bottom - top],
@@ -98,17 +95,15 @@ def encode_panoptic(
 def encode_instances(
     instances: InstanceData, image_id: int, category_ids: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Instances as COCO's results have them, all of them, whatever their score.
+    """Instances in COCO's result format: image id, category id, score and RLE mask.
 
-    There is no ``bbox`` beside the mask: pycocotools would take its area for the mask's.
+    Every instance is kept, whatever its score. ``bbox`` is left out, because pycocotools would take
+    the box's area for the mask's.
 
     Args:
         instances: ``masks`` ``(N, H, W)``, ``labels`` and ``scores``.
         image_id: Id of the image.
-        category_ids: Category of each class.
-
-    Returns:
-        Id of the image, category, score, and mask as RLE, of each instance.
+        category_ids: Category id of each class.
     """
     found = instances.numpy()
     return [
@@ -125,14 +120,14 @@ def encode_instances(
 
 
 def label_map(sample: BaseDataElement, num_classes: int) -> NDArray[np.unsignedinteger[Any]]:
-    """The class of every pixel, as label maps of both hosts have it.
+    """Class of every pixel ``(H, W)``, as label maps of mmdet and mmseg store it.
 
     Args:
         sample: A data sample with ``pred_sem_seg``.
         num_classes: Number of classes of the model.
 
     Returns:
-        ``(H, W)`` uint8, 255 where there is no class; of 256 classes or more, uint16 and 65535.
+        uint8 with 255 for void; uint16 with 65535 for void from 256 classes on.
     """
     data = sample.pred_sem_seg
     labels = data.get("sem_seg", data.get("data"))[0].cpu().numpy()

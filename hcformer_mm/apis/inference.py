@@ -1,4 +1,4 @@
-"""From the name of a config and a checkpoint to a model and to what it needs to see an image."""
+"""Models, classes and test pipelines of configs, for inference."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -14,7 +14,7 @@ from mmseg.models.segmentors import BaseSegmentor
 
 from ..checkpoints.io import load_checkpoint
 from ..structures.panoptic import Classes
-from ..utils.config import dataset_meta_of, logging_from, without_pretrained
+from ..utils.config import dataset_meta_of, logging_from, tested_dataset, without_pretrained
 
 
 def build_model(
@@ -27,18 +27,17 @@ def build_model(
     """Build the model of a config for inference in one process.
 
     Args:
-        config: A whole config of a detector or segmentor.
-        checkpoint: Weights; by default they are random, initialized as for training from scratch.
-        device: Where the model is put.
-        seed: Seed of the random weights.
+        config: Full config of a detector of mmdet or a segmentor of mmseg.
+        checkpoint: Path of the weights; by default random ones, as for training from scratch.
+        device: Device of the model.
+        seed: Seed of random weights.
 
     Returns:
-        The model in evaluation mode, without synchronized normalization. Its ``dataset_meta`` are
-        the classes as the checkpoint names them, or else as the config's test set does; None where
-        neither knows.
+        The model in evaluation mode, SyncBN converted to BatchNorm. Its ``dataset_meta`` comes from
+        the checkpoint, or else from the test set of the config; None if neither has it.
 
     Raises:
-        ValueError: The config is of another kind of model, or the checkpoint does not fit it.
+        ValueError: The config builds no detector or segmentor, or the checkpoint does not fit it.
     """
     if "model" not in config:
         raise ValueError(f"expected a config with a model, got {config.filename}")
@@ -69,7 +68,7 @@ def build_model(
 
 
 def check_device(device: str | torch.device) -> None:
-    """Raise a ValueError unless there is such a device here."""
+    """Raise a ValueError unless this machine has the device."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -78,10 +77,10 @@ def check_device(device: str | torch.device) -> None:
 
 
 def read_classes(model: BaseModel) -> Classes:
-    """Names and colors of the classes of a model of :func:`build_model`.
+    """Class names and colors of a model from :func:`build_model`.
 
     Raises:
-        ValueError: Neither its checkpoint nor its config named them.
+        ValueError: Neither its checkpoint nor its config has them.
     """
     try:
         return Classes.from_metainfo(model.dataset_meta)
@@ -93,19 +92,16 @@ def read_classes(model: BaseModel) -> Classes:
 
 
 def inference_pipeline(config: Config, *, arrays: bool = False) -> Compose:
-    """The pipeline of a config's test set without what reads ground truth: images may have none.
+    """Test pipeline of a config without the steps that load annotations.
 
     Args:
-        config: A whole config.
-        arrays: Whether images are given as arrays under ``img`` instead of files under
-            ``img_path``.
+        config: Full config.
+        arrays: Whether images come as arrays under ``img`` instead of files under ``img_path``.
 
     Raises:
-        ValueError: The config has no test set, or its pipeline does not begin with an image.
+        ValueError: The config has no test set, or its pipeline does not begin by loading an image.
     """
-    dataset = config.get("test_dataloader", {}).get("dataset")
-    while dataset and "pipeline" not in dataset:
-        dataset = dataset.get("dataset")
+    dataset = tested_dataset(config)
     if not dataset:
         raise ValueError(
             f"expected a test_dataloader with a pipeline, got none in {config.filename}"
@@ -124,6 +120,6 @@ def inference_pipeline(config: Config, *, arrays: bool = False) -> Compose:
 
 
 def _type_name(step: dict[str, Any]) -> str:
-    """Type of a step of a pipeline, which new-style configs name by the class itself."""
+    """Type name of a pipeline step; in new-style configs the type is the class itself."""
     kind = step["type"]
     return kind if isinstance(kind, str) else kind.__name__

@@ -1,10 +1,10 @@
-"""Images from wherever they come: files, folders, videos, arrays, streams of frames."""
+"""Input images: files, folders, videos, arrays and streams of frames."""
 
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,8 +16,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 VIDEO_EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 Input: TypeAlias = str | Path | NDArray[np.uint8] | mmcv.VideoReader
-"""The path of an image, of a folder of them or of a video; an array ``(H, W, 3)`` of 8 bits, BGR
-as mmcv reads it; or an opened video."""
+"""Path of an image, a folder or a video; a uint8 array ``(H, W, 3)``, BGR, as mmcv reads it; or an
+opened video."""
 
 Inputs: TypeAlias = Input | Iterable[Input]
 
@@ -27,14 +27,14 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 @dataclass(frozen=True, eq=False)
 class InputImage:
-    """An image, which may be yet to be read.
+    """One input image; its file is read by :meth:`read`.
 
     Attributes:
-        name: Stem of the file's name. Of a frame, the video's and the number of the frame, as in
-            ``street_000012``; of an array or a frame of an opened video, its number in the input.
-        number: Its number in the input, from 0.
-        path: Its file, if it has one to itself.
-        array: Its pixels, ``(H, W, 3)`` uint8, BGR, if it has none.
+        name: Stem of the file name; ``<video>_<frame number>``, such as ``street_000012``, in a
+            video file; the number in the input for arrays and frames of an opened video.
+        number: Number in the input, from 0.
+        path: File of the image, if it has one.
+        array: Pixels ``(H, W, 3)`` uint8, BGR, of an image without a file.
     """
 
     name: str
@@ -44,11 +44,11 @@ class InputImage:
 
     @property
     def file_name(self) -> str:
-        """Name of the file, or what it may be called where there is none."""
+        """Name of the file; ``<name>.png`` if there is none."""
         return f"{self.name}.png" if self.path is None else self.path.name
 
     def read(self) -> NDArray[np.uint8]:
-        """The pixels, ``(H, W, 3)`` uint8, BGR.
+        """Pixels, ``(H, W, 3)`` uint8, BGR.
 
         Raises:
             ValueError: OpenCV cannot read the file.
@@ -57,34 +57,33 @@ class InputImage:
             return self.array
         try:
             image = mmcv.imread(str(self.path))
-        except Exception:  # of OpenCV, which has a kind of its own for an empty file
+        except Exception:  # OpenCV raises an error of its own for an empty file
             image = None
         if image is None:
             raise ValueError(f"expected an image that OpenCV can read, got {self.path}")
         return image
 
     def read_rgb(self) -> NDArray[np.uint8]:
-        """The same as RGB: what is drawn on."""
+        """Pixels, ``(H, W, 3)`` uint8, RGB."""
         return np.ascontiguousarray(self.read()[..., ::-1])
 
 
 def open_images(inputs: Inputs) -> list[InputImage] | Iterator[InputImage]:
-    """The images of an input, in its order; those of a folder by name.
+    """Images of an input, in order; those of a folder by name.
 
-    What is known beforehand is checked at once: the files of a list are there before the first
-    is read. A video, or what is neither a list nor a tuple, is read on the way and never held
-    as a whole.
+    Sequences are checked as a whole before the first image is read. Videos and other iterables are
+    read frame by frame and never held in memory as a whole.
 
     Args:
-        inputs: An image, folder or video, or several of them.
+        inputs: One or more images, folders or videos.
 
     Returns:
-        A list where all is known, or else an iterator, which raises what is wrong on the way.
+        A list if all images are known; otherwise an iterator, which raises errors on the way.
 
     Raises:
         ValueError: An input is a URL, an empty folder, an array of another form, a video that
-            cannot be opened or something else.
-        FileNotFoundError: There is no such file or folder.
+            cannot be opened, or of another type.
+        FileNotFoundError: No such file or folder.
     """
     if isinstance(inputs, str | Path | np.ndarray | mmcv.VideoReader):
         inputs = [inputs]
@@ -94,59 +93,58 @@ def open_images(inputs: Inputs) -> list[InputImage] | Iterator[InputImage]:
             f"{type(inputs).__name__}"
         )
     if not isinstance(inputs, Sequence):
-        return _numbered(chain.from_iterable(map(_parts, inputs)))
-    parts = [_parts(item) for item in inputs]
-    images = _numbered(chain.from_iterable(parts))
-    return list(images) if all(isinstance(part, list) for part in parts) else images
+        return _numbered(chain.from_iterable(map(_expand, inputs)))
+    expanded = [_expand(item) for item in inputs]
+    images = _numbered(chain.from_iterable(expanded))
+    return list(images) if all(isinstance(part, list) for part in expanded) else images
 
 
 def with_unique_names(
     images: list[InputImage] | Iterator[InputImage],
 ) -> list[InputImage] | Iterator[InputImage]:
-    """The same images, none of whose results take the place of another's.
+    """Check that no two images share a name, under which their results would be written.
 
     Args:
-        images: A list, which is checked at once; or an iterator, which is checked on the way.
+        images: A list, which is checked at once, or an iterator, which is checked on the way.
+
+    Returns:
+        The images.
 
     Raises:
-        ValueError: Two of them have the same name.
+        ValueError: Two images share a name.
     """
     checked = _checked_names(images)
     return list(checked) if isinstance(images, list) else checked
 
 
 def _checked_names(images: Iterable[InputImage]) -> Iterator[InputImage]:
-    seen: dict[str, InputImage] = {}
+    seen: dict[str, str] = {}
     for image in images:
-        if other := seen.get(image.name):
+        where = str(image.path or f"image {image.number} of the input")
+        if image.name in seen:
             raise ValueError(
-                f"expected images of different names, got {_where(other)} and {_where(image)}, "
-                f"whose results would both be called {image.name}; run them one by one, with "
-                "different folders for their results"
+                f"expected images of different names, got {seen[image.name]} and {where}, whose "
+                f"results would both be called {image.name}; run them one by one, with different "
+                "folders for their results"
             )
-        # Only the names are kept: frames would fill the memory.
-        seen[image.name] = InputImage(image.name, image.number, image.path)
+        seen[image.name] = where
         yield image
 
 
-def _where(image: InputImage) -> str:
-    return f"image {image.number} of the input" if image.path is None else str(image.path)
-
-
-# An image before it has a number: its name, if it has one, and where its pixels are.
+# An image before it is numbered: its name, unless the default, and its file or pixels.
 _Part = tuple[str | None, Path | NDArray[np.uint8]]
 
 
 def _numbered(parts: Iterable[_Part]) -> Iterator[InputImage]:
-    for number, (name, source) in zip(count(), parts, strict=False):
+    for number, (name, source) in enumerate(parts):
         if isinstance(source, Path):
             yield InputImage(name or source.stem, number, path=source)
         else:
             yield InputImage(name or str(number), number, array=source)
 
 
-def _parts(item: Any) -> list[_Part] | Iterator[_Part]:
-    """The images of one input: a list, or an iterator over the frames of a video."""
+def _expand(item: Any) -> list[_Part] | Iterator[_Part]:
+    """Images of one input: a list, or an iterator over the frames of a video."""
     if isinstance(item, np.ndarray):
         return [(None, _check_array(item))]
     if isinstance(item, mmcv.VideoReader):
@@ -186,14 +184,12 @@ def _frames(video: mmcv.VideoReader, path: Path | None) -> Iterator[_Part]:
 
 def _read_frames(video: mmcv.VideoReader, path: Path | None) -> Iterator[_Part]:
     number = 0
-    for frame in video:
-        yield (None if path is None else f"{path.stem}_{number:06}"), frame
-        number += 1
+    for number, frame in enumerate(video, start=1):
+        yield (None if path is None else f"{path.stem}_{number - 1:06}"), frame
     name = path or "the video"
     if number == 0:
         raise ValueError(f"expected frames in {name}, got none")
-    # Some formats only estimate how many they have.
-    if number < video.frame_cnt:
+    if number < video.frame_cnt:  # an estimate in some formats
         warnings.warn(
             f"{name} says that it has {video.frame_cnt} frames, and {number} could be read",
             stacklevel=2,
@@ -203,7 +199,7 @@ def _read_frames(video: mmcv.VideoReader, path: Path | None) -> Iterator[_Part]:
 def _check_array(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.ndim == 4:
         raise ValueError(
-            f"expected one image (H, W, 3) to an array, got {array.shape}; give several as a list"
+            f"expected one image (H, W, 3) per array, got {array.shape}; give several as a list"
         )
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
         raise ValueError(

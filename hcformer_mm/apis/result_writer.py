@@ -1,6 +1,7 @@
-"""Results as files: images, COCO panoptic, COCO results, label maps."""
+"""ResultWriter: drawings, COCO panoptic and instance results, and label maps as files."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,31 +21,31 @@ from .inputs import InputImage, with_unique_names
 
 
 class ResultWriter:
-    """Writes the results of images into a folder, each kind that the model predicts.
+    """Writes the results of images to a folder, each kind that the model predicts.
 
     =============================================  ==============================================
-    ``images/<name>.png``                        the segments drawn over the image
+    ``vis/<name>.png``                             segments drawn over the image
     ``panoptic.json`` and ``panoptic/<name>.png``  COCO's panoptic format
-    ``instances.json``                             COCO's results of instances: masks as RLE
-    ``semantic/<name>.png``                        the class of every pixel, gray, 8 or 16 bits
-    ``images.json``                                which ids the images and categories have
+    ``instances.json``                             COCO's instance results, masks as RLE
+    ``semantic/<name>.png``                        class of every pixel, gray, 8 or 16 bits
+    ``images.json``                                ids of the images and categories
     =============================================  ==============================================
 
-    It is a context, at whose end the JSON files are written, unless it ends by an error. Every file
-    is whole or not there.
+    It is a context manager, which writes the JSON files at its end, unless it ends by an error. No
+    file is ever left half written.
 
     Args:
-        out_dir: The folder; it is made. Files of the same names are replaced.
+        out_dir: The folder; it is made, and files of the same names are replaced.
         classes: Classes of the model.
-        ann_file: Annotations in COCO's format, whose ids of images (by the name of the file)
-            and categories (by name) are used, so that the results can be compared with them. By
-            default images are numbered as they come, and categories are the model's, from 0.
-        draw: Whether images are drawn.
-        score_thr: Instances below this score are not drawn, where there is no panoptic result.
+        ann_file: COCO annotations whose ids the files use, of images by file name and of categories
+            by name, so that results and annotations can be compared. By default images are
+            numbered in order, and categories are the model's classes, both from 0.
+        draw: Whether to write ``vis/``.
+        score_thr: Minimum score of instances that are drawn, if there is no panoptic result.
 
     Raises:
-        FileNotFoundError: There is no such ``ann_file``.
-        ValueError: It is no file of COCO's, or lacks a class of the model.
+        FileNotFoundError: No such ``ann_file``.
+        ValueError: ``out_dir`` is a file, or ``ann_file`` is not COCO's or lacks a class.
     """
 
     def __init__(
@@ -67,20 +68,18 @@ class ResultWriter:
         if ann_file is not None:
             self._image_ids, self._category_ids = read_coco_ids(ann_file, classes)
         self._images: list[dict[str, Any]] = []
-        self._panoptic: list[dict[str, Any]] = []
-        self._instances: list[dict[str, Any]] = []
-        self._kinds: set[str] = set()
+        self._results: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
 
     def accept(
         self, images: list[InputImage] | Iterator[InputImage]
     ) -> list[InputImage] | Iterator[InputImage]:
-        """The same images, whose results can all be written.
+        """Check that the results of all images can be written, and return the images.
 
         Args:
-            images: A list, which is checked at once; or an iterator, which is checked on the way.
+            images: A list, which is checked at once, or an iterator, which is checked on the way.
 
         Raises:
-            ValueError: Two of them have the same name, or one is not in ``ann_file``.
+            ValueError: Two images share a name, or one is not in ``ann_file``.
         """
         images = with_unique_names(images)
         if isinstance(images, list):
@@ -89,15 +88,14 @@ class ResultWriter:
         return images
 
     def add(self, image: InputImage, sample: BaseDataElement) -> None:
-        """Write the results of an image, and keep for the end what goes into the JSON files.
+        """Write the PNG files of an image and collect its entries of the JSON files.
 
         Args:
             image: The image.
-            sample: What the model predicts, of the image's size.
+            sample: Prediction at the image's size.
 
         Raises:
-            ValueError: The image is not in ``ann_file``, or there are no segments, masks or
-                classes among the predictions.
+            ValueError: The image is not in ``ann_file``, or the sample has no segmentation.
         """
         image_id = self._image_id(image)
         segments = segments_of(sample, self.classes, score_thr=self._score_thr)
@@ -107,40 +105,39 @@ class ResultWriter:
         )
         if self._draw:
             drawn = draw_panoptic(image.read_rgb(), segments, self.classes)
-            self._write_png("images", image, drawn)
+            self._write_png("vis", image, drawn)
         if "pred_panoptic_seg" in sample:
-            self._kinds.add("panoptic")
             ids, info = encode_panoptic(segments, self._category_ids)
             self._write_png("panoptic", image, id2rgb(ids))
-            self._panoptic.append(
+            self._results["panoptic"].append(
                 dict(image_id=image_id, file_name=f"{image.name}.png", segments_info=info)
             )
         if "pred_instances" in sample and "masks" in sample.pred_instances:
-            self._kinds.add("instances")
-            self._instances += encode_instances(sample.pred_instances, image_id, self._category_ids)
+            self._results["instances"] += encode_instances(
+                sample.pred_instances, image_id, self._category_ids
+            )
         if "pred_sem_seg" in sample:
             self._write_png("semantic", image, label_map(sample, len(self.classes.names)))
 
     def close(self) -> None:
         """Write the JSON files."""
+        names, things = self.classes.names, self.classes.things
         categories = [
-            dict(id=i, name=name)
-            for i, name in zip(self._category_ids, self.classes.names, strict=True)
+            dict(id=i, name=name) for i, name in zip(self._category_ids, names, strict=True)
         ]
         self._write_json("images", dict(images=self._images, categories=categories))
-        if "panoptic" in self._kinds:
-            things = [dict(isthing=int(name in self.classes.things)) for name in self.classes.names]
+        if "panoptic" in self._results:
             panoptic = dict(
                 images=self._images,
-                annotations=self._panoptic,
-                categories=[a | b for a, b in zip(categories, things, strict=True)],
+                annotations=self._results["panoptic"],
+                categories=[one | dict(isthing=int(one["name"] in things)) for one in categories],
             )
             self._write_json("panoptic", panoptic)
-        if "instances" in self._kinds:
-            self._write_json("instances", self._instances)
+        if "instances" in self._results:
+            self._write_json("instances", self._results["instances"])
 
     def __enter__(self) -> "ResultWriter":
-        # Those of an earlier run do not describe the images of this one.
+        # JSON files of an earlier run do not describe the images of this one.
         for name in ("images", "panoptic", "instances"):
             (self.out_dir / f"{name}.json").unlink(missing_ok=True)
         return self
@@ -154,7 +151,7 @@ class ResultWriter:
         if kind is None:
             self.close()
 
-    def _image_id(self, image: Image) -> int:
+    def _image_id(self, image: InputImage) -> int:
         if self._image_ids is None:
             return image.number
         if image.file_name not in self._image_ids:
@@ -173,15 +170,15 @@ class ResultWriter:
 
 
 def segments_of(sample: BaseDataElement, classes: Classes, *, score_thr: float) -> Panoptic:
-    """What is drawn of a prediction: segments, or else instances, or else classes.
+    """Panoptic segments of a prediction; failing that, its instances; failing that, its classes.
 
     Args:
-        sample: A data sample of either host.
+        sample: Data sample of mmdet or mmseg.
         classes: Classes of the model.
-        score_thr: Least score of instances.
+        score_thr: Minimum score of instances.
 
     Raises:
-        ValueError: There is nothing of the kind.
+        ValueError: The sample has none of these.
     """
     segments = predicted_segments(sample, classes, score_thr=score_thr)
     if segments is None:
@@ -193,14 +190,14 @@ def segments_of(sample: BaseDataElement, classes: Classes, *, score_thr: float) 
 
 
 def write_image(path: str | Path, image: NDArray[Any]) -> None:
-    """Write an image, the whole of it or nothing.
+    """Write an image file as a whole or not at all.
 
     Args:
-        path: The file; its suffix says in which format.
+        path: The file; its suffix sets the format.
         image: ``(H, W, 3)`` uint8 RGB, or ``(H, W)`` uint8 or uint16.
 
     Raises:
-        ValueError: There is no format of that suffix.
+        ValueError: No image format has this suffix.
     """
     path = Path(path)
     if path.suffix.lower() not in Image.registered_extensions():

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written as a whole or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file that appears, in the place of an older one, when it is complete.
+    """Write a file that appears, in place of an older one, only when it is complete.
 
     Args:
         path: The file; its folder is made.
 
     Yields:
-        Under which name it is to be written: in the same folder, with the same ending.
+        A temporary path to write to, in the same folder and with the same suffix.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")

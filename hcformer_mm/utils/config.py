@@ -1,4 +1,4 @@
-"""Configs: finding them, reading class names from them, and silencing what building logs."""
+"""Configs: find them by name, and read and change what this package needs of them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,22 +11,21 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, DefaultScope
 
 CONFIGS = Path(__file__).resolve().parents[1] / ".mim" / "configs"
-"""The configs that come with this package."""
+"""Configs of this package."""
 
 
 def find_config(name: str | Path) -> Path:
-    """The file of a config: a path, a name of the zoo, or ``package::path``.
+    """Path of a config file.
 
-    MMEngine's own resolution asks for the original names of the distributions; this one looks where
-    the package is installed, whatever its distribution is called.
+    MMEngine's own look-up of ``package::path`` needs the original distribution names; this one also
+    works with the maintained forks.
 
     Args:
-        name: The path of a file; the name of a config of this package, such as
-            ``'hcformer_r18_shapes-panoptic'``; or ``package::path`` for one that comes with
-            another package.
+        name: A path; the name of a config of this package, such as
+            ``'hcformer_r18_shapes-panoptic'``; or ``package::path`` for another package's config.
 
     Raises:
-        ValueError: There is no such package or file.
+        ValueError: No such package or file.
     """
     package, separator, relative = str(name).rpartition("::")
     if separator:
@@ -37,7 +36,8 @@ def find_config(name: str | Path) -> Path:
     else:
         path = Path(name)
         if not path.is_file() and path.name == str(name):
-            path = _zoo().get(path.name.removesuffix(".py"), path)
+            zoo = {file.stem: file for file in CONFIGS.glob("[!_]*/*.py")}  # without _base_
+            path = zoo.get(path.name.removesuffix(".py"), path)
     if not path.is_file():
         raise ValueError(
             f"expected a config file or package::path, got {str(name)!r}: no {path}, and no config "
@@ -46,19 +46,14 @@ def find_config(name: str | Path) -> Path:
     return path
 
 
-def _zoo() -> dict[str, Path]:
-    """Configs of this package by name, without the bases that they inherit."""
-    return {path.stem: path for path in CONFIGS.glob("[!_]*/*.py")}
-
-
 def without_pretrained(config: Any) -> Any:
-    """Take every mention of pretrained weights out of a model's config, however deep it stands.
+    """Remove all pretrained weights from a model's config, at any depth.
 
     Args:
         config: Config of a model; changed in place.
 
     Returns:
-        The same config, or None if it was itself the initialization by a checkpoint.
+        The config, or None if it is itself the ``init_cfg`` of a checkpoint.
     """
     if isinstance(config, dict):
         kind = config.get("type")
@@ -76,19 +71,19 @@ def without_pretrained(config: Any) -> Any:
 
 
 def dataset_meta_of(config: Config) -> dict[str, Any] | None:
-    """Names and colors of the classes of a config's test set; None if it has no such set."""
-    dataset = _test_set(config)
+    """``metainfo`` of a config's test set, with class names and colors; None without a test set."""
+    dataset = tested_dataset(config)
     if not dataset:
         return None
     scope = config.get("default_scope", "mmdet")
-    # The type may be without a scope, and is then of the config's default one.
+    # A type without a scope belongs to the default scope of the config.
     with DefaultScope.overwrite_default_scope(scope), DATASETS.switch_scope_and_registry(None) as r:
         kind: Any = r.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
     return {**kind.METAINFO, **dataset.get("metainfo", {})}
 
 
-def _test_set(config: Config) -> dict[str, Any] | None:
-    """Config of the dataset that is tested on, without wrappers around it."""
+def tested_dataset(config: Config) -> dict[str, Any] | None:
+    """Config of the test dataset without wrappers around it; None if there is none."""
     dataset = config.get("test_dataloader", {}).get("dataset")
     while dataset and "pipeline" not in dataset:
         dataset = dataset.get("dataset")
@@ -97,13 +92,13 @@ def _test_set(config: Config) -> dict[str, Any] | None:
 
 @contextmanager
 def logging_from(level: str) -> Iterator[None]:
-    """Keep MMEngine's log to messages of a level and above.
+    """Within the context, MMEngine logs only messages of a level and above.
 
-    It logs of every parameter how it was initialized, and warns of every frozen one when an
-    optimizer is built; nobody reads that on a screen.
+    It logs the initialization of every parameter, and warns of each frozen one when an optimizer is
+    built.
 
     Args:
-        level: A level of Python's logging, such as ``'WARNING'``.
+        level: Level name of Python's logging, such as ``'WARNING'``.
     """
     logger = MMLogger.get_current_instance()
     before = logger.level

@@ -11,7 +11,7 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from hcformer_mm.acceleration.inference import DTYPES
-from hcformer_mm.apis.base_inferencer import Predictor
+from hcformer_mm.apis.base_inferencer import BaseInferencer
 from hcformer_mm.apis.inputs import open_images
 from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
 from tests.helpers.predictions import scene, write_model
@@ -32,19 +32,19 @@ def files(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
-    return Predictor(*write_model(tmp_path_factory.mktemp("detector")))
+    return BaseInferencer(*write_model(tmp_path_factory.mktemp("detector")))
 
 
 @pytest.fixture(scope="module")
 def segmentor(tmp_path_factory):
-    return Predictor(*write_model(tmp_path_factory.mktemp("segmentor"), SEMANTIC_CONFIG))
+    return BaseInferencer(*write_model(tmp_path_factory.mktemp("segmentor"), SEMANTIC_CONFIG))
 
 
-def samples(predictor, inputs, **options):
-    return [sample for _, sample in predictor.predict(open_images(inputs), **options)]
+def samples(inferencer, inputs, **options):
+    return [sample for _, sample in inferencer.predict(open_images(inputs), **options)]
 
 
-def test_data_samples_of_both_hosts(detector, segmentor, images):
+def test_data_samples_of_mmdet_and_mmseg(detector, segmentor, images):
     detected, segmented = samples(detector, images), samples(segmentor, images)
     for size, one, other in zip(SIZES, detected, segmented, strict=True):
         assert isinstance(one, DetDataSample) and isinstance(other, SegDataSample)
@@ -99,8 +99,8 @@ def test_images_run_when_their_results_are_asked_for(detector, images):
 def test_files_and_arrays_give_the_same(detector, segmentor, images, tmp_path):
     path = tmp_path / "a.png"
     mmcv.imwrite(images[0], str(path))
-    for predictor, key in ((detector, "sem_seg"), (segmentor, "data")):
-        (one,), (other,) = samples(predictor, path), samples(predictor, images[0])
+    for inferencer, key in ((detector, "sem_seg"), (segmentor, "data")):
+        (one,), (other,) = samples(inferencer, path), samples(inferencer, images[0])
         assert torch.equal(one.pred_sem_seg.get(key), other.pred_sem_seg.get(key))
         assert one.img_path == str(path)
 
@@ -116,13 +116,13 @@ def test_progress(detector, images, capsys):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_lower_precision_is_close(dtype, files, images):
-    predictor = Predictor(*files, dtype=dtype)
+    inferencer = BaseInferencer(*files, dtype=dtype)
     used = []
-    handle = predictor.model.backbone.register_forward_hook(
+    handle = inferencer.model.backbone.register_forward_hook(
         lambda module, args, output: used.append(output[0].dtype)
     )
-    (expected,) = samples(Predictor(*files), images[0])
-    (sample,) = samples(predictor, images[0])
+    (expected,) = samples(BaseInferencer(*files), images[0])
+    (sample,) = samples(inferencer, images[0])
     handle.remove()
     assert used == [DTYPES[dtype]]
     if isinstance(sample, DetDataSample):
@@ -162,7 +162,7 @@ def test_models_run_in_inference_mode(detector, images):
 
 def test_fast_is_a_choice(files, images):
     """On by default, and the same up to rounding."""
-    fast, plain = Predictor(*files), Predictor(*files, fast=False)
+    fast, plain = BaseInferencer(*files), BaseInferencer(*files, fast=False)
     assert any(isinstance(module, nn.BatchNorm2d) for module in plain.model.modules())
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.model.modules())
     for image in images:
@@ -180,16 +180,16 @@ def test_fast_is_a_choice(files, images):
 
 def test_random_weights_are_told(tmp_path):
     with pytest.warns(UserWarning, match=r"no weights .*shapes-panoptic\.py: .* are random"):
-        model = Predictor(SHAPES_CONFIG, fast=False, seed=3).model
+        model = BaseInferencer(SHAPES_CONFIG, fast=False, seed=3).model
     torch.save(dict(state_dict=model.state_dict()), tmp_path / "weights.pth")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="no weights")
-        Predictor(SHAPES_CONFIG, tmp_path / "weights.pth", "cpu")
+        BaseInferencer(SHAPES_CONFIG, tmp_path / "weights.pth", "cpu")
 
 
 def test_what_is_refused(detector, images, tmp_path):
     with pytest.raises(ValueError, match="one of float32, bfloat16, float16, got 'int8'"):
-        Predictor(SHAPES_CONFIG, dtype="int8")
+        BaseInferencer(SHAPES_CONFIG, dtype="int8")
     with pytest.raises(ValueError, match="batch_size >= 1, got 0"):
         detector.predict([], batch_size=0)
     (tmp_path / "text.png").write_text("text")

@@ -120,5 +120,5 @@ def test_files_that_are_no_annotations(tmp_path):
         read_coco_ids(path, CLASSES)
     for content in ("no JSON", "{}", "[]"):
         path.write_text(content)
-        with pytest.raises(ValueError, match="to be a JSON file of COCO's with images and cat"):
+        with pytest.raises(ValueError, match="to be a COCO JSON file with images and cat"):
             read_coco_ids(path, CLASSES)

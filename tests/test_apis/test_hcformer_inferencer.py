@@ -102,10 +102,10 @@ def test_logits_are_kept_if_asked_for(inferencers, images):
 def test_files(kind, written, inferencers, folder, tmp_path):
     inferencer = inferencers[kind]
     samples = inferencer(folder, out_dir=tmp_path, batch_size=2)
-    assert {path.name for path in tmp_path.iterdir()} == written | {"images.json", "images"}
+    assert {path.name for path in tmp_path.iterdir()} == written | {"images.json", "vis"}
     for i, sample in enumerate(samples):
         image = np.asarray(Image.open(folder / f"scene{i}.png"))
-        drawn = np.asarray(Image.open(tmp_path / "images" / f"scene{i}.png"))
+        drawn = np.asarray(Image.open(tmp_path / "vis" / f"scene{i}.png"))
         assert np.array_equal(drawn, inferencer.draw(image, sample))
         assert not np.array_equal(drawn, image)
         if "semantic" in written:
@@ -127,7 +127,7 @@ def test_files(kind, written, inferencers, folder, tmp_path):
 
 def test_no_images_are_drawn_if_not_wanted(inferencer, folder, tmp_path):
     inferencer(folder, out_dir=tmp_path, draw=False)
-    assert not (tmp_path / "images").exists()
+    assert not (tmp_path / "vis").exists()
 
 
 def test_ids_of_annotations(inferencer, folder, tmp_path):
@@ -168,7 +168,7 @@ def test_a_video_frame_by_frame(inferencer, tmp_path):
     for sample, expected in zip(results, frames, strict=True):
         assert torch.equal(sample.pred_panoptic_seg.sem_seg, expected.pred_panoptic_seg.sem_seg)
     names = [f"street_{i:06}.png" for i in range(4)]
-    for kind in ("images", "panoptic", "semantic"):
+    for kind in ("vis", "panoptic", "semantic"):
         assert sorted(file.name for file in (out / kind).iterdir()) == names
     images = json.loads((out / "images.json").read_text())["images"]
     assert [(image["id"], image["file_name"]) for image in images] == list(enumerate(names))

@@ -108,7 +108,7 @@ def test_files_of_detectors(detector, paths, tmp_path):
     for path in paths:
         name = Path(path).name
         assert (tmp_path / "host" / "vis" / name).is_file()
-        assert (tmp_path / "ours" / "images" / name).is_file()
+        assert (tmp_path / "ours" / "vis" / name).is_file()
         if (tmp_path / "ours" / "panoptic").exists():
             one, other = (
                 np.asarray(Image.open(tmp_path / file)).reshape(-1, 3)

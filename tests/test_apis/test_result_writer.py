@@ -63,7 +63,7 @@ def test_all_files_are_written(files, tmp_path):
     out = tmp_path / "deep" / "out"
     samples = write(out, files[0])
     pngs = [f"p{i}.png" for i in range(len(SIZES))]
-    for folder in ("images", "panoptic", "semantic"):
+    for folder in ("vis", "panoptic", "semantic"):
         assert sorted(path.name for path in (out / folder).iterdir()) == pngs
     assert sorted(path.name for path in out.glob("*.json")) == [
         "images.json",
@@ -76,7 +76,7 @@ def test_all_files_are_written(files, tmp_path):
         for i, (height, width) in enumerate(SIZES)
     ]
     assert index["categories"] == [dict(id=i, name=n) for i, n in enumerate(CLASSES.names)]
-    drawn = np.asarray(Image.open(out / "images" / "p3.png"))
+    drawn = np.asarray(Image.open(out / "vis" / "p3.png"))
     expected = draw_panoptic(
         open_images(files[0])[3].read_rgb(),
         segments_of(samples[3], CLASSES, score_thr=0.5),
@@ -225,7 +225,7 @@ def test_an_error_leaves_no_json(files, tmp_path):
     with pytest.raises(ValueError, match="got nothing"):
         write(tmp_path / "out", files[0], samples)
     assert list((tmp_path / "out").glob("*.json")) == []
-    assert len(list((tmp_path / "out" / "images").iterdir())) == 2
+    assert len(list((tmp_path / "out" / "vis").iterdir())) == 2
 
 
 def test_an_error_leaves_no_json_of_an_earlier_run(files, tmp_path):

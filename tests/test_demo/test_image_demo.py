@@ -70,11 +70,11 @@ def test_a_folder_into_a_folder(run, images, tmp_path, capsys):
     options = ["--batch-size", "2", "--dtype", "bfloat16", "--ann-file", "gt.json"]
     run(images, "--out", "out.v2", *options)
     names = ["scene0.png", "scene1.png"]
-    assert sorted(path.name for path in (tmp_path / "out.v2" / "images").iterdir()) == names
+    assert sorted(path.name for path in (tmp_path / "out.v2" / "vis").iterdir()) == names
     entries = json.loads((tmp_path / "out.v2" / "panoptic.json").read_text())["images"]
     assert [image["id"] for image in entries] == [7, 8]
     captured = capsys.readouterr()
-    assert "2 images in out.v2/images" in captured.out
+    assert "2 images in out.v2/vis" in captured.out
     assert "2/2" in captured.err
 
 
@@ -93,7 +93,7 @@ def test_fast_by_default(words, fast, tool, run, images, monkeypatch):
 
 def test_the_default_folder(run, images, tmp_path):
     run(images / "scene1.png")
-    assert (tmp_path / "work_dirs" / "image_demo" / "images" / "scene1.png").is_file()
+    assert (tmp_path / "work_dirs" / "image_demo" / "vis" / "scene1.png").is_file()
 
 
 def test_errors_end_in_one_line(run, model, images, tmp_path):
