@@ -94,10 +94,9 @@ def diagnose(found: Environment) -> Iterator[Problem]:
         strangers = ", ".join(getattr(LIBRARIES[name], other) for name in mixed)
         # Both distributions of a library own the same files: removing one breaks the other.
         remove = pip("uninstall", "-y", *(each for name in mixed for each in LIBRARIES[name][:2]))
-        yield Problem(
-            f"{strangers}: mixed with {own}s of OpenMMLab, which install the same modules.",
-            " && ".join([remove, *(installs[name] for name in mixed)]),
-        )
+        kind = "maintained forks (onedl-*)" if own == "fork" else "original distributions"
+        what = f"{strangers}: mixed with the {kind} of OpenMMLab, which install the same modules."
+        yield Problem(what, " && ".join([remove, *(installs[name] for name in mixed)]))
     lite = "mmcv-lite" in found.versions
     for name, wanted in libraries.items():
         if name not in mixed and not (name == "mmcv" and lite):

@@ -1,11 +1,13 @@
-"""What the documents name exists, and what they say of the demo is so."""
+"""What the documents name exists, and what they say about the demo is true."""
 
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
 
+from hcformer_mm import registry
 from tests.helpers.models import SHAPES_CONFIG
 
 ROOT = Path(__file__).parents[1]
@@ -14,6 +16,14 @@ DOCUMENTS = sorted(
     for pattern in ("*.md", "configs/*/*.md", "docs/*.md")
     for path in ROOT.glob(pattern)
 )
+PRESENT = [name for name in DOCUMENTS if name != "CHANGELOG.md"]  # it tells what was
+FOLDERS = "benchmarks|configs|demo|docs|hcformer_mm|requirements|tests|tools"
+PATHS = re.compile(
+    rf"(?<![\w/.])((?:{FOLDERS})/[\w./-]*\w(?:\.(?:py|sh|yml|txt|md)|/)(?![\w*<]))"
+    r"|`([\w-]+/[\w/-]+\.(?:py|sh))`"
+)
+NAMES = re.compile(r"(?<![\w/])hcformer_mm(?:\.\w+)+(?![\w/])")
+IMPORTS = re.compile(r"from (hcformer_mm[\w.]*) import \(?([\w,\s]+?)(?:\)|\n(?! )|$)")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -24,14 +34,36 @@ def test_links_lead_somewhere(document):
     assert not missing
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_tools_and_configs_exist(document):
+@pytest.mark.parametrize("document", PRESENT)
+def test_paths_exist(document):
     text = (ROOT / document).read_text()
-    named = re.findall(r"(?<![\w/.])((?:tools|configs|demo)/[\w./-]+\.(?:py|sh|yml))", text)
-    # A file that the document writes begins with its name.
+    named = {path or short for path, short in PATHS.findall(text)}
+    # A file that the document tells the reader to write begins with its name.
     written = {name for name in named if f"```python\n# {name}\n" in text}
-    missing = [name for name in named if name not in written and not (ROOT / name).is_file()]
+    places = [ROOT, ROOT / "hcformer_mm"]
+    missing = [n for n in named - written if not any((place / n).exists() for place in places)]
     assert not missing
+
+
+def resolves(name):
+    """Whether a dotted name is a module, an attribute of one, or a registered component."""
+    component = name.partition(".")[2]
+    if any(component in getattr(registry, each) for each in registry.__all__):
+        return True
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("document", PRESENT)
+def test_names_resolve(document):
+    text = (ROOT / document).read_text()
+    named = set(NAMES.findall(text))
+    for module, imported in IMPORTS.findall(text):
+        named |= {f"{module}.{name.split()[0]}" for name in imported.split(",") if name.strip()}
+    assert not [name for name in sorted(named) if not resolves(name)]
 
 
 def test_documents_are_found():
