@@ -1,7 +1,7 @@
 """Metrics that OpenMMLab lacks."""
 
-from .error_attribution import Blame
+from .error_attribution import ErrorAttribution
 from .metrics.clustering_metric import ClusteringMetric
 from .metrics.coco_boundary_metric import CocoBoundaryMetric
 
-__all__ = ["Blame", "ClusteringMetric", "CocoBoundaryMetric"]
+__all__ = ["ClusteringMetric", "CocoBoundaryMetric", "ErrorAttribution"]

@@ -1,14 +1,15 @@
-"""Blame: which part of a model loses how much of the quality of its segmentation.
+"""Error attribution ("blame"): which part of a model loses how much segmentation quality.
 
-A segmentation is made in stages. The stem says what a cell of the finest map is, each level of the
-clustering merges cells, and the head names the coarsest clusters. Give the pieces of a stage to an
-oracle, which names each by the ground truth that has most of its pixels, and what is then lost was
-lost before the pieces were named. From stage to stage the losses telescope: they add up to that of
-the model.
+A segmentation is made in stages: the stem fixes the cells of the finest map, each level merges them
+into clusters, and the head labels the coarsest clusters. An oracle labels each cell or cluster of a
+stage with the ground truth that has most of its pixels; what it still loses was lost before any
+labeling. The losses from stage to stage telescope: they add up to the loss of the model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from tabulate import tabulate
 
 GROUND_TRUTH, CELLS, PREDICTION = "ground_truth", "cells", "prediction"
 """First, second and last stage; the levels, ``level_1`` and so on, lie between."""
@@ -22,13 +23,16 @@ def level_name(level: int) -> str:
 
 
 @dataclass(frozen=True)
-class Blame:
-    """How the loss of one figure of quality splits.
+class ErrorAttribution:
+    """Split of the loss of one quality figure among the parts of a model.
 
     Attributes:
-        figure: Its name.
+        figure: Name of the figure.
         stages: Its value at each stage: the ground truth itself, oracle labels on the cells, oracle
             labels on the clusters of each level, finest first, and the model's prediction.
+
+    Raises:
+        ValueError: The stages are not these, or in another order.
     """
 
     figure: str
@@ -43,25 +47,22 @@ class Blame:
 
     @property
     def shares(self) -> dict[str, float]:
-        """What each part costs: ``stem``, ``level_1`` and so on, and ``classification``.
+        """Loss of each part: ``stem``, ``level_1`` and so on, and ``classification``.
 
-        They add up to :attr:`total`. A share may be below 0; see ``docs/look_inside.md``.
+        They add up to :attr:`total`. A share may be negative; see ``docs/look_inside.md``.
         """
         values = list(self.stages.values())
         names = (STEM, *list(self.stages)[2:-1], CLASSIFICATION)
-        return {
-            name: before - after
-            for name, before, after in zip(names, values[:-1], values[1:], strict=True)
-        }
+        return {name: values[i] - values[i + 1] for i, name in enumerate(names)}
 
     @property
     def decoding(self) -> float:
-        """What stem and levels cost together: what is lost if every cluster is named well."""
+        """Loss of stem and levels together, which remains if every cluster is labeled well."""
         return self.stages[GROUND_TRUTH] - list(self.stages.values())[-2]
 
     @property
     def total(self) -> float:
-        """What is lost altogether: 100 less the model's figure, where annotations are sound."""
+        """Loss of the model: 100 less its figure, where annotations are consistent."""
         return self.stages[GROUND_TRUTH] - self.stages[PREDICTION]
 
     def __str__(self) -> str:
@@ -71,3 +72,22 @@ class Blame:
             f"{self.figure} {self.stages[PREDICTION]:.1f}: decoding costs {self.decoding:.1f} "
             f"({listed}); classification costs {classification:.1f}"
         )
+
+
+def attribution_table(attributions: Iterable[ErrorAttribution]) -> str:
+    """Format how losses split: a row per figure, a column per part of the model."""
+    rows = [
+        {
+            "": attribution.figure,
+            "reached": attribution.stages[PREDICTION],
+            "lost": attribution.total,
+            DECODING: attribution.decoding,
+            **attribution.shares,
+        }
+        for attribution in attributions
+    ]
+    return tabulate(
+        [list(row.values()) for row in rows],
+        headers=[name.replace("_", " ") for name in rows[0]],
+        floatfmt=".1f",
+    )

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from ..evaluation.functional import (
-    boundary_recall,
+    boundary_scores,
     explained_variation,
     majority_map,
     overlaps,
@@ -196,7 +196,7 @@ class _Drawing:
         if truth is None:
             return [("Explained variation", _percent(explained_variation(labels, self.image)))]
         table = overlaps(labels, truth.segments, ignore=truth.ignore)
-        recall = boundary_recall(labels, truth.segments, ignore=truth.ignore)
+        recall, _ = boundary_scores(labels, truth.segments, ignore=truth.ignore)
         return [
             ("Underseg. error", _percent(table.undersegmentation_error())),
             ("Achievable acc.", _percent(table.achievable_segmentation_accuracy())),

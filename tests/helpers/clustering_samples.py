@@ -1,7 +1,7 @@
-"""Predicted samples with clusters and ground truth of every kind, and their evaluation.
+"""Predicted samples with clusters and every kind of ground truth, and their evaluation.
 
-As a script, ``clustering_samples.py FOLDER`` evaluates its share of the samples in each of the
-processes that torchrun starts, and leaves the metrics as ``rank<rank>.json`` in the folder.
+As a script under torchrun, ``clustering_samples.py FOLDER`` evaluates its process's share of the
+samples and writes the metrics to ``rank<rank>.json`` in the folder.
 """
 
 import json
@@ -23,7 +23,6 @@ from PIL import Image
 
 from hcformer_mm.datasets.shapes import METAINFO
 from hcformer_mm.datasets.shapes_writer import write_shapes
-from hcformer_mm.engine import set_up_gloo
 from hcformer_mm.structures.image_clusters import ImageClusters
 
 ROOT = Path(__file__).parents[2]
@@ -33,29 +32,24 @@ THINGS = len(METAINFO["thing_classes"])
 
 
 def write_samples(folder):
-    """Write a Shapes set with some void and one crowd, on which the samples are made."""
+    """Write the Shapes set behind the samples, with some void and one crowd."""
     write_shapes(folder / "shapes", num_train=1, num_val=NUMBER, size=(64, 96), workers=1)
     file = folder / "shapes/annotations/panoptic_val.json"
     content = json.loads(file.read_text())
     for index, annotation in enumerate(content["annotations"]):
         segments = annotation["segments_info"]
         if index == 1:
-            void(folder, annotation["file_name"], segments.pop(0)["id"])
+            path = folder / "shapes/annotations/panoptic_val" / annotation["file_name"]
+            png = np.array(Image.open(path))
+            png[rgb2id(png) == segments.pop(0)["id"]] = 0
+            Image.fromarray(png).save(path)
         if index == 2:
             segments[0]["iscrowd"] = 1
     file.write_text(json.dumps(content))
 
 
-def void(folder, name, identity):
-    """Make a segment of a PNG file void, by the id 0."""
-    path = folder / "shapes/annotations/panoptic_val" / name
-    png = np.array(Image.open(path))
-    png[rgb2id(png) == identity] = 0
-    Image.fromarray(png).save(path)
-
-
 def samples(folder):
-    """Dicts as metrics get them: predictions are the shifted ground truth, with mistakes."""
+    """Dicts as metrics receive them, whose predictions are the shifted ground truth with errors."""
     content = json.loads((folder / "shapes/annotations/panoptic_val.json").read_text())
     annotations = {annotation["image_id"]: annotation for annotation in content["annotations"]}
     return [sample(folder, image, annotations[image["id"]]) for image in content["images"]]
@@ -106,7 +100,7 @@ def sample(folder, image, annotation):
 
 
 def metric(folder, ground_truth="panoptic", **options):
-    """Config of a ClusteringMetric on the samples."""
+    """Config of a ClusteringMetric for the samples."""
     annotations = folder / "shapes/annotations"
     files = dict(
         panoptic=dict(
@@ -120,7 +114,7 @@ def metric(folder, ground_truth="panoptic", **options):
 
 
 def evaluate(metrics, samples, size=None, *, classes=CLASSES):
-    """Evaluate samples, as a loop does with batches of one."""
+    """Evaluate samples in batches of one."""
     evaluator = Evaluator(metrics)
     evaluator.dataset_meta = {**METAINFO, "classes": classes}
     for one in samples:
@@ -129,7 +123,7 @@ def evaluate(metrics, samples, size=None, *, classes=CLASSES):
 
 
 def launch(folder):
-    """Evaluate in two processes; returns the metrics of each."""
+    """Evaluate in two processes and return the metrics of each."""
     arguments = ("--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *arguments, __file__, str(folder)],
@@ -143,10 +137,12 @@ def launch(folder):
 
 
 def main():
+    from hcformer_mm.engine import set_up_gloo
+
     folder = Path(sys.argv[1])
     set_up_gloo(Config(dict(launcher="pytorch", env_cfg=dict(dist_cfg=dict(backend="gloo")))))
     every = samples(folder)
-    # As the samplers do: in turns, the first ones again to make shares equal.
+    # Samplers take turns, and repeat the first samples to make shares equal.
     share = [*every, *every][: -(-NUMBER // 2) * 2][get_rank() :: get_world_size()]
     metrics = evaluate([metric(folder)], share, NUMBER)
     (folder / f"rank{get_rank()}.json").write_text(json.dumps(metrics))

@@ -1,12 +1,13 @@
-"""How a loss splits, and what the oracle of the majority is and is not."""
+"""Split of a loss among stages, and properties of the majority oracle."""
 
 import numpy as np
 import pytest
 import torch
 
-from hcformer_mm.evaluation import Blame
-from hcformer_mm.evaluation.cluster_tables import blame_table, pieces_table
+from hcformer_mm.evaluation import ErrorAttribution
+from hcformer_mm.evaluation.error_attribution import attribution_table
 from hcformer_mm.evaluation.measures import ImageGroundTruth, MeanIoU
+from hcformer_mm.evaluation.partitions import score_table
 from tests.helpers import reference
 
 STAGES = dict(ground_truth=100.0, cells=97.5, level_1=97.0, level_2=95.5, prediction=80.0)
@@ -24,28 +25,28 @@ def oracle_iou(labels, truth, classes=3):
 
 
 def test_shares():
-    blame = Blame("PQ", STAGES)
-    assert blame.shares == dict(stem=2.5, level_1=0.5, level_2=1.5, classification=15.5)
-    assert blame.decoding == 2.5 + 0.5 + 1.5
-    assert blame.total == sum(blame.shares.values()) == 100 - 80
-    assert str(blame) == (
+    loss = ErrorAttribution("PQ", STAGES)
+    assert loss.shares == dict(stem=2.5, level_1=0.5, level_2=1.5, classification=15.5)
+    assert loss.decoding == 2.5 + 0.5 + 1.5
+    assert loss.total == sum(loss.shares.values()) == 100 - 80
+    assert str(loss) == (
         "PQ 80.0: decoding costs 4.5 (stem 2.5, level 1 0.5, level 2 1.5); "
         "classification costs 15.5"
     )
 
 
-def test_blame_table():
+def test_attribution_table():
     """Rows of figures; the columns after 'decoding' add up to 'lost'."""
-    header, _, row = blame_table([Blame("PQ", STAGES)]).splitlines()
+    header, _, row = attribution_table([ErrorAttribution("PQ", STAGES)]).splitlines()
     assert header.split("  ")[0] == "" and "level 2" in header
     assert row.split() == ["PQ", "80.0", "20.0", "4.5", "2.5", "0.5", "1.5", "15.5"]
 
 
-def test_pieces_table():
-    """From the ground truth to the prediction; what a row does not have is left empty."""
+def test_score_table():
+    """Rows run from the ground truth to the prediction, and may have empty places."""
     figures = {"cells/UE": 5.0, "slic_1/UE": 7.25, "blame/PQ/stem": 1.0}
     figures |= {"ground_truth/PQ": 100.0, "prediction/PQ": 60.0, "cells/PQ": 90.0}
-    lines = pieces_table(figures).splitlines()
+    lines = score_table(figures).splitlines()
     assert lines[0].split() == ["UE", "PQ"]
     assert [line.split() for line in lines[2:]] == [
         ["ground", "truth", "100.0"],
@@ -58,7 +59,7 @@ def test_pieces_table():
 def test_stages_in_another_order():
     stages = dict(reversed(STAGES.items()))
     with pytest.raises(ValueError, match=r"expected the stages \('ground_truth', 'cells', 'level"):
-        Blame("PQ", stages)
+        ErrorAttribution("PQ", stages)
 
 
 def test_majority_reaches_everything_where_clusters_are_pure():
@@ -84,10 +85,7 @@ def test_majority_is_not_always_the_best_labeling():
 
 
 def test_a_coarser_level_may_gain():
-    """What the majority reaches in mIoU may grow by merging, though its accuracy cannot.
-
-    The shares of levels may so be below 0.
-    """
+    """Merging can raise the majority's mIoU, though not its accuracy: shares can be negative."""
     for seed in range(1000):
         random = np.random.default_rng(seed)
         truth = random.integers(3, size=(3, 5))
@@ -104,7 +102,7 @@ def test_a_coarser_level_may_gain():
 
 
 def test_best_labeling_by_trying_all():
-    """The majority is below the best mIoU by a little, and the best itself loses by merging."""
+    """The majority is a little below the best mIoU, and merging never raises the best."""
     gaps = []
     for seed in range(20):
         random = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Quality of given segmentations, against the hosts' own computations."""
+"""Quality measures, against the metrics of mmdet, mmseg and panopticapi."""
 
 import json
 
@@ -15,38 +15,41 @@ from pycocotools import mask as coco_mask
 
 from hcformer_mm.evaluation.measures import MaskAP, MeanIoU, PanopticQuality
 from hcformer_mm.evaluation.measures.panoptic_quality import PanopticTruth, panoptic_counts
-from tests.helpers.clustering_samples import (
-    CLASSES,
-    THINGS,
-    evaluate,
-    metric,
-    samples,
-    write_samples,
-)
+from tests.helpers.clustering_samples import CLASSES, THINGS, evaluate, metric, samples
 
+THING_CLASSES = CLASSES[:THINGS]
 STRIPES = np.repeat(np.arange(8), 2 * 16).reshape(16, 16)  # of two rows
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("samples")
-    write_samples(folder)
-    return folder
-
-
-def measured(measure, samples):
-    counts = [measure.count(measure.predicted(one), measure.truth(one)) for one in samples]
+def measured(measure, samples, labeling="predicted"):
+    """Figures of the predictions, of the ground truth, or of an oracle on single pixels."""
+    counts = []
+    for one in samples:
+        truth = measure.truth(one)
+        if labeling == "predicted":
+            prediction = measure.predicted(one)
+        elif labeling == "perfect":
+            prediction = measure.perfect(truth)
+        else:
+            pixels = np.arange(truth.void.size).reshape(truth.void.shape)
+            prediction = measure.oracle(truth, pixels)
+        counts.append(measure.count(prediction, truth))
     return measure.figures(counts)
 
 
-def perfect(measure, samples):
-    truths = [measure.truth(one) for one in samples]
-    return measure.figures([measure.count(measure.perfect(truth), truth) for truth in truths])
-
-
-def panoptic_quality(folder):
+def panoptic_quality(folder, classes=CLASSES):
     config = metric(folder)
-    return PanopticQuality(config["ann_file"], config["seg_prefix"], CLASSES)
+    return PanopticQuality(config["ann_file"], config["seg_prefix"], classes)
+
+
+def mask_ap(folder, classes=THING_CLASSES):
+    return MaskAP(metric(folder, "instance")["ann_file"], classes)
+
+
+def by_category(stat):
+    """IoU, true positives, false positives and false negatives of each category that has some."""
+    counts = {i: (v.iou, v.tp, v.fp, v.fn) for i, v in stat.pq_per_cat.items()}
+    return {category: values for category, values in counts.items() if any(values[1:])}
 
 
 def random_panoptic(random, size=(24, 30)):
@@ -76,7 +79,7 @@ def random_panoptic(random, size=(24, 30)):
     return ids, infos, predicted, categories
 
 
-def test_panoptic_counts_are_those_of_the_host(tmp_path):
+def test_panoptic_counts_are_those_of_panopticapi(tmp_path):
     random = np.random.default_rng(0)
     all_categories = {category: dict(id=category, isthing=1) for category in (1, 2, 3)}
     total = PQStat()
@@ -103,38 +106,25 @@ def test_panoptic_counts_are_those_of_the_host(tmp_path):
             str(tmp_path / "found"),
             all_categories,
         )
-        expected = {
-            category: (values.iou, values.tp, values.fp, values.fn)
-            for category, values in stat.pq_per_cat.items()
-            if values.tp + values.fp + values.fn
-        }
-        assert {c: v for c, v in counts.items() if any(v[1:])} == expected
+        assert by_category(counts) == by_category(stat)
         total += stat
     kinds = np.array([(c.tp, c.fp, c.fn) for c in total.pq_per_cat.values()]).sum(0)
     assert (kinds > 20).all()  # there was something of everything
 
 
-def test_panoptic_quality_is_that_of_the_host(folder):
-    ours = measured(panoptic_quality(folder), samples(folder))
-    config = metric(folder)
-    host = CocoPanopticMetric(config["ann_file"], config["seg_prefix"])
-    theirs = evaluate([host], samples(folder))
-    assert 10 < ours["PQ"] < 90
-    for name in ("PQ", "PQ_th", "PQ_st"):
-        assert ours[name] == pytest.approx(theirs[f"coco_panoptic/{name}"], abs=1e-9)
-
-
-def test_prediction_after_the_host_has_seen_it(folder):
-    """CocoPanopticMetric writes 0 into the void of the prediction."""
-    config = metric(folder)
-    given = samples(folder)
+def test_panoptic_quality_is_that_of_mmdet(folder):
+    config, given = metric(folder), samples(folder)
     expected = measured(panoptic_quality(folder), samples(folder))
-    evaluate([CocoPanopticMetric(config["ann_file"], config["seg_prefix"])], given)
+    theirs = evaluate([CocoPanopticMetric(config["ann_file"], config["seg_prefix"])], given)
+    assert 10 < expected["PQ"] < 90
+    for name in ("PQ", "PQ_th", "PQ_st"):
+        assert expected[name] == pytest.approx(theirs[f"coco_panoptic/{name}"], abs=1e-9)
+    # CocoPanopticMetric has written 0 into the void of the predictions.
     assert any((one["pred_panoptic_seg"]["sem_seg"] == 0).any() for one in given)
     assert measured(panoptic_quality(folder), given) == expected
 
 
-def test_mean_iou_is_that_of_the_hosts(folder):
+def test_mean_iou_is_that_of_mmdet_and_mmseg(folder):
     ours = measured(MeanIoU(len(CLASSES)), samples(folder))["mIoU"]
     assert 10 < ours < 90
     theirs = evaluate([SemSegMetric()], samples(folder))["mIoU"]
@@ -148,75 +138,48 @@ def test_mean_iou_is_that_of_the_hosts(folder):
     assert evaluate([IoUMetric()], in_mmseg)["mIoU"] == pytest.approx(theirs, abs=0.011)
 
 
-def test_mask_ap_is_that_of_the_host(folder):
-    ann_file = metric(folder, "instance")["ann_file"]
-    things = CLASSES[:THINGS]
-    ours = measured(MaskAP(ann_file, things), samples(folder))["AP"]
-    theirs = evaluate([CocoMetric(ann_file, metric="segm")], samples(folder), classes=things)
+@pytest.mark.parametrize("mask_scores", [False, True])
+def test_mask_ap_is_that_of_mmdet(folder, mask_scores):
+    """Where heads score masks, these scores rank them, whatever the scores of boxes."""
+    given, random = samples(folder), torch.Generator().manual_seed(0)
+    if mask_scores:
+        for one in given:
+            scores = one["pred_instances"]["scores"]
+            one["pred_instances"]["mask_scores"] = torch.rand(len(scores), generator=random)
+    ours = measured(mask_ap(folder), given)["AP"]
+    theirs = CocoMetric(metric(folder, "instance")["ann_file"], metric="segm")
+    metrics = evaluate([theirs], given, classes=THING_CLASSES)
     assert 5 < ours < 90
-    assert round(ours / 100, 3) == theirs["coco/segm_mAP"]
+    assert round(ours / 100, 3) == metrics["coco/segm_mAP"]
+    assert mask_scores == (ours != measured(mask_ap(folder), samples(folder))["AP"])
 
 
-def test_masks_with_scores_of_their_own(folder):
-    """As of heads that score masks: they rank the masks, also where boxes are ranked otherwise."""
-    ann_file = metric(folder, "instance")["ann_file"]
-    given = samples(folder)
-    random = torch.Generator().manual_seed(0)
-    for one in given:
-        scores = one["pred_instances"]["scores"]
-        one["pred_instances"]["mask_scores"] = torch.rand(len(scores), generator=random)
-    things = CLASSES[:THINGS]
-    ours = measured(MaskAP(ann_file, things), given)["AP"]
-    theirs = evaluate([CocoMetric(ann_file, metric="segm")], given, classes=things)
-    assert round(ours / 100, 3) == theirs["coco/segm_mAP"]
-    assert ours != measured(MaskAP(ann_file, things), samples(folder))["AP"]
-
-
-def test_classes_that_the_annotations_lack(folder):
-    config = metric(folder)
-    classes = (*CLASSES, "unicorn")
+@pytest.mark.parametrize(
+    ("measure", "classes"), [(panoptic_quality, CLASSES), (mask_ap, THING_CLASSES)]
+)
+def test_classes_that_the_annotations_lack(folder, measure, classes):
     with pytest.raises(ValueError, match=r"one category in .*json .* or several for unicorn"):
-        PanopticQuality(config["ann_file"], config["seg_prefix"], classes)
-    with pytest.raises(ValueError, match=r"one category in .*json .* or several for unicorn"):
-        MaskAP(metric(folder, "instance")["ann_file"], (*CLASSES[:THINGS], "unicorn"))
+        measure(folder, (*classes, "unicorn"))
 
 
 def test_mask_ap_of_some_images(folder):
-    """Those that were not looked at are not missed."""
-    measure = MaskAP(metric(folder, "instance")["ann_file"], CLASSES[:THINGS])
-    assert perfect(measure, samples(folder)[:2])["AP"] == pytest.approx(100)
+    """Instances of images that were not evaluated are not missed."""
+    assert measured(mask_ap(folder), samples(folder)[:2], "perfect") == dict(AP=pytest.approx(100))
 
 
-def test_ground_truth_is_perfect(folder):
-    given = samples(folder)
-    assert perfect(panoptic_quality(folder), given) == dict(PQ=100.0, PQ_th=100.0, PQ_st=100.0)
-    assert perfect(MeanIoU(len(CLASSES)), given) == dict(mIoU=100.0)
-    measure = MaskAP(metric(folder, "instance")["ann_file"], CLASSES[:THINGS])
-    assert perfect(measure, given) == dict(AP=pytest.approx(100))
-
-
-def test_oracle_of_pixels_is_perfect(folder):
-    """With every pixel a cluster of its own, crowds and void included."""
-    for measure in (
-        panoptic_quality(folder),
-        MeanIoU(len(CLASSES)),
-        MaskAP(metric(folder, "instance")["ann_file"], CLASSES[:THINGS]),
-    ):
-        truths = [measure.truth(one) for one in samples(folder)]
-        counts = [
-            measure.count(
-                measure.oracle(truth, np.arange(truth.void.size).reshape(truth.void.shape)), truth
-            )
-            for truth in truths
-        ]
-        assert measure.figures(counts)[measure.names[0]] == pytest.approx(100)
+@pytest.mark.parametrize("labeling", ["perfect", "oracle of pixels"])
+def test_ground_truth_is_perfect(folder, labeling):
+    """Crowds and void included."""
+    for measure in (panoptic_quality(folder), MeanIoU(len(CLASSES)), mask_ap(folder)):
+        figures = measured(measure, samples(folder), labeling)
+        assert figures == pytest.approx(dict.fromkeys(measure.names, 100.0))
 
 
 def test_panoptic_oracle():
     """Stripes of 2 x 16 pixels on segments of 9, 3 and 4 rows, the last one a crowd.
 
-    Row 8 is the only one that is given away: rows 8 and 9 are shared equally, and the first of
-    equals wins, so segment 5 has rows 0 to 9 (IoU 9/10) and segment 6 rows 10 and 11 (IoU 2/3).
+    Rows 8 and 9 belong half to segment 5 and half to 6. The first of them wins, so segment 5 takes
+    rows 0 to 9 (IoU 9/10) and segment 6 rows 10 and 11 (IoU 2/3).
     """
     ids = np.repeat([5] * 9 + [6] * 3 + [7] * 4, 16).reshape(16, 16)
     infos = {
@@ -227,12 +190,13 @@ def test_panoptic_oracle():
     truth = PanopticTruth(ids, ids == 7, infos)
     found, categories = PanopticQuality.oracle(None, truth, STRIPES)
     assert found[:, 0].tolist() == [5] * 10 + [6] * 2 + [7] * 4
-    assert categories == {5: 1, 6: 2}  # without 7, which is so no segment
-    assert panoptic_counts(found, categories, truth) == {1: (0.9, 1, 0, 0), 2: (2 / 3, 1, 0, 0)}
+    assert categories == {5: 1, 6: 2}  # without the crowd
+    counts = by_category(panoptic_counts(found, categories, truth))
+    assert counts == {1: (0.9, 1, 0, 0), 2: (2 / 3, 1, 0, 0)}
 
 
 def test_crowds_have_a_vote():
-    """A stripe of 12 pixels of a crowd and 4 of a segment is better left alone."""
+    """A cluster of 12 pixels of a crowd and 4 of a segment is left to the crowd."""
     ids = np.full((2, 16), 5)
     ids[1, :12] = 7
     infos = {
@@ -244,7 +208,7 @@ def test_crowds_have_a_vote():
     found, categories = PanopticQuality.oracle(None, truth, labels)
     assert found[:, 0].tolist() == [5, 7]
     assert categories == {5: 1}
-    assert panoptic_counts(found, categories, truth) == {1: (16 / 20, 1, 0, 0)}
+    assert by_category(panoptic_counts(found, categories, truth)) == {1: (16 / 20, 1, 0, 0)}
 
 
 @pytest.fixture
@@ -283,7 +247,7 @@ def overlapping(tmp_path):
 
 
 def test_overlapping_instances_and_crowds_are_void(overlapping):
-    """A class that the model does not know is background."""
+    """Instances of classes that the model lacks are background."""
     truth = overlapping.truth(dict(img_id=1))
     assert truth.void[0].tolist() == [0, 0, 0, 1, 0, 0, 0, 1]
     assert truth.segments[0, ~truth.void[0]].tolist() == [1, 1, 1, 2, 2, 0]
@@ -307,7 +271,7 @@ def test_nothing_found_and_nothing_to_find(overlapping):
     assert MeanIoU(3).figures([]) == {}
 
 
-def test_missing_things(folder, overlapping):
+def test_missing_fields_and_images(folder, overlapping):
     one = samples(folder)[0]
     with pytest.raises(ValueError, match=r"expected pred_panoptic_seg in the predictions.* \[\]"):
         panoptic_quality(folder).predicted(dict(img_id=1))

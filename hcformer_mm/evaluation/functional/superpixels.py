@@ -1,12 +1,14 @@
-"""Scores of pixel clusterings against ground truth, as pure functions of label maps.
+"""Superpixel scores: how well a clustering of an image fits its ground truth.
 
-Definitions are those of Stutz, Hermans and Leibe, "Superpixels: An Evaluation of the
-State-of-the-Art" (CVIU 2018, https://arxiv.org/abs/1612.01601), the paper's [51]. A clustering S
-of N pixels has clusters S_j, the ground truth G has segments G_i.
+Definitions follow Stutz, Hermans and Leibe, "Superpixels: An Evaluation of the State-of-the-Art"
+(CVIU 2018, https://arxiv.org/abs/1612.01601), the paper's [51]. A clustering S of N pixels has
+clusters S_j, the ground truth G has segments G_i.
 
-Label maps are ``(H, W)`` arrays or tensors of integers, on any device; a cluster need not be
-connected. Pixels of the ground truth that are void (``ignore``) do not exist to a score that reads
-the ground truth: neither N nor the sizes of clusters count them.
+All functions share their arguments. ``labels`` are the clusters and ``ground_truth`` the segments:
+integers ``(H, W)`` of one size, as arrays, tensors on any device or lists. A cluster need not be
+connected. ``ignore`` marks the void pixels of the ground truth, by value or by an ``(H, W)`` bool
+mask; scores against ground truth leave them out of N and out of every size. Label maps that are
+empty, not of integers or of different sizes raise a ValueError.
 """
 
 from dataclasses import dataclass
@@ -15,31 +17,32 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
+from scipy.sparse import csr_array
 from torch import Tensor
 
-from .label_maps import Ignore, LabelMap, as_array, check_label_map, check_label_maps, numbered
+from .label_maps import (
+    Ignore,
+    LabelMap,
+    as_array,
+    check_label_map,
+    check_label_maps,
+    unique_inverse,
+)
 
 UndersegmentationForm = Literal["neubert-protzel", "levin"]
 
 
 @dataclass(frozen=True)
 class Overlaps:
-    """How many pixels each cluster shares with each segment: all that most scores need to know.
-
-    The table is sparse: one entry for each of the P pairs that meet, ordered by cluster, then by
-    segment. Clusters are numbered from 0 in the order of their labels, segments likewise.
+    """Contingency table of K clusters and G segments, from which several scores follow.
 
     Attributes:
-        clusters: ``(P,)``; number of the cluster of each pair.
-        segments: ``(P,)``; number of its segment.
-        pixels: ``(P,)``; how many pixels they share, at least 1.
-        cluster_labels: ``(K,)``; label of each cluster.
-        segment_labels: ``(G,)``; label of each segment in the ground truth.
+        pixels: Sparse ``(K, G)``; number of pixels that a cluster and a segment share.
+        cluster_labels: ``(K,)``; label of each row, ascending.
+        segment_labels: ``(G,)``; label of each column, ascending.
     """
 
-    clusters: NDArray[np.int64]
-    segments: NDArray[np.int64]
-    pixels: NDArray[np.int64]
+    pixels: csr_array
     cluster_labels: NDArray[np.int64]
     segment_labels: NDArray[np.int64]
 
@@ -51,18 +54,23 @@ class Overlaps:
     @property
     def cluster_sizes(self) -> NDArray[np.int64]:
         """``(K,)``; pixels of each cluster."""
-        return _sums(self.clusters, self.pixels, len(self.cluster_labels))
+        return np.asarray(self.pixels.sum(axis=1))
 
     @property
     def segment_sizes(self) -> NDArray[np.int64]:
         """``(G,)``; pixels of each segment."""
-        return _sums(self.segments, self.pixels, len(self.segment_labels))
+        return np.asarray(self.pixels.sum(axis=0))
+
+    @property
+    def largest(self) -> NDArray[np.int64]:
+        """``(K,)``; largest number of pixels that each cluster shares with one segment."""
+        return np.maximum.reduceat(self.pixels.data, self.pixels.indptr[:-1])
 
     def majority(self) -> NDArray[np.int64]:
-        """``(K,)``; the segment with most pixels of each cluster, of equals the smallest."""
-        order = np.lexsort((self.segments, -self.pixels, self.clusters))
-        _, first = np.unique(self.clusters[order], return_index=True)
-        return self.segments[order][first]
+        """``(K,)``; column of the segment that each cluster overlaps most, the first if tied."""
+        starts, lengths = self.pixels.indptr[:-1], np.diff(self.pixels.indptr)
+        best = np.flatnonzero(self.pixels.data == np.repeat(self.largest, lengths))
+        return self.pixels.indices[best[np.searchsorted(best, starts)]].astype(np.int64)
 
     def undersegmentation_error(self, form: UndersegmentationForm = "neubert-protzel") -> float:
         """See :func:`undersegmentation_error`."""
@@ -70,38 +78,26 @@ class Overlaps:
             raise ValueError(f"expected form 'neubert-protzel' or 'levin', got {form!r}")
         if not self.total:
             return float("nan")
-        sizes = self.cluster_sizes[self.clusters]
         if form == "neubert-protzel":
-            return float(np.minimum(self.pixels, sizes - self.pixels).sum() / self.total)
-        covered = _sums(self.segments, sizes, len(self.segment_labels))
+            shared = self.pixels.data
+            sizes = np.repeat(self.cluster_sizes, np.diff(self.pixels.indptr))
+            return float(np.minimum(shared, sizes - shared).sum() / self.total)
+        covered = (self.pixels > 0).T @ self.cluster_sizes
         return float(((covered - self.segment_sizes) / self.segment_sizes).mean())
 
     def achievable_segmentation_accuracy(self) -> float:
         """See :func:`achievable_segmentation_accuracy`."""
-        if not self.total:
-            return float("nan")
-        largest = np.zeros(len(self.cluster_labels), np.int64)
-        np.maximum.at(largest, self.clusters, self.pixels)
-        return float(largest.sum() / self.total)
+        return float(self.largest.sum() / self.total) if self.total else float("nan")
 
 
 def overlaps(labels: LabelMap, ground_truth: LabelMap, *, ignore: Ignore = None) -> Overlaps:
-    """Count the pixels that clusters and segments share.
-
-    Args:
-        labels: Clusters, ``(H, W)`` integers.
-        ground_truth: Segments, ``(H, W)`` integers.
-        ignore: Void of the ground truth.
-
-    Raises:
-        ValueError: These are no label maps, or their sizes differ.
-    """
-    clustering, truth, valid = check_label_maps(labels, ground_truth, ignore)
-    cluster_labels, cluster = numbered(clustering[valid])
-    segment_labels, segment = numbered(truth[valid])
-    pair, shared = _counts(cluster * max(len(segment_labels), 1) + segment)
-    clusters, segments = np.divmod(pair, max(len(segment_labels), 1))
-    return Overlaps(clusters, segments, shared, cluster_labels, segment_labels)
+    """Count the pixels that clusters and segments share."""
+    clusters, segments, valid = check_label_maps(labels, ground_truth, ignore)
+    cluster_labels, rows = unique_inverse(clusters[valid])
+    segment_labels, columns = unique_inverse(segments[valid])
+    shape = (len(cluster_labels), len(segment_labels))
+    pixels = csr_array((np.ones(len(rows), np.int64), (rows, columns)), shape=shape)
+    return Overlaps(pixels, cluster_labels, segment_labels)
 
 
 def undersegmentation_error(
@@ -111,26 +107,20 @@ def undersegmentation_error(
     form: UndersegmentationForm = "neubert-protzel",
     ignore: Ignore = None,
 ) -> float:
-    r"""How far clusters leak over the borders of segments; 0 is best.
+    r"""Undersegmentation error (UE): how far clusters leak over the borders of segments.
 
-    Neubert and Protzel: ``1/N Σ_i Σ_{j: S_j∩G_i≠∅} min(|S_j∩G_i|, |S_j \ G_i|)``. A leak counts on
-    both sides: an error of 2 % is one pixel of 100 in the wrong cluster, where that cluster belongs
-    to one segment for the most part. At most 1.
+    Neubert and Protzel: ``1/N Σ_i Σ_{j: S_j∩G_i≠∅} min(|S_j∩G_i|, |S_j \ G_i|)``, in [0, 1]. A leak
+    counts on both sides: in a cluster that lies mostly in one segment, one wrong pixel of 100 is an
+    error of 2 %.
 
-    Levin: ``1/|G| Σ_i (Σ_{j: S_j∩G_i≠∅} |S_j| - |G_i|) / |G_i|``, in which a cluster that touches a
-    segment by one pixel counts with its whole size, relative to the segment; it has no upper bound.
-
-    Args:
-        labels: Clusters, ``(H, W)`` integers.
-        ground_truth: Segments, ``(H, W)`` integers.
-        form: Which of them.
-        ignore: Void of the ground truth: its value, or a mask ``(H, W)``.
+    Levin: ``1/|G| Σ_i (Σ_{j: S_j∩G_i≠∅} |S_j| - |G_i|) / |G_i|``, without upper bound: a cluster
+    that touches a segment by one pixel counts with its whole size, relative to the segment.
 
     Returns:
-        The error; nan if everything is void.
+        The error, 0 at best; nan if all pixels are void.
 
     Raises:
-        ValueError: These are no label maps, their sizes differ, or there is no such form.
+        ValueError: ``form`` or the label maps are invalid.
     """
     return overlaps(labels, ground_truth, ignore=ignore).undersegmentation_error(form)
 
@@ -138,51 +128,31 @@ def undersegmentation_error(
 def undersegmentation_map(
     labels: LabelMap, ground_truth: LabelMap, *, ignore: Ignore = None
 ) -> NDArray[np.bool_]:
-    """Where the error of Neubert and Protzel comes from.
-
-    Args:
-        labels: Clusters, ``(H, W)`` integers.
-        ground_truth: Segments, ``(H, W)`` integers.
-        ignore: Void of the ground truth: its value, or a mask ``(H, W)``.
+    """Pixels that make up the error of Neubert and Protzel.
 
     Returns:
-        ``(H, W)`` bool: the pixels whose segment has no more than half of their cluster. The error
-        is their number over N, those counting twice whose cluster belongs to another segment by
-        more than half.
-
-    Raises:
-        ValueError: These are no label maps, or their sizes differ.
+        ``(H, W)`` bool: pixels whose segment covers at most half of their cluster. The error is
+        their number over N, where pixels count twice if another segment covers more than half.
     """
-    clustering, truth, valid = check_label_maps(labels, ground_truth, ignore)
-    _, cluster = numbered(clustering[valid])
-    _, segment = numbered(truth[valid])
-    # Every pixel looks up its pair, and its pair's share of the cluster.
-    _, pair = numbered(cluster * (int(segment.max(initial=0)) + 1) + segment)
-    share, size = np.bincount(pair)[pair], np.bincount(cluster)[cluster]
-    counted = np.zeros(truth.shape, np.bool_)
-    counted[valid] = 2 * share <= size
-    return counted
+    clusters, segments, valid = check_label_maps(labels, ground_truth, ignore)
+    _, cluster = unique_inverse(clusters[valid])
+    _, segment = unique_inverse(segments[valid])
+    _, pair = unique_inverse(cluster * (int(segment.max(initial=0)) + 1) + segment)
+    errors = np.zeros(segments.shape, np.bool_)
+    errors[valid] = 2 * np.bincount(pair)[pair] <= np.bincount(cluster)[cluster]
+    return errors
 
 
 def achievable_segmentation_accuracy(
     labels: LabelMap, ground_truth: LabelMap, *, ignore: Ignore = None
 ) -> float:
-    """Part of the pixels that the best labeling of the clusters gets right; 1 is best.
+    """Achievable segmentation accuracy (ASA): pixel accuracy of the best labeling of the clusters.
 
-    ``1/N Σ_j max_i |S_j∩G_i|``: each cluster gets the segment that it overlaps most. No other
-    labeling of the clusters has more pixels right; 1 less this accuracy is the undersegmentation
-    error of Van den Bergh.
-
-    Args:
-        labels: Clusters, ``(H, W)`` integers.
-        ground_truth: Segments, ``(H, W)`` integers.
-        ignore: Void of the ground truth: its value, or a mask ``(H, W)``.
+    ``1/N Σ_j max_i |S_j∩G_i|``: each cluster takes the segment that it overlaps most, and no other
+    labeling gets more pixels right. 1 - ASA is the undersegmentation error of Van den Bergh.
 
     Returns:
-        The accuracy; nan if everything is void.
-
-    Raises:
-        ValueError: These are no label maps, or their sizes differ.
+        The accuracy in [0, 1]; nan if all pixels are void.
     """
     return overlaps(labels, ground_truth, ignore=ignore).achievable_segmentation_accuracy()
 
@@ -190,81 +160,17 @@ def achievable_segmentation_accuracy(
 def majority_map(
     labels: LabelMap, ground_truth: LabelMap, *, ignore: Ignore = None, void: int = -1
 ) -> NDArray[np.int64]:
-    """The labeling of the clusters that an oracle would choose: each gets its majority segment.
-
-    Args:
-        labels: Clusters, ``(H, W)`` integers.
-        ground_truth: Segments, ``(H, W)`` integers.
-        ignore: Void of the ground truth: its value, or a mask ``(H, W)``.
-        void: Value of the clusters that lie in void alone.
+    """Give each cluster the segment that it overlaps most, the smallest label if tied.
 
     Returns:
-        ``(H, W)``: labels of the ground truth, in void pixels too, as a prediction has them there.
-
-    Raises:
-        ValueError: These are no label maps, or their sizes differ.
+        ``(H, W)``: labels of the ground truth, also in void pixels, where a prediction has labels
+        too; ``void`` in clusters that lie in void alone.
     """
     table = overlaps(labels, ground_truth, ignore=ignore)
-    names, cluster = numbered(check_label_map(labels, "labels"))
+    names, cluster = unique_inverse(check_label_map(labels, "labels"))
     chosen = np.full(len(names), void, np.int64)
     chosen[np.searchsorted(names, table.cluster_labels)] = table.segment_labels[table.majority()]
     return chosen[cluster]
-
-
-def boundary_recall(
-    labels: LabelMap,
-    ground_truth: LabelMap,
-    *,
-    tolerance: int | None = None,
-    ignore: Ignore = None,
-) -> float:
-    """Part of the ground truth's boundary pixels that have one of a cluster nearby; 1 is best.
-
-    A boundary pixel is one with another label above, below, left or right of it. Nearby is within
-    the square of ``2 * tolerance + 1`` pixels around it. A border between a segment and void is no
-    boundary: where the segment ends is unknown.
-
-    Args:
-        labels: Clusters, ``(H, W)`` integers.
-        ground_truth: Segments, ``(H, W)`` integers.
-        tolerance: In pixels; by default :func:`boundary_tolerance`.
-        ignore: Void of the ground truth: its value, or a mask ``(H, W)``.
-
-    Returns:
-        The recall; nan if the ground truth has no boundary.
-
-    Raises:
-        ValueError: These are no label maps, their sizes differ, or the tolerance is negative.
-    """
-    return boundary_scores(labels, ground_truth, tolerance=tolerance, ignore=ignore)[0]
-
-
-def boundary_precision(
-    labels: LabelMap,
-    ground_truth: LabelMap,
-    *,
-    tolerance: int | None = None,
-    ignore: Ignore = None,
-) -> float:
-    """Part of the clusters' boundary pixels that have one of the ground truth nearby; 1 is best.
-
-    Those of :func:`boundary_recall`, the other way round. Boundary pixels with void nearby, or
-    beside them, do not count: there may or may not be a boundary. More clusters have more
-    boundaries, so this compares clusterings with equally many.
-
-    Args:
-        labels: Clusters, ``(H, W)`` integers.
-        ground_truth: Segments, ``(H, W)`` integers.
-        tolerance: In pixels; by default :func:`boundary_tolerance`.
-        ignore: Void of the ground truth: its value, or a mask ``(H, W)``.
-
-    Returns:
-        The precision; nan if the clusters have no boundary that counts.
-
-    Raises:
-        ValueError: These are no label maps, their sizes differ, or the tolerance is negative.
-    """
-    return boundary_scores(labels, ground_truth, tolerance=tolerance, ignore=ignore)[1]
 
 
 def boundary_scores(
@@ -274,21 +180,35 @@ def boundary_scores(
     tolerance: int | None = None,
     ignore: Ignore = None,
 ) -> tuple[float, float]:
-    """:func:`boundary_recall` and :func:`boundary_precision` at once."""
-    clustering, truth, valid = check_label_maps(labels, ground_truth, ignore)
+    """Boundary recall and boundary precision.
+
+    Recall is the fraction of the ground truth's boundary pixels with a cluster's boundary pixel
+    nearby, precision the reverse. Nearby means within the square of ``2 * tolerance + 1`` pixels. A
+    border between a segment and void is no boundary, since the segment may go on. Boundary pixels
+    of clusters that touch void, or have it nearby, do not count: there may be a boundary or not.
+    Precision grows as clusters grow fewer, so it compares clusterings with equally many.
+
+    Args:
+        labels: Clusters, ``(H, W)`` integers.
+        ground_truth: Segments, ``(H, W)`` integers.
+        tolerance: In pixels; by default :func:`boundary_tolerance`.
+        ignore: Void of the ground truth: its value, or an ``(H, W)`` bool mask.
+
+    Returns:
+        Both in [0, 1]; nan where there is no boundary pixel to count.
+
+    Raises:
+        ValueError: The tolerance is negative, or the label maps are invalid.
+    """
+    clusters, segments, valid = check_label_maps(labels, ground_truth, ignore)
     if tolerance is None:
-        tolerance = boundary_tolerance(*truth.shape)
+        tolerance = boundary_tolerance(*segments.shape)
     if tolerance < 0:
         raise ValueError(f"expected a tolerance of 0 pixels or more, got {tolerance}")
-    found = boundaries(clustering)
-    true = boundaries(truth, valid)
-    counted = found
-    if not valid.all():
-        counted = found & ~_near(~valid, max(tolerance, 1))
-    return (
-        _fraction(true & _near(found, tolerance), true),
-        _fraction(counted & _near(true, tolerance), counted),
-    )
+    found, true = boundaries(clusters), boundaries(segments, valid)
+    counted = found if valid.all() else found & ~_near(~valid, max(tolerance, 1))
+    recall = _fraction(true & _near(found, tolerance), true)
+    return recall, _fraction(counted & _near(true, tolerance), counted)
 
 
 def boundary_tolerance(height: int, width: int) -> int:
@@ -297,66 +217,58 @@ def boundary_tolerance(height: int, width: int) -> int:
 
 
 def boundaries(labels: LabelMap, valid: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
-    """Pixels ``(H, W)`` with another label above, below, left or right of them.
+    """Pixels with another label above, below, left or right of them, ``(H, W)`` bool.
 
-    Args:
-        labels: ``(H, W)`` integers.
-        valid: Pixels ``(H, W)`` that exist; by default all.
+    This is ``skimage.segmentation.find_boundaries(labels, connectivity=1)`` with void, where
+    neither side of a border with a pixel outside the ``(H, W)`` mask ``valid`` is a boundary.
     """
     array = check_label_map(labels, "labels")
     found = np.zeros(array.shape, np.bool_)
-    for above, below in _neighbors():
-        border = array[above] != array[below]
+    for first, second in _adjacent():
+        border = array[first] != array[second]
         if valid is not None:
-            border &= valid[above] & valid[below]
-        found[above] |= border
-        found[below] |= border
+            border &= valid[first] & valid[second]
+        found[first] |= border
+        found[second] |= border
     return found
 
 
 def compactness(labels: LabelMap) -> float:
-    """How round clusters are; 1 is a circle, π/4 a square of pixels.
+    """Compactness (CO): how round clusters are.
 
-    ``1/N Σ_j |S_j| · 4π A(S_j) / P(S_j)²`` (Schick et al., ICPR 2012): the mean of isoperimetric
-    quotients, weighted by size. The area A is the number of pixels, the perimeter P that of pixel
-    sides to another cluster or to the outside of the image.
-
-    Args:
-        labels: Clusters, ``(H, W)`` integers.
+    ``1/N Σ_j |S_j| · 4π A(S_j) / P(S_j)²`` (Schick et al., ICPR 2012): the isoperimetric quotients,
+    weighted by size. The area A is the number of pixels, the perimeter P the number of pixel sides
+    that face another cluster or the outside of the image.
 
     Returns:
-        The compactness, in (0, π/4]: no shape of pixels has less perimeter than a square.
-
-    Raises:
-        ValueError: This is no label map.
+        The compactness in (0, π/4]; a square of pixels has π/4.
     """
-    names, cluster = numbered(check_label_map(labels, "labels"))
-    # Four sides of each pixel, less the two that meet where neighbors are of one cluster.
-    perimeter = 4 * np.bincount(cluster.ravel(), minlength=len(names))
-    area = perimeter / 4
-    for above, below in _neighbors():
-        inside = cluster[above][cluster[above] == cluster[below]]
+    names, cluster = unique_inverse(check_label_map(labels, "labels"))
+    area = np.bincount(cluster.ravel(), minlength=len(names))
+    perimeter = 4 * area  # less both sides that meet where adjacent pixels share a cluster
+    for first, second in _adjacent():
+        inside = cluster[first][cluster[first] == cluster[second]]
         perimeter -= 2 * np.bincount(inside, minlength=len(names))
     return float((area * (4 * np.pi * area / perimeter**2)).sum() / area.sum())
 
 
 def explained_variation(labels: LabelMap, image: ArrayLike | Tensor) -> float:
-    """Part of the image's variance that the mean colors of its clusters explain; 1 is best.
+    """Explained variation (EV): fraction of the image's variance between its clusters' means.
 
-    ``Σ_j |S_j| ‖μ(S_j) - μ(I)‖² / Σ_n ‖I(x_n) - μ(I)‖²`` (Moore et al., CVPR 2008), which asks for
-    no ground truth.
+    ``Σ_j |S_j| ‖μ(S_j) - μ(I)‖² / Σ_n ‖I(x_n) - μ(I)‖²`` (Moore et al., CVPR 2008). It needs no
+    ground truth.
 
     Args:
         labels: Clusters, ``(H, W)`` integers.
         image: The image, ``(H, W)`` or ``(H, W, C)``.
 
     Returns:
-        The part; nan for an image of one color.
+        The fraction in [0, 1]; nan for an image of one color.
 
     Raises:
-        ValueError: This is no label map, or no image of its size.
+        ValueError: The label map is invalid, or the image not of its size.
     """
-    names, cluster = numbered(check_label_map(labels, "labels"))
+    names, cluster = unique_inverse(check_label_map(labels, "labels"))
     pixels = as_array(image).astype(np.float64)
     if pixels.ndim not in (2, 3) or pixels.shape[:2] != cluster.shape:
         raise ValueError(
@@ -374,28 +286,17 @@ def explained_variation(labels: LabelMap, image: ArrayLike | Tensor) -> float:
 
 
 def number_of_clusters(labels: LabelMap) -> int:
-    """How many labels a map ``(H, W)`` has."""
-    return len(numbered(check_label_map(labels, "labels"))[0])
+    """Number of different labels in a label map."""
+    return len(unique_inverse(check_label_map(labels, "labels"))[0])
 
 
-def _counts(values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The values that occur, ordered, and how often each does."""
-    names, numbers = numbered(values)
-    return names, np.bincount(numbers, minlength=len(names)) if len(names) else names
-
-
-def _sums(index: NDArray[np.int64], values: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """Sums of integers by index. Exact: float64 holds integers up to 2^53."""
-    return np.bincount(index, values, length).astype(np.int64)
-
-
-def _neighbors() -> tuple[tuple[Any, Any], ...]:
-    """Slices that lay each pixel beside the one below it, and beside the one right of it."""
+def _adjacent() -> tuple[tuple[Any, Any], ...]:
+    """Slices that pair each pixel with the one below it, and with the one to its right."""
     return (np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])
 
 
 def _near(mask: NDArray[np.bool_], distance: int) -> NDArray[np.bool_]:
-    """Pixels with one of the mask in the square of ``2 * distance + 1`` around them."""
+    """Pixels with a pixel of the mask in the square of ``2 * distance + 1`` around them."""
     return ndimage.maximum_filter(mask, 2 * distance + 1, mode="constant", cval=False)
 
 

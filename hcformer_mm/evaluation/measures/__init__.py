@@ -1,4 +1,4 @@
-"""What the quality of a segmentation is measured by, of predictions and of oracles alike."""
+"""Quality measures of segmentations, for predictions and oracle labelings alike."""
 
 from .mask_ap import MaskAP
 from .mean_iou import MeanIoU

@@ -1,4 +1,4 @@
-"""MaskAP: average precision of instances, of COCO."""
+"""MaskAP: COCO's average precision of instance masks."""
 
 import logging
 from collections.abc import Sequence
@@ -11,11 +11,12 @@ from mmengine.fileio import load
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from ...structures.arrays import Labels
 from ..functional.superpixels import majority_map
-from .measure import ImageGroundTruth, Labels, Measure, Sample, check_categories, prediction_of
+from .measure import ImageGroundTruth, Measure, Sample, check_categories, prediction_of
 
 Detection = dict[str, Any]
-"""A result in COCO's format."""
+"""An instance in COCO's result format, with a run-length encoded mask."""
 
 BACKGROUND = 0
 
@@ -26,24 +27,24 @@ class InstanceTruth(ImageGroundTruth):
 
     Attributes:
         image: Id of the image.
-        annotations: Those of COCO, crowds excluded, with masks in COCO's run-length encoding.
+        instances: The annotated instances, without crowds, as detections of score 1.
     """
 
     image: int
-    annotations: list[Detection]
+    instances: list[Detection]
 
 
 class MaskAP(Measure[InstanceTruth, list[Detection], tuple[int, list[Detection]]]):
-    """Mask AP as of ``mmdet.CocoMetric(metric='segm')``, computed by faster-coco-eval.
+    """Mask AP of ``mmdet.CocoMetric(metric='segm')``, before it rounds, by faster-coco-eval.
 
-    As ground truth of clusters, the background is one segment, since a cluster that holds a part of
-    an instance and of its surroundings is wrong about one of them. Void are crowds, and the pixels
-    that several instances claim. An oracle gives a pixel to one instance, so that it loses these.
+    As ground truth of clusters, the background is one segment, since a cluster that crosses an
+    outline is wrong on one side. Crowds and pixels of several instances are void. An oracle gives
+    a pixel to one instance, so that it loses where instances overlap.
 
     Args:
         ann_file: Annotations in COCO's format.
         classes: Names of the model's classes.
-        backend_args: How the file is read, as everywhere in MMEngine.
+        backend_args: MMEngine's options for reading the file.
 
     Raises:
         ValueError: The annotations lack one of the classes.
@@ -62,18 +63,14 @@ class MaskAP(Measure[InstanceTruth, list[Detection], tuple[int, list[Detection]]
         check_categories(self._coco.cats, classes, ann_file)
 
     def truth(self, sample: Sample) -> InstanceTruth:
-        """Annotations of an image by its ``img_id``.
-
-        Raises:
-            ValueError: The annotations do not have the image.
-        """
+        """Look the annotations up by ``img_id``."""
         image = sample["img_id"]
         if image not in self._coco.imgs:
             raise ValueError(f"expected image {image} in {self._ann_file}, got none")
         size = tuple(self._coco.imgs[image][side] for side in ("height", "width"))
-        claims, segments = np.zeros((2, *size), np.int64)
+        owners, segments = np.zeros((2, *size), np.int64)
         void = np.zeros(size, np.bool_)
-        kept = []
+        instances: list[Detection] = []
         for annotation in self._coco.imgToAnns.get(image, []):
             if annotation["category_id"] not in self._categories:
                 continue
@@ -82,62 +79,51 @@ class MaskAP(Measure[InstanceTruth, list[Detection], tuple[int, list[Detection]]
             if annotation.get("iscrowd"):
                 void |= mask
                 continue
-            kept.append({**_detection(image, annotation["category_id"], encoded), "score": 1.0})
-            claims += mask
-            segments[mask] = len(kept)
-        return InstanceTruth(
-            segments=segments, void=void | (claims > 1), image=image, annotations=kept
-        )
+            instances.append(_detection(image, annotation["category_id"], encoded, 1.0))
+            owners += mask
+            segments[mask] = len(instances)
+        return InstanceTruth(segments, void | (owners > 1), image, instances)
 
     def predicted(self, sample: Sample) -> list[Detection]:
-        """``pred_instances`` of the sample, with masks.
-
-        Raises:
-            ValueError: There are none.
-        """
+        """Read ``pred_instances``, which need masks."""
         instances = prediction_of(sample, "pred_instances", "instance")
         if "masks" not in instances:
             raise ValueError("expected masks of the predicted instances, got boxes alone")
+        masks, labels = instances["masks"].cpu().numpy(), instances["labels"]
         scores = instances.get("mask_scores", instances["scores"])
         return [
-            {
-                **_detection(sample["img_id"], self._categories[int(label)], _encode(mask)),
-                "score": float(score),
-            }
-            for mask, label, score in zip(
-                instances["masks"].cpu().numpy(), instances["labels"], scores, strict=True
-            )
+            _detection(sample["img_id"], self._categories[int(label)], _encode(mask), float(score))
+            for mask, label, score in zip(masks, labels, scores, strict=True)
         ]
 
     def perfect(self, truth: InstanceTruth) -> list[Detection]:
-        """The annotated instances."""
-        return truth.annotations
+        """Return the annotated instances, which may overlap."""
+        return truth.instances
 
     def oracle(self, truth: InstanceTruth, labels: Labels) -> list[Detection]:
-        """Each cluster as the instance, or the background, that has most of its pixels."""
+        """Label each cluster with the instance, or the background, that has most of its pixels."""
         chosen = majority_map(labels, truth.segments, ignore=truth.void, void=BACKGROUND)
         found = set(np.unique(chosen)) - {BACKGROUND}
         return [
-            {**annotation, "segmentation": _encode(chosen == segment)}
-            for segment, annotation in enumerate(truth.annotations, start=1)
+            {**instance, "segmentation": _encode(chosen == segment)}
+            for segment, instance in enumerate(truth.instances, start=1)
             if segment in found
         ]
 
     def count(
         self, prediction: list[Detection], truth: InstanceTruth
     ) -> tuple[int, list[Detection]]:
-        """The detections, since they are ranked over all images, and the image's id."""
+        """Return the image's id and the detections, which are ranked over all images."""
         return truth.image, prediction
 
     def figures(self, counts: Sequence[tuple[int, list[Detection]]]) -> dict[str, float]:
-        """AP over the images that were counted, in percent."""
+        """Compute AP over the images that were counted."""
         detections = [dict(detection) for _, found in counts for detection in found]
-        logger = logging.getLogger(__name__)
         evaluation = COCOeval_faster(
             self._coco,
             self._coco.loadRes(detections),
             "segm",
-            print_function=logger.debug,
+            print_function=logging.getLogger(__name__).debug,
         )
         evaluation.params.catIds = self._categories
         evaluation.params.imgIds = [image for image, _ in counts]
@@ -146,10 +132,10 @@ class MaskAP(Measure[InstanceTruth, list[Detection], tuple[int, list[Detection]]
         return {} if precision < 0 else {"AP": 100 * precision}
 
 
-def _detection(image: int, category: int, encoded: dict[str, Any]) -> Detection:
-    return dict(image_id=image, category_id=category, segmentation=encoded)
+def _detection(image: int, category: int, encoded: dict[str, Any], score: float) -> Detection:
+    return dict(image_id=image, category_id=category, segmentation=encoded, score=score)
 
 
 def _encode(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Run-length encoding of a mask ``(H, W)``."""
+    """Run-length encode a mask ``(H, W)``."""
     return coco_mask.encode(np.asfortranarray(mask, np.uint8))

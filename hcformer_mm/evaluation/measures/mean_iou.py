@@ -8,22 +8,25 @@ import torch
 from mmseg.evaluation import IoUMetric
 from numpy.typing import NDArray
 
+from ...structures.arrays import Labels
 from ..functional.superpixels import majority_map
-from .measure import ImageGroundTruth, Labels, Measure, Sample, prediction_of
+from .measure import ImageGroundTruth, Measure, Sample, prediction_of
 
-Classes = NDArray[np.int64]
+ClassMap = NDArray[np.int64]
+"""Class of each pixel, ``(H, W)``."""
+
 ClassCounts = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
-"""Of the classes that an image has to do with: number, intersection and union in pixels."""
+"""Classes that occur in an image, their intersections and their unions in pixels."""
 
 
-class MeanIoU(Measure[ImageGroundTruth, Classes, ClassCounts]):
-    """MIoU as of ``mmseg.IoUMetric`` and ``mmdet.SemSegMetric``, which read the same samples.
+class MeanIoU(Measure[ImageGroundTruth, ClassMap, ClassCounts]):
+    """MIoU of ``mmseg.IoUMetric`` and ``mmdet.SemSegMetric``, before they round.
 
     The segments of its ground truth are the regions of the classes, connected or not.
 
     Args:
         num_classes: Number of classes.
-        ignore_index: Value of the void.
+        ignore_index: Value of void pixels.
     """
 
     names = ("mIoU",)
@@ -34,15 +37,11 @@ class MeanIoU(Measure[ImageGroundTruth, Classes, ClassCounts]):
 
     @staticmethod
     def found_in(sample: Sample) -> bool:
-        """Whether a sample has semantic ground truth and a semantic prediction."""
+        """Return whether a sample has semantic ground truth and a semantic prediction."""
         return "gt_sem_seg" in sample and "pred_sem_seg" in sample
 
     def truth(self, sample: Sample) -> ImageGroundTruth:
-        """``gt_sem_seg`` of the sample.
-
-        Raises:
-            ValueError: There is none.
-        """
+        """Read ``gt_sem_seg``."""
         if "gt_sem_seg" not in sample:
             raise ValueError(
                 "expected gt_sem_seg in the data samples, got none; load the annotations in the "
@@ -51,40 +50,28 @@ class MeanIoU(Measure[ImageGroundTruth, Classes, ClassCounts]):
         classes = _class_map(sample["gt_sem_seg"])
         return ImageGroundTruth(segments=classes, void=classes == self.ignore_index)
 
-    def predicted(self, sample: Sample) -> Classes:
-        """``pred_sem_seg`` of the sample.
-
-        Raises:
-            ValueError: There is none.
-        """
+    def predicted(self, sample: Sample) -> ClassMap:
+        """Read ``pred_sem_seg``."""
         return _class_map(prediction_of(sample, "pred_sem_seg", "semantic"))
 
-    def perfect(self, truth: ImageGroundTruth) -> Classes:
-        """The classes themselves."""
-        return truth.segments
-
-    def oracle(self, truth: ImageGroundTruth, labels: Labels) -> Classes:
-        """Each cluster as the class that has most of its pixels."""
+    def oracle(self, truth: ImageGroundTruth, labels: Labels) -> ClassMap:
+        """Label each cluster with its most frequent class."""
         return majority_map(labels, truth.segments, ignore=truth.void, void=self.ignore_index)
 
-    def count(self, prediction: Classes, truth: ImageGroundTruth) -> ClassCounts:
-        """Intersections and unions."""
+    def count(self, prediction: ClassMap, truth: ImageGroundTruth) -> ClassCounts:
+        """Count intersections and unions."""
         intersection, union, *_ = IoUMetric.intersect_and_union(
-            torch.from_numpy(prediction),
-            torch.from_numpy(truth.segments),
+            *(torch.from_numpy(classes) for classes in (prediction, truth.segments)),
             self.num_classes,
             self.ignore_index,
         )
-        classes = union.numpy().nonzero()[0]
-        # The host counts in float32, exact for an image but not for the sum of many.
-        return (
-            classes,
-            intersection.numpy()[classes].astype(np.int64),
-            union.numpy()[classes].astype(np.int64),
-        )
+        # mmseg counts in float32: exact for one image, but not for the sum of many.
+        counts = torch.stack([intersection, union]).numpy().astype(np.int64)
+        (classes,) = counts[1].nonzero()
+        return classes, *counts[:, classes]
 
     def figures(self, counts: Sequence[ClassCounts]) -> dict[str, float]:
-        """Mean over the classes that occur, in percent."""
+        """Average over the classes that occur."""
         intersection, union = np.zeros((2, self.num_classes), np.int64)
         for classes, shared, either in counts:
             intersection[classes] += shared
@@ -95,7 +82,7 @@ class MeanIoU(Measure[ImageGroundTruth, Classes, ClassCounts]):
         return {"mIoU": 100 * float((intersection[occurs] / union[occurs]).mean())}
 
 
-def _class_map(pixels: Any) -> Classes:
-    """Pixel data of mmdet (``sem_seg``) or mmseg (``data``) as ``(H, W)``."""
+def _class_map(pixels: Any) -> ClassMap:
+    """Return pixel data of mmdet (``sem_seg``) or mmseg (``data``) as ``(H, W)``."""
     values = pixels["sem_seg"] if "sem_seg" in pixels else pixels["data"]
     return values.squeeze(0).cpu().numpy().astype(np.int64)

@@ -1,4 +1,4 @@
-"""What measures of quality have in common: they are counted image by image."""
+"""Measure: the interface of the quality measures, which count image by image."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-Labels = NDArray[np.int64]
-"""Clusters of an image, ``(H, W)``."""
+from ...structures.arrays import Labels
 
 Sample = Mapping[str, Any]
-"""A predicted data sample as metrics get it: a dict."""
+"""A predicted data sample as metrics receive it: a dict."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,8 @@ class ImageGroundTruth:
     """Ground truth of one image.
 
     Attributes:
-        segments: ``(H, W)`` integers: what clusters are compared with.
-        void: ``(H, W)`` bool: the pixels without ground truth.
+        segments: ``(H, W)`` integers; the segments with which clusters are compared.
+        void: ``(H, W)`` bool; pixels without ground truth.
     """
 
     segments: NDArray[np.int64]
@@ -34,20 +33,20 @@ Counts = TypeVar("Counts")
 
 
 class Measure(ABC, Generic[Truth, Prediction, Counts]):
-    """Quality of the predictions of a dataset, as the hosts' metrics measure it.
+    """Quality of a labeling of a dataset, computed as the metrics of mmdet and mmseg compute it.
 
-    Any labeling of an image can be measured: what the model predicted, the ground truth itself,
-    or what an oracle makes of given clusters. Of each image, small counts are kept.
+    A labeling is the model's prediction, the ground truth itself, or what an oracle makes of given
+    clusters. Each image leaves small counts, from which the figures of the dataset follow.
 
     Attributes:
-        names: Figures that it may return, the main one first.
+        names: Names of the figures, the main one first.
     """
 
     names: tuple[str, ...]
 
     @abstractmethod
     def truth(self, sample: Sample) -> Truth:
-        """Ground truth of an image.
+        """Read the ground truth of an image.
 
         Raises:
             ValueError: There is none.
@@ -55,38 +54,38 @@ class Measure(ABC, Generic[Truth, Prediction, Counts]):
 
     @abstractmethod
     def predicted(self, sample: Sample) -> Prediction:
-        """What the model predicted.
+        """Read the model's prediction from a sample.
 
         Raises:
-            ValueError: There is no such prediction.
+            ValueError: The sample has no prediction of this kind.
         """
 
-    @abstractmethod
     def perfect(self, truth: Truth) -> Prediction:
-        """The ground truth as a prediction."""
+        """Return the ground truth as a prediction."""
+        return self.oracle(truth, truth.segments)
 
     @abstractmethod
     def oracle(self, truth: Truth, labels: Labels) -> Prediction:
-        """Each cluster as the segment of the ground truth that has most of its pixels."""
+        """Label each cluster of ``labels (H, W)`` with the segment that it overlaps most."""
 
     @abstractmethod
     def count(self, prediction: Prediction, truth: Truth) -> Counts:
-        """What an image adds to the figures: small, and it can be pickled."""
+        """Return what an image adds to the figures: small, and picklable."""
 
     @abstractmethod
     def figures(self, counts: Sequence[Counts]) -> dict[str, float]:
-        """Figures of a dataset, at best 100, by name; those that nothing defines are missing."""
+        """Return the figures of a dataset in percent; undefined ones are missing."""
 
 
-def prediction_of(sample: Sample, field: str, what: str) -> Any:
-    """A field of a predicted data sample.
+def prediction_of(sample: Sample, field: str, task: str) -> Any:
+    """Return a field of a predicted data sample.
 
     Raises:
-        ValueError: There is none.
+        ValueError: The sample lacks it.
     """
     if field not in sample:
         raise ValueError(
-            f"expected {field} in the predictions, to compare with {what} ground truth, got "
+            f"expected {field} in the predictions, to compare with {task} ground truth, got "
             f"{sorted(name for name in sample if name.startswith('pred_'))}"
         )
     return sample[field]
@@ -95,7 +94,7 @@ def prediction_of(sample: Sample, field: str, what: str) -> Any:
 def check_categories(
     categories: Mapping[int, Mapping[str, Any]], classes: Sequence[str], ann_file: str
 ) -> None:
-    """Raise a ValueError unless COCO annotations have a category for each class, and one only."""
+    """Raise a ValueError unless COCO annotations have exactly one category for each class."""
     names = [category["name"] for category in categories.values()]
     wrong = [name for name in classes if names.count(name) != 1]
     if wrong:

@@ -1,7 +1,10 @@
 """PanopticQuality: PQ of COCO, counted from label maps instead of files."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import reduce
+from operator import iadd
 from pathlib import PurePath
 from typing import Any
 
@@ -14,17 +17,15 @@ from numpy.typing import NDArray
 from panopticapi.evaluation import VOID, PQStat
 from panopticapi.utils import rgb2id
 
+from ...structures.arrays import Labels
 from ..functional.superpixels import majority_map, overlaps
-from .measure import ImageGroundTruth, Labels, Measure, Sample, check_categories, prediction_of
+from .measure import ImageGroundTruth, Measure, Sample, check_categories, prediction_of
 
 Categories = dict[int, int]
 """Category of each segment."""
 
 SegmentMap = tuple[NDArray[np.int64], Categories]
-"""Segments of the pixels, ``(H, W)``, and the category of each segment; others are void."""
-
-CategoryCounts = dict[int, tuple[float, int, int, int]]
-"""Of each category: sum of the IoU of matches, matches, false positives, false negatives."""
+"""Segment of each pixel, ``(H, W)``, and category of each segment; other segments are void."""
 
 
 @dataclass(frozen=True)
@@ -32,23 +33,28 @@ class PanopticTruth(ImageGroundTruth):
     """Panoptic ground truth: crowds and pixels of no segment are void.
 
     Attributes:
-        infos: ``segments_info`` of COCO by the segments' ids, crowds included.
+        infos: COCO's ``segments_info`` by segment id, crowds included.
     """
 
     infos: dict[int, dict[str, Any]]
 
+    @property
+    def categories(self) -> Categories:
+        """Category of each segment that is no crowd."""
+        return {i: info["category_id"] for i, info in self.infos.items() if not info["iscrowd"]}
 
-class PanopticQuality(Measure[PanopticTruth, SegmentMap, CategoryCounts]):
+
+class PanopticQuality(Measure[PanopticTruth, SegmentMap, PQStat]):
     """PQ, PQ of things and PQ of stuff, as of ``mmdet.CocoPanopticMetric``.
 
-    The host's computation reads and writes a PNG file per labeling; here there are many labelings
-    of each image, so that it is done on arrays.
+    ``panopticapi`` and mmdet read every labeling from a PNG file. Each image has many labelings
+    here, so this one counts from arrays.
 
     Args:
         ann_file: Annotations in COCO's panoptic format.
         seg_prefix: Folder of their PNG files.
         classes: Names of the model's classes.
-        backend_args: How the files are read, as everywhere in MMEngine.
+        backend_args: MMEngine's options for reading the files.
 
     Raises:
         ValueError: The annotations lack one of the classes.
@@ -69,18 +75,14 @@ class PanopticQuality(Measure[PanopticTruth, SegmentMap, CategoryCounts]):
         self._ann_file = ann_file
         self._seg_prefix = seg_prefix
         self._backend_args = backend_args
-        # Labels are numbered by the order of the JSON's categories, as in the host's datasets.
+        # Labels follow the order of the JSON's categories, as in mmdet's datasets.
         self._categories = self._coco.get_cat_ids(cat_names=classes)
         check_categories(self._coco.cats, classes, ann_file)
         self._num_classes = len(classes)
         self._first_is_thing = bool(self._coco.cats[self._categories[0]]["isthing"])
 
     def truth(self, sample: Sample) -> PanopticTruth:
-        """Annotation of an image by its ``img_id``, and the PNG file named like the image.
-
-        Raises:
-            ValueError: The annotations do not have the image.
-        """
+        """Look the annotation up by ``img_id``, and read the PNG file named like the image."""
         if sample["img_id"] not in self._coco.imgs:
             raise ValueError(f"expected image {sample['img_id']} in {self._ann_file}, got none")
         name = PurePath(sample["img_path"]).name.replace(".jpg", ".png")
@@ -91,11 +93,7 @@ class PanopticQuality(Measure[PanopticTruth, SegmentMap, CategoryCounts]):
         return PanopticTruth(segments=ids, void=~np.isin(ids, known), infos=infos)
 
     def predicted(self, sample: Sample) -> SegmentMap:
-        """``pred_panoptic_seg`` of the sample.
-
-        Raises:
-            ValueError: There is none.
-        """
+        """Read ``pred_panoptic_seg``."""
         prediction = prediction_of(sample, "pred_panoptic_seg", "panoptic")
         labels = prediction["sem_seg"].squeeze(0).cpu().numpy().astype(np.int64)
         void = {self._num_classes, prediction.get("ignore_index", self._num_classes)}
@@ -105,124 +103,75 @@ class PanopticQuality(Measure[PanopticTruth, SegmentMap, CategoryCounts]):
             if label % INSTANCE_OFFSET not in void
         }
         if self._first_is_thing:
-            # Things are numbered from 1, so that no thing of class 0 has the label 0: it is the
-            # mark of void that CocoPanopticMetric leaves in the prediction if it comes first.
+            # CocoPanopticMetric, if it ran before, has written 0 into the void of the prediction.
+            # No thing of class 0 has this label, since instances are numbered from 1.
             segments.pop(VOID, None)
         return labels, segments
 
-    def perfect(self, truth: PanopticTruth) -> SegmentMap:
-        """The segments themselves, without crowds."""
-        return truth.segments, _categories(truth)
-
     def oracle(self, truth: PanopticTruth, labels: Labels) -> SegmentMap:
-        """Each cluster as the segment that has most of its pixels; nothing where that is a crowd.
+        """Label each cluster with the segment, or the crowd, that has most of its pixels.
 
-        A segment is charged for pixels of crowds but not for those of void, so a crowd has a vote.
+        Crowds take part because PQ charges a segment for their pixels, as it does not for void.
         """
         unlabeled = ~np.isin(truth.segments, list(truth.infos))
-        return majority_map(labels, truth.segments, ignore=unlabeled, void=VOID), _categories(truth)
+        return majority_map(labels, truth.segments, ignore=unlabeled, void=VOID), truth.categories
 
-    def count(self, prediction: SegmentMap, truth: PanopticTruth) -> CategoryCounts:
-        """Matches and misses as of ``panopticapi``."""
+    def count(self, prediction: SegmentMap, truth: PanopticTruth) -> PQStat:
+        """Count matches and errors."""
         return panoptic_counts(*prediction, truth)
 
-    def figures(self, counts: Sequence[CategoryCounts]) -> dict[str, float]:
-        """Means over the categories that occur, in percent."""
-        stat = PQStat()
-        for image in counts:
-            for category, values in image.items():
-                _add(stat[category], *values)
+    def figures(self, counts: Sequence[PQStat]) -> dict[str, float]:
+        """Average over the categories that occur."""
+        total = reduce(iadd, counts, PQStat())
         figures = {}
-        for name, things in zip(self.names, (None, True, False), strict=True):
-            kinds = {True, False} if things is None else {things}
-            if any(bool(self._coco.cats[category]["isthing"]) in kinds for category in seen(stat)):
-                averages, _ = stat.pq_average(self._coco.cats, isthing=things)
+        for name, isthing in zip(self.names, (None, True, False), strict=True):
+            with suppress(ZeroDivisionError):  # no category of this kind occurs
+                averages, _ = total.pq_average(self._coco.cats, isthing=isthing)
                 figures[name] = 100 * float(averages["pq"])
         return figures
 
 
-def seen(stat: PQStat) -> list[int]:
-    """Categories that were found or missed."""
-    return [
-        category
-        for category, values in stat.pq_per_cat.items()
-        if values.tp + values.fp + values.fn
-    ]
+def panoptic_counts(ids: NDArray[np.int64], categories: Categories, truth: PanopticTruth) -> PQStat:
+    """Match predicted segments with the ground truth as ``panopticapi`` does.
 
-
-def panoptic_counts(
-    ids: NDArray[np.int64], categories: Categories, truth: PanopticTruth
-) -> CategoryCounts:
-    """Compare predicted segments with the ground truth, as ``panopticapi`` does.
-
-    A pair of one category matches if its IoU is above 1/2, void pixels not counting. A segment that
-    matches none is no false positive if more than half of it is void, or crowd of its category.
+    Two segments of one category match if their IoU without void is above 1/2. An unmatched
+    prediction is no false positive if more than half of it is void or crowd of its category.
 
     Args:
-        ids: Predicted segments of the pixels, ``(H, W)``.
-        categories: Category of each predicted segment that counts; it has a pixel at least.
+        ids: Predicted segment of each pixel, ``(H, W)``.
+        categories: Category of each predicted segment; void is missing.
         truth: Ground truth of the same size.
+
+    Returns:
+        Sum of IoUs, true positives, false positives and false negatives of each category.
     """
-    table = overlaps(ids, truth.segments)
-    shared: dict[int, dict[int, int]] = {}  # by true, then by predicted segment
-    for true, found, pixels in sorted(
-        zip(
-            table.segment_labels[table.segments].tolist(),
-            table.cluster_labels[table.clusters].tolist(),
-            table.pixels.tolist(),
-            strict=True,
-        )
-    ):
-        shared.setdefault(true, {})[found] = pixels
-    areas = dict(zip(table.cluster_labels.tolist(), table.cluster_sizes.tolist(), strict=True))
-    void = shared.get(VOID, {})
+    table = overlaps(truth.segments, ids)
+    pairs = table.pixels.tocoo()
+    shared = {
+        (int(table.cluster_labels[row]), int(table.segment_labels[column])): int(pixels)
+        for row, column, pixels in zip(pairs.row, pairs.col, pairs.data, strict=True)
+    }  # by true and predicted segment
+    areas = dict(zip(table.segment_labels.tolist(), table.segment_sizes.tolist(), strict=True))
 
     stat = PQStat()
-    matched_true, matched_found = set(), set()
-    for true, row in shared.items():
-        info = truth.infos.get(true)
-        if info is None or info["iscrowd"]:
+    true_categories = truth.categories
+    missed = dict(true_categories)
+    unmatched = {found: category for found, category in categories.items() if found in areas}
+    for (true, found), pixels in shared.items():
+        category = true_categories.get(true)
+        if category is None or categories.get(found) != category:
             continue
-        for found, pixels in row.items():
-            if categories.get(found) != info["category_id"]:
-                continue
-            union = areas[found] + info["area"] - pixels - void.get(found, 0)
-            if pixels / union > 0.5:
-                _add(stat[info["category_id"]], pixels / union, 1, 0, 0)
-                matched_true.add(true)
-                matched_found.add(found)
-
-    crowds: dict[int, int] = {}  # the last one of each category
-    for true, info in truth.infos.items():
-        if true in matched_true:
-            continue
-        if info["iscrowd"]:
-            crowds[info["category_id"]] = true
-        else:
-            _add(stat[info["category_id"]], 0.0, 0, 0, 1)
-    for found, category in categories.items():
-        if found in matched_found or found not in areas:
-            continue
-        excused = void.get(found, 0) + shared.get(crowds.get(category, VOID - 1), {}).get(found, 0)
-        if excused / areas[found] <= 0.5:
-            _add(stat[category], 0.0, 0, 1, 0)
-    return {
-        category: (values.iou, values.tp, values.fp, values.fn)
-        for category, values in stat.pq_per_cat.items()
-    }
-
-
-def _categories(truth: PanopticTruth) -> Categories:
-    return {
-        identity: info["category_id"]
-        for identity, info in truth.infos.items()
-        if not info["iscrowd"]
-    }
-
-
-def _add(category: Any, iou: float, matches: int, false: int, missed: int) -> None:
-    """Add to the counts of a category."""
-    category.iou += iou
-    category.tp += matches
-    category.fp += false
-    category.fn += missed
+        union = truth.infos[true]["area"] + areas[found] - pixels - shared.get((VOID, found), 0)
+        if pixels / union > 0.5:
+            stat[category].tp += 1
+            stat[category].iou += pixels / union
+            missed.pop(true, None)
+            unmatched.pop(found, None)
+    for category in missed.values():
+        stat[category].fn += 1
+    crowds = {i["category_id"]: true for true, i in truth.infos.items() if i["iscrowd"]}
+    for found, category in unmatched.items():
+        crowd = shared.get((crowds[category], found), 0) if category in crowds else 0
+        if (shared.get((VOID, found), 0) + crowd) / areas[found] <= 0.5:
+            stat[category].fp += 1
+    return stat

@@ -1,25 +1,31 @@
-"""ClusteringMetric: scores of the clusters of every level, and what each part of a model loses."""
+"""ClusteringMetric: scores of the clusters of every level, and error attribution."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import mmcv
-import numpy as np
 from mmengine.evaluator import BaseMetric
 from mmengine.fileio import get
 from mmengine.logging import MMLogger
-from numpy.typing import NDArray
 
 from ...registry import METRICS
+from ...structures.arrays import Labels, RGBImage
 from ...structures.image_clusters import ImageClusters
-from ..cluster_tables import blame_table, pieces_table
-from ..error_attribution import CELLS, DECODING, GROUND_TRUTH, PREDICTION, Blame, level_name
+from ..error_attribution import (
+    CELLS,
+    DECODING,
+    GROUND_TRUTH,
+    PREDICTION,
+    ErrorAttribution,
+    attribution_table,
+    level_name,
+)
 from ..functional.superpixels import number_of_clusters
 from ..measures import MaskAP, MeanIoU, Measure, PanopticQuality
-from ..pieces import cell_map, score_clusters, slic_superpixels
+from ..partitions import cell_map, score_partition, score_table, slic_superpixels
 
-GroundTruth = Literal["panoptic", "instance", "semantic"]
+Task = Literal["panoptic", "instance", "semantic"]
 
 
 @METRICS.register_module()
@@ -27,43 +33,44 @@ class ClusteringMetric(BaseMetric):
     """Score the clusters of every level, and split the loss of quality among the model's parts.
 
     It stands beside PQ, AP and mIoU in a list of evaluators, and needs
-    ``custom_hooks=[dict(type="hcformer_mm.ClusterRecordHook")]``, which leaves the clusters in the
-    predictions. ``docs/look_inside.md`` says what the figures mean; all but numbers of clusters are
-    in percent:
+    ``custom_hooks=[dict(type="hcformer_mm.ClusterRecordHook")]``, which adds the clusters to the
+    predictions. Results are in percent but for numbers of clusters; ``docs/look_inside.md``
+    explains them:
 
-    - ``<pieces>/<score>`` for the pieces ``cells``, ``level_1``, …, ``slic_1``, …: ``clusters``,
-      ``UE``, ``UE_Levin``, ``ASA``, ``boundary_recall``, ``boundary_precision``, ``compactness``
-      and ``explained_variation`` (see :mod:`~hcformer_mm.evaluation.functional.superpixels`), the mean over the
-      images in which they are defined.
-    - ``<pieces>/<figure>``: what an oracle reaches that names the pieces; ``ground_truth/<figure>``
-      and ``prediction/<figure>``: the ground truth itself, and the model. Figures are PQ, PQ_th and
-      PQ_st of panoptic, AP of instance and mIoU of semantic ground truth.
+    - ``<partition>/<score>`` for the partitions ``cells``, ``level_1``, …, ``slic_1``, …:
+      ``clusters``, ``UE``, ``UE_Levin``, ``ASA``, ``boundary_recall``, ``boundary_precision``,
+      ``compactness`` and ``explained_variation``, each the mean over the images that define it; see
+      :mod:`~hcformer_mm.evaluation.functional.superpixels`.
+    - ``<partition>/<figure>``: quality of oracle labels on the partition; ``ground_truth/<figure>``
+      and ``prediction/<figure>``: of the ground truth itself and of the model. Figures are PQ,
+      PQ_th and PQ_st of panoptic, AP of instance and mIoU of semantic ground truth.
     - ``blame/<figure>/<part>`` for the parts ``stem``, ``level_1``, …, ``classification``, and for
-      ``decoding``, the sum of all but the last; see :class:`~hcformer_mm.evaluation.Blame`.
+      ``decoding``, the sum of all but the last; see
+      :class:`~hcformer_mm.evaluation.ErrorAttribution`.
 
     Args:
-        ground_truth: ``'panoptic'``: from ``ann_file`` and ``seg_prefix``; mIoU as well, if the
+        ground_truth: ``'panoptic'``: from ``ann_file`` and ``seg_prefix``; mIoU as well if the
             samples have semantic ground truth and predictions. ``'instance'``: from ``ann_file``.
             ``'semantic'``: from ``gt_sem_seg`` of the samples.
-        ann_file: Annotations in COCO's format, as the host's metric reads them.
+        ann_file: Annotations in COCO's format, as mmdet's metrics read them.
         seg_prefix: Folder of the PNG files of panoptic annotations.
         ignore_index: Void of semantic ground truth.
-        tolerance: Of boundaries, in pixels; by default 0.0025 of the diagonal.
-        slic: Whether superpixels of SLIC, about as many in each image as a level has clusters
-            there, are scored like the levels; ``slic_1/clusters`` says how many they are.
-        backend_args: How files are read, as everywhere in MMEngine.
+        tolerance: Tolerance of boundaries in pixels; by default 0.0025 of the diagonal.
+        slic: Whether to score SLIC superpixels too, in each image about as many as each level has
+            clusters; ``slic_1/clusters`` is their real number.
+        backend_args: MMEngine's options for reading files.
         collect_device: ``'cpu'`` or ``'gpu'``, over which processes collect results.
-        prefix: First part of the names of the results; ``'clusters'`` by default.
+        prefix: First part of the result names; ``'clusters'`` by default.
 
     Raises:
-        ValueError: There is no such ground truth, or a file is missing that it needs.
+        ValueError: ``ground_truth`` is unknown, or its files are missing.
     """
 
     default_prefix = "clusters"
 
     def __init__(
         self,
-        ground_truth: GroundTruth,
+        ground_truth: Task,
         *,
         ann_file: str | None = None,
         seg_prefix: str | None = None,
@@ -98,37 +105,36 @@ class ClusteringMetric(BaseMetric):
         """Score the images of a batch.
 
         Args:
-            data_batch: Not read.
+            data_batch: Unused.
             data_samples: Predictions with ``clusters`` and ``img_path``.
 
         Raises:
-            ValueError: Clusters, ground truth or prediction are missing, or of different sizes.
+            ValueError: Clusters, ground truth or prediction are missing, or their sizes differ.
         """
         for sample in data_samples:
             clusters = sample.get("clusters")
             if not isinstance(clusters, ImageClusters):
                 raise ValueError(
-                    "expected predictions with their clusters, got none; add "
+                    "expected clusters in the predictions, got none; add "
                     'dict(type="hcformer_mm.ClusterRecordHook") to custom_hooks'
                 )
             self.results.append(self._score(sample, clusters))
 
     def _score(self, sample: dict[str, Any], clusters: ImageClusters) -> dict[str, Any]:
-        """Scores and counts of an image."""
+        """Compute scores and counts of one image."""
         self._measures = measures = self._measures or self._choose_measures(sample)
         truths = [measure.truth(sample) for measure in measures]
         content = get(sample["img_path"], backend_args=self.backend_args)
         image = mmcv.imfrombytes(content, flag="color", channel_order="rgb")
-        for what, array in (
+        for name, array in (
             *(("ground truth", truth.segments) for truth in truths),
             ("pixels", image[..., 0]),
         ):
             if array.shape != clusters.image_size:
                 raise ValueError(
-                    f"expected {what} of the size {clusters.image_size} that {sample['img_path']} "
-                    f"was given in, got {array.shape}; load annotations after the resizing"
+                    f"expected {name} of the original size {clusters.image_size} of "
+                    f"{sample['img_path']}, got {array.shape}; load annotations after the resizing"
                 )
-        scores: dict[str, dict[str, float]] = {}
         counts: list[dict[str, Any]] = [
             {
                 GROUND_TRUTH: measure.count(measure.perfect(truth), truth),
@@ -136,28 +142,26 @@ class ClusteringMetric(BaseMetric):
             }
             for measure, truth in zip(measures, truths, strict=True)
         ]
-        for name, labels in self._pieces(clusters, image):
-            scores[name] = score_clusters(labels, truths[0], image, tolerance=self.tolerance)
+        scores = {}
+        for name, labels in self._partitions(clusters, image):
+            scores[name] = score_partition(labels, truths[0], image, tolerance=self.tolerance)
             for measure, truth, stages in zip(measures, truths, counts, strict=True):
                 stages[name] = measure.count(measure.oracle(truth, labels), truth)
         return dict(levels=clusters.num_levels, scores=scores, counts=counts)
 
-    def _pieces(
-        self, clusters: ImageClusters, image: NDArray[np.uint8]
-    ) -> Iterator[tuple[str, NDArray[np.int64]]]:
-        """Names and label maps of all that is scored."""
+    def _partitions(self, clusters: ImageClusters, image: RGBImage) -> Iterator[tuple[str, Labels]]:
+        """Yield the name and the label map of every partition to score."""
         yield CELLS, cell_map(clusters)
         for level, labels in enumerate(clusters.labels(), start=1):
             yield level_name(level), labels.cpu().numpy()
             if self.slic:
-                number = number_of_clusters(labels)
-                yield f"slic_{level}", slic_superpixels(image, number)
+                yield f"slic_{level}", slic_superpixels(image, number_of_clusters(labels))
 
     def _choose_measures(self, sample: dict[str, Any]) -> list[Measure]:
-        """Measures of quality, the one whose ground truth clusters are compared with first."""
+        """Choose quality measures; the ground truth of the first is compared with clusters."""
         classes = (self.dataset_meta or {}).get("classes")
         if not classes:
-            raise ValueError("expected a dataset whose metainfo names classes, got none")
+            raise ValueError("expected classes in the metainfo of the dataset, got none")
         files = dict(backend_args=self.backend_args)
         semantic = MeanIoU(len(classes), ignore_index=self.ignore_index)
         if self.ground_truth == "semantic":
@@ -168,10 +172,10 @@ class ClusteringMetric(BaseMetric):
         return [panoptic, semantic] if MeanIoU.found_in(sample) else [panoptic]
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
-        """Scores of the dataset, and the tables of the log.
+        """Average the scores, compute the figures of all stages, and log both as tables.
 
         Args:
-            results: What :meth:`process` left of each image.
+            results: What :meth:`process` kept of each image.
 
         Returns:
             Scores and figures by name.
@@ -179,43 +183,39 @@ class ClusteringMetric(BaseMetric):
         if not results:
             return {}
         metrics = {
-            f"{piece}/{score}": _mean(image["scores"][piece][score] for image in results)
-            for piece, scores in results[0]["scores"].items()
+            f"{partition}/{score}": _mean(image["scores"][partition][score] for image in results)
+            for partition, scores in results[0]["scores"].items()
             for score in scores
         }
-        blames = []
+        levels = [level_name(level + 1) for level in range(results[0]["levels"])]
+        attributions = []
         for index, measure in enumerate(self._measures):
-            stages = results[0]["counts"][index]
             figures = {
                 stage: measure.figures([image["counts"][index][stage] for image in results])
-                for stage in stages
+                for stage in results[0]["counts"][index]
             }
             for name in measure.names:
                 if any(name not in values for values in figures.values()):
-                    continue  # no ground truth defines it
-                metrics |= {f"{stage}/{name}": figures[stage][name] for stage in stages}
-                blames.append(_blame(name, figures, results[0]["levels"]))
-        for blame in blames:
-            parts = {**blame.shares, DECODING: blame.decoding}
-            metrics |= {f"blame/{blame.figure}/{part}": loss for part, loss in parts.items()}
+                    continue  # the ground truth does not define it
+                reached = {stage: values[name] for stage, values in figures.items()}
+                metrics |= {f"{stage}/{name}": value for stage, value in reached.items()}
+                stages = (GROUND_TRUTH, CELLS, *levels, PREDICTION)
+                attributions.append(ErrorAttribution(name, {s: reached[s] for s in stages}))
+        for attribution in attributions:
+            parts = {**attribution.shares, DECODING: attribution.decoding}
+            metrics |= {f"blame/{attribution.figure}/{part}": loss for part, loss in parts.items()}
         logger = MMLogger.get_current_instance()
-        logger.info("Clusters, in percent but for their number:\n%s", pieces_table(metrics))
-        if blames:
-            logger.info("What is lost where, in percent:\n%s", blame_table(blames))
-            main = {measure.names[0] for measure in self._measures}
-            for blame in blames:
-                if blame.figure in main:
-                    logger.info(str(blame))
+        logger.info("Clusters, in percent but for their number:\n%s", score_table(metrics))
+        if attributions:
+            logger.info("Loss of each part, in percent:\n%s", attribution_table(attributions))
+        main = {measure.names[0] for measure in self._measures}
+        for attribution in attributions:
+            if attribution.figure in main:
+                logger.info(str(attribution))
         return metrics
 
 
-def _blame(name: str, figures: Mapping[str, Mapping[str, float]], levels: int) -> Blame:
-    """The stages of one figure in their order."""
-    stages = (GROUND_TRUTH, CELLS, *map(level_name, range(1, levels + 1)), PREDICTION)
-    return Blame(name, {stage: figures[stage][name] for stage in stages})
-
-
 def _mean(values: Iterable[float]) -> float:
-    """Mean of the values that are defined; nan if none is."""
+    """Mean of the values that are not nan; nan if there is none."""
     defined = [value for value in values if not math.isnan(value)]
     return math.fsum(defined) / len(defined) if defined else float("nan")

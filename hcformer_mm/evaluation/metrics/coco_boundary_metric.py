@@ -17,24 +17,24 @@ from ...registry import METRICS
 class CocoBoundaryMetric(CocoMetric):
     r"""AP^boundary of COCO instances (paper, Sec. 4.1), computed by faster-coco-eval.
 
-    The overlap of two masks is the smaller one of their IoU and of the IoU of their boundaries,
-    the pixels of a mask within ``dilation_ratio`` of the image's diagonal from its contour
-    (Boundary IoU, https://arxiv.org/abs/2103.16562). Everything else is COCO's mask AP with at most
-    100 detections an image.
+    The overlap of two masks is the smaller of their IoU and the IoU of their boundaries, the pixels
+    of a mask within ``dilation_ratio`` of the image's diagonal from its contour (Boundary IoU,
+    https://arxiv.org/abs/2103.16562). Everything else is COCO's mask AP with at most 100 detections
+    per image.
 
-    It reads what mmdet's ``CocoMetric`` reads, and stands beside it in a list of evaluators:
-    results are named ``boundary_mAP``, ``boundary_mAP_50``, ``_75``, ``_s``, ``_m`` and ``_l``, and
-    -1 where there is no ground truth.
+    It reads what mmdet's ``CocoMetric`` reads and stands beside it in a list of evaluators. Results
+    are ``boundary_mAP``, ``boundary_mAP_50``, ``_75``, ``_s``, ``_m`` and ``_l``; -1 where there is
+    no ground truth.
 
     Args:
         ann_file: Annotations in COCO's format; by default those of the data samples.
-        dilation_ratio: Width of the boundaries, as a part of the diagonal; 0.02 for COCO.
+        dilation_ratio: Width of the boundaries as a fraction of the diagonal; 0.02 for COCO.
         classwise: Whether to report ``<class>_boundary_precision`` as well.
-        outfile_prefix: Where the predictions are left as ``<prefix>.segm.json``; nowhere by
-            default.
-        backend_args: How ``ann_file`` is read, as everywhere in MMEngine.
+        outfile_prefix: Where to keep the predictions, as ``<prefix>.segm.json``; by default they
+            are not kept.
+        backend_args: MMEngine's options for reading ``ann_file``.
         collect_device: ``'cpu'`` or ``'gpu'``, over which processes collect results.
-        prefix: First part of the names of the results; ``'coco'`` by default.
+        prefix: First part of the result names; ``'coco'`` by default.
 
     Raises:
         ValueError: ``dilation_ratio`` is not positive, or predictions have no masks.
@@ -70,7 +70,7 @@ class CocoBoundaryMetric(CocoMetric):
         """Compare predictions with the ground truth.
 
         Args:
-            results: Ground truth and prediction of every image, as the host's ``process`` leaves
+            results: Ground truth and prediction of every image, as ``CocoMetric.process`` leaves
                 them.
 
         Returns:
@@ -93,7 +93,7 @@ class CocoBoundaryMetric(CocoMetric):
                 )
             found = load(files["segm"])
         for instance in found:
-            # Sizes are those of the masks: COCO takes them from boxes where there are any.
+            # COCO would take areas from boxes; they are to be those of the masks.
             del instance["bbox"]
         logger = MMLogger.get_current_instance()
         evaluation = COCOeval_faster(

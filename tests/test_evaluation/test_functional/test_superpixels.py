@@ -1,4 +1,4 @@
-"""Scores of clusterings: a hand-drawn example, slow oracles, and what must hold for any image.
+"""Superpixel scores: a hand-drawn example, slow oracles, and properties of any image.
 
 The example has 4 x 6 pixels, four clusters of 2 x 3 and three segments of 8, 12 and 4 pixels:
 
@@ -13,7 +13,7 @@ cluster 2 is like cluster 0; cluster 3 shares 2 with segment 2 and 4 with segmen
 """
 
 from itertools import pairwise
-from math import nan, pi
+from math import isnan, nan, pi
 
 import numpy as np
 import pytest
@@ -23,12 +23,24 @@ from skimage.metrics import contingency_table
 from skimage.segmentation import find_boundaries
 
 from hcformer_mm.evaluation import functional
+from hcformer_mm.evaluation.functional import (
+    achievable_segmentation_accuracy,
+    boundary_scores,
+    compactness,
+    explained_variation,
+    majority_map,
+    number_of_clusters,
+    overlaps,
+    undersegmentation_error,
+    undersegmentation_map,
+)
 from hcformer_mm.ops import hierarchical_clusters
 from tests.helpers import reference
 
 CLUSTERS = np.array([[0, 0, 0, 1, 1, 1]] * 2 + [[2, 2, 2, 3, 3, 3]] * 2)
 SEGMENTS = np.array([[1, 1, 2, 2, 2, 2]] * 2 + [[1, 1, 2, 2, 3, 3]] * 2)
 SIZES = [(1, 1), (1, 9), (9, 1), (5, 8), (13, 7)]
+FORMS = ("neubert-protzel", "levin")
 
 
 def random_maps(size, clusters=5, segments=4, seed=0):
@@ -38,7 +50,7 @@ def random_maps(size, clusters=5, segments=4, seed=0):
 
 def test_undersegmentation_error():
     """Leaks: min(4, 2) + min(2, 4) of cluster 0, as many of clusters 2 and 3, of 24 pixels."""
-    assert functional.undersegmentation_error(CLUSTERS, SEGMENTS) == 12 / 24
+    assert undersegmentation_error(CLUSTERS, SEGMENTS) == 12 / 24
 
 
 def test_undersegmentation_error_of_levin():
@@ -46,31 +58,29 @@ def test_undersegmentation_error_of_levin():
 
     ((12 - 8) / 8 + (24 - 12) / 12 + (6 - 4) / 4) / 3 = (1/2 + 1 + 1/2) / 3.
     """
-    error = functional.undersegmentation_error(CLUSTERS, SEGMENTS, form="levin")
-    assert error == pytest.approx(2 / 3)
+    assert undersegmentation_error(CLUSTERS, SEGMENTS, form="levin") == pytest.approx(2 / 3)
 
 
 def test_undersegmentation_map():
     """The pixels of segment 2 in clusters 0, 2 and 3."""
     expected = np.array([[0, 0, 1, 0, 0, 0]] * 2 + [[0, 0, 1, 1, 0, 0]] * 2, dtype=bool)
-    assert np.array_equal(functional.undersegmentation_map(CLUSTERS, SEGMENTS), expected)
+    assert np.array_equal(undersegmentation_map(CLUSTERS, SEGMENTS), expected)
 
 
 def test_undersegmentation_map_without_a_majority():
     """In a cluster of two halves, each leaks into the other: all pixels count, once each."""
     labels, halves = np.zeros((2, 4), int), np.array([[0, 0, 1, 1]] * 2)
-    assert functional.undersegmentation_map(labels, halves).all()
-    assert functional.undersegmentation_error(labels, halves) == 1.0
+    assert undersegmentation_map(labels, halves).all()
+    assert undersegmentation_error(labels, halves) == 1.0
 
 
-def test_achievable_segmentation_accuracy():
-    """The largest shares: 4 + 6 + 4 + 4 of 24 pixels."""
-    assert functional.achievable_segmentation_accuracy(CLUSTERS, SEGMENTS) == 18 / 24
-
-
-def test_majority_map():
+def test_majority():
+    """The largest shares are 4 + 6 + 4 + 4 of 24 pixels."""
+    assert achievable_segmentation_accuracy(CLUSTERS, SEGMENTS) == 18 / 24
     expected = np.array([[1, 1, 1, 2, 2, 2]] * 2 + [[1, 1, 1, 3, 3, 3]] * 2)
-    assert np.array_equal(functional.majority_map(CLUSTERS, SEGMENTS), expected)
+    assert np.array_equal(majority_map(CLUSTERS, SEGMENTS), expected)
+    tied = majority_map(torch.tensor([[0, 0]]), torch.tensor([[5, 3]]))
+    assert tied.tolist() == [[3, 3]]  # the smallest label wins
 
 
 def test_boundaries():
@@ -82,83 +92,77 @@ def test_boundaries():
     x x x x x x      . x x x x x
     . . x x . .      . x x x x .
     """
-    options = dict(tolerance=0)
-    assert functional.boundary_recall(CLUSTERS, SEGMENTS, **options) == 12 / 15
-    assert functional.boundary_precision(CLUSTERS, SEGMENTS, **options) == 12 / 16
-    assert functional.boundary_scores(CLUSTERS, SEGMENTS, tolerance=1) == (1.0, 1.0)
+    assert boundary_scores(CLUSTERS, SEGMENTS, tolerance=0) == (12 / 15, 12 / 16)
+    assert boundary_scores(CLUSTERS, SEGMENTS, tolerance=1) == (1.0, 1.0)
 
 
 def test_compactness():
     """2 x 3 pixels: 4π · 6 / 10²; a single pixel, as every square: 4π / 4²."""
-    assert functional.compactness(CLUSTERS) == pytest.approx(0.24 * pi)
-    assert functional.compactness([[7]]) == pytest.approx(pi / 4)
+    assert compactness(CLUSTERS) == pytest.approx(0.24 * pi)
+    assert compactness([[7]]) == pytest.approx(pi / 4)
 
 
 def test_explained_variation():
     """0 2 | 4 6 has the mean 3; the means 1 and 5 explain 4 · 2² of 3² + 1² + 1² + 3²."""
-    labels, image = [[0, 0, 1, 1]], [[0, 2, 4, 6]]
-    assert functional.explained_variation(labels, image) == 16 / 20
-    assert functional.explained_variation([[0, 1, 2, 3]], image) == 1.0
-    assert functional.explained_variation([[0, 0, 0, 0]], image) == 0.0
+    image = [[0, 2, 4, 6]]
+    assert explained_variation([[0, 0, 1, 1]], image) == 16 / 20
+    assert explained_variation([[0, 1, 2, 3]], image) == 1.0
+    assert explained_variation([[0, 0, 0, 0]], image) == 0.0
+    assert isnan(explained_variation(CLUSTERS, np.full((4, 6, 3), 7)))  # one color
 
 
-def test_number_of_clusters():
-    assert functional.number_of_clusters(CLUSTERS) == 4
-
-
-def test_void():
+@pytest.mark.parametrize(
+    "ignore", [3, np.int64(3), SEGMENTS == 3, torch.from_numpy(SEGMENTS == 3)], ids=type
+)
+def test_void(ignore):
     """Without segment 3, 20 pixels are left, and cluster 3 has none but two of segment 2.
 
     UE: 8 / 20. Levin: (12 - 8) / 8 = 1/2 and (6 + 6 + 6 + 2 - 12) / 12 = 2/3. ASA: 16 / 20.
     Segment 2 has a boundary to segment 1 alone: 8 pixels, 6 of them on boundaries of clusters. Of
     these, 7 have void beside them; 6 of the other 9 are on the boundary.
     """
-    for ignore in (3, np.int64(3), SEGMENTS == 3, torch.from_numpy(SEGMENTS == 3)):
-        options = dict(ignore=ignore)
-        assert functional.undersegmentation_error(CLUSTERS, SEGMENTS, **options) == 8 / 20
-        levin = functional.undersegmentation_error(CLUSTERS, SEGMENTS, form="levin", **options)
-        assert levin == pytest.approx((1 / 2 + 2 / 3) / 2)
-        assert functional.achievable_segmentation_accuracy(CLUSTERS, SEGMENTS, **options) == 0.8
-        counted = functional.undersegmentation_map(CLUSTERS, SEGMENTS, **options)
-        assert np.argwhere(counted).tolist() == [[0, 2], [1, 2], [2, 2], [3, 2]]
-        scores = functional.boundary_scores(CLUSTERS, SEGMENTS, tolerance=0, **options)
-        assert scores == (6 / 8, 6 / 9)
-        majority = functional.majority_map(CLUSTERS, SEGMENTS, **options)
-        assert majority[2:, 3:].tolist() == [[2, 2, 2]] * 2
+    maps, options = (CLUSTERS, SEGMENTS), dict(ignore=ignore)
+    assert undersegmentation_error(*maps, **options) == 8 / 20
+    levin = undersegmentation_error(*maps, form="levin", **options)
+    assert levin == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert achievable_segmentation_accuracy(*maps, **options) == 0.8
+    errors = np.argwhere(undersegmentation_map(*maps, **options))
+    assert errors.tolist() == [[0, 2], [1, 2], [2, 2], [3, 2]]
+    assert boundary_scores(*maps, tolerance=0, **options) == (6 / 8, 6 / 9)
+    assert majority_map(*maps, **options)[2:, 3:].tolist() == [[2, 2, 2]] * 2
 
 
 def test_nothing_but_void():
+    maps = (CLUSTERS, SEGMENTS * 0)
     scores = [
-        functional.undersegmentation_error(CLUSTERS, SEGMENTS * 0, ignore=0),
-        functional.undersegmentation_error(CLUSTERS, SEGMENTS * 0, form="levin", ignore=0),
-        functional.achievable_segmentation_accuracy(CLUSTERS, SEGMENTS * 0, ignore=0),
-        functional.boundary_recall(CLUSTERS, SEGMENTS * 0, ignore=0),
-        functional.boundary_precision(CLUSTERS, SEGMENTS * 0, ignore=0),
+        *(undersegmentation_error(*maps, form=form, ignore=0) for form in FORMS),
+        achievable_segmentation_accuracy(*maps, ignore=0),
+        *boundary_scores(*maps, ignore=0),
     ]
     assert scores == pytest.approx([nan] * 5, nan_ok=True)
-    assert not functional.undersegmentation_map(CLUSTERS, SEGMENTS * 0, ignore=0).any()
-    assert (functional.majority_map(CLUSTERS, SEGMENTS * 0, ignore=0) == -1).all()
+    assert not undersegmentation_map(*maps, ignore=0).any()
+    assert (majority_map(*maps, ignore=0) == -1).all()
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("form", ["neubert-protzel", "levin"])
+@pytest.mark.parametrize("form", FORMS)
 def test_undersegmentation_error_of_sets(size, form):
     for seed in range(5):
         labels, truth = random_maps(size, seed=seed)
         expected = reference.undersegmentation_error(
             torch.from_numpy(labels), torch.from_numpy(truth), form
         )
-        error = functional.undersegmentation_error(labels, truth, form=form)
+        error = undersegmentation_error(labels, truth, form=form)
         assert error == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_undersegmentation_error_counts_the_pixels_of_the_map(size):
-    """Once, or twice where the cluster belongs to another segment by more than half."""
+    """Once, or twice where another segment covers more than half of the cluster."""
     for seed in range(5):
         labels, truth = random_maps(size, segments=3, seed=seed)
         void = np.random.default_rng(seed).random(size) < 0.2
-        counted = functional.undersegmentation_map(labels, truth, ignore=void)
+        counted = undersegmentation_map(labels, truth, ignore=void)
         assert not counted[void].any()
         twice = sum(
             int((counted & inside).sum())
@@ -166,7 +170,7 @@ def test_undersegmentation_error_counts_the_pixels_of_the_map(size):
             if not counted[inside].all()
         )
         if not void.all():
-            error = functional.undersegmentation_error(labels, truth, ignore=void)
+            error = undersegmentation_error(labels, truth, ignore=void)
             assert error * (~void).sum() == pytest.approx(counted.sum() + twice)
 
 
@@ -176,21 +180,19 @@ def test_no_labeling_is_more_accurate():
         labels, truth = torch.from_numpy(labels), torch.from_numpy(truth)
         every = reference.labelings(labels, [0, 1, 2])
         best = (every == truth).double().mean(dim=(1, 2)).max()
-        accuracy = functional.achievable_segmentation_accuracy(labels, truth)
+        accuracy = achievable_segmentation_accuracy(labels, truth)
         assert accuracy == pytest.approx(float(best))
-        majority = functional.majority_map(labels, truth)
-        assert (majority == truth.numpy()).mean() == pytest.approx(accuracy)
+        assert (majority_map(labels, truth) == truth.numpy()).mean() == pytest.approx(accuracy)
 
 
 def test_overlaps_are_the_contingency_table():
     labels, truth = random_maps((13, 7))
-    table = functional.overlaps(labels, truth)
+    table = overlaps(labels, truth)
     expected = contingency_table(labels, truth).toarray()
-    dense = np.zeros_like(expected)
-    dense[table.cluster_labels[table.clusters], table.segment_labels[table.segments]] = table.pixels
-    assert np.array_equal(dense, expected)
+    assert np.array_equal(table.pixels.toarray(), expected)
     assert np.array_equal(table.cluster_sizes, expected.sum(1))
     assert np.array_equal(table.segment_sizes, expected.sum(0))
+    assert np.array_equal(table.majority(), expected.argmax(1))
     assert table.total == labels.size
 
 
@@ -200,8 +202,7 @@ def test_boundaries_of_loops_and_of_scikit_image(size, tolerance):
     random = np.random.default_rng(0)
     labels, truth = (np.kron(random.integers(3, size=size), np.ones((2, 3), int)) for _ in "ab")
     ours, theirs = (reference.boundary_pixels(torch.from_numpy(m)) for m in (labels, truth))
-    recall = functional.boundary_recall(labels, truth, tolerance=tolerance)
-    precision = functional.boundary_precision(labels, truth, tolerance=tolerance)
+    recall, precision = boundary_scores(labels, truth, tolerance=tolerance)
     assert recall == pytest.approx(reference.boundary_hits(theirs, ours, tolerance))
     assert precision == pytest.approx(reference.boundary_hits(ours, theirs, tolerance))
 
@@ -220,31 +221,24 @@ def test_boundary_tolerance(size, tolerance):
     assert functional.boundary_tolerance(*size) == tolerance
     labels, truth = np.zeros((2, *size), int)
     labels[:, 8:], truth[:, 8 + tolerance + 1 :] = 1, 1  # one of two columns is near
-    assert functional.boundary_recall(labels, truth) == 0.5
+    assert boundary_scores(labels, truth)[0] == 0.5
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_compactness_of_loops(size):
     labels, _ = random_maps(size)
     expected = reference.compactness(torch.from_numpy(labels))
-    assert functional.compactness(labels) == pytest.approx(expected)
+    assert compactness(labels) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("channels", [(), (1,), (3,)])
 def test_explained_variation_of_residuals(channels):
     labels, _ = random_maps((13, 7))
-    image = np.random.default_rng(0).random((13, 7, *channels))
-    tensor = torch.from_numpy(image.reshape(13, 7, -1)).permute(2, 0, 1)
+    image = np.random.default_rng(0).integers(256, size=(13, 7, *channels)).astype(np.uint8)
+    tensor = torch.from_numpy(image.reshape(13, 7, -1)).permute(2, 0, 1).double()
     expected = reference.explained_variation(torch.from_numpy(labels), tensor)
-    assert functional.explained_variation(labels, image) == pytest.approx(expected)
-    bytes_ = (255 * image).astype(np.uint8)
-    assert functional.explained_variation(labels, torch.from_numpy(bytes_)) == pytest.approx(
-        functional.explained_variation(labels, bytes_)
-    )
-
-
-def test_image_of_one_color():
-    assert np.isnan(functional.explained_variation(CLUSTERS, np.full((4, 6, 3), 7)))
+    assert explained_variation(labels, image) == pytest.approx(expected)
+    assert explained_variation(labels, torch.from_numpy(image)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("size", [(21, 13), (40, 56), (64, 8)])
@@ -257,28 +251,24 @@ def test_finer_levels_are_no_worse(size):
     truth = np.kron(random_maps((8, 8))[1], np.ones((8, 8), int))[: size[0], : size[1]]
     image = np.random.default_rng(0).random((*size, 3))
     void = np.random.default_rng(1).random(size) < 0.1
-    for fine, coarse in pairwise(levels):
-        for form in ("neubert-protzel", "levin"):
-            errors = [
-                functional.undersegmentation_error(labels, truth, form=form, ignore=void)
-                for labels in (fine, coarse)
-            ]
-            assert errors[0] <= errors[1]
-        for score in (
-            lambda labels: functional.achievable_segmentation_accuracy(labels, truth, ignore=void),
-            lambda labels: functional.boundary_recall(labels, truth, ignore=void, tolerance=0),
-            lambda labels: functional.explained_variation(labels, image),
-            functional.number_of_clusters,
-        ):
-            assert score(fine) >= score(coarse)
+    for score in (
+        lambda labels: -undersegmentation_error(labels, truth, ignore=void),
+        lambda labels: -undersegmentation_error(labels, truth, form="levin", ignore=void),
+        lambda labels: achievable_segmentation_accuracy(labels, truth, ignore=void),
+        lambda labels: boundary_scores(labels, truth, ignore=void, tolerance=0)[0],
+        lambda labels: explained_variation(labels, image),
+        number_of_clusters,
+    ):
+        scores = [score(labels) for labels in levels]
+        assert all(fine >= coarse for fine, coarse in pairwise(scores))
     # Equality would hold for clusterings that do not differ.
-    accuracies = [functional.achievable_segmentation_accuracy(level, truth) for level in levels]
+    accuracies = [achievable_segmentation_accuracy(level, truth) for level in levels]
     assert accuracies[0] > accuracies[-1]
 
 
 def test_labels_of_any_kind():
-    """Sparse, negative, unsigned, tensors, lists: names of clusters do not matter."""
-    expected = functional.undersegmentation_error(CLUSTERS, SEGMENTS)
+    """Sparse, negative, unsigned, tensors, lists: the values of labels do not matter."""
+    expected = undersegmentation_error(CLUSTERS, SEGMENTS)
     for labels in (
         CLUSTERS * 10**12 - 5,
         CLUSTERS.astype(np.uint8),
@@ -286,42 +276,46 @@ def test_labels_of_any_kind():
         CLUSTERS.tolist(),
         CLUSTERS[:, ::-1][:, ::-1],
     ):
-        assert functional.undersegmentation_error(labels, SEGMENTS) == expected
-    assert functional.undersegmentation_error(CLUSTERS, SEGMENTS * 2**40) == expected
-    assert (functional.majority_map(CLUSTERS, SEGMENTS * 2**40) % 2**40 == 0).all()
+        assert undersegmentation_error(labels, SEGMENTS) == expected
+        assert number_of_clusters(labels) == 4
+    assert undersegmentation_error(CLUSTERS, SEGMENTS * 2**40) == expected
+    assert (majority_map(CLUSTERS, SEGMENTS * 2**40) % 2**40 == 0).all()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "options", "message"),
     [
-        ((CLUSTERS.astype(float), SEGMENTS), r"labels as \(H, W\) integers, .* got float64"),
-        ((CLUSTERS > 1, SEGMENTS), "labels as .* got bool"),
-        ((CLUSTERS, SEGMENTS[None]), r"ground_truth as .* of \(1, 4, 6\)"),
-        ((CLUSTERS[:0], SEGMENTS[:0]), "one pixel at least"),
-        ((CLUSTERS, SEGMENTS[:2]), r"of one size, got labels of \(4, 6\) .* of \(2, 6\)"),
+        (
+            (CLUSTERS.astype(float), SEGMENTS),
+            {},
+            r"labels as \(H, W\) integers, .* got float64",
+        ),
+        ((CLUSTERS > 1, SEGMENTS), {}, "labels as .* got bool"),
+        ((CLUSTERS, SEGMENTS[None]), {}, r"ground_truth as .* of \(1, 4, 6\)"),
+        ((CLUSTERS[:0], SEGMENTS[:0]), {}, "one pixel at least"),
+        ((CLUSTERS, SEGMENTS[:2]), {}, r"of one size, got labels of \(4, 6\) .* of \(2, 6\)"),
+        *(
+            (
+                (CLUSTERS, SEGMENTS),
+                dict(ignore=ignore),
+                r"expected ignore as an integer or .* \(4, 6\), got",
+            )
+            for ignore in (0.5, SEGMENTS, np.zeros((2, 2), bool))
+        ),
+        (
+            (CLUSTERS, SEGMENTS),
+            dict(form="bergh"),
+            "expected form 'neubert-protzel' or 'levin', got 'bergh'",
+        ),
     ],
 )
-def test_bad_label_maps(arguments, message):
+def test_bad_arguments(arguments, options, message):
     with pytest.raises(ValueError, match=message):
-        functional.undersegmentation_error(*arguments)
+        undersegmentation_error(*arguments, **options)
 
 
-@pytest.mark.parametrize("ignore", [0.5, SEGMENTS, np.zeros((2, 2), bool)])
-def test_bad_void(ignore):
-    with pytest.raises(ValueError, match=r"expected ignore as an integer, or .* \(4, 6\), got"):
-        functional.undersegmentation_error(CLUSTERS, SEGMENTS, ignore=ignore)
-
-
-def test_bad_options():
-    with pytest.raises(ValueError, match="expected form 'neubert-protzel' or 'levin', got 'bergh'"):
-        functional.undersegmentation_error(CLUSTERS, SEGMENTS, form="bergh")
+def test_bad_tolerance_and_image():
     with pytest.raises(ValueError, match="tolerance of 0 pixels or more, got -1"):
-        functional.boundary_recall(CLUSTERS, SEGMENTS, tolerance=-1)
+        boundary_scores(CLUSTERS, SEGMENTS, tolerance=-1)
     with pytest.raises(ValueError, match=r"of the size \(4, 6\) .* got \(6, 4, 3\)"):
-        functional.explained_variation(CLUSTERS, np.zeros((6, 4, 3)))
-
-
-def test_of_equal_segments_the_smallest_wins():
-    assert functional.majority_map(torch.tensor([[0, 0]]), torch.tensor([[5, 3]])).tolist() == [
-        [3, 3]
-    ]
+        explained_variation(CLUSTERS, np.zeros((6, 4, 3)))

@@ -1,4 +1,4 @@
-"""Scores of the clusters of a dataset, and the blame, beside the metrics of the hosts."""
+"""ClusteringMetric: scores of the clusters of a dataset and their error attribution."""
 
 import json
 import logging
@@ -14,8 +14,8 @@ from mmengine.logging import MMLogger
 from mmengine.registry import METRICS
 from panopticapi.utils import rgb2id
 
-from hcformer_mm.evaluation import functional, pieces
-from hcformer_mm.evaluation.pieces import cell_map, slic_superpixels
+from hcformer_mm.evaluation import functional, partitions
+from hcformer_mm.evaluation.partitions import cell_map, slic_superpixels
 from hcformer_mm.structures.image_clusters import ImageClusters
 from tests.helpers.clustering_samples import (
     CLASSES,
@@ -25,7 +25,6 @@ from tests.helpers.clustering_samples import (
     launch,
     metric,
     samples,
-    write_samples,
 )
 
 LEVELS = ("level_1", "level_2", "level_3")
@@ -42,18 +41,17 @@ SCORES = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("samples")
-    write_samples(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def panoptic(folder):
-    """What a run reports, with the hosts' metrics before it."""
+    """Results after mmdet's metrics have seen the samples."""
+    return evaluate([*mmdet_metrics(folder), metric(folder)], samples(folder))
+
+
+def mmdet_metrics(folder):
     config = metric(folder)
-    host = CocoPanopticMetric(config["ann_file"], config["seg_prefix"])
-    return evaluate([host, SemSegMetric(prefix="sem_seg"), config], samples(folder))
+    return [
+        CocoPanopticMetric(config["ann_file"], config["seg_prefix"]),
+        SemSegMetric(prefix="sem_seg"),
+    ]
 
 
 def figures(metrics, kind):
@@ -62,22 +60,22 @@ def figures(metrics, kind):
     return {k.removeprefix(start): v for k, v in metrics.items() if k.startswith(start)}
 
 
-def test_figures_of_the_model_are_those_of_the_hosts(folder, panoptic):
+def test_figures_of_the_model_are_those_of_mmdet(panoptic):
+    ours = figures(panoptic, "prediction")
     for name in ("PQ", "PQ_th", "PQ_st"):
-        ours = panoptic[f"clusters/prediction/{name}"]
-        assert ours == pytest.approx(panoptic[f"coco_panoptic/{name}"], abs=1e-9)
-    assert panoptic["clusters/prediction/mIoU"] == pytest.approx(
-        panoptic["sem_seg/mIoU"], abs=0.011
-    )
+        assert ours[name] == pytest.approx(panoptic[f"coco_panoptic/{name}"], abs=1e-9)
+    assert ours["mIoU"] == pytest.approx(panoptic["sem_seg/mIoU"], abs=0.011)
 
 
 def test_order_of_the_metrics(folder, panoptic):
-    """CocoPanopticMetric changes predictions in place, which is of no consequence."""
-    config = metric(folder)
-    host = CocoPanopticMetric(config["ann_file"], config["seg_prefix"])
-    before = evaluate([config, host, SemSegMetric(prefix="sem_seg")], samples(folder))
+    """CocoPanopticMetric changes predictions in place, which changes nothing here.
+
+    A metric evaluates again, as after every epoch.
+    """
+    built = METRICS.build(metric(folder))
+    before = evaluate([built, *mmdet_metrics(folder)], samples(folder))
     assert before == pytest.approx(panoptic, nan_ok=True)
-    alone = evaluate([config], samples(folder))
+    alone = evaluate([built], samples(folder))
     assert alone == {name: panoptic[name] for name in alone}
 
 
@@ -90,13 +88,10 @@ def test_the_losses_add_up(panoptic, name):
     assert sum(parts.values()) == pytest.approx(100 - panoptic[f"clusters/prediction/{name}"])
     assert sum(parts.values()) - parts["classification"] == pytest.approx(decoding)
     # A share is the difference of the stages around its part.
-    assert parts["level_2"] == pytest.approx(
-        panoptic[f"clusters/level_1/{name}"] - panoptic[f"clusters/level_2/{name}"]
-    )
-    assert parts["stem"] == pytest.approx(100 - panoptic[f"clusters/cells/{name}"])
-    assert parts["classification"] == pytest.approx(
-        panoptic[f"clusters/level_3/{name}"] - panoptic[f"clusters/prediction/{name}"]
-    )
+    stages = ("ground_truth", "cells", *LEVELS, "prediction")
+    for share, (before, after) in zip(parts.values(), pairwise(stages), strict=True):
+        difference = panoptic[f"clusters/{before}/{name}"] - panoptic[f"clusters/{after}/{name}"]
+        assert share == pytest.approx(difference)
 
 
 def test_scores_are_means_over_the_images(folder, panoptic):
@@ -109,13 +104,14 @@ def test_scores_are_means_over_the_images(folder, panoptic):
         crowds = [info["id"] for info in annotation["segments_info"] if info["iscrowd"]]
         arguments = (one["clusters"].labels()[1], ids.astype(int))
         options = dict(ignore=np.isin(ids, [0, *crowds]))
+        recall, precision = functional.boundary_scores(*arguments, **options)
         scores.append(
             dict(
                 UE=functional.undersegmentation_error(*arguments, **options),
                 UE_Levin=functional.undersegmentation_error(*arguments, form="levin", **options),
                 ASA=functional.achievable_segmentation_accuracy(*arguments, **options),
-                boundary_recall=functional.boundary_recall(*arguments, **options),
-                boundary_precision=functional.boundary_precision(*arguments, **options),
+                boundary_recall=recall,
+                boundary_precision=precision,
             )
         )
     for name in scores[0]:
@@ -124,7 +120,7 @@ def test_scores_are_means_over_the_images(folder, panoptic):
 
 
 def test_finer_levels_are_better(panoptic):
-    rows = [figures(panoptic, piece) for piece in ("cells", *LEVELS)]
+    rows = [figures(panoptic, partition) for partition in ("cells", *LEVELS)]
     assert all(set(row) > SCORES for row in rows)
     for fine, coarse in pairwise(rows):
         for name in ("UE", "UE_Levin"):
@@ -134,10 +130,11 @@ def test_finer_levels_are_better(panoptic):
 
 
 def test_instances(folder):
-    things = CLASSES[:THINGS]
     config = metric(folder, "instance")
     metrics = evaluate(
-        [config, CocoMetric(config["ann_file"], metric="segm")], samples(folder), classes=things
+        [config, CocoMetric(config["ann_file"], metric="segm")],
+        samples(folder),
+        classes=CLASSES[:THINGS],
     )
     assert round(metrics["clusters/prediction/AP"] / 100, 3) == metrics["coco/segm_mAP"]
     parts = figures(metrics, "blame/AP")
@@ -147,27 +144,30 @@ def test_instances(folder):
     assert not figures(metrics, "blame/mIoU")
 
 
-def test_semantic(folder):
+@pytest.mark.parametrize("tolerance", [0, 5])
+def test_semantic(folder, tolerance):
     given = samples(folder)
     for one in given:  # as of mmseg
         for key in ("gt_sem_seg", "pred_sem_seg"):
             one[key] = dict(data=one[key]["sem_seg"])
         del one["pred_panoptic_seg"], one["pred_instances"]
-    metrics = evaluate([metric(folder, "semantic")], given)
+    metrics = evaluate([metric(folder, "semantic", tolerance=tolerance)], given)
     assert set(figures(metrics, "level_1")) == {*SCORES, "mIoU"}
-    labels = [one["clusters"].labels()[2] for one in given]
-    truths = [one["gt_sem_seg"]["data"][0] for one in given]
-    errors = [
-        functional.undersegmentation_error(label, truth, ignore=255)
-        for label, truth in zip(labels, truths, strict=True)
-    ]
-    assert metrics["clusters/level_3/UE"] == pytest.approx(100 * np.mean(errors))
-    numbers = [functional.number_of_clusters(label) for label in labels]
-    assert metrics["clusters/level_3/clusters"] == pytest.approx(np.mean(numbers))
+    pairs = [(one["clusters"].labels()[2], one["gt_sem_seg"]["data"][0]) for one in given]
+    expected = dict(
+        UE=[100 * functional.undersegmentation_error(*pair, ignore=255) for pair in pairs],
+        clusters=[functional.number_of_clusters(labels) for labels, _ in pairs],
+        boundary_recall=[
+            100 * functional.boundary_scores(*pair, tolerance=tolerance, ignore=255)[0]
+            for pair in pairs
+        ],
+    )
+    for name, values in expected.items():
+        assert metrics[f"clusters/level_3/{name}"] == pytest.approx(np.mean(values))
 
 
 def test_void_counts_for_nothing(folder):
-    """However a model names what is void in the ground truth."""
+    """Predictions in void pixels change no result."""
     given = samples(folder)
     expected = evaluate([metric(folder)], given)
     changed = 0
@@ -193,7 +193,7 @@ def test_image_of_void_alone(folder):
     assert both["clusters/level_1/clusters"] != alone["clusters/level_1/clusters"]
     void = evaluate([metric(folder, "semantic")], given[1:])
     assert math.isnan(void["clusters/level_1/UE"])
-    assert not figures(void, "blame/mIoU")  # there is no class to be right about
+    assert not figures(void, "blame/mIoU")  # no class occurs
 
 
 def test_panoptic_without_semantic_results(folder):
@@ -213,7 +213,7 @@ def test_slic_at_equal_counts(folder, panoptic):
         ours, theirs = (figures(metrics, f"{kind}_{level}") for kind in ("level", "slic"))
         assert set(theirs) == set(ours)
         assert theirs["clusters"] == pytest.approx(ours["clusters"], rel=0.25)
-        # Random clusters against those of the image.
+        # The clusters of the samples are random, those of SLIC follow the image.
         assert theirs["explained_variation"] > ours["explained_variation"]
 
 
@@ -227,28 +227,15 @@ def test_slic_of_any_number(folder, number):
         assert abs(found - number) <= max(1, number // 4)
 
 
-def test_slic_keeps_what_came_closest(monkeypatch):
+def test_slic_keeps_the_closest_number(monkeypatch):
     image = np.zeros((8, 8, 3), np.uint8)
     counts = iter([9, 5, 7, 64])
 
     def slic(image, n_segments, start_label):
         return np.arange(64).reshape(8, 8) % next(counts)
 
-    monkeypatch.setattr(pieces, "slic", slic)
+    monkeypatch.setattr(partitions, "slic", slic)
     assert functional.number_of_clusters(slic_superpixels(image, 6)) == 5
-
-
-@pytest.mark.parametrize("tolerance", [0, 5])
-def test_tolerance_of_boundaries(folder, tolerance):
-    recalls = []
-    given = samples(folder)
-    for one in given:
-        (level, *_) = one["clusters"].labels()
-        truth = one["gt_sem_seg"]["sem_seg"][0]
-        recalls.append(functional.boundary_recall(level, truth, tolerance=tolerance, ignore=255))
-    metrics = evaluate([metric(folder, "semantic", tolerance=tolerance)], given)
-    expected = 100 * np.mean(recalls)
-    assert metrics["clusters/level_1/boundary_recall"] == pytest.approx(expected)
 
 
 def test_cells_of_a_resized_image():
@@ -262,30 +249,22 @@ def test_cells_of_a_resized_image():
         (labels,) = clusters.labels()
         assert cell_map(clusters).shape == size
         table = functional.overlaps(cell_map(clusters), labels)
-        assert len(table.pixels) == len(table.cluster_labels)
+        assert table.pixels.nnz == len(table.cluster_labels)
 
 
-def test_two_processes_report_what_one_does(folder, panoptic):
-    """Five samples, of which the second process gets one that the first one has."""
+def test_two_processes_report_the_results_of_one(folder, panoptic):
+    """Of five samples, the second process repeats one of the first to make shares equal."""
     expected = {name: value for name, value in panoptic.items() if name.startswith("clusters/")}
     assert NUMBER % 2 == 1
     for metrics in launch(folder):
         assert metrics == expected
 
 
-def test_evaluates_again(folder):
-    """As after every epoch."""
-    config = METRICS.build(metric(folder))
-    assert evaluate([config], samples(folder)) == evaluate([config], samples(folder))
-
-
-def test_prefix_and_tables(folder, caplog):
-    MMLogger.get_current_instance()
+def test_prefix_and_tables(folder, caplog, monkeypatch):
+    logger = MMLogger.get_current_instance()
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
     with caplog.at_level(logging.INFO, "mmengine"):
-        logger = MMLogger.get_current_instance()
-        logger.addHandler(caplog.handler)
         metrics = evaluate([metric(folder, prefix="val")], samples(folder))
-        logger.removeHandler(caplog.handler)
     assert all(name.startswith("val/") for name in metrics)
     text = caplog.text
     assert "ground truth" in text and "level 3" in text
@@ -293,22 +272,16 @@ def test_prefix_and_tables(folder, caplog):
     assert f"PQ {pq:.1f}: decoding costs {metrics['val/blame/PQ/decoding']:.1f} (stem" in text
 
 
-def test_without_clusters(folder):
-    one = samples(folder)[0]
-    del one["clusters"]
+def test_unusable_samples(folder):
+    without, other_size, *_ = samples(folder)
+    del without["clusters"]
     with pytest.raises(ValueError, match=r'add dict\(type="hcformer_mm.ClusterRecordHook"\)'):
-        evaluate([metric(folder)], [one])
-
-
-def test_ground_truth_of_another_size(folder):
-    one = samples(folder)[0]
-    one["gt_sem_seg"]["sem_seg"] = one["gt_sem_seg"]["sem_seg"][:, ::2]
-    with pytest.raises(ValueError, match=r"expected ground truth of the size .* after the resizin"):
-        evaluate([metric(folder)], [one])
-
-
-def test_dataset_without_classes(folder):
-    with pytest.raises(ValueError, match="whose metainfo names classes, got none"):
+        evaluate([metric(folder)], [without])
+    other_size["gt_sem_seg"]["sem_seg"] = other_size["gt_sem_seg"]["sem_seg"][:, ::2]
+    message = r"expected ground truth of the original size .* after the resizing"
+    with pytest.raises(ValueError, match=message):
+        evaluate([metric(folder)], [other_size])
+    with pytest.raises(ValueError, match=r"expected classes in the metainfo .* got none"):
         evaluate([metric(folder)], samples(folder), classes=())
 
 

@@ -60,7 +60,7 @@ def predictions(*masks, scores=None, labels=None):
     scores = [0.9] * len(masks) if scores is None else scores
     stacked = np.stack(masks) if masks else np.zeros((0, HEIGHT, WIDTH), np.uint8)
     return InstanceData(
-        bboxes=torch.zeros(len(masks), 4),  # of no use to the metric, and wrong
+        bboxes=torch.zeros(len(masks), 4),  # wrong, and unused
         scores=torch.tensor(scores, dtype=torch.float32),
         labels=torch.tensor([0] * len(masks) if labels is None else labels, dtype=torch.long),
         masks=torch.from_numpy(stacked).bool(),
@@ -121,12 +121,12 @@ def test_stands_beside_mask_ap(ann_file):
 
 
 def test_hollow_prediction_is_not_a_match(ann_file):
-    """The ring has the boundary of the box, but a third of its mask: the smaller overlap counts."""
+    """The ring has the boundary of the box but a third of its mask: the smaller IoU counts."""
     assert evaluate(ann_file, predictions(ring()))["coco/boundary_mAP"] == 0.0
 
 
 def test_wide_boundary_is_the_mask(ann_file):
-    """Ten pixels, 0.1 of the diagonal: nothing in a box of 20 rows is further from its contour."""
+    """Ten pixels, 0.1 of the diagonal: no pixel of the box is farther from its contour."""
     scores = evaluate(ann_file, predictions(box(left=11)), dilation_ratio=0.1)
     assert scores["coco/boundary_mAP"] == 0.9
 
@@ -137,16 +137,14 @@ def test_better_scored_misses_cost_precision(ann_file):
     assert evaluate(ann_file, found)["coco/boundary_mAP"] == 0.5
 
 
-def test_wrong_class_is_a_miss(ann_file):
-    assert evaluate(ann_file, predictions(box(), labels=[1]))["coco/boundary_mAP"] == 0.0
-
-
-def test_nothing_found(ann_file):
-    assert evaluate(ann_file, predictions(), predictions())["coco/boundary_mAP"] == 0.0
+def test_misses(ann_file):
+    wrong_class = predictions(box(), labels=[1])
+    for found in (wrong_class, predictions()):
+        assert evaluate(ann_file, found, predictions())["coco/boundary_mAP"] == 0.0
 
 
 def test_ground_truth_of_the_samples():
-    """Without annotation file, from the data samples, as in the host."""
+    """Without ann_file, the ground truth is that of the data samples, as in CocoMetric."""
     evaluator = Evaluator([dict(type="hcformer_mm.CocoBoundaryMetric", prefix="val")])
     evaluator.dataset_meta = dict(classes=CLASSES)
     rle = coco_mask.encode(np.asfortranarray(box()))
@@ -161,14 +159,14 @@ def test_ground_truth_of_the_samples():
     assert evaluator.evaluate(1)["val/boundary_mAP"] == 0.3
 
 
-def test_leaves_predictions(ann_file, tmp_path):
+def test_keeps_predictions(ann_file, tmp_path):
     evaluate(ann_file, predictions(box()), outfile_prefix=str(tmp_path / "left"))
     (instance,) = json.loads((tmp_path / "left.segm.json").read_text())
     assert (instance["image_id"], instance["category_id"]) == (1, 7)
 
 
 def test_evaluates_again(ann_file):
-    """As after every epoch: what the first evaluation left behind does no harm."""
+    """As after every epoch: an evaluation leaves nothing behind that changes the next."""
     evaluator = Evaluator([CocoBoundaryMetric(ann_file)])
     evaluator.dataset_meta = dict(classes=CLASSES)
     for shift, expected in ((0, 1.0), (1, 0.3), (0, 1.0)):
