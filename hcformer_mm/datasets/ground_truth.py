@@ -1,4 +1,4 @@
-"""Ground truth of images, found by their names: panoptic, of instances, or of classes."""
+"""Ground truth of images by their names: COCO panoptic, COCO instances or label maps."""
 
 import io
 import json
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from mmdet.datasets.api_wrappers import COCO
-from numpy.typing import NDArray
 from panopticapi.utils import rgb2id
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -18,50 +17,57 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from ..structures.data_samples import VOID_LABEL, paint_instances
 from ..structures.panoptic import Classes, Panoptic
 
-# What an image's name ends in, and its label map's: equal, or as in Cityscapes.
-_ENDINGS = (("", ""), ("_leftImg8bit", "_gtFine_labelTrainIds"))
+# Endings of images and of their label maps in Cityscapes.
+_IMAGE_ENDING, _MAP_ENDING = "_leftImg8bit", "_gtFine_labelTrainIds"
 
 
 class GroundTruth(ABC):
-    """Ground truth of some images."""
+    """Ground truth of a set of images, found by path or name, with or without suffix.
 
-    @abstractmethod
+    Unlike a dataset of mmdet or mmseg, it needs no config and no image files.
+    """
+
+    def __init__(self, path: Path, entries: dict[str, Any]) -> None:
+        self.path = path
+        self._entries = entries  # by name of the image
+
     def __contains__(self, image: object) -> bool:
-        """Whether there is ground truth of an image, by its name.
+        return _name(image) in self._entries
 
-        Args:
-            image: Its path or name, with or without the ending.
-        """
-
-    @abstractmethod
     def read(self, image: str | Path, size: tuple[int, int]) -> Panoptic:
-        """The ground truth of an image.
+        """Segments of an image.
 
         Args:
-            image: Its path or name, with or without the ending.
+            image: Its path or name.
             size: Its height and width.
 
         Raises:
-            ValueError: There is none, it is of another size, or a class is unknown to the model.
+            ValueError: There is no ground truth of the image, it cannot be read or has another
+                size, or the model lacks one of its classes.
         """
+        if image not in self:
+            raise ValueError(f"{self.path} has no ground truth of {_name(image)}")
+        return self._read(self._entries[_name(image)], size)
+
+    @abstractmethod
+    def _read(self, entry: Any, size: tuple[int, int]) -> Panoptic: ...
 
 
 def open_ground_truth(
     path: str | Path, classes: Classes, *, reduce_zero_label: bool = False
 ) -> GroundTruth:
-    """Ground truth in one of three forms.
+    """Open ground truth in any of three forms.
 
     Args:
-        path: A JSON file in COCO's panoptic format, its PNG files in the folder of the same name
-            beside it; a JSON file of COCO instances; or a folder (with folders in it or not) of
-            gray PNG files named like the images, the index of the class at each pixel and 255
-            where there is none.
+        path: A COCO panoptic JSON file, its PNG files in the folder of the same name beside it; a
+            COCO instance JSON file; or a folder, searched recursively, of gray PNG files named like
+            the images, with class indices and 255 for void.
         classes: Classes of the model.
-        reduce_zero_label: Whether label maps count classes from 1 and mean void by 0, as ADE20K's.
+        reduce_zero_label: Whether label maps count classes from 1 and use 0 for void, as ADE20K's.
 
     Raises:
-        FileNotFoundError: There is no such file or folder.
-        ValueError: It holds something else.
+        FileNotFoundError: No such file or folder.
+        ValueError: It has none of these forms.
     """
     path = Path(path)
     if path.is_dir():
@@ -70,28 +76,126 @@ def open_ground_truth(
         raise FileNotFoundError(f"no such ground truth: {path}")
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:  # of both decoders
+    except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
         raise ValueError(f"expected {path} to be a JSON file: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is no JSON of COCO: it holds no object")
+        raise ValueError(f"expected a COCO JSON object in {path}, got a {type(content).__name__}")
     try:
-        kinds = {key for entry in content["annotations"] for key in entry}
-        if "segments_info" in kinds:
+        keys = {key for entry in content["annotations"] for key in entry}
+        if "segments_info" in keys:
             return _PanopticSegments(path, content, classes)
-        if "segmentation" in kinds:
+        if "segmentation" in keys:
             return _Instances(path, content, classes)
     except KeyError as error:
-        raise ValueError(f"{path} is no JSON of COCO: it lacks {error}") from None
+        raise ValueError(f"expected a COCO JSON file, but {path} lacks {error}") from None
     raise ValueError(
         f"expected annotations with segments_info (panoptic) or segmentation (instances) in {path},"
-        f" got {', '.join(sorted(kinds)) or 'none'}"
+        f" got {', '.join(sorted(keys)) or 'none'}"
     )
 
 
+class _PanopticSegments(GroundTruth):
+    """COCO's panoptic format. Void and crowds, which hide their objects' borders, are ignored."""
+
+    def __init__(self, path: Path, content: dict[str, Any], classes: Classes) -> None:
+        images = {image["id"]: image["file_name"] for image in content["images"]}
+        super().__init__(path, {_name(images[a["image_id"]]): a for a in content["annotations"]})
+        self._labels = _labels(content, classes)
+        self._names = {category["id"]: category["name"] for category in content["categories"]}
+
+    def _read(self, entry: dict[str, Any], size: tuple[int, int]) -> Panoptic:
+        file = self.path.with_suffix("") / entry["file_name"]
+        segments = rgb2id(np.asarray(_open_png(file).convert("RGB")))
+        _check_size(file, segments.shape, size)
+        infos = entry["segments_info"]
+        for category in (info["category_id"] for info in infos):
+            if category not in self._labels:
+                name = self._names.get(category, "not among the categories")
+                raise ValueError(
+                    f"expected a class of the model for category {category} ({name}) of "
+                    f"{self.path}, got none"
+                )
+        return Panoptic(
+            segments,
+            {info["id"]: self._labels[info["category_id"]] for info in infos},
+            ignore=~np.isin(segments, [info["id"] for info in infos if not info.get("iscrowd")]),
+        )
+
+
+class _Instances(GroundTruth):
+    """COCO's instances, small ones on top. Crowds and pixels of several instances are ignored."""
+
+    def __init__(self, path: Path, content: dict[str, Any], classes: Classes) -> None:
+        super().__init__(path, {_name(image["file_name"]): image for image in content["images"]})
+        self._coco = COCO()
+        self._coco.dataset = content
+        with redirect_stdout(io.StringIO()):  # it reports its progress
+            self._coco.createIndex()
+        self._labels = _labels(content, classes)
+        if not self._labels:
+            raise ValueError(f"the model has no class for any category of {path}")
+
+    def _read(self, entry: dict[str, Any], size: tuple[int, int]) -> Panoptic:
+        where = f"{entry['file_name']} in {self.path}"
+        _check_size(where, (entry["height"], entry["width"]), size)
+        # Like mmdet's datasets, leave out categories that the model has no class for.
+        found = [a for a in self._coco.imgToAnns[entry["id"]] if a["category_id"] in self._labels]
+        masks = np.array([self._coco.annToMask(a) for a in found], np.bool_).reshape(-1, *size)
+        labels = np.array([self._labels[a["category_id"]] for a in found])
+        crowd = np.array([bool(a.get("iscrowd")) for a in found], np.bool_)
+        order = np.argsort(-masks.sum(axis=(1, 2)), kind="stable")
+        order = order[~crowd[order]]
+        background = Panoptic(np.zeros(size, np.int64), {})
+        painted = paint_instances(background, masks[order], labels[order])
+        assert painted.ignore is not None
+        return replace(painted, ignore=masks[crowd].any(axis=0) | painted.ignore)
+
+
+class _LabelMaps(GroundTruth):
+    """A folder of label maps; void is ignored."""
+
+    def __init__(self, path: Path, classes: Classes, *, reduce_zero_label: bool) -> None:
+        files = {file.stem: file for file in sorted(path.rglob("*.png"))}
+        if not files:
+            raise ValueError(f"expected label maps as PNG files in {path}, found none")
+        cityscapes = {
+            stem.removesuffix(_MAP_ENDING) + _IMAGE_ENDING: file
+            for stem, file in files.items()
+            if stem.endswith(_MAP_ENDING)
+        }
+        super().__init__(path, cityscapes | files)
+        self._num_classes = len(classes.names)
+        self._reduce_zero_label = reduce_zero_label
+
+    def _read(self, entry: Path, size: tuple[int, int]) -> Panoptic:
+        png = _open_png(entry)
+        if len(png.getbands()) != 1:
+            raise ValueError(f"expected a gray PNG file of classes in {entry}, got {png.mode}")
+        segments = np.asarray(png).astype(np.int64)
+        _check_size(entry, segments.shape, size)
+        if self._reduce_zero_label:
+            void = (segments == 0) | (segments == VOID_LABEL)
+            segments = np.where(void, VOID_LABEL, segments - 1)
+        labels = np.unique(segments[segments != VOID_LABEL]).tolist()
+        if labels and labels[-1] >= self._num_classes:
+            raise ValueError(
+                f"expected classes below {self._num_classes} in {entry}, or {VOID_LABEL} for void, "
+                f"got {labels[-1]}"
+            )
+        return Panoptic(segments, {label: label for label in labels}, segments == VOID_LABEL)
+
+
 def _name(image: object) -> str:
-    """Name of an image, without its folder and its ending."""
+    """Name of an image without folder and suffix."""
     path = Path(str(image))
     return path.stem if path.suffix.lower() in IMG_EXTENSIONS else path.name
+
+
+def _labels(content: dict[str, Any], classes: Classes) -> dict[int, int]:
+    """Class index of each COCO category that the model has a class for, matched by name."""
+    index = {name: i for i, name in enumerate(classes.names)}
+    categories = content["categories"]
+    return {one["id"]: index[one["name"]] for one in categories if one["name"] in index}
 
 
 def _open_png(file: Path) -> Image.Image:
@@ -106,140 +210,3 @@ def _open_png(file: Path) -> Image.Image:
 def _check_size(file: Path | str, found: tuple[int, ...], size: tuple[int, int]) -> None:
     if tuple(found) != tuple(size):
         raise ValueError(f"expected {file} of the image's size {tuple(size)}, got {found}")
-
-
-class _Categories:
-    """Index of the model's class of each category of a file, by its name."""
-
-    def __init__(self, path: Path, content: dict[str, Any], classes: Classes) -> None:
-        self.path = path
-        self.names = {category["id"]: category["name"] for category in content["categories"]}
-        self.indices = {name: index for index, name in enumerate(classes.names)}
-
-    def known(self, category: int) -> bool:
-        return self.names.get(category) in self.indices
-
-    def index(self, category: int) -> int:
-        name = self.names.get(category)
-        if name not in self.indices:
-            what = f"category {category}" if name is None else f"{name!r}"
-            raise ValueError(f"the model has no class for {what} of {self.path}")
-        return self.indices[name]
-
-
-class _PanopticSegments(GroundTruth):
-    """COCO's panoptic format."""
-
-    def __init__(self, path: Path, content: dict[str, Any], classes: Classes) -> None:
-        images = {image["id"]: image["file_name"] for image in content["images"]}
-        self.path = path
-        self.annotations = {
-            _name(images[annotation["image_id"]]): annotation
-            for annotation in content["annotations"]
-        }
-        self.categories = _Categories(path, content, classes)
-
-    def __contains__(self, image: object) -> bool:
-        return _name(image) in self.annotations
-
-    def read(self, image: str | Path, size: tuple[int, int]) -> Panoptic:
-        if image not in self:
-            raise ValueError(f"{self.path} has no ground truth of {_name(image)}")
-        annotation = self.annotations[_name(image)]
-        file = self.path.with_suffix("") / annotation["file_name"]
-        if not file.is_file():
-            raise ValueError(f"the ground truth of {_name(image)} is missing: {file}")
-        segments = rgb2id(np.asarray(_open_png(file).convert("RGB")))
-        _check_size(file, segments.shape, size)
-        infos = annotation["segments_info"]
-        # A crowd is drawn, but nobody knows where its objects end.
-        known = [info["id"] for info in infos if not info.get("iscrowd")]
-        return Panoptic(
-            segments,
-            {info["id"]: self.categories.index(info["category_id"]) for info in infos},
-            ignore=~np.isin(segments, known),
-        )
-
-
-class _Instances(GroundTruth):
-    """COCO's format of instances. Small ones lie on top; crowds are left out of scores."""
-
-    def __init__(self, path: Path, content: dict[str, Any], classes: Classes) -> None:
-        self.path = path
-        self.coco = COCO()
-        self.coco.dataset = content
-        with redirect_stdout(io.StringIO()):  # it reports its progress
-            self.coco.createIndex()
-        self.ids = {_name(image["file_name"]): image["id"] for image in content["images"]}
-        self.categories = _Categories(path, content, classes)
-        if not any(map(self.categories.known, self.coco.cats)):
-            raise ValueError(f"the model has no class for any category of {path}")
-
-    def __contains__(self, image: object) -> bool:
-        return _name(image) in self.ids
-
-    def read(self, image: str | Path, size: tuple[int, int]) -> Panoptic:
-        if image not in self:
-            raise ValueError(f"{self.path} has no ground truth of {_name(image)}")
-        number = self.ids[_name(image)]
-        entry = self.coco.imgs[number]
-        _check_size(f"{_name(image)} in {self.path}", (entry["height"], entry["width"]), size)
-        crowds = np.zeros(size, np.bool_)
-        instances: list[tuple[NDArray[np.bool_], int]] = []
-        for annotation in self.coco.imgToAnns[number]:
-            # As in the host's datasets, others are no part of the task.
-            if self.categories.known(annotation["category_id"]):
-                mask = self.coco.annToMask(annotation).astype(np.bool_)
-                if annotation.get("iscrowd"):
-                    crowds |= mask
-                else:
-                    instances.append((mask, self.categories.index(annotation["category_id"])))
-        instances.sort(key=lambda instance: -instance[0].sum())
-        masks = np.array([mask for mask, _ in instances], np.bool_).reshape(-1, *size)
-        background = Panoptic(np.zeros(size, np.int64), {})
-        painted = paint_instances(background, masks, np.array([label for _, label in instances]))
-        several = False if painted.ignore is None else painted.ignore
-        return replace(painted, ignore=crowds | several)
-
-
-class _LabelMaps(GroundTruth):
-    """A folder of label maps."""
-
-    def __init__(self, path: Path, classes: Classes, *, reduce_zero_label: bool) -> None:
-        self.path = path
-        self.files = {file.stem: file for file in sorted(path.rglob("*.png"))}
-        if not self.files:
-            raise ValueError(f"expected label maps as PNG files in {path}, found none")
-        self.number = len(classes.names)
-        self.reduce_zero_label = reduce_zero_label
-
-    def _find(self, image: object) -> Path | None:
-        stem = _name(image)
-        for ours, theirs in _ENDINGS:
-            if stem.endswith(ours) and (file := self.files.get(stem.removesuffix(ours) + theirs)):
-                return file
-        return None
-
-    def __contains__(self, image: object) -> bool:
-        return self._find(image) is not None
-
-    def read(self, image: str | Path, size: tuple[int, int]) -> Panoptic:
-        file = self._find(image)
-        if file is None:
-            raise ValueError(f"{self.path} has no ground truth of {_name(image)}")
-        png = _open_png(file)
-        if len(png.getbands()) != 1:
-            raise ValueError(f"expected a gray PNG file of classes in {file}, got {png.mode}")
-        segments = np.asarray(png).astype(np.int64)
-        _check_size(file, segments.shape, size)
-        if self.reduce_zero_label:
-            segments = np.where(
-                (segments == 0) | (segments == VOID_LABEL), VOID_LABEL, segments - 1
-            )
-        labels = np.unique(segments[segments != VOID_LABEL]).tolist()
-        if labels and labels[-1] >= self.number:
-            raise ValueError(
-                f"expected classes below {self.number} in {file}, or {VOID_LABEL} for void, got "
-                f"{labels[-1]}"
-            )
-        return Panoptic(segments, {label: label for label in labels}, segments == VOID_LABEL)

@@ -1,4 +1,4 @@
-"""Ground truth of images, in the three forms in which it is read."""
+"""Ground truth of images in the three forms that ``--gt`` reads."""
 
 import json
 from pathlib import Path
@@ -37,15 +37,38 @@ def write_panoptic(folder: Path) -> Path:
     return write_json(folder, annotations=[annotation])
 
 
+def rle(*columns: int) -> dict[str, Any]:
+    """Whole columns of the image, run-length encoded."""
+    mask = np.zeros((4, 6), np.uint8, order="F")
+    mask[:, list(columns)] = 1
+    return dict(size=[4, 6], counts=coco_mask.encode(mask)["counts"].decode())
+
+
+def write_instances(folder: Path) -> Path:
+    """A large disc under a small polygonal one, and a crowd."""
+    annotations = [
+        # Rows 1 and 2 of column 1.
+        dict(id=1, category_id=71, segmentation=[[1, 1, 2, 1, 2, 3, 1, 3]], iscrowd=0),
+        dict(id=2, category_id=71, segmentation=rle(0, 1, 2), iscrowd=0),
+        dict(id=3, category_id=4, segmentation=rle(2, 3, 4), iscrowd=1),
+    ]
+    return write_json(folder, annotations=[dict(one, image_id=3) for one in annotations])
+
+
+def write_map(path: Path, values: list[list[int]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.array(values, np.uint8)).save(path)
+
+
 def test_panoptic_segments(tmp_path: Path) -> None:
-    truth = open_ground_truth(write_panoptic(tmp_path), CLASSES)
+    path = write_panoptic(tmp_path)
+    truth = open_ground_truth(path, CLASSES)
     assert "a.jpg" in truth and tmp_path / "elsewhere" / "a.jpg" in truth
     assert "a" in truth and "b.jpg" not in truth and "a.b" not in truth
     panoptic = truth.read(tmp_path / "elsewhere" / "a.jpg", (4, 6))
     assert panoptic.segments.tolist() == [[261] * 3 + [9] * 2 + [0]] * 4
     assert panoptic.categories == {261: 2, 9: 0}
     assert panoptic.ignore.tolist() == [[False] * 5 + [True]] * 4
-    path = tmp_path / "truth.json"
     path.write_text(path.read_text().replace('"id": 9,', '"id": 9, "iscrowd": 1,'))
     panoptic = open_ground_truth(path, CLASSES).read("a", (4, 6))
     assert panoptic.categories == {261: 2, 9: 0}
@@ -55,40 +78,17 @@ def test_panoptic_segments(tmp_path: Path) -> None:
 def test_unusable_panoptic_segments(tmp_path: Path) -> None:
     path = write_panoptic(tmp_path)
     truth = open_ground_truth(path, CLASSES)
-    with pytest.raises(ValueError, match=r"no ground truth of b$"):
-        truth.read("b.jpg", (4, 6))
-    with pytest.raises(ValueError, match=r"of the image's size \(6, 4\), got \(4, 6\)"):
-        truth.read("a.jpg", (6, 4))
-    with pytest.raises(ValueError, match="no class for 'disc'"):
+    with pytest.raises(ValueError, match=r"for category 71 \(disc\) of .*got none"):
         open_ground_truth(path, Classes(["sand"])).read("a.jpg", (4, 6))
     path.write_text(path.read_text().replace('"id": 71', '"id": 72'))
-    with pytest.raises(ValueError, match="no class for category 71"):
+    with pytest.raises(ValueError, match=r"for category 71 \(not among the categories\)"):
         open_ground_truth(path, CLASSES).read("a.jpg", (4, 6))
     (tmp_path / "truth" / "a.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"PNG file, got .*truth/a\.png"):
         truth.read("a.jpg", (4, 6))
     (tmp_path / "truth" / "a.png").unlink()
-    with pytest.raises(ValueError, match=r"of a is missing: .*truth/a\.png"):
+    with pytest.raises(ValueError, match=r"PNG file, got .*truth/a\.png: .*No such file"):
         truth.read("a.jpg", (4, 6))
-
-
-def rle(*columns: int) -> dict[str, Any]:
-    """Whole columns of the image, run-length encoded."""
-    mask = np.zeros((4, 6), np.uint8, order="F")
-    mask[:, list(columns)] = 1
-    encoded = coco_mask.encode(mask)
-    return dict(size=[4, 6], counts=encoded["counts"].decode())
-
-
-def write_instances(folder: Path) -> Path:
-    """A large disc under a small one in the form of a polygon, and a crowd."""
-    annotations = [
-        # The rows 1 and 2 of the column 1.
-        dict(id=1, category_id=71, segmentation=[[1, 1, 2, 1, 2, 3, 1, 3]], iscrowd=0),
-        dict(id=2, category_id=71, segmentation=rle(0, 1, 2), iscrowd=0),
-        dict(id=3, category_id=4, segmentation=rle(2, 3, 4), iscrowd=1),
-    ]
-    return write_json(folder, annotations=[dict(one, image_id=3) for one in annotations])
 
 
 def test_instances(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +99,7 @@ def test_instances(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edge, middle = [large] * 3 + [0] * 3, [large, small, large] + [0] * 3
     assert panoptic.segments.tolist() == [edge, middle, middle, edge]
     assert panoptic.categories == {large: 2, small: 2}
-    # What two instances claim, and the crowd.
+    # Pixels of two instances, and the crowd.
     ignore = np.zeros((4, 6), bool)
     ignore[1:3, 1] = ignore[:, 2:5] = True
     assert np.array_equal(panoptic.ignore, ignore)
@@ -107,7 +107,6 @@ def test_instances(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_instances_agree_with_the_metric(tmp_path: Path) -> None:
-    """Of clusters, with the ground truth that it reads itself."""
     path = write_instances(tmp_path)
     panoptic = open_ground_truth(path, CLASSES).read("a.jpg", (4, 6))
     truth = MaskAP(str(path), ("sand", "disc")).truth(dict(img_id=3))
@@ -132,19 +131,16 @@ def test_image_without_instances(tmp_path: Path) -> None:
     panoptic = truth.read("empty.jpg", (2, 3))
     assert panoptic.segments.tolist() == [[0] * 3] * 2
     assert panoptic.categories == {}
+    assert not panoptic.ignore.any()
 
 
-def test_unusable_instances(tmp_path: Path) -> None:
-    truth = open_ground_truth(write_instances(tmp_path), CLASSES)
-    with pytest.raises(ValueError, match=r"a in .* size \(6, 4\), got \(4, 6\)"):
-        truth.read("a.jpg", (6, 4))
+@pytest.mark.parametrize("write", [write_panoptic, write_instances])
+def test_image_that_is_missing_or_of_another_size(write: Any, tmp_path: Path) -> None:
+    truth = open_ground_truth(write(tmp_path), CLASSES)
     with pytest.raises(ValueError, match=r"no ground truth of b$"):
         truth.read("b.jpg", (4, 6))
-
-
-def write_map(path: Path, values: list[list[int]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.array(values, np.uint8)).save(path)
+    with pytest.raises(ValueError, match=r"a\..* of the image's size \(6, 4\), got \(4, 6\)"):
+        truth.read("a.jpg", (6, 4))
 
 
 def test_label_maps(tmp_path: Path) -> None:
@@ -155,18 +151,15 @@ def test_label_maps(tmp_path: Path) -> None:
     assert panoptic.segments.tolist() == [[0, 2, 255]]
     assert panoptic.categories == {0: 0, 2: 2}
     assert panoptic.ignore.tolist() == [[False, False, True]]
-
-
-def test_label_maps_with_a_palette_hold_indices(tmp_path: Path) -> None:
+    # A palette does not matter: pixels are indices.
     image = Image.fromarray(np.array([[0, 2, 1]], np.uint8), mode="P")
     image.putpalette([9, 8, 7, 6, 5, 4, 3, 2, 1])
-    image.save(tmp_path / "a.png")
-    panoptic = open_ground_truth(tmp_path, CLASSES).read("a.jpg", (1, 3))
-    assert panoptic.segments.tolist() == [[0, 2, 1]]
+    image.save(tmp_path / "maps" / "a.png")
+    assert truth.read("a.jpg", (1, 3)).segments.tolist() == [[0, 2, 1]]
 
 
 def test_label_maps_that_count_from_1(tmp_path: Path) -> None:
-    """The same as the host's own loading."""
+    """As mmseg loads them."""
     write_map(tmp_path / "a.png", [[0, 1], [3, 255]])
     truth = open_ground_truth(tmp_path, CLASSES, reduce_zero_label=True)
     assert truth.read("a.jpg", (2, 2)).segments.tolist() == [[255, 0], [2, 255]]
@@ -189,16 +182,16 @@ def test_unusable_label_maps(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"label maps as PNG files in .*, found none"):
         open_ground_truth(tmp_path, CLASSES)
     write_map(tmp_path / "a.png", [[0, 3]])
-    truth = open_ground_truth(tmp_path, CLASSES)
-    with pytest.raises(ValueError, match=r"classes below 3 in .*a\.png, .* got 3"):
-        truth.read("a.jpg", (1, 2))
-    with pytest.raises(ValueError, match=r"size \(2, 2\), got \(1, 2\)"):
-        truth.read("a.jpg", (2, 2))
-    with pytest.raises(ValueError, match=r"no ground truth of b$"):
-        truth.read("b.jpg", (2, 2))
     Image.fromarray(np.zeros((1, 2, 3), np.uint8)).save(tmp_path / "colored.png")
-    with pytest.raises(ValueError, match=r"gray PNG .*colored\.png, got RGB"):
-        open_ground_truth(tmp_path, CLASSES).read("colored.jpg", (1, 2))
+    truth = open_ground_truth(tmp_path, CLASSES)
+    for image, size, message in (
+        ("a.jpg", (1, 2), r"classes below 3 in .*a\.png, .* got 3"),
+        ("a.jpg", (2, 2), r"size \(2, 2\), got \(1, 2\)"),
+        ("b.jpg", (2, 2), r"no ground truth of b$"),
+        ("colored.jpg", (1, 2), r"gray PNG .*colored\.png, got RGB"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            truth.read(image, size)
 
 
 def test_files_that_hold_something_else(tmp_path: Path) -> None:
@@ -206,16 +199,14 @@ def test_files_that_hold_something_else(tmp_path: Path) -> None:
         open_ground_truth(tmp_path / "nothing.json", CLASSES)
     path = tmp_path / "truth.json"
     for content, message in (
-        ("no json", "to be a JSON file"),
-        ('{"images": []}', "no JSON of COCO: it lacks 'annotations'"),
-        ("[1, 2]", "no JSON of COCO"),
-        ('{"annotations": []}', r"segmentation \(instances\) in .*truth\.json, got none"),
-        ('{"annotations": [{"bbox": [], "id": 1}]}', "got bbox, id"),
-        ('{"annotations": [{"segments_info": []}]}', "it lacks 'images'"),
+        (b"no json", "to be a JSON file"),
+        (b"\xff\xfe\x00", "to be a JSON file"),
+        (b'{"images": []}', r"expected a COCO JSON file, but .* lacks 'annotations'"),
+        (b"[1, 2]", "expected a COCO JSON object in .*, got a list"),
+        (b'{"annotations": []}', r"segmentation \(instances\) in .*truth\.json, got none"),
+        (b'{"annotations": [{"bbox": [], "id": 1}]}', "got bbox, id"),
+        (b'{"annotations": [{"segments_info": []}]}', "lacks 'images'"),
     ):
-        path.write_text(content)
+        path.write_bytes(content)
         with pytest.raises(ValueError, match=message):
             open_ground_truth(path, CLASSES)
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="to be a JSON file"):
-        open_ground_truth(path, CLASSES)

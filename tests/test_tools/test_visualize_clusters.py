@@ -210,7 +210,7 @@ def test_errors_end_in_one_line(run, shapes: Path, checkpoint, tmp_path: Path) -
         (("nowhere", weights, "--img", image), "expected a config file"),
         ((PANOPTIC, tmp_path / "no.pth", "--img", image), "no.pth"),
         ((PANOPTIC, checkpoint(INSTANCE), "--img", image), "does not fit"),
-        ((PANOPTIC, weights, "--img", image, "--gt", tmp_path / "no.json"), "no JSON of COCO"),
+        ((PANOPTIC, weights, "--img", image, "--gt", tmp_path / "no.json"), "expected a COCO JSON file"),
         ((PANOPTIC, weights, "--img", image, "--gt", "nowhere"), "no such ground truth: nowhere"),
         ((PANOPTIC, weights, "--img", image, image), "both be called 000000"),
         ((PANOPTIC, weights, "--img", image, "--batch-size", 0), "1 at least, got 0 and 96"),
