@@ -102,21 +102,15 @@ def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the tensors and numeric arrays of a dict, all as tensors, without its other values.
 
     Raises:
-        ValueError: An array has a dtype that torch lacks, or all names have the prefix of a model
-            wrapped for distributed training.
+        ValueError: All names have the prefix of a model wrapped for distributed training.
     """
     tensors: dict[str, Tensor] = {}
     for name, value in content.items():
         if isinstance(value, Tensor):
             tensors[name] = value
         elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-            try:
-                tensors[name] = torch.from_numpy(np.array(value))  # a writable copy
-            except TypeError:
-                raise ValueError(
-                    f"expected {name} to have a dtype that torch supports, got an array of "
-                    f"{value.dtype}; convert it, to float64 for instance"
-                ) from None
+            # A writable copy in the machine's byte order.
+            tensors[name] = torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
     if tensors and all(str(name).startswith(WRAPPER) for name in tensors):
         raise ValueError(
             f"expected the names of a plain model, got the prefix {WRAPPER!r} of "

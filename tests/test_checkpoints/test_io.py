@@ -63,13 +63,13 @@ def test_loads_weights_and_logs(tmp_path):
     assert loaded["message_hub"]["log_scalars"]["loss"].mean() == 1.5
 
 
-@pytest.mark.parametrize("kind", ["float32", "float64", "float16", "int64", "uint8", "bool"])
+@pytest.mark.parametrize("kind", ["float32", ">f4", "float64", "float16", "int64", "uint8", "bool"])
 def test_loads_numpy_arrays(kind, tmp_path):
     path = tmp_path / "arrays.pth"
     values = np.arange(6).reshape(2, 3).astype(kind)
     torch.save(dict(model=dict(x=values, y=np.asfortranarray(values))), path)
     for tensor in tensors_of(load_checkpoint(path)["model"]).values():
-        assert tensor.numpy().dtype == kind
+        assert tensor.numpy().dtype == np.dtype(kind).newbyteorder("=")
         assert np.array_equal(tensor.numpy(), values)
 
 
@@ -150,9 +150,7 @@ def test_checks_metadata_of_safetensors(meta, match, tmp_path):
         load_checkpoint(path)
 
 
-def test_tensors_of_refuses_unknown_dtypes_and_wrapped_models():
-    with pytest.raises(ValueError, match="expected x to have a dtype that torch supports"):
-        tensors_of(dict(x=np.zeros(2, dtype=np.longdouble)))
+def test_tensors_of_refuses_wrapped_models():
     with pytest.raises(ValueError, match=r"prefix 'module\.' of DistributedDataParallel"):
         tensors_of({"module.weight": torch.zeros(1)})
     assert tensors_of({"module.weight": torch.zeros(1), "bias": torch.zeros(1)})

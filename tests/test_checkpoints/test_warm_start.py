@@ -71,7 +71,7 @@ def test_mask2former_r50():
     # Of its three maps the first is the coarsest.
     level = f"{head}.level_embed.weight"
     assert torch.equal(result.state_dict[level], tensors[level][:1])
-    assert result.misfits == []
+    assert result.misfits == {}
     assert all(name.startswith((f"{head}.pixel", f"{layer[:-1]}8")) for name in result.unused)
     # The deformable part, clusters, encoder layers and the mask projection are all that is new.
     assert result.parts == {
@@ -99,7 +99,7 @@ def test_mask2former_swin_s():
 def test_other_shapes_are_listed():
     tensors = host("mask2former/mask2former_r50_8xb2-lsj-50e_coco.py")
     result = warm_start(tensors, model_of("hcformer_r50_8xb2-160k_ade20k-512x512"))
-    assert [str(misfit) for misfit in result.misfits] == [
+    assert list(result.misfits.values()) == [
         "panoptic_head.cls_embed.weight (81, 256) does not fit decode_head.cls_embed.weight "
         "(151, 256)",
         "panoptic_head.cls_embed.bias (81,) does not fit decode_head.cls_embed.bias (151,)",
@@ -123,7 +123,7 @@ def test_maskformer():
     layers = {"model.panoptic_head.transformer_decoder.num_layers": 6}
     result = warm_start(tensors, model_of(name, **layers))
     assert result.parts["panoptic_head.transformer_decoder"] == (110, 110, 0)
-    assert result.misfits == []
+    assert result.misfits == {}
 
 
 def as_torchvision():

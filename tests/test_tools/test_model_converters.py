@@ -42,7 +42,7 @@ def test_converts_a_released_checkpoint_and_back(tmp_path):
         f"config     {R50}",
         "tensors    466 in the source: 465 converted, 1 dropped",
         "           518 in the model: 465 from the source, 53 filled",
-        "dropped    criterion.empty_weight: weights of the classes in the loss; the config has "
+        "dropped    criterion.empty_weight: class weights of the loss; the config has "
         "them",
         "filled     53 tensors such as backbone.backbone.bn1.num_batches_tracked: 0, as the "
         "released BatchNorm is frozen and counts nothing",

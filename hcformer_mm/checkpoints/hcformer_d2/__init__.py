@@ -1,4 +1,4 @@
-"""Checkpoints of the released implementation, there and back."""
+"""Conversion of checkpoints from the released Detectron2 implementation, and back to it."""
 
 from .architecture import Architecture, architecture_of_config, choose_config, find_architecture
 from .convert import Conversion, convert, revert

@@ -1,11 +1,11 @@
-"""Which HCFormer a set of names and shapes, or a config, describes; and which config fits it."""
+"""Architecture of a released checkpoint or a config, and the config that fits an architecture."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mmdet.models.backbones import ResNet
 from mmengine.config import Config
@@ -24,54 +24,23 @@ SETTINGS = {
     "decoder_layers": "model.{head}.transformer_decoder.num_layers",
     "queries": "model.{head}.num_queries",
 }
-"""Where a config has what may be overridden on a command line. Everything else is another model."""
-
-
-PATCHES = "backbone.patch_embed.proj"
-"""The patch embedding of a released Swin."""
-
-
-class _Names(NamedTuple):
-    """How a released backbone says what it is."""
-
-    stem: str
-    blocks: list[str]  # a pattern for every stage, whose group is the number of a block
-    tables: list[str]  # of relative positions, one for every stage
-    clusterings: str
-
-
-_NAMES = {
-    "ResNet": _Names(
-        stem="backbone.stem.0.weight",
-        blocks=[rf"backbone\.layer{s + 1}\.(\d+)\..*" for s in range(STAGES)],
-        tables=[],
-        clusterings=r"backbone\.clustering_layers\.(\d+)\.temp",
-    ),
-    "SwinTransformer": _Names(
-        stem=f"{PATCHES}.weight",
-        blocks=[rf"backbone\.layers\.{s}\.blocks\.(\d+)\..*" for s in range(STAGES)],
-        tables=[
-            f"backbone.layers.{s}.blocks.0.attn.relative_position_bias_table" for s in range(STAGES)
-        ],
-        clusterings=r"backbone\.layers\.(\d+)\.clustering\.temp",
-    ),
-}
+"""Settings that ``cfg_options`` may override. Any other difference makes another model."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """An HCFormer, as far as the names and shapes of its tensors tell.
+    """An HCFormer, as far as the names and shapes of its tensors determine it.
 
     Attributes:
         family: ``'ResNet'`` or ``'SwinTransformer'``.
         depths: Blocks of every stage.
         width: Channels of a ResNet's stem, or of Swin's patch embedding.
         window: Side of Swin's windows; 0 for a ResNet.
-        heads: Attention heads of every stage of Swin; none for a ResNet.
+        heads: Attention heads of every stage of Swin; empty for a ResNet.
         level: Number of clustered downsamplings.
-        downsampling: As of :class:`~hcformer_mm.models.HCBackbone`; ``'original'`` at level 0.
+        downsampling: As in :class:`~hcformer_mm.models.HCBackbone`; ``'original'`` at level 0.
         encoder_layers: Layers of HCFormer+'s encoder; 0 without it.
-        decoder: As of :class:`~hcformer_mm.models.HCFormerHead`.
+        decoder: As in :class:`~hcformer_mm.models.HCFormerHead`.
         decoder_layers: Layers of the decoder.
         channels: Channels of the queries.
         queries: Number of queries.
@@ -94,7 +63,7 @@ class Architecture:
 
     @property
     def backbone(self) -> str:
-        """The backbone's usual name, such as ``R50`` or ``Swin-L``."""
+        """Usual name of the backbone, such as ``R50`` or ``Swin-L, window 12``."""
         if self.family == "ResNet":
             depths = {stages: depth for depth, (_, stages) in ResNet.arch_settings.items()}
             name = f"R{depths.get(self.depths, self.depths)}"
@@ -104,7 +73,6 @@ class Architecture:
         return f"Swin-{letter}, window {self.window}"
 
     def __str__(self) -> str:
-        """In a line."""
         return (
             f"HCFormer{'+' if self.encoder_layers else ''} {self.backbone}, level {self.level}, "
             f"{self.downsampling} downsampling, {self.decoder} decoder of {self.decoder_layers} "
@@ -112,89 +80,100 @@ class Architecture:
         )
 
     def differences(self, other: "Architecture") -> dict[str, tuple[Any, Any]]:
-        """The attributes that differ, with their value here and there."""
-        here, there = asdict(self), asdict(other)
-        return {key: (here[key], there[key]) for key in here if here[key] != there[key]}
+        """Return every attribute that differs, with its values in ``self`` and ``other``."""
+        mine, theirs = asdict(self), asdict(other)
+        return {key: (mine[key], theirs[key]) for key in mine if mine[key] != theirs[key]}
 
 
 def find_architecture(shapes: Shapes) -> Architecture:
-    """Tell the architecture from the names and shapes of a released checkpoint.
+    """Recognize the architecture of a released checkpoint by its tensors.
 
     Args:
-        shapes: Name and shape of every tensor.
+        shapes: Shapes of the tensors by their released names.
 
     Raises:
-        ValueError: These are not the names of an HCFormer.
+        ValueError: The names do not belong to an HCFormer.
     """
-    family = "SwinTransformer" if f"{PATCHES}.weight" in shapes else "ResNet"
-    names = _NAMES[family]
+    stem = "backbone.patch_embed.proj.weight"
+    is_swin = stem in shapes
+    if is_swin:
+        stages = [f"backbone.layers.{s}.blocks" for s in range(STAGES)]
+        clusterings = r"backbone\.layers\.(\d+)\.clustering\.temp"
+    else:
+        stem = "backbone.stem.0.weight"
+        stages = [f"backbone.layer{s + 1}" for s in range(STAGES)]
+        clusterings = r"backbone\.clustering_layers\.(\d+)\.temp"
     predictor = "sem_seg_head.predictor"
     is_masked = f"{predictor}.query_feat.weight" in shapes
     layers = "transformer_ffn_layers" if is_masked else "transformer.decoder.layers"
+
+    def count(pattern: str) -> int:
+        """Count the different numbers that the group of a pattern matches."""
+        matches = (re.fullmatch(pattern, name) for name in shapes)
+        return len({match.group(1) for match in matches if match})
+
     try:
-        width = shapes[names.stem][0]
         queries, channels = shapes[f"{predictor}.query_embed.weight"]
-        classes = shapes[f"{predictor}.class_embed.weight"][0] - 1
-        tables = [shapes[table] for table in names.tables]
-    except (KeyError, ValueError) as error:
+        # A table has a row for every offset between two cells of a window: (2w - 1)² rows.
+        tables = [
+            shapes[f"{stage}.0.attn.relative_position_bias_table"]
+            for stage in (stages if is_swin else ())
+        ]
+        return Architecture(
+            family="SwinTransformer" if is_swin else "ResNet",
+            depths=tuple(count(rf"{re.escape(stage)}\.(\d+)\..*") for stage in stages),
+            width=shapes[stem][0],
+            window=(round(tables[0][0] ** 0.5) + 1) // 2 if is_swin else 0,
+            heads=tuple(table[1] for table in tables),
+            level=count(clusterings),
+            downsampling="deform" if any(".deform." in name for name in shapes) else "original",
+            encoder_layers=count(r"backbone\.aux\.encoder\.layers\.(\d+)\..*"),
+            decoder="masked" if is_masked else "standard",
+            decoder_layers=count(rf"{re.escape(f'{predictor}.{layers}')}\.(\d+)\..*"),
+            channels=channels,
+            queries=queries,
+            classes=shapes[f"{predictor}.class_embed.weight"][0] - 1,
+        )
+    except (LookupError, ValueError) as error:
         raise ValueError(
             f"expected the tensors of a released HCFormer, among them {error}, got {some(shapes)}"
         ) from None
-    return Architecture(
-        family=family,
-        depths=tuple(_count(shapes, blocks) for blocks in names.blocks),
-        width=width,
-        # A table has a row for every offset between two cells of a window: (2w - 1)² rows.
-        window=(round(tables[0][0] ** 0.5) + 1) // 2 if tables else 0,
-        heads=tuple(table[1] for table in tables),
-        level=_count(shapes, names.clusterings),
-        downsampling="deform" if any(".deform." in name for name in shapes) else "original",
-        encoder_layers=_count(shapes, r"backbone\.aux\.encoder\.layers\.(\d+)\..*"),
-        decoder="masked" if is_masked else "standard",
-        decoder_layers=_count(shapes, rf"{re.escape(f'{predictor}.{layers}')}\.(\d+)\..*"),
-        channels=channels,
-        queries=queries,
-        classes=classes,
-    )
-
-
-def _count(names: Iterable[str], pattern: str) -> int:
-    """How many different numbers the names have at the group of the pattern."""
-    matches = (re.fullmatch(pattern, name) for name in names)
-    return len({match.group(1) for match in matches if match})
 
 
 def head_of(config: Config) -> str:
-    """Where the model of a config has its head: ``'panoptic_head'`` or ``'decode_head'``."""
+    """Return the key of the head in a model's config: ``panoptic_head`` or ``decode_head``."""
     return "decode_head" if "decode_head" in config.model else "panoptic_head"
 
 
 def architecture_of_config(config: Config) -> Architecture:
-    """The architecture that a config describes.
+    """Return the architecture that a config describes.
 
     Raises:
-        ValueError: It is no HCFormer with a ResNet or a Swin of the host.
+        ValueError: It does not describe an HCFormer with a ResNet or a Swin of mmdet or mmseg.
     """
     try:
         head = config.model[head_of(config)]
         wrapper, backbone = config.model.backbone, config.model.backbone.backbone
         family = backbone.type.rpartition(".")[2]
-        is_resnet = family == "ResNet"
-        level = wrapper.hierarchical_level
+        if family == "ResNet":
+            depths = ResNet.arch_settings[backbone.depth][1]
+            width = backbone.get("stem_channels") or backbone.get("base_channels", 64)
+            window, heads = 0, ()
+        else:
+            depths, width = backbone.depths, backbone.embed_dims
+            window, heads = backbone.window_size, backbone.num_heads
         classes = head.get("num_classes")
         if classes is None:
             classes = head.num_things_classes + head.num_stuff_classes
         return Architecture(
             family=family,
-            depths=tuple(ResNet.arch_settings[backbone.depth][1] if is_resnet else backbone.depths),
-            width=backbone.get("stem_channels") or backbone.get("base_channels", 64)
-            if is_resnet
-            else backbone.embed_dims,
-            window=0 if is_resnet else backbone.window_size,
-            heads=() if is_resnet else tuple(backbone.num_heads),
-            level=level,
-            # Without clusters nothing is replaced, whatever the setting.
-            downsampling=wrapper.downsampling if level else "original",
+            depths=tuple(depths),
+            width=width,
+            window=window,
+            heads=tuple(heads),
+            level=wrapper.hierarchical_level,
+            # At level 0 nothing is replaced, whatever the setting.
+            downsampling=wrapper.downsampling if wrapper.hierarchical_level else "original",
             encoder_layers=config.model.neck.encoder.num_layers if config.model.get("neck") else 0,
             decoder=head.decoder,
             decoder_layers=head.transformer_decoder.num_layers,
@@ -204,20 +183,16 @@ def architecture_of_config(config: Config) -> Architecture:
         )
     except (AttributeError, KeyError) as error:
         raise ValueError(
-            f"expected a config of HCFormer with a ResNet or a Swin, got {config.filename}: "
+            f"expected a config of HCFormer with a ResNet or a Swin, got {config.filename} "
             f"without {error}"
         ) from None
 
 
 def options_for(architecture: Architecture, config: Config) -> dict[str, Any] | None:
-    """Overrides that turn the model of a config into an architecture.
-
-    Args:
-        architecture: The wanted one.
-        config: Any config of HCFormer.
+    """Return the overrides with which a config describes an architecture.
 
     Returns:
-        Values by path in the config; None if no overrides do it, as it is another model.
+        Values by their path in the config; None if :data:`SETTINGS` do not cover the differences.
     """
     differences = architecture.differences(architecture_of_config(config))
     if not differences.keys() <= SETTINGS.keys():
@@ -227,36 +202,36 @@ def options_for(architecture: Architecture, config: Config) -> dict[str, Any] | 
 
 
 @cache
-def _architecture_of(path: Path) -> tuple[Config, Architecture]:
+def _load(path: Path) -> tuple[Config, Architecture]:
     config = Config.fromfile(path)
     return config, architecture_of_config(config)
 
 
-def known_variants() -> Iterator[tuple[Path, Config, Architecture]]:
-    """File, content and architecture of every config of HCFormer in this package, short names first."""
+def known_architectures() -> Iterator[tuple[Path, Config, Architecture]]:
+    """Yield path, content and architecture of every config of HCFormer, short names first."""
     for path in sorted(CONFIGS.glob("hcformer/*.py"), key=lambda path: (len(path.name), path)):
-        yield path, *_architecture_of(path)
+        yield path, *_load(path)
 
 
 def choose_config(architecture: Architecture) -> tuple[Path, dict[str, Any]]:
-    """The config of this package that describes an architecture with the fewest overrides.
+    """Choose the config of configs/hcformer that needs the fewest overrides.
 
     Returns:
-        Its file, and the overrides.
+        Path of the config, and the overrides with which it describes the architecture.
 
     Raises:
-        ValueError: None does.
+        ValueError: No config fits.
     """
     fitting = []
-    for path, config, known in known_variants():
+    for path, config, known in known_architectures():
         if known == architecture:
             return path, {}
         if (options := options_for(architecture, config)) is not None:
             fitting.append((path, options))
     if not fitting:
-        known_ones = sorted({str(known) for *_, known in known_variants()})
+        names = sorted({str(known) for *_, known in known_architectures()})
         raise ValueError(
-            f"expected one of the models of configs/hcformer, got {architecture}; give a config of "
-            "your own that describes it (--config). There are:\n  " + "\n  ".join(known_ones)
+            f"expected one of the models of configs/hcformer, got {architecture}; give your own "
+            "config for it (--config). The models are:\n  " + "\n  ".join(names)
         )
     return min(fitting, key=lambda fit: len(fit[1]))

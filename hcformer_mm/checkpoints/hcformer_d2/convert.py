@@ -1,4 +1,4 @@
-"""From the released implementation's tensors to those of this package's model, and back."""
+"""Conversion between the tensors of a released checkpoint and those of a model of this package."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -12,31 +12,38 @@ from torch import Tensor, nn
 
 from ...utils.config import without_pretrained
 from ..io import some
-from .architecture import Shapes, architecture_of_config, find_architecture, head_of, options_for
+from .architecture import (
+    Architecture,
+    Shapes,
+    architecture_of_config,
+    find_architecture,
+    head_of,
+    options_for,
+)
 from .key_mapping import COUNTER, DROPPED, Rule, rules
 
 COMPUTED = "relative_position_index"
-"""A table that both implementations compute from the size of Swin's windows, and store."""
+"""Table that both implementations compute from the size of Swin's windows, and save."""
 
 PIXELS = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
-"""How every released model normalizes its pixels: red, green and blue of 0 to 255."""
+"""Normalization of every released model: red, green and blue from 0 to 255."""
 
 BACKBONES = "a ResNet with bottleneck blocks (R50 and deeper) or a Swin"
-"""What the released implementation has as backbone."""
+"""Backbones of the released implementation."""
 
 HEADS, EPS = 8, 1e-5
-"""Heads of the released attention over queries or cells, and the eps of its normalizations."""
+"""Heads of the released encoder's and decoder's attention; eps of every released norm."""
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 class Conversion(NamedTuple):
-    """Weights under their new names, and what became of the others.
+    """Result of a conversion.
 
     Attributes:
-        state_dict: The weights.
-        dropped: Tensors that were left behind, and why.
-        filled: Tensors that the source has no counterpart of, and what they were set to.
+        state_dict: Weights under their new names.
+        dropped: Tensors that were not converted, with the reason.
+        filled: Tensors that the source lacks, with the value they got.
     """
 
     state_dict: dict[str, Tensor]
@@ -45,40 +52,40 @@ class Conversion(NamedTuple):
 
 
 def convert(released: Mapping[str, Tensor], config: Config) -> Conversion:
-    """Turn the tensors of a released checkpoint into those of a config's model.
+    """Convert the tensors of a released checkpoint for a config's model.
 
-    Every tensor is used or deliberately dropped, and every one of the model is filled.
+    Every tensor is converted or dropped for a stated reason, and every tensor of the model is set.
 
     Args:
         released: Tensors under their released names.
-        config: A whole config of the same architecture.
+        config: Complete config of the same architecture.
 
     Returns:
-        Tensors for ``load_state_dict`` of the config's model, in the dtypes of the model.
+        A ``state_dict`` for the config's model, in the dtypes of the model.
 
     Raises:
-        ValueError: Names or shapes do not fit, or the config has a setting that no tensor tells
-            of and that differs from the released one; all of them are named.
+        ValueError: Names or shapes do not fit, or a setting that no tensor reveals differs from
+            the released one; the message lists all of them.
     """
     architecture = find_architecture(shapes_of(released))
-    if architecture != architecture_of_config(config):
-        raise ValueError(_another_architecture(released, config))
+    _check_architecture(architecture, config)
     model = build(config)
     _check_settings(model, config)
     _check_pixels(released)
     dropped = {name: reason for name, reason in DROPPED.items() if name in released}
     weights = {name: value for name, value in released.items() if name not in dropped}
-    names = rules(
-        family=architecture.family,
-        level=architecture.level,
-        deformable=architecture.downsampling == "deform",
-        decoder=architecture.decoder,
-        head=head_of(config),
+    renamed, faults = _rename(
+        weights,
+        rules(
+            family=architecture.family,
+            level=architecture.level,
+            deformable=architecture.downsampling == "deform",
+            decoder=architecture.decoder,
+            head=head_of(config),
+        ),
     )
-    renamed, faults = _rename(weights, names)
-    expected = model.state_dict()
     state_dict, filled = {}, {}
-    for name, like in expected.items():
+    for name, like in model.state_dict().items():
         if name in renamed:
             source, rule = renamed.pop(name)
             value = weights[source].to(like.dtype)
@@ -105,7 +112,7 @@ def convert(released: Mapping[str, Tensor], config: Config) -> Conversion:
 
 
 def revert(state_dict: Mapping[str, Tensor]) -> Conversion:
-    """Turn the weights of an HCFormer of this package into released ones.
+    """Convert the weights of an HCFormer of this package to the released names and layout.
 
     Args:
         state_dict: Weights under this package's names.
@@ -114,34 +121,35 @@ def revert(state_dict: Mapping[str, Tensor]) -> Conversion:
         Tensors under their released names, with the same values.
 
     Raises:
-        ValueError: The backbone is a ResNet of basic blocks (R18, R34), which the released
-            implementation has not, or some tensors have no counterpart there; all are named.
+        ValueError: The backbone is a ResNet with basic blocks (R18, R34), which the released
+            implementation lacks, or tensors have no counterpart there; the message lists them.
     """
     head = "decode_head" if "decode_head.cls_embed.weight" in state_dict else "panoptic_head"
     is_swin = "backbone.backbone.patch_embed.projection.weight" in state_dict
-    first = "backbone.backbone.layer1.0.conv{}.weight"
-    if first.format(2) in state_dict and first.format(3) not in state_dict:
+    block = "backbone.backbone.layer1.0"
+    if f"{block}.conv2.weight" in state_dict and f"{block}.conv3.weight" not in state_dict:
         raise ValueError(
             f"expected {BACKBONES}, as the released implementation has, got a ResNet with basic "
             "blocks (R18 or R34)"
         )
-    names = rules(
-        family="SwinTransformer" if is_swin else "ResNet",
-        level=sum(
-            name.startswith("backbone.clusterings.") and name.endswith(".scale")
-            for name in state_dict
-        ),
-        deformable=any(".conv_offset." in name for name in state_dict),
-        decoder="masked" if f"{head}.query_feat.weight" in state_dict else "standard",
-        head=head,
-    )
+    scales = [name for name in state_dict if name.startswith("backbone.clusterings.")]
     dropped = {
         name: "counts updates; the released BatchNorm is frozen and counts nothing"
         for name in state_dict
         if name.endswith(COUNTER)
     }
     weights = {name: value for name, value in state_dict.items() if name not in dropped}
-    renamed, faults = _rename(weights, names, reverse=True)
+    renamed, faults = _rename(
+        weights,
+        rules(
+            family="SwinTransformer" if is_swin else "ResNet",
+            level=sum(name.endswith(".scale") for name in scales),
+            deformable=any(".conv_offset." in name for name in state_dict),
+            decoder="masked" if f"{head}.query_feat.weight" in state_dict else "standard",
+            head=head,
+        ),
+        reverse=True,
+    )
     if faults:
         raise ValueError(_list(f"the weights of an HCFormer with {BACKBONES}", faults))
     released = {
@@ -153,14 +161,20 @@ def revert(state_dict: Mapping[str, Tensor]) -> Conversion:
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
-    """Name and shape of every tensor."""
+    """Return the shape of every tensor by its name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def build(config: Config) -> BaseModel:
+    """Build the model of a config without initializing its weights."""
+    with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmdet")):
+        return MODELS.build(without_pretrained(deepcopy(config.model)))
 
 
 def _rename(
     weights: Mapping[str, Tensor], names: list[Rule], *, reverse: bool = False
 ) -> tuple[dict[str, tuple[str, Rule]], list[str]]:
-    """Source and rule of every new name, and what is wrong with the others."""
+    """Return the source and the rule of every new name, and the faults of the others."""
     renamed: dict[str, tuple[str, Rule]] = {}
     faults = []
     for source, value in weights.items():
@@ -176,14 +190,8 @@ def _rename(
     return renamed, faults
 
 
-def build(config: Config) -> BaseModel:
-    """Build the model of a config as it is constructed, without initializing its weights."""
-    with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmdet")):
-        return MODELS.build(without_pretrained(deepcopy(config.model)))
-
-
 def _check_settings(model: BaseModel, config: Config) -> None:
-    """Raise a ValueError if a model differs in what no tensor of a released file tells."""
+    """Raise a ValueError if a setting that no released tensor reveals differs."""
     preprocessor = model.data_preprocessor
     faults = []
     for setting in ("mean", "std"):
@@ -191,9 +199,9 @@ def _check_settings(model: BaseModel, config: Config) -> None:
         if not _close(values, PIXELS[setting]):
             got = [round(value, 3) for value in values.tolist()]
             faults.append(f"data_preprocessor.{setting}: expected {PIXELS[setting]}, got {got}")
-    # The attribute of mmdet's, and of mmseg's.
-    names = ("_channel_conversion", "channel_conversion")
-    if not any(getattr(preprocessor, name, False) for name in names):
+    # mmdet's attribute, and mmseg's.
+    flags = ("_channel_conversion", "channel_conversion")
+    if not any(getattr(preprocessor, flag, False) for flag in flags):
         faults.append("data_preprocessor.bgr_to_rgb: expected True, got False")
     for kinds, setting, wanted in (
         ((nn.MultiheadAttention,), "num_heads", HEADS),
@@ -208,15 +216,15 @@ def _check_settings(model: BaseModel, config: Config) -> None:
             for value, names in others.items()
         ]
     if faults:
-        raise ValueError(_list(f"{config.filename} to compute what a released model does", faults))
+        raise ValueError(_list(f"the settings of the released models in {config.filename}", faults))
 
 
 def _check_pixels(released: Mapping[str, Tensor]) -> None:
-    """Raise a ValueError if a file says that its pixels are normalized otherwise."""
+    """Raise a ValueError if a file states another normalization of its pixels."""
     for name, setting in (("pixel_mean", "mean"), ("pixel_std", "std")):
         if name in released and not _close(released[name].flatten(), PIXELS[setting]):
             raise ValueError(
-                f"expected {name} of {PIXELS[setting]}, as the released models have it, "
+                f"expected {name} of {PIXELS[setting]}, as in every released model, "
                 f"got {released[name].flatten().tolist()}"
             )
 
@@ -226,20 +234,23 @@ def _close(values: Tensor, expected: list[float]) -> bool:
     return values.shape == wanted.shape and torch.allclose(values.to(wanted), wanted)
 
 
-def _another_architecture(released: Mapping[str, Tensor], config: Config) -> str:
-    architecture = find_architecture(shapes_of(released))
+def _check_architecture(architecture: Architecture, config: Config) -> None:
+    """Raise a ValueError with all differences if a config describes another architecture."""
     described = architecture_of_config(config)
-    differences = architecture.differences(described).items()
+    if not (differences := architecture.differences(described)):
+        return
     message = _list(
         f"{described}, as {config.filename} describes it",
-        [f"{key}: expected {ours!r}, got {theirs!r}" for key, (theirs, ours) in differences],
+        [
+            f"{key}: expected {ours!r}, got {theirs!r}"
+            for key, (theirs, ours) in differences.items()
+        ],
         f"got {architecture}",
     )
-    options = options_for(architecture, config)
-    if options is not None:
+    if (options := options_for(architecture, config)) is not None:
         overrides = " ".join(f"{key}={value}" for key, value in options.items())
         message += f"\nThe config fits with --cfg-options {overrides}"
-    return message
+    raise ValueError(message)
 
 
 def _list(expected: str, faults: list[str], but: str = "but") -> str:

@@ -1,4 +1,4 @@
-"""Released checkpoints as files: read, converted there and back, written with their origin."""
+"""Conversion of checkpoint files from the released implementation, and back to it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,20 +17,20 @@ from .convert import BACKBONES, Conversion, convert, revert, shapes_of
 from .key_mapping import DROPPED
 
 PREDICTOR = "sem_seg_head.predictor."
-"""How the names of the released head begin."""
+"""Prefix of the names in the released head."""
 
 
 @dataclass
 class Report:
-    """What a conversion did.
+    """Report on a converted file.
 
     Attributes:
-        architecture: The model.
-        config: The file of its config.
-        cfg_options: Overrides with which the config builds it.
-        source: How many tensors the source holds.
-        conversion: The weights, and what became of the tensors.
-        left_out: What else the source holds, and is not converted.
+        architecture: Architecture of the model.
+        config: Path of its config.
+        cfg_options: Overrides with which the config describes the model.
+        source: Number of tensors in the source.
+        conversion: The weights, and what was dropped or filled.
+        left_out: Entries of the source that are not tensors of the model.
     """
 
     architecture: Architecture
@@ -47,20 +47,18 @@ def convert_file(
     config: str | Path | None = None,
     cfg_options: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Convert a released checkpoint into one that this package's tools load.
+    """Convert a released checkpoint for this package, and report on it.
 
     Args:
-        source: ``.pth`` or ``.pkl`` of the released implementation.
-        target: Where to write; a ``.safetensors`` file by its suffix.
-        config: Config that the architecture is checked against; by default one of this package that
-            fits is chosen.
+        source: Released checkpoint, as in :func:`~hcformer_mm.checkpoints.io.load_checkpoint`.
+        target: File to write; its suffix may be ``.safetensors``.
+        config: Config that the architecture must match; by default the config of this package that
+            needs the fewest overrides.
         cfg_options: Overrides of ``config``, as on the command line.
 
-    Returns:
-        What was done.
-
     Raises:
-        ValueError: The file is no such checkpoint, or does not fit the config.
+        FileNotFoundError: ``source`` is not a file.
+        ValueError: ``source`` is not a released HCFormer, or does not fit the config.
     """
     _check_different(source, target)
     content = load_checkpoint(source)
@@ -78,7 +76,7 @@ def convert_file(
             architecture=asdict(architecture),
             config=path.stem,
             cfg_options=options,
-            # So that the way back gives them too.
+            # revert_file restores these.
             dropped={name: released[name].tolist() for name in conversion.dropped},
         ),
     )
@@ -92,22 +90,20 @@ def revert_file(
     config: str | Path | None = None,
     cfg_options: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Convert a checkpoint of this package into one of the released implementation.
+    """Convert a checkpoint of this package back for the released implementation, and report on it.
 
-    The result is converted forth again and compared, before it is written.
+    Before the result is written, it is converted again and compared with the source.
 
     Args:
         source: Checkpoint in float32 of an HCFormer with a ResNet with bottleneck blocks (R50 and
             deeper) or a Swin; ``.pth`` or ``.safetensors``.
-        target: Where to write the entry ``model`` with the tensors; as in :func:`convert_file`.
-        config: Config of the model; by default one of this package that fits is chosen.
-        cfg_options: Overrides of ``config``, as on the command line.
-
-    Returns:
-        What was done.
+        target: File to write, with the tensors under ``model``.
+        config: As in :func:`convert_file`.
+        cfg_options: As in :func:`convert_file`.
 
     Raises:
-        ValueError: The file is no such checkpoint, or does not fit the config.
+        FileNotFoundError: ``source`` is not a file.
+        ValueError: ``source`` is not such a checkpoint, or does not fit the config.
     """
     _check_different(source, target)
     content = load_checkpoint(source)
@@ -126,12 +122,13 @@ def revert_file(
     changed = [
         name
         for name in again.keys() - conversion.dropped.keys()
-        if not _identical(again[name], state_dict[name])
+        if again[name].dtype != state_dict[name].dtype
+        or not torch.equal(again[name], state_dict[name])
     ]
     if changed:
         raise ValueError(
-            f"expected the weights of {source} to survive the way there and back, but these are in "
-            f"another dtype than the model's: {some(changed)}"
+            f"expected the weights of {source} in the dtypes of the model, so that nothing is "
+            f"rounded, got another dtype in {some(changed)}"
         )
     meta = content.get("meta") or {}
     kept = (meta.get("released") or {}).get("dropped") or {}
@@ -146,26 +143,26 @@ def revert_file(
 def _released_tensors(
     content: dict[str, Any], source: str | Path
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a released file, and the names of what else it holds."""
+    """Return the tensors of a released file, and the names of its other entries."""
     entry = weights_entry(content)
     tensors = tensors_of(entry)
     if not any(name.startswith(PREDICTOR) for name in tensors):
         ours = any(name.startswith("backbone.backbone.") for name in tensors)
-        hint = "; it is one of this package: --reverse converts those" if ours else ""
+        hint = "; it is a checkpoint of this package, which --reverse converts" if ours else ""
         raise ValueError(
             f"expected {source} to hold a released HCFormer: a dict with an entry 'model' of "
             f"tensors such as {PREDICTOR}class_embed.weight, got {some(tensors or content)}{hint}"
         )
     others = [key for key in content if content[key] is not entry and key not in tensors]
-    # What the bare dict holds beside tensors is listed already.
-    inside = [] if entry is content else [key for key in entry if key not in tensors]
-    return tensors, [str(key) for key in (*others, *inside)]
+    if entry is not content:
+        others += [key for key in entry if key not in tensors]
+    return tensors, [str(key) for key in others]
 
 
 def _config(
     architecture: Architecture, config: str | Path | None, cfg_options: Mapping[str, Any] | None
 ) -> tuple[Path, Config, dict[str, Any]]:
-    """The config to convert for: the given one, or one that fits."""
+    """Return path, content and overrides of the given config, or else of the one that fits."""
     if config is None:
         if cfg_options:
             raise ValueError("expected a config to override with cfg_options, got none")
@@ -180,7 +177,3 @@ def _config(
 def _check_different(source: str | Path, target: str | Path) -> None:
     if Path(source).resolve() == Path(target).resolve():
         raise ValueError(f"expected another file to write to than {source}")
-
-
-def _identical(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)

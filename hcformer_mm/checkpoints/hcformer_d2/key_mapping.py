@@ -1,7 +1,7 @@
-"""How the released implementation and this package name the same tensors, as rules.
+"""Names of the same tensors in the released implementation and in this package, as rules.
 
-A rule is a pair of patterns, read in either direction: ``{x}`` is a number, a final ``*`` the last
-part of a name (``weight``, ``running_mean``). The first rule that fits is taken.
+A rule is a pair of patterns that works in either direction: ``{x}`` matches a number, a final ``*``
+the last part of a name (``weight``, ``running_mean``). The first rule that matches applies.
 """
 
 import re
@@ -15,28 +15,28 @@ from torch import Tensor
 from ...models.heads.hcformer_head import Decoder
 
 DROPPED = {
-    "criterion.empty_weight": "weights of the classes in the loss; the config has them",
+    "criterion.empty_weight": "class weights of the loss; the config has them",
     "pixel_mean": "mean of the pixels; the config's data_preprocessor has it",
-    "pixel_std": "deviation of the pixels; the config's data_preprocessor has it",
+    "pixel_std": "standard deviation of the pixels; the config's data_preprocessor has it",
 }
-"""Tensors of released files that are no weights of the model, and why they are not converted."""
+"""Tensors of released files that are not weights of the model, with the reason to drop them."""
 
 COUNTER = "num_batches_tracked"
-"""Of a BatchNorm: how often its statistics were updated. The released frozen one has no such."""
+"""BatchNorm's count of updates. The released BatchNorm is frozen and has none."""
 
 STAGES = 4
 
 
 class Change(NamedTuple):
-    """What happens to a tensor on its way, and back."""
+    """Reordering of a tensor's values in either direction."""
 
     to_ours: Callable[[Tensor], Tensor]
     to_released: Callable[[Tensor], Tensor]
 
 
 def _unfolded(x: Tensor) -> Tensor:
-    # Released: the four tokens of a window one after the other, (row, column) = (0, 0), (1, 0),
-    # (0, 1), (1, 1). The host unfolds windows: channel by channel, the four tokens row-major.
+    # Released: all channels of token (row, column) = (0, 0), then (1, 0), (0, 1), (1, 1).
+    # nn.Unfold of mmdet and mmseg: for every channel, the four tokens row-major.
     windows = x.unflatten(-1, (2, 2, -1))  # (..., column, row, C)
     return windows.movedim(-1, -3).transpose(-1, -2).flatten(-3)
 
@@ -47,17 +47,17 @@ def _concatenated(x: Tensor) -> Tensor:
 
 
 PATCH_MERGING = Change(_unfolded, _concatenated)
-"""Order of the channels that Swin's patch merging reads: those of the last dim of a tensor."""
+"""Order of the input channels of Swin's patch merging, which are a tensor's last dim."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Two patterns for the same tensors.
+    """Two patterns for the names of the same tensors.
 
     Attributes:
         released: Names in the released implementation.
         ours: Names in this package.
-        change: What happens to the values; nothing by default.
+        change: Reordering of the values, if any.
     """
 
     released: str
@@ -65,23 +65,24 @@ class Rule:
     change: Change | None = None
 
     @cached_property
-    def patterns(self) -> dict[str, re.Pattern[str]]:
-        """Both patterns, compiled."""
-        return {"released": _compile(self.released), "ours": _compile(self.ours)}
+    def _patterns(self) -> tuple[re.Pattern[str], re.Pattern[str]]:
+        return _compile(self.released), _compile(self.ours)
 
     def rename(self, name: str, *, reverse: bool = False) -> str | None:
-        """The other name of a tensor; None if the rule does not fit.
+        """Translate the released name of a tensor to ours, or ours to the released one.
 
         Args:
-            name: Its name in the released implementation; in this package if ``reverse``.
-            reverse: From this package to the released implementation.
+            name: Name of the tensor: the released one, or ours if ``reverse``.
+            reverse: Whether to translate from this package to the released implementation.
+
+        Returns:
+            The other name; None if the rule does not match.
         """
-        source, target = ("ours", self.released) if reverse else ("released", self.ours)
-        match = self.patterns[source].fullmatch(name)
+        match = self._patterns[reverse].fullmatch(name)
         if match is None:
             return None
-        parts = match.groupdict()
-        return target.replace("*", "{leaf}").format(**parts)
+        target = self.released if reverse else self.ours
+        return target.replace("*", "{leaf}").format(**match.groupdict())
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
@@ -90,14 +91,14 @@ def _compile(pattern: str) -> re.Pattern[str]:
 
 
 def rules(*, family: str, level: int, deformable: bool, decoder: Decoder, head: str) -> list[Rule]:
-    """The rules of an architecture.
+    """Return the rules of an architecture.
 
     Args:
         family: ``'ResNet'`` or ``'SwinTransformer'``, the class of the wrapped backbone.
         level: Number of clustered downsamplings.
-        deformable: Whether these are deformable.
-        decoder: As of :class:`~hcformer_mm.models.HCFormerHead`.
-        head: Where the model keeps it: ``'panoptic_head'`` or ``'decode_head'``.
+        deformable: Whether the clustered downsamplings are deformable.
+        decoder: As in :class:`~hcformer_mm.models.HCFormerHead`.
+        head: Attribute of the model that is its head: ``panoptic_head`` or ``decode_head``.
     """
     backbone = _resnet(level, deformable) if family == "ResNet" else _swin(level)
     layers = _masked_decoder(head) if decoder == "masked" else _standard_decoder(head)
@@ -108,7 +109,7 @@ def _resnet(level: int, deformable: bool) -> Iterator[Rule]:
     ours = "backbone.backbone"
     yield Rule("backbone.stem.0.*", f"{ours}.conv1.*")
     yield Rule("backbone.stem.1.*", f"{ours}.bn1.*")
-    # "DCNv2" is of the first block of a clustered stage: the strided 3×3 and the shortcut.
+    # The strided 3×3 convolution and the shortcut of a clustered stage are deformable.
     for stage in range(STAGES - level + 1, STAGES + 1) if deformable else ():
         for conv in ("conv2", "downsample.0"):
             block = f"layer{stage}.0.{conv}"
@@ -126,8 +127,7 @@ def _swin(level: int) -> Iterator[Rule]:
     ours = "backbone.backbone"
     yield Rule("backbone.patch_embed.proj.*", f"{ours}.patch_embed.projection.*")
     yield Rule("backbone.patch_embed.norm.*", f"{ours}.patch_embed.norm.*")
-    released_block, block = "backbone.layers.{s}.blocks.{i}", f"{ours}.stages.{{s}}.blocks.{{i}}"
-    for theirs, name in {
+    for released, module in {
         "norm{k}": "norm{k}",
         "attn": "attn.w_msa",
         "attn.qkv": "attn.w_msa.qkv",
@@ -135,12 +135,13 @@ def _swin(level: int) -> Iterator[Rule]:
         "mlp.fc1": "ffn.layers.0.0",
         "mlp.fc2": "ffn.layers.1",
     }.items():
-        yield Rule(f"{released_block}.{theirs}.*", f"{block}.{name}.*")
+        block = "{s}.blocks.{i}"
+        yield Rule(f"backbone.layers.{block}.{released}.*", f"{ours}.stages.{block}.{module}.*")
     for part in ("norm", "reduction"):
         merging = f"{{s}}.downsample.{part}.*"
         yield Rule(f"backbone.layers.{merging}", f"{ours}.stages.{merging}", PATCH_MERGING)
     yield Rule("backbone.norm{s}.*", f"{ours}.norm{{s}}.*")
-    # A stage has that of the downsampling after it; the last levels are clustered.
+    # A stage holds the clustering module of the downsampling after it.
     for i in range(level):
         yield from _clustering(f"backbone.layers.{STAGES - 1 - level + i}.clustering", i)
 
@@ -164,38 +165,32 @@ def _encoder() -> Iterator[Rule]:
 
 
 def _masked_decoder(head: str) -> Iterator[Rule]:
-    predictor, decoder = "sem_seg_head.predictor", f"{head}.transformer_decoder"
-    layer = f"{decoder}.layers.{{i}}"
-    # Norms stand in the order of their use, and cross-attention comes first.
-    for k, (released, part) in enumerate(
-        (
-            (f"{predictor}.transformer_cross_attention_layers.{{i}}", "multihead_attn"),
-            (f"{predictor}.transformer_self_attention_layers.{{i}}", "self_attn"),
-            (f"{predictor}.transformer_ffn_layers.{{i}}", None),
-        )
-    ):
-        if part is None:
-            yield from _feed_forward(released, layer)
-        else:
-            ours = "cross_attn" if part == "multihead_attn" else part
-            yield from _attention(f"{released}.{part}", f"{layer}.{ours}")
+    predictor, ours = "sem_seg_head.predictor", f"{head}.transformer_decoder"
+    layer = f"{ours}.layers.{{i}}"
+    # Norms are numbered in the order of their use, and cross-attention comes first.
+    for k, (kind, part) in enumerate((("cross", "multihead_attn"), ("self", "self_attn"))):
+        released = f"{predictor}.transformer_{kind}_attention_layers.{{i}}"
+        yield from _attention(f"{released}.{part}", f"{layer}.{kind}_attn")
         yield Rule(f"{released}.norm.*", f"{layer}.norms.{k}.*")
-    yield Rule(f"{predictor}.decoder_norm.*", f"{decoder}.post_norm.*")
+    released = f"{predictor}.transformer_ffn_layers.{{i}}"
+    yield from _feed_forward(released, layer)
+    yield Rule(f"{released}.norm.*", f"{layer}.norms.2.*")
+    yield Rule(f"{predictor}.decoder_norm.*", f"{ours}.post_norm.*")
 
 
 def _standard_decoder(head: str) -> Iterator[Rule]:
-    released, ours = "sem_seg_head.predictor.transformer.decoder", f"{head}.transformer_decoder"
-    layers = f"{released}.layers.{{i}}", f"{ours}.layers.{{i}}"
-    yield from _attention(f"{layers[0]}.self_attn", f"{layers[1]}.self_attn")
-    yield from _attention(f"{layers[0]}.multihead_attn", f"{layers[1]}.cross_attn")
-    yield from _feed_forward(*layers)
+    decoder, ours = "sem_seg_head.predictor.transformer.decoder", f"{head}.transformer_decoder"
+    released, layer = f"{decoder}.layers.{{i}}", f"{ours}.layers.{{i}}"
+    yield from _attention(f"{released}.self_attn", f"{layer}.self_attn")
+    yield from _attention(f"{released}.multihead_attn", f"{layer}.cross_attn")
+    yield from _feed_forward(released, layer)
     for k in range(3):
-        yield Rule(f"{layers[0]}.norm{k + 1}.*", f"{layers[1]}.norms.{k}.*")
-    yield Rule(f"{released}.norm.*", f"{ours}.post_norm.*")
+        yield Rule(f"{released}.norm{k + 1}.*", f"{layer}.norms.{k}.*")
+    yield Rule(f"{decoder}.norm.*", f"{ours}.post_norm.*")
 
 
 def _attention(released: str, ours: str) -> Iterator[Rule]:
-    """Both are torch's, which packs query, key and value as one matrix."""
+    """Both sides use nn.MultiheadAttention, which packs query, key and value in one matrix."""
     yield Rule(f"{released}.*", f"{ours}.attn.*")
     yield Rule(f"{released}.out_proj.*", f"{ours}.attn.out_proj.*")
 
@@ -206,7 +201,6 @@ def _feed_forward(released: str, ours: str) -> Iterator[Rule]:
 
 
 def _head(head: str) -> Iterator[Rule]:
-    predictor = "sem_seg_head.predictor"
     for released, ours in {
         "query_feat": "query_feat",
         "query_embed": "query_embed",
@@ -214,9 +208,9 @@ def _head(head: str) -> Iterator[Rule]:
         "input_proj": "decoder_input_proj",
         "mask_proj": "mask_proj",
         "class_embed": "cls_embed",
-        # Ours counts the activations in between.
+        # Our Sequential counts the activations in between.
         "mask_embed.layers.0": "mask_embed.0",
         "mask_embed.layers.1": "mask_embed.2",
         "mask_embed.layers.2": "mask_embed.4",
     }.items():
-        yield Rule(f"{predictor}.{released}.*", f"{head}.{ours}.*")
+        yield Rule(f"sem_seg_head.predictor.{released}.*", f"{head}.{ours}.*")

@@ -12,7 +12,7 @@ from hcformer_mm.checkpoints.hcformer_d2 import (
     choose_config,
     find_architecture,
 )
-from hcformer_mm.checkpoints.hcformer_d2.architecture import known_variants, options_for
+from hcformer_mm.checkpoints.hcformer_d2.architecture import known_architectures, options_for
 from hcformer_mm.checkpoints.hcformer_d2.key_mapping import PATCH_MERGING, Rule, rules
 from hcformer_mm.utils.config import CONFIGS
 from tests.helpers.released_checkpoints import ResNetShape, SwinShape, model_shapes, released_keys
@@ -158,7 +158,7 @@ def test_finds_config_and_overrides(shape, name, options):
 
 
 def test_every_config_is_found():
-    known = list(known_variants())
+    known = list(known_architectures())
     assert len(known) == len(list(CONFIGS.glob("hcformer/*.py")))
     for path, _, architecture in known:
         assert choose_config(architecture) == (path, {})
