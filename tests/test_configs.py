@@ -14,7 +14,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 from tests.helpers.models import COCO_CONFIG, SHAPES_CONFIG, data_sample
-from tools.analysis_tools.complexity import count_multiply_adds
+from tools.analysis_tools.get_flops import count_multiply_adds
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").glob("[!_]*/*.py"))

@@ -9,7 +9,7 @@ import yaml
 from mmengine.config import DictAction
 
 from tests.test_configs import CONFIGS, build, read
-from tools.analysis_tools.complexity import count_multiply_adds, count_parameters
+from tools.analysis_tools.get_flops import count_multiply_adds, count_parameters
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs/hcformer"

@@ -1,7 +1,7 @@
-import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.model import BaseModel
@@ -9,7 +9,7 @@ from torch import nn
 
 from hcformer_mm.ops import decode
 from tests.helpers.models import COCO_CONFIG, SHAPES_CONFIG
-from tools.analysis_tools.complexity import count_multiply_adds, count_parameters
+from tools.analysis_tools.get_flops import count_multiply_adds, count_parameters, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,13 +29,13 @@ class Toy(BaseModel):
 def test_decoding_counts():
     counts = count_multiply_adds(Toy(), 8, 8)
     assert counts["conv"] == 8 * 8 * 3 * 9
-    # Nine candidates times five masks at every pixel; the first of the nine is no addition.
+    # Nine candidates times five masks at every pixel; the first of the nine is not accumulated.
     assert counts["addcmul_"] == 8 * 8 * 8 * 5
     assert count_parameters(Toy()) == 27
 
 
 def test_segmentors_count_as_detectors_do():
-    """PSPNet of output stride 32 and clusters: decoding is all that level 0 lacks of eq. (5)."""
+    """Clustered PSPNet at output stride 32: level 0 leaves out the decoding of eq. (5) alone."""
     counts = []
     for level in (0, 3):
         config = Config.fromfile(ROOT / "configs/shapes/hc-pspnet_r18_shapes-semantic.py")
@@ -47,20 +47,21 @@ def test_segmentors_count_as_detectors_do():
     assert counts[0]["conv"] == counts[1]["conv"] > 0
 
 
-def get_flops(config, height, width):
-    command = ["tools/analysis_tools/get_flops.py", config, "--shape", str(height), str(width)]
-    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+def get_flops(monkeypatch, config, height, width):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["get_flops", config, "--shape", str(height), str(width)])
+    main()
 
 
-def test_tool_prints_both():
-    result = get_flops(SHAPES_CONFIG, 192, 256)
-    assert result.returncode == 0, result.stderr
-    assert "parameters" in result.stdout
-    assert "mult-adds" in result.stdout
-    assert "count as the plain convolutions that they replace" in result.stdout
+def test_tool_prints_both(monkeypatch, capsys):
+    get_flops(monkeypatch, SHAPES_CONFIG, 192, 256)
+    printed = capsys.readouterr().out
+    assert "parameters" in printed and "mult-adds" in printed
+    assert "count as the plain convolutions they replace" in printed
 
 
-def test_shape_must_fit_the_strides():
-    result = get_flops(COCO_CONFIG, 100, 96)
-    assert result.returncode == 2
-    assert "expected --shape of multiples of 32, got 100 96" in result.stderr
+def test_shape_must_fit_the_strides(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        get_flops(monkeypatch, COCO_CONFIG, 100, 96)
+    assert stopped.value.code == 2
+    assert "expected --shape of multiples of 32, got 100 96" in capsys.readouterr().err

@@ -1,12 +1,64 @@
 """Print the parameters and multiply-adds of a config's model."""
 
 import argparse
+import math
+from collections import Counter
+from typing import Any
 
+import torch
 from mmdet.registry import MODELS
+from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config, DictAction
+from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
+from torch import Tensor, nn
 
-from complexity import count_multiply_adds, count_parameters
+
+class _TensorForward(nn.Module):
+    """The plain forward pass of a model as a function of one image, which can be traced."""
+
+    def __init__(self, model: BaseModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Any:
+        with torch.no_grad():
+            return self.model(image, None, mode="tensor")
+
+
+def _one_per_element(inputs: list[Any], outputs: list[Any]) -> int:
+    return math.prod(outputs[0].type().sizes())
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, including frozen ones."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_multiply_adds(model: BaseModel, height: int, width: int) -> Counter[str]:
+    """Multiply-adds of backbone, neck, head and decoding for one image, by kind of operator.
+
+    MMEngine counts a multiply-add as one operation; convolutions, matrix products and
+    normalizations count, elementwise operations do not. Of the nine products in the decoding,
+    eq. (5), the eight that are accumulated count. Deformable convolutions count as the plain
+    convolutions they replace; the convolutions that predict their offsets count as well.
+    Resizing the masks to the image is left out.
+
+    Args:
+        model: A detector or segmentor; it is put into evaluation mode.
+        height: Height of the input in pixels.
+        width: Width of the input in pixels.
+
+    Returns:
+        Counts by kind of operator; ``total()`` adds them up.
+    """
+    model.eval()
+    analyzer = FlopAnalyzer(_TensorForward(model), torch.zeros(1, 3, height, width))
+    analyzer.set_op_handle(**{"aten::addcmul_": _one_per_element})
+    analyzer.unsupported_ops_warnings(False)
+    analyzer.uncalled_modules_warnings(False)
+    analyzer.tracer_warnings("none")
+    return analyzer.by_operator()
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,9 +98,9 @@ def main() -> None:
     for kind, count in counts.most_common():
         print(f"  {kind:<16} {count / 1e9:8.2f} G")
     print(
-        "Counted by fvcore's conventions. Deformable convolutions count as the plain convolutions "
-        "that they replace, and the convolutions that predict their offsets as themselves; "
-        "resizing the masks to the image is left out."
+        "Counted by MMEngine's FlopAnalyzer. Deformable convolutions count as the plain "
+        "convolutions they replace; the convolutions that predict their offsets count as well. "
+        "Resizing the masks to the image is left out."
     )
 
 

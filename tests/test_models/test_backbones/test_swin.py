@@ -10,7 +10,7 @@ from mmengine.config import ConfigDict
 
 from tests.helpers import reference
 from tests.helpers.models import backbone, model_config
-from tools.analysis_tools.complexity import count_multiply_adds
+from tools.analysis_tools.get_flops import count_multiply_adds
 
 SCOPES = ["mmdet", "mmseg", "mmpretrain"]
 DEPTHS, HEADS = (1, 2, 1, 1), (1, 2, 4, 8)
