@@ -1,1 +1,1 @@
-"""Convolution-BatchNorm fusion, and inference and training made fast."""
+"""Fusion of convolution and BatchNorm, fast inference and fast training."""

@@ -1,4 +1,4 @@
-"""What makes inference faster and leaves the results as they are, up to rounding."""
+"""Faster inference with equal results, up to rounding."""
 
 import warnings
 from collections.abc import Callable
@@ -12,38 +12,41 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from ..models.layers.deformable_downsampling import DeformableDownsampling
-from .conv_bn_fusion import fuse
+from .conv_bn_fusion import fuse_conv_bn
 
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-"""Precisions of inference by name; all but the first are those of autocast."""
+"""Precisions of inference by name; all but float32 run under autocast."""
+
+Step = Callable[..., list[BaseDataElement]]
 
 
-def speed_up(model: nn.Module) -> Callable[[], None]:
-    """Prepare a model for inference, on any device: BatchNorm fused, memory channels-last.
+def prepare_for_inference(model: nn.Module) -> Callable[[], None]:
+    """Fuse BatchNorm and lay weights out channels-last, on any device.
 
-    What cannot be done for a model is left out: fusing, with a warning, where
-    :func:`fuse_conv_bn` fails; channels-last memory where a layer computes wrong numbers on it.
+    Each of the two is left out where it cannot be done: fusing, with a warning, if
+    :func:`~hcformer_mm.acceleration.conv_bn_fusion.fuse_conv_bn` fails; channels-last memory if a
+    layer computes wrong numbers on it.
 
     Args:
         model: A model in evaluation mode; changed in place.
 
     Returns:
-        A function that puts the model back as it was, its weights contiguous. While it is kept,
-        the unfused weights are kept too.
+        A function that puts the model back as it was, with contiguous weights. As long as it
+        exists, the weights before fusing are kept too.
 
     Raises:
         ValueError: The model is in training mode.
     """
     unfuse = None
     try:
-        unfuse = fuse(model)
+        unfuse = fuse_conv_bn(model)
     except RuntimeError as error:
         warnings.warn(f"BatchNorm is not fused: {error}", stacklevel=2)
-    channels_last = misreading_layer(model) is None
+    channels_last = find_contiguous_only_layer(model) is None
     if channels_last:
         to_channels_last(model)
 
@@ -56,41 +59,19 @@ def speed_up(model: nn.Module) -> Callable[[], None]:
     return undo
 
 
-def fuse_conv_bn(model: nn.Module) -> nn.Module:
-    """Fuse every BatchNorm into the convolution before it, deformable ones of ours included.
-
-    Which convolution that is, and that the two can be one, shows in runs on a small random image:
-    in the order of their names, a BatchNorm may follow a convolution that it does not read. Left
-    alone are layers that do not take part in predictions, and those with hooks.
-
-    Args:
-        model: A model in evaluation mode: a detector, a segmentor or a module of images
-            ``(1, 3, H, W)``; changed in place.
-
-    Returns:
-        The model, with the same outputs up to rounding.
-
-    Raises:
-        ValueError: The model is in training mode.
-        RuntimeError: It does not run on an image alone, or would give other outputs.
-    """
-    fuse(model)
-    return model
-
-
 def to_channels_last(model: nn.Module) -> nn.Module:
-    """Lay out the weights of a model channels-last, which makes its maps so.
+    """Lay out the weights of a model channels-last, so that its maps become channels-last.
 
     Raises:
-        ValueError: The model has a layer that computes wrong numbers on such maps.
+        ValueError: A layer of the model computes wrong numbers on such maps.
     """
-    check_reads_channels_last(model)
+    check_channels_last(model)
     return model.to(memory_format=torch.channels_last)
 
 
-def check_reads_channels_last(model: nn.Module) -> None:
-    """Raise a ValueError if a layer of a model computes wrong numbers on channels-last maps."""
-    name = misreading_layer(model)
+def check_channels_last(model: nn.Module) -> None:
+    """Raise a ValueError if a layer of the model computes wrong numbers on channels-last maps."""
+    name = find_contiguous_only_layer(model)
     if name is not None:
         raise ValueError(
             "expected no deformable convolution of mmcv and no other of its operators that read "
@@ -99,34 +80,44 @@ def check_reads_channels_last(model: nn.Module) -> None:
         )
 
 
+def find_contiguous_only_layer(model: nn.Module) -> str | None:
+    """Name of the first layer that computes wrong numbers on channels-last maps, or None.
+
+    mmcv's kernels (deformable convolutions, RoIAlign) read any memory as if it were contiguous.
+    """
+    for name, module in model.named_modules():
+        # The first makes its maps contiguous; the second gets tokens, not maps.
+        safe = isinstance(module, DeformableDownsampling | MultiScaleDeformableAttention)
+        if not safe and any(cls.__module__.startswith("mmcv.ops.") for cls in type(module).__mro__):
+            return name
+    return None
+
+
 def check_dtype(name: str) -> torch.dtype:
-    """The precision of a name.
+    """The dtype of this name.
 
     Raises:
-        ValueError: It is none of :data:`DTYPES`.
+        ValueError: The name is not in :data:`DTYPES`.
     """
     if name not in DTYPES:
         raise ValueError(f"expected dtype to be one of {', '.join(DTYPES)}, got {name!r}")
     return DTYPES[name]
 
 
-Step = Callable[..., list[BaseDataElement]]
-
-
-def step_in(dtype: torch.dtype, model: BaseModel) -> Step:
-    """The ``test_step`` of a model in a precision.
+def autocast_test_step(model: BaseModel, dtype: torch.dtype) -> Step:
+    """The ``test_step`` of a model under autocast.
 
     Args:
-        dtype: float32, or the type of autocast.
         model: A model, on the device where it will run.
+        dtype: Precision of autocast; float32 returns ``test_step`` itself.
 
     Returns:
-        ``test_step``, under autocast unless ``dtype`` is float32. Floating-point values of its
-        results are float32, as numpy may have no other and metrics expect it.
+        A function like ``test_step``. Floating-point values of its results are float32, which
+        metrics expect, and numpy has no bfloat16.
     """
-    if dtype == torch.float32:
-        return model.test_step
     step = model.test_step
+    if dtype == torch.float32:
+        return step
     device_type = next(model.parameters()).device.type
 
     @wraps(step)
@@ -147,16 +138,3 @@ def _to_float32(element: BaseDataElement) -> None:
             _to_float32(value)
         elif isinstance(value, Tensor) and value.is_floating_point():
             element.set_field(value.float(), name, field_type="data")
-
-
-def misreading_layer(model: nn.Module) -> str | None:
-    """Name of a layer that computes wrong numbers on channels-last maps, if there is one.
-
-    mmcv's kernels (deformable convolutions, RoIAlign) read any memory as if it were contiguous.
-    """
-    for name, module in model.named_modules():
-        # Ours makes its maps contiguous; the attention gets tokens, not maps.
-        safe = isinstance(module, DeformableDownsampling | MultiScaleDeformableAttention)
-        if not safe and any(cls.__module__.startswith("mmcv.ops.") for cls in type(module).__mro__):
-            return name
-    return None

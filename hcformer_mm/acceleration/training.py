@@ -1,7 +1,8 @@
-"""What makes training faster and smaller and leaves gradients as they are, up to rounding."""
+"""Faster training that keeps less in memory, with equal gradients up to rounding."""
 
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -9,55 +10,49 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from .conv_bn_fusion import fuse_frozen_bn
-from .inference import check_reads_channels_last, misreading_layer
+from .inference import check_channels_last, find_contiguous_only_layer
 
 
-def speed_up_training(
+def prepare_for_training(
     model: nn.Module, *, fuse_bn: bool = True, channels_last: bool = True
 ) -> Callable[[], None]:
-    """Prepare a model for training: frozen BatchNorm in the convolutions, memory channels-last.
+    """Fuse frozen BatchNorm into convolutions and run the backbone on channels-last maps.
 
-    Parameters, their names and their layout stay; so checkpoints, optimizers and averaged weights
-    go on as they were. What cannot be done for a model is left out: fusing, with a warning, where
-    :func:`~hcformer_mm.acceleration.conv_bn_fusion.fuse_frozen_bn` fails; channels-last memory where a layer computes
-    wrong numbers on it.
+    Parameters keep their names and their layout, so checkpoints, optimizers and averaged weights
+    work as before. Each of the two is left out where it cannot be done: fusing, with a warning, if
+    :func:`~hcformer_mm.acceleration.conv_bn_fusion.fuse_frozen_bn` fails; channels-last memory if a
+    layer computes wrong numbers on it or, with a warning, if there is no backbone.
 
     Args:
-        model: A model, before it is wrapped; changed in place.
-        fuse_bn: Whether convolutions take frozen BatchNorms in.
-        channels_last: Whether the backbone gets its images in channels-last memory, and so hands
-            on its maps.
+        model: A model, before it is wrapped for distributed training; changed in place.
+        fuse_bn: Whether frozen BatchNorm is fused.
+        channels_last: Whether the backbone gets its images channels-last.
 
     Returns:
-        A function that undoes it.
+        A function that undoes this.
     """
-    undo: list[Callable[[], None]] = []
+    undo = ExitStack()
     if fuse_bn:
         try:
-            undo.append(fuse_frozen_bn(model))
+            undo.callback(fuse_frozen_bn(model))
         except RuntimeError as error:
             warnings.warn(f"frozen BatchNorm is not fused: {error}", stacklevel=2)
-    if channels_last and misreading_layer(model) is None:
+    if channels_last and find_contiguous_only_layer(model) is None:
         try:
-            undo.append(image_channels_last(model))
+            undo.callback(feed_channels_last(model))
         except ValueError as error:
             warnings.warn(f"memory is not channels-last: {error}", stacklevel=2)
-
-    def undo_all() -> None:
-        for function in reversed(undo):
-            function()
-
-    return undo_all
+    return undo.close
 
 
-def image_channels_last(model: nn.Module) -> Callable[[], None]:
-    """Give the backbone of a model its images in channels-last memory.
+def feed_channels_last(model: nn.Module) -> Callable[[], None]:
+    """Give the backbone of a model its images in channels-last memory, so that its maps are too.
 
     Args:
         model: A model with a ``backbone``, or a backbone itself.
 
     Returns:
-        A function that undoes it.
+        A function that undoes this.
 
     Raises:
         ValueError: There is no backbone, or a layer computes wrong numbers on such maps.
@@ -65,7 +60,7 @@ def image_channels_last(model: nn.Module) -> Callable[[], None]:
     backbone = getattr(model, "backbone", None)
     if backbone is None and isinstance(model, BaseModel):
         raise ValueError(f"expected a model with a backbone, got {type(model).__name__} without")
-    check_reads_channels_last(model)
+    check_channels_last(model)
     # One hook for all its calls: HCBackbone hands the image on to the backbone that it wraps.
     return (model if backbone is None else backbone).register_forward_pre_hook(_lay_out).remove
 

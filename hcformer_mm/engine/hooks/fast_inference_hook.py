@@ -7,7 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import nn
 
-from ...acceleration.inference import Step, check_dtype, speed_up, step_in
+from ...acceleration.inference import Step, autocast_test_step, check_dtype, prepare_for_inference
 from ...registry import HOOKS
 
 
@@ -22,7 +22,7 @@ class FastInferenceHook(Hook):
 
     Args:
         fast: Whether BatchNorm is fused and memory is channels-last; see
-            :func:`~hcformer_mm.acceleration.inference.speed_up`.
+            :func:`~hcformer_mm.acceleration.inference.prepare_for_inference`.
         dtype: ``'float32'``, or the type of autocast: ``'bfloat16'`` or ``'float16'``. Metrics get
             float32.
 
@@ -50,9 +50,9 @@ class FastInferenceHook(Hook):
             return
         model = innermost(runner.model)
         if self.fast:
-            self._undo.callback(speed_up(model))
+            self._undo.callback(prepare_for_inference(model))
         own: Step | None = vars(model).get("test_step")  # compiled, perhaps
-        model.test_step = step_in(self.dtype, model)
+        model.test_step = autocast_test_step(model, self.dtype)
         if own is None:
             self._undo.callback(delattr, model, "test_step")
         else:

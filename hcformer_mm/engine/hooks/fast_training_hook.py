@@ -7,7 +7,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch.nn.parallel import DistributedDataParallel
 
-from ...acceleration.training import speed_up_training
+from ...acceleration.training import prepare_for_training
 from ...registry import HOOKS
 from .fast_inference_hook import innermost
 
@@ -18,7 +18,7 @@ class FastTrainingHook(Hook):
 
     The model is prepared before the first iteration, and put back as it was after the last; after
     an error, when the runner runs the next time. Validation in between runs on the prepared model.
-    See :func:`~hcformer_mm.acceleration.training.speed_up_training`; measured on CPUs.
+    See :func:`~hcformer_mm.acceleration.training.prepare_for_training`; measured on CPUs.
 
     Raises:
         ValueError: The model is sharded (FSDP, DeepSpeed): a convolution cannot read the weights of
@@ -41,7 +41,7 @@ class FastTrainingHook(Hook):
                 "expected a model that each process holds as a whole for fast training, got "
                 f"{type(runner.model).__name__}; leave FastTrainingHook (--fast) out"
             )
-        self._undo.callback(speed_up_training(innermost(runner.model)))
+        self._undo.callback(prepare_for_training(innermost(runner.model)))
 
     def after_train(self, runner: Runner) -> None:
         """Put the model back as it was."""

@@ -62,10 +62,10 @@ class DeformableDownsampling(ModulatedDeformConv2d):
 
         A 2×2 kernel rounds down instead.
         """
-        return self.convolve(x, self.weight, self.bias)
+        return self._conv_forward(x, self.weight, self.bias)
 
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """:meth:`forward` with other weights of the same shapes."""
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """:meth:`forward` with other weights; named as in ``nn.Conv2d``, for MMEngine to call."""
         raw = self.conv_offset(x)
         # A kernel without overlap (2×2, as in ConvNeXt) leaves out the last line of an odd side.
         rows, cols = (
