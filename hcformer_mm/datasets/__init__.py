@@ -1,4 +1,4 @@
-"""Datasets that OpenMMLab lacks: the embedded Shapes set, in three forms."""
+"""The embedded Shapes dataset, registered in three forms."""
 
 from .shapes import ShapesInstanceDataset, ShapesPanopticDataset, ShapesSemanticDataset
 

@@ -1,4 +1,4 @@
-"""The Shapes dataset: six classes of things on four of stuff, rendered by ``make_shapes.py``."""
+"""The Shapes dataset, rendered by ``make_shapes.py``: six thing and four stuff classes."""
 
 from typing import Any, ClassVar
 
@@ -27,23 +27,22 @@ METAINFO: dict[str, Any] = {
     "stuff_classes": tuple(STUFF_TEXTURES),
     "palette": [_PALETTE[name] for name in (*FIGURES, *STUFF_TEXTURES)],
 }
-"""Classes in the order of their labels (things first) and their colors.
+"""Classes in the order of their labels, things first, and their colors.
 
-The classes are those that the renderer can draw: to add one, add its figure or texture there and
-its color here.
+To add a class, add its figure or texture to the renderer and its color here.
 """
 
 
 @DATASETS.register_module()
 class ShapesPanopticDataset(CocoPanopticDataset):
-    """Shapes for panoptic segmentation: all ten classes; arguments as in mmdet's dataset."""
+    """Shapes for panoptic segmentation, all ten classes; arguments of mmdet's dataset."""
 
     METAINFO = METAINFO
 
 
 @DATASETS.register_module()
 class ShapesInstanceDataset(CocoDataset):
-    """Shapes for instance segmentation: the things; arguments as in mmdet's dataset."""
+    """Shapes for instance segmentation, the six things; arguments of mmdet's dataset."""
 
     METAINFO: ClassVar[dict] = {
         "classes": METAINFO["thing_classes"],
@@ -53,6 +52,6 @@ class ShapesInstanceDataset(CocoDataset):
 
 @DATASETS.register_module()
 class ShapesSemanticDataset(BaseSegDataset):
-    """Shapes for semantic segmentation: all ten classes; arguments as in mmseg's dataset."""
+    """Shapes for semantic segmentation, all ten classes; arguments of mmseg's dataset."""
 
     METAINFO: ClassVar[dict] = {"classes": METAINFO["classes"], "palette": METAINFO["palette"]}

@@ -1,12 +1,14 @@
-"""Writes the Shapes dataset to disk in COCO panoptic, COCO instance and semantic-PNG form."""
+"""Writes the Shapes dataset as COCO panoptic, COCO instance and label-map files."""
 
 import json
 import tempfile
-from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from mmengine.utils import track_parallel_progress, track_progress
+from panopticapi.utils import id2rgb
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -21,17 +23,6 @@ _JPEG_QUALITY = 90
 _MARKER = Path("annotations", "panoptic_train.json")
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What one worker needs to write one image."""
-
-    root: Path
-    split: str
-    index: int
-    seed: int
-    size: tuple[int, int]
-
-
 def write_shapes(
     out: str | Path,
     *,
@@ -44,23 +35,22 @@ def write_shapes(
 ) -> None:
     """Render the Shapes dataset into a folder, which appears only when it is complete.
 
-    Every image has a random state of its own, from ``(seed, split, index)``: labels and
-    annotations are bit-identical on every machine and for any number of workers, and the first
-    images of a split stay the same when the split grows. Images are so too before they are
-    compressed; JPEG encoders differ a little.
+    Every image has its own random state, from ``(seed, split, index)``: labels, annotations and
+    uncompressed images are bit-identical on every machine and for any number of workers, and images
+    of a split stay the same when the split grows. JPEG encoders differ a little.
 
     Args:
-        out (str | Path): The folder to create.
-        num_train (int): Images of the training split.
-        num_val (int): Images of the validation split.
-        seed (int): Seed in [0, 2**32).
-        size (tuple[int, int]): Height and width about which the images' own vary by up to 8 %.
-        workers (int): Processes that render.
-        overwrite (bool): Replace ``out`` if it holds a Shapes dataset.
+        out: The folder to create.
+        num_train: Images of the training split.
+        num_val: Images of the validation split.
+        seed: Seed in [0, 2**32).
+        size: Mean height and width in pixels; those of an image vary by up to 8 %.
+        workers: Processes that render.
+        overwrite: Whether to replace ``out`` if it holds a Shapes dataset.
 
     Raises:
-        FileExistsError: If ``out`` exists and may not be replaced.
-        ValueError: If a number is out of its range.
+        FileExistsError: ``out`` exists and may not be replaced.
+        ValueError: A number is out of its range.
     """
     for name, value, least in (
         ("num_train", num_train, 1),
@@ -75,8 +65,8 @@ def write_shapes(
     out = Path(out).expanduser().absolute()
     _check_target(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
-    # A sibling of the target is on the same file system, so that it can be renamed; whatever is
-    # left in it, a replaced dataset included, goes with it, also after an error or Ctrl-C.
+    # A sibling is on the target's file system, so it can be renamed to it. Its remains, a replaced
+    # dataset included, are deleted with it, also after an error or Ctrl-C.
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
         root = Path(scratch, "new")
         for split, count in zip(SPLITS, (num_train, num_val), strict=True):
@@ -87,7 +77,7 @@ def write_shapes(
 
 
 def _check_target(out: Path, *, overwrite: bool) -> None:
-    """Raise unless ``out`` is free or a Shapes dataset that the caller gave up."""
+    """Raise unless ``out`` is free, or a Shapes dataset that may be overwritten."""
     if not out.exists():
         return
     if not overwrite:
@@ -102,10 +92,10 @@ def _check_target(out: Path, *, overwrite: bool) -> None:
 
 
 def is_standard(root: str | Path) -> bool:
-    """Whether a folder holds the set that this version renders by default.
+    """Whether a folder holds the dataset that this version renders by default.
 
     Raises:
-        FileNotFoundError: If ``root`` holds no Shapes dataset.
+        FileNotFoundError: ``root`` holds no Shapes dataset.
     """
     for split, count in zip(SPLITS, (NUM_TRAIN, NUM_VAL), strict=True):
         content = json.loads(Path(root, "annotations", f"panoptic_{split}.json").read_text())
@@ -115,7 +105,7 @@ def is_standard(root: str | Path) -> bool:
 
 
 def _info(split: str, seed: int, size: tuple[int, int]) -> dict[str, object]:
-    """What the annotation files say of where their images come from."""
+    """``info`` of the annotation files."""
     return {
         "description": f"Shapes, {split} split",
         "version": GENERATOR_VERSION,
@@ -127,52 +117,48 @@ def _info(split: str, seed: int, size: tuple[int, int]) -> dict[str, object]:
 def _write_split(
     root: Path, split: str, count: int, *, seed: int, size: tuple[int, int], workers: int
 ) -> None:
-    """Write the images of a split, its label maps and its annotation files."""
+    """Write the images, label maps and annotation files of a split."""
     for folder in (split, f"annotations/panoptic_{split}", f"semantic/{split}"):
         (root / folder).mkdir(parents=True)
-    tasks = [_Task(root, split, index, seed, size) for index in range(count)]
+    write = partial(_write_scene, root=root, split=split, seed=seed, size=size)
     if workers == 1:
-        records = track_progress(_write_scene, tasks)
+        records = track_progress(write, list(range(count)))
     else:
-        records = track_parallel_progress(_write_scene, tasks, workers, chunksize=4)
-    info = _info(split, seed, size)
-    images = [image for image, _, _ in records]
-    panoptic = {
-        "info": info,
-        "images": images,
-        "annotations": [annotation for _, annotation, _ in records],
-        "categories": _categories(),
-    }
-    instances = {
-        "info": info,
-        "images": images,
-        "annotations": [
-            {"id": number, **annotation}
-            for number, annotation in enumerate(
-                (a for _, _, many in records for a in many), start=1
-            )
-        ],
-        "categories": [c for c in _categories() if c["isthing"]],
-    }
-    for name, content in (("panoptic", panoptic), ("instances", instances)):
+        records = track_parallel_progress(write, list(range(count)), workers, chunksize=4)
+    images, panoptic, instances = zip(*records, strict=True)
+    categories = _categories()
+    things = [category for category in categories if category["isthing"]]
+    numbered = [{"id": i, **one} for i, one in enumerate(chain.from_iterable(instances), start=1)]
+    for name, annotations, listed in (
+        ("panoptic", panoptic, categories),
+        ("instances", numbered, things),
+    ):
+        content = {
+            "info": _info(split, seed, size),
+            "images": images,
+            "annotations": annotations,
+            "categories": listed,
+        }
         (root / "annotations" / f"{name}_{split}.json").write_text(json.dumps(content))
 
 
-def _write_scene(task: _Task) -> tuple[dict, dict, list[dict]]:
+def _write_scene(
+    index: int, *, root: Path, split: str, seed: int, size: tuple[int, int]
+) -> tuple[dict, dict, list[dict]]:
     """Render one scene and write its files.
 
     Returns:
-        tuple[dict, dict, list[dict]]: Its COCO image, panoptic annotation and instance annotations
-        (without ids).
+        Its COCO image, panoptic annotation and instance annotations, the latter without ids.
     """
-    scene = render_scene((task.seed, SPLITS.index(task.split), task.index), size=task.size)
-    name, image_id = f"{task.index:06d}", task.index + 1
+    scene = render_scene((seed, SPLITS.index(split), index), size=size)
+    name, image_id = f"{index:06d}", index + 1
     height, width = scene.image.shape[:2]
-    Image.fromarray(scene.image).save(task.root / task.split / f"{name}.jpg", quality=_JPEG_QUALITY)
-    Image.fromarray(_semantic_map(scene)).save(task.root / "semantic" / task.split / f"{name}.png")
-    ids = _segment_ids(scene, task.index)
-    Image.fromarray(_panoptic_map(scene, ids)).save(
-        task.root / "annotations" / f"panoptic_{task.split}" / f"{name}.png"
+    Image.fromarray(scene.image).save(root / split / f"{name}.jpg", quality=_JPEG_QUALITY)
+    labels = _map(scene, [segment.label for segment in scene.segments])
+    Image.fromarray(labels.astype(np.uint8)).save(root / "semantic" / split / f"{name}.png")
+    ids = _segment_ids(scene, index)
+    Image.fromarray(id2rgb(_map(scene, ids))).save(
+        root / "annotations" / f"panoptic_{split}" / f"{name}.png"
     )
     segments_info, instances = [], []
     for segment_id, segment in zip(ids, scene.segments, strict=True):
@@ -192,18 +178,18 @@ def _write_scene(task: _Task) -> tuple[dict, dict, list[dict]]:
     return image, panoptic, instances
 
 
-def _semantic_map(scene: Scene) -> np.ndarray:
-    """Labels (H, W), uint8, of all pixels."""
-    labels = np.full(scene.image.shape[:2], 255, np.uint8)
-    for segment in scene.segments:
-        labels[segment.mask] = segment.label
-    return labels
+def _map(scene: Scene, values: list[int]) -> np.ndarray:
+    """Value ``(H, W)`` of the segment at every pixel, int64."""
+    pixels = np.zeros(scene.image.shape[:2], np.int64)
+    for segment, value in zip(scene.segments, values, strict=True):
+        pixels[segment.mask] = value
+    return pixels
 
 
 def _segment_ids(scene: Scene, index: int) -> list[int]:
-    """Panoptic ids, unique in their image, that look like the colors of their classes.
+    """Segment ids, unique in their image, that look like the colors of their classes.
 
-    The high four bits of a channel are the class's; the low bits of all three, together, count.
+    The high four bits of a channel are the color's; the low bits of all three count.
     """
     ids = []
     for number, segment in enumerate(scene.segments):
@@ -214,16 +200,8 @@ def _segment_ids(scene: Scene, index: int) -> list[int]:
     return ids
 
 
-def _panoptic_map(scene: Scene, ids: list[int]) -> np.ndarray:
-    """The ids (H, W, 3), uint8, as COCO spreads them over red, green and blue."""
-    colors = np.zeros_like(scene.image)
-    for segment_id, segment in zip(ids, scene.segments, strict=True):
-        colors[segment.mask] = (segment_id & 255, segment_id >> 8 & 255, segment_id >> 16)
-    return colors
-
-
 def _categories() -> list[dict]:
-    """COCO categories, numbered from 1 in the order of the labels."""
+    """COCO categories, with ids from 1 in the order of the labels."""
     things = METAINFO["thing_classes"]
     return [
         {

@@ -1,4 +1,4 @@
-"""Find what is wrong with panoptic annotations in COCO's format: what makes PQ zero."""
+"""Check COCO panoptic annotations for faults that train without an error and make PQ zero."""
 
 import argparse
 import sys
@@ -10,19 +10,19 @@ from hcformer_mm.datasets.panoptic_check import check_panoptic
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("ann_json", type=Path, help="panoptic annotations, a JSON file")
-    parser.add_argument("seg_dir", type=Path, help="folder of the PNG files with segment ids")
-    parser.add_argument("--img-dir", type=Path, help="folder of the images, to check them as well")
+    parser.add_argument("ann_json", type=Path, help="JSON file of panoptic annotations")
+    parser.add_argument("seg_dir", type=Path, help="folder of PNG files with segment ids")
+    parser.add_argument("--img-dir", type=Path, help="folder of images, to check them too")
     parser.add_argument("--num-workers", type=int, default=2, help="processes that read files")
     parser.add_argument(
-        "--limit", type=int, default=10, help="findings of a kind to show; 0 shows all of them"
+        "--limit", type=int, default=10, help="findings to show per kind; 0 shows all"
     )
     args = parser.parse_args()
     if not args.ann_json.is_file():
-        parser.error(f"expected a JSON file, but {args.ann_json} is none")
+        parser.error(f"expected a JSON file, got {args.ann_json}")
     for folder in (args.seg_dir, args.img_dir):
         if folder is not None and not folder.is_dir():
-            parser.error(f"expected a folder, but {folder} is none")
+            parser.error(f"expected a folder, got {folder}")
     return args
 
 

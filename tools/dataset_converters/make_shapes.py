@@ -9,7 +9,6 @@ from hcformer_mm.datasets.shapes_writer import NUM_TRAIN, NUM_VAL, SEED, SIZE, w
 
 
 def parse_args() -> argparse.Namespace:
-    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("data/shapes"), help="folder to create")
     parser.add_argument("--num-train", type=int, default=NUM_TRAIN, help="training images")
@@ -21,17 +20,16 @@ def parse_args() -> argparse.Namespace:
         nargs=2,
         default=SIZE,
         metavar=("H", "W"),
-        help="height and width about which the images' own vary",
+        help="mean height and width of the images, which vary by up to 8 %%",
     )
     parser.add_argument("--workers", type=int, default=2, help="processes that render")
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace the Shapes dataset that is in --out"
+        "--overwrite", action="store_true", help="replace the Shapes dataset in --out"
     )
     return parser.parse_args()
 
 
 def main() -> None:
-    """Render the dataset; end with exit code 1 and one line if the arguments do not allow it."""
     args = parse_args()
     start = time.monotonic()
     try:

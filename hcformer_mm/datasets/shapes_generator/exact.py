@@ -1,9 +1,8 @@
-"""Random numbers and smooth functions that give the same bits on every machine.
+"""Random numbers and smooth functions that are bit-identical on every machine.
 
-IEEE 754 fixes the result of ``+ - * /``, comparisons and rounding to the last bit, but not of
-``sin``, ``exp`` or a matrix product. The Shapes renderer is therefore built only from the former,
-applied element by element, and every random number comes from ``RandomState.random_sample``, whose
-stream NumPy has frozen. Its outputs are bit-identical wherever NumPy runs.
+IEEE 754 fixes every bit of ``+ - * /``, comparisons and rounding, but not of ``sin``, ``exp`` or a
+matrix product. The Shapes renderer therefore uses only the former, elementwise, and draws every
+random number by ``RandomState.random_sample``, whose stream NumPy has frozen.
 """
 
 from collections.abc import Sequence
@@ -15,22 +14,22 @@ T = TypeVar("T")
 
 
 def uniform(rng: np.random.RandomState, low: float, high: float) -> float:
-    """A number drawn uniformly from ``[low, high)``."""
+    """Random number, uniform in ``[low, high)``."""
     return low + (high - low) * float(rng.random_sample())
 
 
 def integer(rng: np.random.RandomState, low: int, high: int) -> int:
-    """An integer drawn uniformly from ``low, …, high``, both included."""
+    """Random integer, uniform in ``low, …, high``, both included."""
     return low + int(rng.random_sample() * (high - low + 1))
 
 
 def choice(rng: np.random.RandomState, options: Sequence[T]) -> T:
-    """One of ``options``, drawn uniformly."""
+    """Random element of ``options``, uniform."""
     return options[integer(rng, 0, len(options) - 1)]
 
 
 def shuffled(rng: np.random.RandomState, items: Sequence[T]) -> list[T]:
-    """The items in random order (Fisher-Yates)."""
+    """Items in random order (Fisher-Yates)."""
     result = list(items)
     for last in range(len(result) - 1, 0, -1):
         other = integer(rng, 0, last)
@@ -39,10 +38,10 @@ def shuffled(rng: np.random.RandomState, items: Sequence[T]) -> list[T]:
 
 
 def direction(rng: np.random.RandomState) -> tuple[float, float]:
-    """A random unit vector ``(cosine, sine)``.
+    """Random unit vector ``(cosine, sine)``.
 
-    It comes from the rational parametrisation of the circle, which needs no trigonometry. Every
-    angle is reached; the density varies by a factor of two around the circle.
+    The rational parametrization of the circle needs no trigonometry. It reaches every angle; the
+    density varies by a factor of two.
     """
     t = uniform(rng, -1.0, 1.0)
     cosine, sine = (1.0 - t * t) / (1.0 + t * t), 2.0 * t / (1.0 + t * t)
@@ -50,22 +49,16 @@ def direction(rng: np.random.RandomState) -> tuple[float, float]:
 
 
 def wave(phase: np.ndarray) -> np.ndarray:
-    """A sine-like curve of period 1 and range [-1, 1], made of parabolas."""
+    """Sine-like curve of period 1 and range [-1, 1], made of parabolas."""
     fraction = phase - np.floor(phase)
     rest = np.abs(fraction - 0.5)
     return np.where(fraction < 0.5, 1.0, -1.0) * (16.0 * rest * (0.5 - rest))
 
 
 def value_noise(rng: np.random.RandomState, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Smooth noise in [-1, 1]: random values on the integer lattice, blended by a smoothstep.
+    """Smooth noise in [-1, 1] at points ``(x, y)``, given in lattice cells, of any shape.
 
-    Args:
-        rng (np.random.RandomState): Source of the lattice's values.
-        x (np.ndarray): Abscissae in lattice cells, of any shape.
-        y (np.ndarray): Ordinates in lattice cells, of the same shape (or broadcastable to it).
-
-    Returns:
-        np.ndarray: The noise at these points.
+    Random values on the integer lattice are blended by a smoothstep.
     """
     x, y = x - np.floor(x.min()), y - np.floor(y.min())
     column, row = x.astype(np.int64), y.astype(np.int64)
@@ -81,6 +74,6 @@ def value_noise(rng: np.random.RandomState, x: np.ndarray, y: np.ndarray) -> np.
 
 
 def pixel_grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centers of the pixels as two float64 arrays ``x`` and ``y`` of shape (height, width)."""
+    """Pixel centers as float64 arrays ``x`` and ``y`` of shape ``(height, width)``."""
     y, x = np.mgrid[:height, :width]
     return x + 0.5, y + 0.5

@@ -1,7 +1,7 @@
-"""Outlines of the thing classes.
+"""Outlines of the thing classes, in the unit disc.
 
-A figure is drawn in the unit disc: ``FIGURES[name](rng, thin)`` draws its proportions and returns a
-predicate that says which points ``(u, v)`` belong to it.
+``FIGURES[name](rng, thin)`` draws random proportions and returns a predicate on points ``(u, v)``,
+true inside the figure.
 """
 
 from collections.abc import Callable
@@ -76,7 +76,7 @@ def cross(rng: np.random.RandomState, thin: bool) -> Predicate:
 
 
 def ring(rng: np.random.RandomState, thin: bool) -> Predicate:
-    """A ring, through whose hole the ground is seen."""
+    """A ring, with a hole that shows the ground."""
     hole = uniform(rng, 0.78, 0.84) if thin else uniform(rng, 0.45, 0.62)
 
     def predicate(u: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Where everything of a scene is: the ground's regions, the things on it, and who hides whom."""
+"""Geometry of a scene: regions of the ground, things on it, and occlusion."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,15 @@ from .figures import FIGURES, Predicate
 from .textures import STUFF_TEXTURES
 
 THING_COUNTS = (2, 3, 3, 4, 4, 5, 5, 6, 7, 8)
-"""How many things a scene shows; drawn uniformly from this list."""
+"""Numbers of things in a scene, drawn uniformly."""
 TINY_SHARE = 0.08
-"""Share of things that are smaller than 36 pixels (at an image height of 240)."""
+"""Share of things smaller than 36 pixels, at an image height of 240."""
 THIN_SHARE = 0.08
-"""Share of things that are bars, spikes and hoops instead of full figures."""
+"""Share of things that are bars, spikes and hoops."""
 MIN_VISIBLE_SHARE = 0.45
-"""A thing is not placed where it, or one below it, would keep less of its area than this."""
+"""Minimum visible share of every thing's area."""
 MIN_STUFF_SHARE = 0.02
-"""A class of stuff that is in a scene covers at least this share of it."""
+"""Minimum share of the scene that each of its stuff classes covers."""
 
 _REFERENCE_HEIGHT = 240.0
 _MAX_ATTEMPTS = 1000
@@ -25,15 +25,15 @@ _MAX_ATTEMPTS = 1000
 
 @dataclass(frozen=True)
 class Thing:
-    """One figure, placed.
+    """One placed figure.
 
     Attributes:
-        label (int): Index of its class among the things.
-        mask (np.ndarray): Its outline (H, W), what hides it included.
-        u (np.ndarray): Abscissae (H, W) of the pixels in the figure's own frame.
-        v (np.ndarray): Ordinates (H, W) of the pixels in the figure's own frame.
-        outline (Predicate): Which (u, v) are in the figure.
-        area (float): Pixels that it would have if neither the frame nor another thing cut it.
+        label: Index of its class among the things.
+        mask: ``(H, W)`` bool, hidden parts included.
+        u: Abscissae ``(H, W)`` of the pixels in the figure's own frame.
+        v: Ordinates ``(H, W)`` of the pixels in the figure's own frame.
+        outline: Predicate on ``(u, v)``.
+        area: Pixels of the whole figure, uncropped and unoccluded.
     """
 
     label: int
@@ -45,13 +45,13 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The geometry of a scene.
+class SceneLayout:
+    """Geometry of a scene.
 
     Attributes:
-        ground (np.ndarray): Index (H, W) of the class of stuff at every pixel, also under things.
-        things (list[Thing]): From the bottom to the top.
-        owner (np.ndarray): Index (H, W) of the thing seen at every pixel; -1 where the ground is.
+        ground: ``(H, W)`` index of the stuff class of every pixel, also under things.
+        things: Things from bottom to top.
+        owner: ``(H, W)`` index of the visible thing; -1 for the ground.
     """
 
     ground: np.ndarray
@@ -59,19 +59,11 @@ class Layout:
     owner: np.ndarray
 
 
-def draw_layout(rng: np.random.RandomState, height: int, width: int) -> Layout:
-    """Draw the regions of the ground and place the things.
-
-    Args:
-        rng (np.random.RandomState): Source of all randomness.
-        height (int): Height of the scene in pixels.
-        width (int): Width of the scene in pixels.
-
-    Returns:
-        Layout: At least two things; every class of stuff covers ``MIN_STUFF_SHARE`` of the scene.
+def draw_layout(rng: np.random.RandomState, height: int, width: int) -> SceneLayout:
+    """Random layout of ``height`` × ``width`` pixels, with at least two things.
 
     Raises:
-        RuntimeError: If no layout was found, which happens only for sizes far from the usual.
+        RuntimeError: No layout was found, which happens only far from the default size.
     """
     x, y = pixel_grid(height, width)
     for _ in range(_MAX_ATTEMPTS):
@@ -88,7 +80,7 @@ def draw_layout(rng: np.random.RandomState, height: int, width: int) -> Layout:
 
 
 def _draw_ground(rng: np.random.RandomState, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Two to four regions: the Voronoi cells of random seeds, seen through a wavy pane."""
+    """Two to four regions: warped Voronoi cells of random seeds."""
     height, width = x.shape
     labels = shuffled(rng, range(len(STUFF_TEXTURES)))[: integer(rng, 2, len(STUFF_TEXTURES))]
     bend = 0.22 * min(height, width)
@@ -107,8 +99,8 @@ def _draw_ground(rng: np.random.RandomState, x: np.ndarray, y: np.ndarray) -> np
 
 def _place_things(
     rng: np.random.RandomState, x: np.ndarray, y: np.ndarray, ground: np.ndarray
-) -> Layout:
-    """Lay things one on top of the other, as many as are wanted or as find room."""
+) -> SceneLayout:
+    """Place a random number of things on top of each other, or as many as fit."""
     wanted = choice(rng, THING_COUNTS)
     things: list[Thing] = []
     owner = np.full(ground.shape, -1, np.int64)
@@ -124,13 +116,13 @@ def _place_things(
         ):
             things.append(thing)
             owner = candidate
-    return Layout(ground, things, owner)
+    return SceneLayout(ground, things, owner)
 
 
 def _draw_thing(
     rng: np.random.RandomState, x: np.ndarray, y: np.ndarray, *, crowded: bool
 ) -> Thing:
-    """A figure of random class, proportions, size, direction and place."""
+    """Figure of random class, proportions, size, direction and place."""
     height, width = x.shape
     label = integer(rng, 0, len(FIGURES) - 1)
     kind = rng.random_sample()
@@ -156,7 +148,7 @@ def _draw_thing(
 
 
 def _unit_area(outline: Predicate) -> float:
-    """Area of a figure in its own frame, measured on a grid of 64×64 points."""
+    """Area of a figure in its own frame, on a grid of 64×64 points."""
     steps = 64
     step = 2.0 / steps
     points = (np.arange(steps) + 0.5) * step - 1.0

@@ -1,4 +1,4 @@
-"""From a layout to an image: colors, surfaces, shadows, light and the camera's flaws."""
+"""Paints a layout: colors, surfaces, shadows, light and camera noise."""
 
 import colorsys
 
@@ -6,33 +6,25 @@ import numpy as np
 
 from .exact import choice, direction, integer, pixel_grid, uniform, value_noise
 from .figures import FIGURES
-from .layout import Layout, Thing
+from .layout import SceneLayout, Thing
 from .textures import FILLINGS, STUFF_TEXTURES, Texture
 
 Color = tuple[float, float, float]
 
 THING_HUE_BIAS = 0.6
-"""Share of things that wear their class's hue; the others wear any. Color informs, but weakly."""
+"""Share of things in their class's hue; others have any hue. Color is a weak cue."""
 THING_FILLING_BIAS = 0.9
-"""Share of things that wear their class's filling; the others wear any. Only the shape is sure."""
+"""Share of things with their class's filling; others have any. Only the shape is a sure cue."""
 STUFF_HUE_BIAS = 0.5
-"""The same for stuff."""
+"""Share of stuff in its class's hue."""
 MIN_CONTRAST = 0.3
-"""RGB distance (channels in [0, 1]) that a thing keeps, if it can, from all that was painted."""
+"""RGB distance (channels in [0, 1]) that a thing keeps, if it can, from all colors before it."""
 
 _HUE_WIDTH = 0.06
 
 
-def paint(rng: np.random.RandomState, layout: Layout) -> np.ndarray:
-    """Paint a scene.
-
-    Args:
-        rng (np.random.RandomState): Source of all randomness.
-        layout (Layout): The scene's geometry, height H and width W.
-
-    Returns:
-        np.ndarray: The image (H, W, 3), RGB, uint8.
-    """
+def paint(rng: np.random.RandomState, layout: SceneLayout) -> np.ndarray:
+    """Image ``(H, W, 3)`` of a layout, uint8, RGB."""
     x, y = pixel_grid(*layout.ground.shape)
     image = np.zeros((*layout.ground.shape, 3), np.float32)
     used: list[Color] = []
@@ -54,20 +46,20 @@ def paint(rng: np.random.RandomState, layout: Layout) -> np.ndarray:
 
 
 def _hue(rng: np.random.RandomState, label: int, count: int, bias: float) -> float:
-    """The class's own hue (with probability ``bias``) or any."""
+    """The class's own hue with probability ``bias``, else any."""
     if rng.random_sample() < bias:
         return (label / count + uniform(rng, -_HUE_WIDTH, _HUE_WIDTH)) % 1.0
     return uniform(rng, 0.0, 1.0)
 
 
 def _stuff_color(rng: np.random.RandomState, label: int) -> Color:
-    """A muted color."""
+    """Muted color."""
     hue = _hue(rng, label, len(STUFF_TEXTURES), STUFF_HUE_BIAS)
     return colorsys.hsv_to_rgb(hue, uniform(rng, 0.1, 0.45), uniform(rng, 0.4, 0.8))
 
 
 def _thing_color(rng: np.random.RandomState, label: int, used: list[Color]) -> Color:
-    """A color, mostly a vivid one, that stands out against those used before."""
+    """Mostly vivid color that stands out against those used before."""
     best, best_contrast = (0.0, 0.0, 0.0), -1.0
     for _ in range(10):
         hue = _hue(rng, label, len(FIGURES), THING_HUE_BIAS)
@@ -81,7 +73,7 @@ def _thing_color(rng: np.random.RandomState, label: int, used: list[Color]) -> C
 
 
 def _filling(rng: np.random.RandomState, label: int) -> Texture:
-    """The class's own filling (with probability ``THING_FILLING_BIAS``) or any."""
+    """The class's own filling with probability ``THING_FILLING_BIAS``, else any."""
     if rng.random_sample() < THING_FILLING_BIAS:
         return FILLINGS[label]
     return choice(rng, FILLINGS)
@@ -94,14 +86,14 @@ def _squared_distance(a: Color, b: Color) -> float:
 
 
 def _shades(color: Color, depth: float, pattern: np.ndarray) -> np.ndarray:
-    """Shades (…, 3) of a color: ``1 ± depth / 2`` times it where the pattern is ±1."""
+    """Shades ``(…, 3)`` of a color, times ``1 ± depth / 2`` where the pattern is ±1."""
     return np.asarray(color) * (1.0 + 0.5 * depth * pattern)[..., None]
 
 
 def _cast_shadow(
     image: np.ndarray, mask: np.ndarray, offset: tuple[int, int], depth: float
 ) -> None:
-    """Darken, in place, what lies in the shadow of ``mask``."""
+    """Darken the image, in place, in the shadow of ``mask``."""
     dx, dy = offset
     height, width = mask.shape
     shadow = np.zeros_like(mask)
@@ -151,7 +143,7 @@ def _photograph(
 
 
 def _blurred(image: np.ndarray) -> np.ndarray:
-    """The image (H, W, 3) under a 3×3 binomial filter."""
+    """Image ``(H, W, 3)`` under a 3×3 binomial filter."""
     padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
     rows = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]
     return 0.25 * rows[:, :-2] + 0.5 * rows[:, 1:-1] + 0.25 * rows[:, 2:]

@@ -1,4 +1,4 @@
-"""A scene of the Shapes dataset: an image and the segments that it shows."""
+"""A scene of the Shapes dataset: an image and its segments."""
 
 from dataclasses import dataclass
 
@@ -11,19 +11,19 @@ from .painting import paint
 from .textures import STUFF_TEXTURES
 
 GENERATOR_VERSION = "1.1"
-"""Changes whenever the same seed would give other scenes."""
+"""Changes whenever a seed gives another scene."""
 
 MIN_SIZE = 64
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One thing, or all that is seen of one class of stuff.
+    """One thing, or all pixels of one stuff class.
 
     Attributes:
-        label (int): Index of its class: things first, then stuff.
-        is_thing (bool): Whether it is a thing.
-        mask (np.ndarray): The pixels (H, W), bool, where it is seen. Not empty.
+        label: Index of its class: things first, then stuff.
+        is_thing: Whether it is a thing.
+        mask: Visible pixels, ``(H, W)`` bool; never empty.
     """
 
     label: int
@@ -36,9 +36,8 @@ class Scene:
     """An image and its segments.
 
     Attributes:
-        image (np.ndarray): The image (H, W, 3), RGB, uint8.
-        segments (list[Segment]): Stuff by label, then things from bottom to top. Their masks
-            partition the image.
+        image: ``(H, W, 3)`` uint8, RGB.
+        segments: Stuff by label, then things from bottom to top. Their masks partition the image.
     """
 
     image: np.ndarray
@@ -46,20 +45,14 @@ class Scene:
 
 
 def render_scene(seed: tuple[int, ...], *, size: tuple[int, int] = (240, 320)) -> Scene:
-    """Render the scene of a seed.
-
-    The result depends on nothing but the arguments: labels and pixels have the same bits on every
-    machine.
+    """Scene of a seed, bit-identical on every machine.
 
     Args:
-        seed (tuple[int, ...]): Integers in [0, 2**32), such as (seed of the dataset, split, index).
-        size (tuple[int, int]): Height and width about which the scene's own vary by up to 8 %.
-
-    Returns:
-        Scene: The image and its segments.
+        seed: Integers in [0, 2**32), such as (seed of the dataset, split, index).
+        size: Mean height and width in pixels; a scene's own vary by up to 8 %.
 
     Raises:
-        ValueError: If a side is shorter than 64 pixels.
+        ValueError: A side is shorter than 64 pixels.
     """
     if min(size) < MIN_SIZE:
         raise ValueError(

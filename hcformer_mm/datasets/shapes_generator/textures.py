@@ -1,7 +1,7 @@
-"""Surfaces: what tells the stuff classes apart, and how things are filled.
+"""Surfaces of the stuff classes and fillings of things.
 
-Every texture is a function ``(rng, x, y) -> pattern`` from coordinates in pixels to values in
-[-1, 1], which the painter turns into shades between a dark and a light color.
+Every texture is a function ``(rng, x, y) -> pattern`` of pixel coordinates, with values in [-1, 1]
+from dark to light.
 """
 
 from collections.abc import Callable
@@ -103,4 +103,4 @@ def blotches(rng: np.random.RandomState, x: np.ndarray, y: np.ndarray) -> np.nda
 
 
 FILLINGS: tuple[Texture, ...] = (dots, checks, stripes, plain, blotches, gradient)
-"""Fillings of things; the first is what the first thing class prefers, and so on."""
+"""Fillings of things, in the order of the thing classes that prefer them."""
