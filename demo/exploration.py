@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hcformer_mm.ops import hierarchical_clusters
 from hcformer_mm.ops.clusters import cells_under
-from hcformer_mm.ops.neighborhood import coarse_size, outside
+from hcformer_mm.ops.neighborhood import coarse_size, out_of_bounds
 from hcformer_mm.structures.arrays import Labels, Mask, RGBImage
 from hcformer_mm.structures.panoptic import Classes, Panoptic
 from hcformer_mm.visualization.arrays import (
@@ -205,7 +205,7 @@ def trace(exploration: Exploration, pixel: tuple[int, int]) -> list[Step]:
                 level=level,
                 cell=cell,
                 weights=assignment[:, cell[0], cell[1]].double().view(3, 3).numpy(),
-                inside=~outside(rows, cols, assignment.device)[parent].view(3, 3).numpy(),
+                inside=~out_of_bounds(rows, cols, assignment.device)[parent].view(3, 3).numpy(),
                 candidates=(parent[0] - 1, parent[1] - 1),
                 chosen=chosen,
                 size=(rows, cols),

@@ -1,13 +1,13 @@
-"""Clustering and decoding as pure functions of tensors; imports nothing of OpenMMLab."""
+"""Clustering and decoding as pure functions of tensors, on PyTorch alone."""
 
 from .assignment import soft_assign, soft_assign_maps
 from .clusters import hard_assignment, hierarchical_clusters
 from .decoding import decode, decode_hierarchy
-from .embedding import Embedding
+from .feature_projection import FeatureProjection
 from .points import decode_points
 
 __all__ = [
-    "Embedding",
+    "FeatureProjection",
     "decode",
     "decode_hierarchy",
     "decode_points",

@@ -7,18 +7,23 @@ import torch
 from torch import Tensor
 
 from .bands import bands
-from .embedding import Band, Embedding, Gradients, embed
+from .feature_projection import (
+    FeatureProjection,
+    ProjectedBand,
+    ProjectionGradients,
+    project_features,
+)
 from .neighborhood import (
     NUM_CANDIDATES,
-    around_parents,
+    candidate_rows,
     channels_first,
     channels_last,
     coarse_size,
-    outside,
-    parents,
-    with_border,
+    out_of_bounds,
+    pad_border,
+    parent_rows,
 )
-from .neighborhood_products import compare, mix, spread
+from .neighborhood_products import neighborhood_av, neighborhood_av_transpose, neighborhood_qk
 
 SCALE_EPS = 1e-8
 """Added to ``|scale|``, so that a scale of zero is the hard assignment of eq. (2), not a NaN."""
@@ -30,7 +35,7 @@ def soft_assign(fine: Tensor, coarse: Tensor, scale: Tensor | float) -> Tensor:
     .. math:: A = \mathrm{Softmax}_\mathrm{row}(F^\top F_d \,/\, |s|)
 
     The parent of pixel ``(y, x)`` is the cell ``(y // 2, x // 2)``; the candidates are row-major. A
-    candidate outside the coarse map has the weight 0, whatever the features are. Similarities and
+    candidate outside the coarse map has weight 0, whatever the features are. Similarities and
     softmax are computed in float32 at least: divided by a small scale, the rounding of half
     precision would change assignments.
 
@@ -45,6 +50,12 @@ def soft_assign(fine: Tensor, coarse: Tensor, scale: Tensor | float) -> Tensor:
 
     Raises:
         ValueError: The shapes, dtypes or devices do not fit each other.
+
+    Example:
+        >>> fine = torch.nn.functional.normalize(torch.randn(2, 16, 5, 7), dim=1)
+        >>> coarse = torch.nn.functional.normalize(torch.randn(2, 16, 3, 4), dim=1)
+        >>> soft_assign(fine, coarse, 0.1).shape
+        torch.Size([2, 9, 5, 7])
     """
     _check_maps(fine, coarse)
     if fine.shape[1] != coarse.shape[1] or fine.dtype != coarse.dtype:
@@ -53,97 +64,102 @@ def soft_assign(fine: Tensor, coarse: Tensor, scale: Tensor | float) -> Tensor:
             f"{tuple(fine.shape)} of {fine.dtype} and {tuple(coarse.shape)} of {coarse.dtype}"
         )
     with torch.autocast(fine.device.type, enabled=False):
-        cells = with_border(channels_last(coarse))
-        weights = _assign(channels_last(fine), cells, _one(scale, fine.device), _beyond(cells))
-    return channels_first(weights)
+        cells = pad_border(channels_last(coarse))
+        scale = _scale_tensor(scale, fine.device)
+        return channels_first(_assign(channels_last(fine), cells, scale, _invalid(cells)))
 
 
 def soft_assign_maps(
     fine: Tensor,
     coarse: Tensor,
     scale: Tensor | float,
-    fine_embedding: Embedding,
-    coarse_embedding: Embedding,
+    fine_projection: FeatureProjection,
+    coarse_projection: FeatureProjection,
 ) -> Tensor:
-    """:func:`soft_assign` of the features that two maps are embedded to.
+    """Project two maps to unit-norm features and assign them by :func:`soft_assign`.
 
-    Features of the fine map are made and used a band of rows at a time; there is no map of them.
+    On CPUs, features of the fine map exist for one band of rows at a time, never for the whole map.
 
     Args:
         fine: Map before downsampling, ``(B, C, H, W)``, any H, W ≥ 1.
         coarse: Map after downsampling, ``(B, C', ⌈H/2⌉, ⌈W/2⌉)``.
         scale: The scale s; a number or a tensor of one element.
-        fine_embedding: Weights for C channels.
-        coarse_embedding: Weights for C' channels.
+        fine_projection: Weights for C channels.
+        coarse_projection: Weights for C' channels.
 
     Returns:
         The assignment ``(B, 9, H, W)`` in the dtype of the weights.
 
     Raises:
         ValueError: The shapes or devices do not fit each other.
+
+    Example:
+        >>> from hcformer_mm.ops import FeatureProjection
+        >>> fine, coarse = torch.randn(2, 8, 5, 7), torch.randn(2, 16, 3, 4)
+        >>> to_features = [
+        ...     FeatureProjection(torch.ones(c), torch.zeros(c), torch.randn(4, c), eps=1e-5)
+        ...     for c in (8, 16)
+        ... ]
+        >>> soft_assign_maps(fine, coarse, 0.1, *to_features).shape
+        torch.Size([2, 9, 5, 7])
     """
     _check_maps(fine, coarse)
-    for x, embedding in ((fine, fine_embedding), (coarse, coarse_embedding)):
-        if x.shape[1] != len(embedding.weight):
-            raise ValueError(
-                f"expected a map (B, {len(embedding.weight)}, H, W), got {tuple(x.shape)}"
-            )
-    scale = _one(scale, fine.device)
+    for x, projection in ((fine, fine_projection), (coarse, coarse_projection)):
+        channels = len(projection.norm_weight)
+        if x.shape[1] != channels:
+            raise ValueError(f"expected a map (B, {channels}, H, W), got {tuple(x.shape)}")
+    scale = _scale_tensor(scale, fine.device)
     maps = fine.permute(0, 2, 3, 1), coarse.permute(0, 2, 3, 1)
-    weights = *fine_embedding[:3], *coarse_embedding[:3]
-    eps = fine_embedding.eps, coarse_embedding.eps
+    weights = *fine_projection[:3], *coarse_projection[:3]
+    eps = fine_projection.eps, coarse_projection.eps
     banded = len(bands(maps[0], backward=True)) > 1
     with torch.autocast(fine.device.type, enabled=False):
-        assign = _AssignMaps.apply if banded else _assign_maps
+        assign = _BandedAssignment.apply if banded else _assign_maps
         return channels_first(assign(eps, *maps, scale, *weights))
 
 
-def _assign(pixels: Tensor, cells: Tensor, scale: Tensor, beyond: Tensor) -> Tensor:
-    """Eq. (3) for features ``(B, H, W, C)`` and ``(B, ⌈H/2⌉ + 2, ⌈W/2⌉ + 2, C)``.
+def _assign(pixels: Tensor, cells: Tensor, scale: Tensor, invalid: Tensor) -> Tensor:
+    """Eq. (3) for features ``(B, H, W, C)`` and padded cells ``(B, ⌈H/2⌉ + 2, ⌈W/2⌉ + 2, C)``.
 
-    ``beyond`` says which candidates lie outside the map, ``(⌈H/2⌉, ⌈W/2⌉, 9)``.
+    ``invalid`` marks the candidates outside the map, ``(⌈H/2⌉, ⌈W/2⌉, 9)``.
     """
     dtype = torch.promote_types(pixels.dtype, torch.float32)
-    logits = compare(pixels.to(dtype), cells.to(dtype)) / _magnitude(scale, dtype)
+    logits = neighborhood_qk(pixels.to(dtype), cells.to(dtype)) / _divisor(scale, dtype)
     height, width = pixels.shape[1:3]
-    beyond = beyond.repeat_interleave(2, 0)[:height].repeat_interleave(2, 1)[:, :width]
-    return logits.masked_fill(beyond, -torch.inf).softmax(dim=-1).to(pixels.dtype)
+    invalid = invalid.repeat_interleave(2, 0)[:height].repeat_interleave(2, 1)[:, :width]
+    return logits.masked_fill(invalid, -torch.inf).softmax(dim=-1).to(pixels.dtype)
 
 
-def _magnitude(scale: Tensor, dtype: torch.dtype) -> Tensor:
+def _divisor(scale: Tensor, dtype: torch.dtype) -> Tensor:
     return (SCALE_EPS + scale.abs()).to(dtype)
+
+
+def _invalid(cells: Tensor) -> Tensor:
+    """Candidates outside a map, ``(h, w, 9)``, for padded cells ``(B, h + 2, w + 2, C)``."""
+    return out_of_bounds(cells.shape[1] - 2, cells.shape[2] - 2, cells.device)
 
 
 def _assign_maps(
     eps: tuple[float, float], fine: Tensor, coarse: Tensor, scale: Tensor, *weights: Tensor
 ) -> Tensor:
-    """Eq. (3) for maps ``(B, H, W, C)`` and ``(B, ⌈H/2⌉, ⌈W/2⌉, C')`` that are yet to be embedded.
+    """Eq. (3) for maps ``(B, H, W, C)`` and ``(B, ⌈H/2⌉, ⌈W/2⌉, C')``.
 
-    By ``weights``, three for the fine and three for the coarse map.
+    ``weights`` are three for the projection of the fine map and three for that of the coarse map.
     """
-    of_fine, of_coarse = _embeddings(eps, weights)
-    cells = with_border(embed(coarse, of_coarse))
-    return _assign(embed(fine, of_fine), cells, scale, _beyond(cells))
+    fine_projection, coarse_projection = _projections(eps, weights)
+    cells = pad_border(project_features(coarse, coarse_projection))
+    return _assign(project_features(fine, fine_projection), cells, scale, _invalid(cells))
 
 
-def _beyond(cells: Tensor) -> Tensor:
-    """Which candidates lie outside the map, ``(h, w, 9)``, for cells with a border."""
-    return outside(cells.shape[1] - 2, cells.shape[2] - 2, cells.device)
+def _projections(
+    eps: tuple[float, float], weights: Sequence[Tensor]
+) -> tuple[FeatureProjection, FeatureProjection]:
+    fine = FeatureProjection(weights[0], weights[1], weights[2], eps[0])
+    return fine, FeatureProjection(weights[3], weights[4], weights[5], eps[1])
 
 
-def _embeddings(eps: tuple[float, float], weights: Sequence[Tensor]) -> tuple[Embedding, Embedding]:
-    fine_weight, fine_bias, fine_projection, weight, bias, projection = weights
-    return (
-        Embedding(fine_weight, fine_bias, fine_projection, eps[0]),
-        Embedding(weight, bias, projection, eps[1]),
-    )
-
-
-class _AssignMaps(torch.autograd.Function):
-    """:func:`_assign_maps` band by band, forth and back.
-
-    There are never more fine features than those of a band: the backward pass makes them again.
-    """
+class _BandedAssignment(torch.autograd.Function):
+    """:func:`_assign_maps` band by band; the backward pass computes fine features again."""
 
     @staticmethod
     def forward(
@@ -154,20 +170,22 @@ class _AssignMaps(torch.autograd.Function):
         scale: Tensor,
         *weights: Tensor,
     ) -> Tensor:
-        of_fine, of_coarse = _embeddings(eps, weights)
-        cells = weights[0].new_empty(*coarse.shape[:3], len(of_coarse.projection))
+        fine_projection, coarse_projection = _projections(eps, weights)
+        cells = weights[0].new_empty(*coarse.shape[:3], len(coarse_projection.projection))
         lengths = weights[0].new_empty(*coarse.shape[:3], 1)
         for place in bands(coarse):
-            band = Band(coarse[place], of_coarse)
+            band = ProjectedBand(coarse[place], coarse_projection)
             cells[place], lengths[place] = band.features, band.lengths
         del band
-        cells = with_border(cells)
-        beyond = _beyond(cells)
+        cells = pad_border(cells)
+        invalid = _invalid(cells)
         assignment = weights[0].new_empty(*fine.shape[:3], NUM_CANDIDATES)
         for images, rows in bands(fine):
-            features = embed(fine[images, rows], of_fine)
-            candidates = cells[images, around_parents(rows)]
-            assignment[images, rows] = _assign(features, candidates, scale, beyond[parents(rows)])
+            features = project_features(fine[images, rows], fine_projection)
+            candidates = cells[images, candidate_rows(rows)]
+            assignment[images, rows] = _assign(
+                features, candidates, scale, invalid[parent_rows(rows)]
+            )
         ctx.eps = eps
         ctx.save_for_backward(assignment, cells, lengths, fine, coarse, scale, *weights)
         return assignment
@@ -175,70 +193,71 @@ class _AssignMaps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         assignment, cells, lengths, *inputs = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[1:]
+        needed = ctx.needs_input_grad[1:]
         with torch.autocast(grad.device.type, enabled=False):
-            if torch.is_grad_enabled():  # somebody differentiates the gradient
-                chosen = [x for x, needed in zip(inputs, wanted, strict=True) if needed]
-                value = _assign_maps(ctx.eps, *inputs)
-                found = iter(torch.autograd.grad(value, chosen, grad, create_graph=True))
-                return (None, *(next(found) if needed else None for needed in wanted))
-            return (None, *_gradients(ctx.eps, inputs, wanted, assignment, cells, lengths, grad))
+            if torch.is_grad_enabled():  # create_graph=True: second derivatives need every step
+                chosen = [x for x, need in zip(inputs, needed, strict=True) if need]
+                output = _assign_maps(ctx.eps, *inputs)
+                found = iter(torch.autograd.grad(output, chosen, grad, create_graph=True))
+                return (None, *(next(found) if need else None for need in needed))
+            return (None, *_gradients(ctx.eps, inputs, needed, assignment, cells, lengths, grad))
 
 
 def _gradients(
     eps: tuple[float, float],
     inputs: Sequence[Tensor],
-    wanted: Sequence[bool],
+    needed: Sequence[bool],
     assignment: Tensor,
     cells: Tensor,
     lengths: Tensor,
     grad: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of :func:`_assign_maps`, for that of the assignment.
+    """Gradients of :func:`_assign_maps`, band by band.
 
     Args:
-        eps: As there.
+        eps: Epsilons of the two layer normalizations.
         inputs: The maps, the scale and the six weights.
-        wanted: Which of them need a gradient.
+        needed: Whether each of the inputs needs a gradient.
         assignment: ``(B, H, W, 9)``.
-        cells: Features of the coarse map with their border.
-        lengths: What these were divided by, ``(B, h, w, 1)``.
-        grad: ``(B, H, W, 9)``.
+        cells: Padded features of the coarse map.
+        lengths: Norms that these were divided by, ``(B, h, w, 1)``.
+        grad: Gradient of the assignment, ``(B, H, W, 9)``.
     """
     fine, coarse, scale, *weights = inputs
-    of_fine, of_coarse = _embeddings(eps, weights)
-    fine_gradients = Gradients(fine, of_fine, (wanted[0], *wanted[3:6]))
-    coarse_gradients = Gradients(coarse, of_coarse, (wanted[1], *wanted[6:9]))
+    fine_projection, coarse_projection = _projections(eps, weights)
+    fine_gradients = ProjectionGradients(fine, fine_projection, (needed[0], *needed[3:6]))
+    coarse_gradients = ProjectionGradients(coarse, coarse_projection, (needed[1], *needed[6:9]))
     dtype = torch.promote_types(cells.dtype, torch.float32)
-    magnitude = _magnitude(scale, dtype)
+    divisor = _divisor(scale, dtype)
     grad_cells = torch.zeros_like(cells, dtype=dtype)
     grad_scale = torch.zeros_like(scale)
     for images, rows in bands(fine, backward=True):
-        place, around = (images, rows), (images, around_parents(rows))
-        band = Band(fine[place], of_fine)
+        place, candidates = (images, rows), (images, candidate_rows(rows))
+        band = ProjectedBand(fine[place], fine_projection)
         shares, slope = assignment[place].to(dtype), grad[place].to(dtype)
         slope = slope - (shares * slope).sum(dim=-1, keepdim=True)
-        # The logarithm of a weight is its logit, but for a constant that the slope is blind to.
+        # log(share) is the logit up to a constant per pixel, which the centered slope cancels.
         total = (slope * torch.xlogy(shares, shares)).sum()
-        grad_scale -= (total / magnitude * scale.sign()).to(scale.dtype)
-        slope = slope.mul_(shares).div_(magnitude)
-        grad_cells[around] += spread(band.features.to(dtype), slope)
-        grad_features = mix(cells[around].to(dtype), slope).to(cells.dtype)
+        grad_scale -= (total / divisor * scale.sign()).to(scale.dtype)
+        slope = slope.mul_(shares).div_(divisor)
+        grad_cells[candidates] += neighborhood_av_transpose(band.features.to(dtype), slope)
+        grad_features = neighborhood_av(cells[candidates].to(dtype), slope).to(cells.dtype)
         band.backward(grad_features, place, fine_gradients)
-        del band, grad_features  # before the next ones are made
+        del band, grad_features  # before the next band allocates its own
     features, grad_cells = cells[:, 1:-1, 1:-1], grad_cells[:, 1:-1, 1:-1].to(cells.dtype)
     for place in bands(coarse, backward=True):
-        band = Band(coarse[place], of_coarse, known=(features[place], lengths[place]))
+        band = ProjectedBand(
+            coarse[place], coarse_projection, known=(features[place], lengths[place])
+        )
         band.backward(grad_cells[place], place, coarse_gradients)
         del band
     grad_fine, *grad_fine_weights = fine_gradients.totals
     grad_coarse, *grad_coarse_weights = coarse_gradients.totals
-    maps_and_scale = grad_fine, grad_coarse, grad_scale if wanted[2] else None
+    maps_and_scale = grad_fine, grad_coarse, grad_scale if needed[2] else None
     return (*maps_and_scale, *grad_fine_weights, *grad_coarse_weights)
 
 
-def _one(scale: Tensor | float, device: torch.device) -> Tensor:
-    """The scale as a tensor."""
+def _scale_tensor(scale: Tensor | float, device: torch.device) -> Tensor:
     if not isinstance(scale, Tensor):
         scale = torch.tensor(scale, dtype=torch.float64, device=device)
     if scale.numel() != 1:

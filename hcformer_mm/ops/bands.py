@@ -1,16 +1,16 @@
-"""Bands of rows: parts of a map that fit the processor's cache.
+"""Bands of rows that fit a CPU's cache.
 
-Norms, projections and similarities pass over the channels of every pixel several times. Done for
-the whole map, each pass reads and writes main memory; done band by band, only the first does.
+Norms, projections and similarities read the channels of every pixel several times. Over a whole map
+each pass goes through main memory; band by band, only the first does.
 """
 
 import torch
 from torch import Tensor
 
-CACHED = 2**20
-"""Numbers of a map in a band that is worked on: 4 MiB of float32."""
-CACHED_BACKWARD = 2**19
-"""The same where derivatives are worked on beside it."""
+BAND_NUMEL = 2**20
+"""Elements of a map in one band: 4 MiB of float32."""
+BACKWARD_BAND_NUMEL = 2**19
+"""Elements of a map in one band of a backward pass, which holds gradients beside it."""
 
 
 def is_recorded() -> bool:
@@ -18,25 +18,38 @@ def is_recorded() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def is_eager_cpu(x: Tensor) -> bool:
+    """Whether code tuned for CPUs pays off: in eager mode, on a CPU; GPUs idle on parts of a map."""
+    return x.device.type == "cpu" and not is_recorded()
+
+
+def row_bands(rows: int, row_numel: int, band_numel: int, *, multiple: int = 1) -> list[slice]:
+    """Split rows into bands of at most ``band_numel`` elements, or of ``multiple`` rows.
+
+    Args:
+        rows: Number of rows.
+        row_numel: Elements of one row.
+        band_numel: Elements that a band should not exceed.
+        multiple: Every band but the last has a multiple of this many rows.
+    """
+    step = multiple * max(1, band_numel // max(1, row_numel * multiple))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
 def bands(x: Tensor, *, backward: bool = False) -> list[tuple[slice, slice]]:
-    """Images and rows of every band of a map, from the first to the last.
+    """Index dims 0 and 1 of a map band by band: some rows of one image, from an even row on.
 
     Args:
         x: Map ``(B, H, W, C)``.
-        backward: Whether derivatives are worked on beside it.
+        backward: Whether gradients are computed beside the map.
 
     Returns:
-        Slices of dims 0 and 1: some rows of an image, which lie together in memory and begin at an
-        even one. A single band of everything where they are no use: for a small map, on a GPU,
-        which idles unless it gets the whole map, and in a model that is recorded.
+        Slices of images and rows. A small map is one band, and so is every map off the CPU or in a
+        model that is traced, compiled or exported.
     """
     batch, rows, width, channels = x.shape
-    cached = CACHED_BACKWARD if backward else CACHED
-    if x.device.type != "cpu" or is_recorded() or x.numel() <= cached:
+    numel = BACKWARD_BAND_NUMEL if backward else BAND_NUMEL
+    if not is_eager_cpu(x) or x.numel() <= numel:
         return [(slice(0, batch), slice(0, rows))]
-    step = 2 * max(1, cached // max(1, 2 * width * channels))
-    return [
-        (slice(image, image + 1), slice(start, min(start + step, rows)))
-        for image in range(batch)
-        for start in range(0, rows, step)
-    ]
+    split = row_bands(rows, width * channels, numel, multiple=2)
+    return [(slice(image, image + 1), band) for image in range(batch) for band in split]

@@ -1,34 +1,36 @@
-"""Hard labels of every level: from soft assignments to the hierarchy of clusters they describe.
+"""Hard labels of every level: the hierarchy of clusters that soft assignments describe.
 
-With the scale of eq. (3) going to 0 an assignment becomes the arg-max of eq. (2): every fine cell
+As the scale of eq. (3) goes to 0, an assignment becomes the arg-max of eq. (2): every fine cell
 belongs to exactly one coarse cell. Following that choice from level to level gives a tree, and
-cutting the tree at a level gives a clustering of the pixels (paper, sections 2.1 and 2.3).
+cutting the tree at a level gives a clustering of the pixels (paper, Sec. 2.1 and 2.3).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from skimage import measure
 from torch import Tensor
+from torch.nn import functional as F
 
 from .neighborhood import (
     NUM_CANDIDATES,
     channels_last,
     check_assignment,
     coarse_size,
-    merge_windows,
-    outside,
-    shifted,
-    windows,
+    group_by_parent,
+    out_of_bounds,
+    pad_border,
+    shift_neighbors,
+    ungroup,
 )
 
 
 def hard_assignment(assignment: Tensor) -> Tensor:
     """Coarse cell that each fine cell belongs to: eq. (2) for a local assignment.
 
-    The arg-max is taken over the candidates that lie inside the coarse map, decided by geometry
-    and not by the weights, so that the answer is a valid cell whatever the weights are. Of equal
-    weights the first candidate in row-major order wins.
+    Only candidates inside the coarse map take part in the arg-max, by geometry and not by their
+    weights, so that the result is a valid cell whatever the weights are. Of equal weights the first
+    candidate in row-major order wins.
 
     Args:
         assignment: ``(B, 9, H, W)``; weights of the row-major 3×3 candidates around the parent
@@ -38,20 +40,28 @@ def hard_assignment(assignment: Tensor) -> Tensor:
         ``(B, H, W)`` int64: flat row-major index into the coarse map of ``(⌈H/2⌉, ⌈W/2⌉)``.
 
     Raises:
-        ValueError: the shape is not ``(B, 9, H, W)`` with ``H, W >= 1``.
+        ValueError: The shape is not ``(B, 9, H, W)`` with ``H, W >= 1``.
+
+    Example:
+        >>> assignment = torch.zeros(1, 9, 2, 4)
+        >>> assignment[:, 4, :, :3] = 1  # the parent
+        >>> assignment[:, 3, :, 3] = 1  # the cell to its left
+        >>> hard_assignment(assignment)
+        tensor([[[0, 0, 1, 0],
+                 [0, 0, 1, 0]]])
     """
     check_assignment(assignment)
     height, width = assignment.shape[-2:]
     rows, cols = coarse_size(height, width)
-    weights = windows(channels_last(assignment))  # (B, h, 2, w, 2, 9)
-    beyond = outside(rows, cols, assignment.device)  # (h, w, 9)
-    weights = weights.masked_fill(beyond[:, None, :, None], -torch.inf)
+    weights = group_by_parent(channels_last(assignment))  # (B, h, 2, w, 2, 9)
+    invalid = out_of_bounds(rows, cols, assignment.device)  # (h, w, 9)
+    weights = weights.masked_fill(invalid[:, None, :, None], -torch.inf)
     best = weights.argmax(dim=-1, keepdim=True)  # (B, h, 2, w, 2, 1)
 
     cells = torch.arange(rows * cols, device=assignment.device).view(1, rows, cols, 1)
-    candidates = torch.cat(shifted(cells), dim=-1)[:, :, None, :, None]  # (1, h, 1, w, 1, 9)
-    chosen = candidates.expand_as(weights).gather(-1, best)  # (B, h, 2, w, 2, 1)
-    return merge_windows(chosen, height, width).squeeze(-1)
+    candidates = torch.cat(shift_neighbors(pad_border(cells)), dim=-1)  # (1, h, w, 9)
+    chosen = candidates[:, :, None, :, None].expand_as(weights).gather(-1, best)
+    return ungroup(chosen, height, width).squeeze(-1)
 
 
 def hierarchical_clusters(
@@ -63,7 +73,7 @@ def hierarchical_clusters(
     connected: bool = False,
     dense: bool = True,
 ) -> tuple[Tensor, ...]:
-    """Label maps of every level, nested: a cluster of a level lies inside one of the next level.
+    """Nested label maps of every level: a cluster lies inside one cluster of the next level.
 
     The label of a pixel at a level is the coarse cell reached by following the hard assignments up
     to that level, so the labels of a level are a function of those of any level below it.
@@ -73,51 +83,58 @@ def hierarchical_clusters(
             and so on, the size halving (rounded up) from level to level.
         image_size: ``(h, w)`` of an image whose top-left corner is the top-left corner of the
             finest map. The labels are then of this size: pixel ``(y, x)`` takes the label of cell
-            ``(y // stride, x // stride)``, and what the map has beyond the image (padding) is cut
-            off. By default the labels are those of the finest map's cells.
+            ``(y // stride, x // stride)``, and padding beyond the image is cut off. By default the
+            labels are those of the finest map's cells.
         stride: Side in pixels of a cell of the finest map; needed with ``image_size``.
-        output_size: ``(h', w')`` of the labels, if it is another than ``image_size``: that of an
-            image before it was resized. Each pixel takes the label that lies under its center.
-        connected: Take the connected parts (by sides of pixels) of every cluster for clusters of
-            their own. They are nested too.
+        output_size: ``(h', w')`` of the labels if it differs from ``image_size``: the size of the
+            image before it was resized. Each pixel takes the label under its center.
+        connected: Split every cluster into its connected parts; pixels that share a side are
+            connected. The parts are nested too.
         dense: Number the clusters of each image and level 0, 1, … without gaps, in the order of
             their cells; clusters that lie in the padding only are not counted. Otherwise a label is
             the flat row-major index of the cluster's cell in the coarse map of its level. Connected
-            parts are always numbered so, in the order of their first pixels.
+            parts are always dense, in the order of their first pixels.
 
     Returns:
         For each level, finest first, ``(B, H, W)``, ``(B, h, w)`` or ``(B, h', w')`` int64.
 
     Raises:
-        ValueError: no assignments; sizes that do not halve; an image larger than the map covers, or
-            without stride; an output size without an image.
+        ValueError: There are no assignments, their sizes do not halve, the image is larger than the
+            map covers or has no stride, or there is an output size without an image.
+
+    Example:
+        >>> assignments = [torch.rand(1, 9, 6, 8), torch.rand(1, 9, 3, 4)]
+        >>> labels = hierarchical_clusters(assignments, image_size=(22, 30), stride=4)
+        >>> [tuple(level.shape) for level in labels]
+        [(1, 22, 30), (1, 22, 30)]
     """
     _check_hierarchy(assignments)
     labels = [hard_assignment(assignments[0])]
     for assignment in assignments[1:]:
         parent = hard_assignment(assignment).flatten(1)  # (B, cells of this level)
         labels.append(parent.gather(1, labels[-1].flatten(1)).view_as(labels[0]))
+    pixels: tuple[Any, ...] = (...,)
     if image_size is not None:
         _check_image(image_size, stride, labels[0].shape[-2:])
-        rows, cols = (
-            cells_under(pixels, size, stride, labels[0].device)
-            for pixels, size in zip(output_size or image_size, image_size, strict=True)
+        # Cells that the image shows are numbered once, then repeated for their pixels.
+        (rows, row_of), (cols, col_of) = (
+            cells_under(side, size, stride, labels[0].device).unique_consecutive(True)
+            for side, size in zip(output_size or image_size, image_size, strict=True)
         )
         labels = [label[:, rows[:, None], cols] for label in labels]
+        pixels = (slice(None), row_of[:, None], col_of)
     elif stride is not None or output_size is not None:
         raise ValueError(
             "expected image_size together with stride and output_size, got "
             f"stride={stride} and output_size={output_size} only"
         )
-    if connected:
-        labels = [connected_parts(label) for label in labels]
-    elif dense:
-        labels = [relabel(label) for label in labels]
-    return tuple(labels)
+    if connected or dense:
+        labels = [connected_parts(label) if connected else relabel(label) for label in labels]
+    return tuple(label[pixels] for label in labels)
 
 
 def connected_parts(labels: Tensor) -> Tensor:
-    """Connected parts of equally labeled pixels, neighbors being those that share a side.
+    """Split equally labeled pixels into connected parts; pixels that share a side are connected.
 
     Args:
         labels: ``(B, H, W)`` integers.
@@ -125,13 +142,27 @@ def connected_parts(labels: Tensor) -> Tensor:
     Returns:
         ``(B, H, W)`` int64; the parts of each image numbered 0, 1, … in the order of their first
         pixels, row by row.
+
+    Example:
+        >>> connected_parts(torch.tensor([[[7, 7, 3, 7], [3, 7, 3, 7]]]))
+        tensor([[[0, 0, 1, 2],
+                 [3, 0, 1, 2]]])
     """
-    parts = [
-        # To scikit-image one label is the background, which gets no part: none is, here.
-        torch.from_numpy(measure.label(image, background=int(image.min()) - 1, connectivity=1) - 1)
-        for image in labels.cpu().numpy()
-    ]
-    return torch.stack(parts).to(labels.device, torch.long) if parts else labels.long()
+    # Union-find: the root of a pixel starts as the first pixel of its run in the row.
+    starts = F.pad(labels[..., 1:] != labels[..., :-1], (1, 0), value=True)
+    index = torch.arange(labels.numel(), device=labels.device).view_as(labels)
+    root = index.masked_fill(~starts, 0).flatten().cummax(0).values
+    joins = (labels[:, 1:] == labels[:, :-1]) & (starts[:, 1:] | starts[:, :-1])
+    lower = index[:, 1:][joins]
+    one, other = root[lower - labels.shape[-1]], root[lower]
+    while len(one):
+        root.scatter_reduce_(0, torch.maximum(one, other), torch.minimum(one, other), "amin")
+        while not torch.equal(above := root[root], root):
+            root = above
+        one, other = root[one], root[other]
+        apart = one != other
+        one, other = one[apart], other[apart]
+    return relabel(root.view_as(labels) - index[:, :1, :1])
 
 
 def relabel(labels: Tensor) -> Tensor:
@@ -144,7 +175,7 @@ def relabel(labels: Tensor) -> Tensor:
         Int64 of the same shape; equal where ``labels`` are equal, within an item.
 
     Raises:
-        ValueError: labels that are negative or no integers.
+        ValueError: Labels are negative or not integers.
     """
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"expected integer labels, got {labels.dtype}")
@@ -163,16 +194,16 @@ def relabel(labels: Tensor) -> Tensor:
 def cells_under(
     pixels: int, size: int, stride: int | None, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Along one side of an image: the cells that its pixels lie on, before it was resized.
+    """Cell under the center of each pixel along one side of an image, before it was resized.
 
     Args:
-        pixels: Number of pixels along the side of the image as it was given.
-        size: Number of pixels along the side as the network saw it.
-        stride: Pixels of the latter along the side of a cell.
-        device: Of the result.
+        pixels: Pixels along the side of the original image.
+        size: Pixels along the side of the resized image that the network sees.
+        stride: Side of a cell in pixels of the resized image.
+        device: Device of the result.
 
     Returns:
-        Int64 ``(pixels,)``: the cell under the center of each pixel.
+        Int64 ``(pixels,)``, not decreasing.
     """
     # In integers: (i + 1/2) * size / pixels, rounded down.
     centers = (2 * torch.arange(pixels, device=device) + 1) * size // (2 * pixels)

@@ -1,12 +1,12 @@
-"""Decoding of coarse masks to high resolution by the assignments: eq. (5)."""
+"""Decoding of coarse masks to high resolution by assignments: eq. (5)."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .neighborhood import channels_first, channels_last, check_assignment, coarse_size, with_border
-from .neighborhood_products import mix
+from .neighborhood import channels_first, channels_last, check_assignment, coarse_size, pad_border
+from .neighborhood_products import neighborhood_av
 
 
 def decode(masks: Tensor, assignment: Tensor) -> Tensor:
@@ -15,7 +15,7 @@ def decode(masks: Tensor, assignment: Tensor) -> Tensor:
     .. math:: M^{(i)} = A^{(i)} M^{(i+1)}
 
     Args:
-        masks: Coarse maps of any meaning (logits, probabilities, features), ``(B, Q, h, w)``.
+        masks: Coarse maps (logits, probabilities, features), ``(B, Q, h, w)``.
         assignment: Assignment ``(B, 9, H, W)`` of :func:`~hcformer_mm.ops.soft_assign`, with
             ``(h, w) = (⌈H/2⌉, ⌈W/2⌉)``.
 
@@ -24,11 +24,16 @@ def decode(masks: Tensor, assignment: Tensor) -> Tensor:
 
     Raises:
         ValueError: The shapes or devices do not fit each other.
+
+    Example:
+        >>> assignment = torch.full((1, 9, 5, 7), 1 / 9)
+        >>> decode(torch.randn(1, 20, 3, 4), assignment).shape
+        torch.Size([1, 20, 5, 7])
     """
     check_step(masks, assignment)
     dtype = torch.promote_types(masks.dtype, assignment.dtype)
-    cells = with_border(channels_last(masks).to(dtype))
-    return channels_first(mix(cells, channels_last(assignment).to(dtype)))
+    cells = pad_border(channels_last(masks).to(dtype))
+    return channels_first(neighborhood_av(cells, channels_last(assignment).to(dtype)))
 
 
 def decode_hierarchy(masks: Tensor, assignments: Sequence[Tensor]) -> Tensor:
@@ -43,6 +48,11 @@ def decode_hierarchy(masks: Tensor, assignments: Sequence[Tensor]) -> Tensor:
 
     Raises:
         ValueError: A level does not fit the level above it.
+
+    Example:
+        >>> assignments = [torch.full((1, 9, 6, 8), 1 / 9), torch.full((1, 9, 3, 4), 1 / 9)]
+        >>> decode_hierarchy(torch.randn(1, 20, 2, 2), assignments).shape
+        torch.Size([1, 20, 6, 8])
     """
     for assignment in reversed(assignments):
         masks = decode(masks, assignment)
@@ -50,7 +60,7 @@ def decode_hierarchy(masks: Tensor, assignments: Sequence[Tensor]) -> Tensor:
 
 
 def check_step(masks: Tensor, assignment: Tensor) -> None:
-    """Raise a ValueError unless an assignment leads one level down from masks."""
+    """Raise a ValueError unless the assignment can decode the masks by one level."""
     if masks.dim() != 4:
         raise ValueError(f"expected masks (B, Q, h, w), got {tuple(masks.shape)}")
     check_assignment(assignment)

@@ -1,6 +1,6 @@
 """Modulated deformable convolution (DCNv2) on channels-last maps, for devices without a kernel.
 
-The host's operator has a fast kernel for GPUs; on CPUs it samples scalar by scalar. Here sampling
+mmcv's operator has a fast kernel for GPUs; on CPUs it samples one number at a time. Here sampling
 is one weighted sum of rows (a pixel's channels lie together), and the rest one matrix product.
 """
 
@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# PyTorch 2.6 and older cannot tell an export from a compilation; what serves both is slower.
+from .linear_taps import linear_taps
+
+# PyTorch 2.6 and older cannot tell export from compilation; the form for export serves both.
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-"""Whether a model is being exported, to run without PyTorch's kernels or the host's."""
+"""Whether a model is being exported, to run without the kernels of PyTorch and mmcv."""
 
 
 def modulated_deform_conv2d(
@@ -23,10 +25,10 @@ def modulated_deform_conv2d(
     stride: int = 1,
     padding: int = 0,
 ) -> Tensor:
-    """Convolve with a kernel whose taps are moved and weighted at every place.
+    """Convolve with a kernel whose taps are moved and modulated at every position.
 
-    A tap reads the map by bilinear interpolation between the four pixels around it; pixels outside
-    the map count as 0. Same semantics as ``mmcv.ops.modulated_deform_conv2d`` with one group.
+    A tap interpolates bilinearly between the four pixels around it; pixels outside the map count
+    as 0. Semantics are those of ``mmcv.ops.modulated_deform_conv2d`` with one group.
 
     Args:
         x: Map ``(B, C, H, W)``.
@@ -42,6 +44,12 @@ def modulated_deform_conv2d(
 
     Raises:
         ValueError: The shapes of offset and mask do not fit the kernel and the map.
+
+    Example:
+        >>> x, weight = torch.randn(1, 4, 8, 10), torch.randn(6, 4, 3, 3)
+        >>> offset, mask = torch.randn(1, 18, 4, 5), torch.rand(1, 9, 4, 5)
+        >>> modulated_deform_conv2d(x, offset, mask, weight, stride=2, padding=1).shape
+        torch.Size([1, 6, 4, 5])
     """
     batch, channels, height, width = x.shape
     kernel = weight.shape[-1]
@@ -61,8 +69,7 @@ def modulated_deform_conv2d(
 def _weighted_sums(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums of four rows each: rows ``(N, C)``, index and weights ``(M, 4)`` → ``(M, C)``.
 
-    A model that is exported reads rows and multiplies matrices, which runtimes of other makers have
-    operators for.
+    Other runtimes have no ``embedding_bag``: exported models gather rows and multiply matrices.
     """
     if is_exporting():
         return torch.bmm(weights.unsqueeze(1), F.embedding(index, rows)).squeeze(1)
@@ -72,7 +79,7 @@ def _weighted_sums(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
 def _bilinear_taps(
     offset: Tensor, mask: Tensor, size: tuple[int, int], kernel: int, stride: int, padding: int
 ) -> tuple[Tensor, Tensor]:
-    """The four pixels around every tap, as rows of the flattened map, and their weights.
+    """Row index in the flattened map and weight of the four pixels around every tap.
 
     Both are ``(B·H'·W'·k², 4)``.
     """
@@ -83,23 +90,12 @@ def _bilinear_taps(
     mask = mask.permute(0, 2, 3, 1).reshape(batch, rows, cols, kernel, kernel)
     y = torch.arange(rows, device=offset.device) * stride - padding
     x = torch.arange(cols, device=offset.device) * stride - padding
-    y_index, y_weight = _two_pixels(y[:, None, None, None] + taps[:, None], offset[..., 0], height)
-    x_index, x_weight = _two_pixels(x[:, None, None] + taps, offset[..., 1], width)
+    y_position = y[:, None, None, None] + taps[:, None] + offset[..., 0]
+    x_position = x[:, None, None] + taps + offset[..., 1]
+    y_index, y_weight = linear_taps(y_position, height)
+    x_index, x_weight = linear_taps(x_position, width)
     weights = y_weight[..., :, None] * x_weight[..., None, :] * mask[..., None, None]
     pixels = y_index[..., :, None] * width + x_index[..., None, :]
     first = torch.arange(batch, device=offset.device) * (height * width)
     pixels = pixels + first.view(batch, 1, 1, 1, 1, 1, 1)
     return pixels.reshape(-1, 4), weights.reshape(-1, 4)
-
-
-def _two_pixels(base: Tensor, offset: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """The two pixels around a position on one axis, and their linear weights, in a new last dim."""
-    position = base + offset
-    lower = position.floor()
-    fraction = position - lower
-    index = torch.stack((lower, lower + 1), dim=-1)
-    weight = torch.stack((1 - fraction, fraction), dim=-1)
-    # A tap one pixel outside counts as outside, where an undeformed kernel over the padding starts:
-    # the derivative of its weights has a kink there, and this side of it is the host's.
-    inside = (index >= 0) & (index <= side - 1) & (position > -1).unsqueeze(-1)
-    return index.clamp(0, side - 1).long(), weight * inside

@@ -1,8 +1,8 @@
 """The 3×3 neighborhood that assignment and decoding share (paper, Sec. 2.4 and Fig. 3).
 
 A fine pixel ``(y, x)`` has the parent cell ``(y // 2, x // 2)``; its candidates are the parent and
-the eight cells around it, row-major. Everything here works on channels-last tensors
-``(B, H, W, C)``, where the channels of a pixel lie together in memory.
+the eight cells around it, row-major. Tensors are channels-last, ``(B, H, W, C)``: the channels of a
+pixel lie together in memory. Many functions want the map of cells padded by one cell on each side.
 """
 
 import torch
@@ -19,7 +19,7 @@ def coarse_size(height: int, width: int) -> tuple[int, int]:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """View ``(B, C, H, W)`` as contiguous ``(B, H, W, C)``; copy what is not channels-last."""
+    """View ``(B, C, H, W)`` as contiguous ``(B, H, W, C)``; copy unless it is channels-last."""
     return x.permute(0, 2, 3, 1).contiguous()
 
 
@@ -28,10 +28,10 @@ def channels_first(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-def windows(fine: Tensor) -> Tensor:
+def group_by_parent(fine: Tensor) -> Tensor:
     """Group fine pixels by parent: ``(B, H, W, C)`` → ``(B, h, 2, w, 2, C)``.
 
-    An odd height or width is filled up with zeros, which :func:`merge_windows` cuts off again.
+    An odd height or width is padded with zeros, which :func:`ungroup` cuts off again.
     """
     batch, height, width, channels = fine.shape
     rows, cols = coarse_size(height, width)
@@ -40,46 +40,38 @@ def windows(fine: Tensor) -> Tensor:
     return fine.reshape(batch, rows, 2, cols, 2, channels)
 
 
-def merge_windows(grouped: Tensor, height: int, width: int) -> Tensor:
-    """Undo :func:`windows`: ``(B, h, 2, w, 2, C)`` → ``(B, H, W, C)``."""
+def ungroup(grouped: Tensor, height: int, width: int) -> Tensor:
+    """Undo :func:`group_by_parent`: ``(B, h, 2, w, 2, C)`` → ``(B, H, W, C)``."""
     batch, rows, _, cols, _, channels = grouped.shape
     return grouped.reshape(batch, 2 * rows, 2 * cols, channels)[:, :height, :width]
 
 
-def shifted(coarse: Tensor) -> list[Tensor]:
-    """The nine candidate cells of every cell: ``(B, h, w, C)`` → nine views ``(B, h, w, C)``.
-
-    They are views of one padded copy, in the order of the candidates; zeros stand outside the map.
-    """
-    return neighbors(with_border(coarse))
-
-
-def with_border(cells: Tensor) -> Tensor:
-    """Cells ``(B, h, w, C)`` with a border of zeros: ``(B, h + 2, w + 2, C)``."""
+def pad_border(cells: Tensor) -> Tensor:
+    """Pad cells ``(B, h, w, C)`` with one zero cell on each side: ``(B, h + 2, w + 2, C)``."""
     return F.pad(cells, (0, 0, 1, 1, 1, 1))
 
 
-def neighbors(padded: Tensor) -> list[Tensor]:
-    """The nine candidates of every cell, of a map with its border: nine views ``(B, h, w, C)``."""
+def shift_neighbors(padded: Tensor) -> list[Tensor]:
+    """Nine shifted views ``(B, h, w, C)`` of padded cells: one per candidate, in their order."""
     rows, cols = padded.shape[1] - 2, padded.shape[2] - 2
     return [padded[:, dy : dy + rows, dx : dx + cols] for dy in range(3) for dx in range(3)]
 
 
-def parents(rows: slice) -> slice:
-    """Rows of the parents of fine rows that begin at an even one."""
+def parent_rows(rows: slice) -> slice:
+    """Rows of the parents of fine rows; the first fine row is even."""
     return slice(rows.start // 2, (rows.stop + 1) // 2)
 
 
-def around_parents(rows: slice) -> slice:
-    """Rows of the candidates of fine rows, in a map of cells with a border."""
-    cells = parents(rows)
-    return slice(cells.start, cells.stop + 2)
+def candidate_rows(rows: slice) -> slice:
+    """Rows of the candidates of fine rows, in a padded map of cells; the first fine row is even."""
+    parents = parent_rows(rows)
+    return slice(parents.start, parents.stop + 2)
 
 
-def outside(rows: int, cols: int, device: torch.device) -> Tensor:
-    """Which candidates lie outside a ``rows × cols`` map: bool ``(h, w, 9)``, by geometry alone."""
+def out_of_bounds(rows: int, cols: int, device: torch.device) -> Tensor:
+    """Candidates outside a map of ``rows × cols`` cells: bool ``(h, w, 9)``, by geometry alone."""
     inside = torch.ones((1, rows, cols, 1), dtype=torch.bool, device=device)
-    return ~torch.cat(shifted(inside), dim=-1)[0]
+    return ~torch.cat(shift_neighbors(pad_border(inside)), dim=-1)[0]
 
 
 def check_assignment(assignment: Tensor, name: str = "assignment") -> None:

@@ -1,170 +1,168 @@
 r"""The three products between fine pixels and the 3×3 cells around their parents.
 
-With a matrix that holds the nine weights of every pixel in its row, they are products with that
-matrix, with its transpose, and the entries of the product of two matrices that it has a place for:
+Let :math:`A` be the matrix with the nine weights of every pixel in its row:
 
-- :func:`mix`: pixels from cells, :math:`A M`, which is eq. (5);
-- :func:`spread`: cells from pixels, :math:`A^\top P`;
-- :func:`compare`: weights from pixels and cells, :math:`P M^\top`, the similarities of eq. (3).
+- :func:`neighborhood_av` is :math:`A V`: decoding, eq. (5), and the gradient of the others by
+  pixels;
+- :func:`neighborhood_av_transpose` is :math:`A^\top P`: the gradient of eqs. (3) and (5) by cells;
+- :func:`neighborhood_qk` is :math:`Q K^\top` where :math:`A` has entries: the similarities of
+  eq. (3), and the gradient of eq. (5) by the assignment.
 
-The derivatives of each are the other two, so that gradients of any order cost what they do, and
-nothing but the operands is kept for them.
+The derivatives of each product are the other two, so gradients of any order cost as much as the
+products, and autograd saves the operands alone.
 
-Everything is channels-last: pixels ``(B, H, W, C)``, weights ``(B, H, W, 9)``, and cells with a
-border of one around them, ``(B, ⌈H/2⌉ + 2, ⌈W/2⌉ + 2, C)``, which
-:func:`~hcformer_mm.ops.neighborhood.with_border` makes. What :func:`spread` adds up in the border
-are the shares of candidates that lie outside the map.
+Tensors are channels-last: pixels ``(B, H, W, C)``, weights ``(B, H, W, 9)``, and cells padded by
+:func:`~hcformer_mm.ops.neighborhood.pad_border`, ``(B, ⌈H/2⌉ + 2, ⌈W/2⌉ + 2, C)``.
+:func:`neighborhood_av_transpose` fills the border with the sums for candidates out of bounds.
 
-Each product has two forms. CPUs have a kernel for weighted sums of the rows of a table: it reads
-the channels of a cell where they lie and keeps the sum in registers, and the only temporary tensors
-are the numbers of the rows. Elsewhere, and in models that are recorded, the products are those of
-shifted maps.
+Each product has two forms. On CPUs, ``embedding_bag`` sums weighted rows of a table: it reads the
+channels of a cell in place and accumulates in registers, with no temporary but the row indices. On
+other devices, and in models that are traced, compiled or exported, nine shifted maps are used.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .bands import is_recorded
+from .bands import is_eager_cpu, row_bands
 from .neighborhood import (
     NUM_CANDIDATES,
-    around_parents,
+    candidate_rows,
     coarse_size,
-    merge_windows,
-    neighbors,
-    windows,
+    group_by_parent,
+    shift_neighbors,
+    ungroup,
 )
 
-INDEXED = 2**15
-"""Rows of a table that are looked up at a time, where they are looked up in parts."""
+INDEX_NUMEL = 2**15
+"""Row indices that are computed at a time."""
 
 
-def mix(cells: Tensor, weights: Tensor) -> Tensor:
-    """Sum, for every pixel, its nine candidates by their weights: eq. (5).
+def neighborhood_av(cells: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of the nine candidates of every pixel: eq. (5).
 
     Args:
-        cells: ``(B, ⌈H/2⌉ + 2, ⌈W/2⌉ + 2, C)``, with their border.
+        cells: Padded cells ``(B, ⌈H/2⌉ + 2, ⌈W/2⌉ + 2, C)``.
         weights: ``(B, H, W, 9)``, of the same dtype.
 
     Returns:
         Pixels ``(B, H, W, C)``.
     """
-    return _Mix.apply(cells, weights) if _learns(cells, weights) else _mix(cells, weights)
+    return _AV.apply(cells, weights) if _needs_grad(cells, weights) else _av(cells, weights)
 
 
-def spread(pixels: Tensor, weights: Tensor) -> Tensor:
-    """Sum, for every cell, the pixels that it is a candidate of, by the weights it has there.
+def neighborhood_av_transpose(pixels: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum, for every cell, of the pixels that it is a candidate of.
 
     Args:
         pixels: ``(B, H, W, C)``.
         weights: ``(B, H, W, 9)``, of the same dtype.
 
     Returns:
-        Cells with their border, ``(B, ⌈H/2⌉ + 2, ⌈W/2⌉ + 2, C)``.
+        Padded cells ``(B, ⌈H/2⌉ + 2, ⌈W/2⌉ + 2, C)``.
     """
-    return _Spread.apply(pixels, weights) if _learns(pixels, weights) else _spread(pixels, weights)
+    if _needs_grad(pixels, weights):
+        return _AVTranspose.apply(pixels, weights)
+    return _av_transpose(pixels, weights)
 
 
-def compare(pixels: Tensor, cells: Tensor) -> Tensor:
-    """Inner product of every pixel with each of its nine candidates.
+def neighborhood_qk(pixels: Tensor, cells: Tensor) -> Tensor:
+    """Inner product of every pixel with each of its nine candidates: the similarities of eq. (3).
 
     Args:
         pixels: ``(B, H, W, C)``.
-        cells: ``(B, ⌈H/2⌉ + 2, ⌈W/2⌉ + 2, C)``, with their border, of the same dtype.
+        cells: Padded cells ``(B, ⌈H/2⌉ + 2, ⌈W/2⌉ + 2, C)``, of the same dtype.
 
     Returns:
         ``(B, H, W, 9)``.
     """
-    return _Compare.apply(pixels, cells) if _learns(pixels, cells) else _compare(pixels, cells)
+    return _QK.apply(pixels, cells) if _needs_grad(pixels, cells) else _qk(pixels, cells)
 
 
-class _Mix(torch.autograd.Function):
+class _AV(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, cells: Tensor, weights: Tensor) -> Tensor:
         _save(ctx, cells, weights)
-        return _mix(cells, weights)
+        return _av(cells, weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         cells, weights = ctx.saved_tensors
         return (
-            spread(grad, weights) if ctx.needs_input_grad[0] else None,
-            compare(grad, cells) if ctx.needs_input_grad[1] else None,
+            neighborhood_av_transpose(grad, weights) if ctx.needs_input_grad[0] else None,
+            neighborhood_qk(grad, cells) if ctx.needs_input_grad[1] else None,
         )
 
 
-class _Spread(torch.autograd.Function):
+class _AVTranspose(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pixels: Tensor, weights: Tensor) -> Tensor:
         _save(ctx, pixels, weights)
-        return _spread(pixels, weights)
+        return _av_transpose(pixels, weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         pixels, weights = ctx.saved_tensors
         return (
-            mix(grad, weights) if ctx.needs_input_grad[0] else None,
-            compare(pixels, grad) if ctx.needs_input_grad[1] else None,
+            neighborhood_av(grad, weights) if ctx.needs_input_grad[0] else None,
+            neighborhood_qk(pixels, grad) if ctx.needs_input_grad[1] else None,
         )
 
 
-class _Compare(torch.autograd.Function):
+class _QK(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pixels: Tensor, cells: Tensor) -> Tensor:
         _save(ctx, pixels, cells)
-        return _compare(pixels, cells)
+        return _qk(pixels, cells)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         pixels, cells = ctx.saved_tensors
         return (
-            mix(cells, grad) if ctx.needs_input_grad[0] else None,
-            spread(pixels, grad) if ctx.needs_input_grad[1] else None,
+            neighborhood_av(cells, grad) if ctx.needs_input_grad[0] else None,
+            neighborhood_av_transpose(pixels, grad) if ctx.needs_input_grad[1] else None,
         )
 
 
-def _learns(*operands: Tensor) -> bool:
-    """Whether derivatives of ours are needed; a trace is to show what they are derivatives of."""
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
-    return wanted and not torch.jit.is_tracing()
+def _needs_grad(*operands: Tensor) -> bool:
+    """Whether autograd records the product; a trace records the operators of the product itself."""
+    needed = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
+    return needed and not torch.jit.is_tracing()
 
 
 def _save(ctx: Any, first: Tensor, second: Tensor) -> None:
-    """Keep, of two operands, those that the derivative by the other one needs."""
+    """Save each operand only if the gradient by the other one is needed."""
     needed = ctx.needs_input_grad
     ctx.save_for_backward(first if needed[1] else None, second if needed[0] else None)
 
 
-def _mix(cells: Tensor, weights: Tensor) -> Tensor:
+def _av(cells: Tensor, weights: Tensor) -> Tensor:
     with torch.autocast(cells.device.type, enabled=False):
-        return (_mix_rows if _by_rows(cells) else _mix_shifted)(cells, weights)
+        return (_av_rows if _by_rows(cells) else _av_shifted)(cells, weights)
 
 
-def _spread(pixels: Tensor, weights: Tensor) -> Tensor:
+def _av_transpose(pixels: Tensor, weights: Tensor) -> Tensor:
     with torch.autocast(pixels.device.type, enabled=False):
-        return (_spread_rows if _by_rows(pixels) else _spread_shifted)(pixels, weights)
+        product = _av_transpose_rows if _by_rows(pixels) else _av_transpose_shifted
+        return product(pixels, weights)
 
 
-def _compare(pixels: Tensor, cells: Tensor) -> Tensor:
+def _qk(pixels: Tensor, cells: Tensor) -> Tensor:
     with torch.autocast(pixels.device.type, enabled=False):
-        return (_compare_rows if _by_rows(pixels) else _compare_shifted)(pixels, cells)
+        return (_qk_rows if _by_rows(pixels) else _qk_shifted)(pixels, cells)
 
 
 def _by_rows(x: Tensor) -> bool:
-    """Whether the kernel of CPUs serves; it refuses rows without channels.
-
-    What is recorded is to consist of operators that others know.
-    """
-    return x.device.type == "cpu" and not is_recorded() and x.numel() > 0
+    """Whether ``embedding_bag`` serves; it refuses rows without channels."""
+    return is_eager_cpu(x) and x.numel() > 0
 
 
-def _mix_rows(cells: Tensor, weights: Tensor) -> Tensor:
+def _av_rows(cells: Tensor, weights: Tensor) -> Tensor:
     batch, height, width, _ = weights.shape
     table = cells.flatten(0, 2)
-    index = _candidates(height, width, cells.shape[2])
+    index = _candidate_index(height, width, cells.shape[2])
     if batch > 1:
         first = torch.arange(batch, dtype=index.dtype).view(-1, 1, 1) * (len(table) // batch)
         index = (first + index).flatten(0, 1)
@@ -173,59 +171,47 @@ def _mix_rows(cells: Tensor, weights: Tensor) -> Tensor:
     return pixels.view(batch, height, width, -1)
 
 
-def _compare_rows(pixels: Tensor, cells: Tensor) -> Tensor:
+def _qk_rows(pixels: Tensor, cells: Tensor) -> Tensor:
     batch, height, width, channels = pixels.shape
     products = pixels.new_empty(batch, height, width, NUM_CANDIDATES)
-    whole: Tensor | None = None
-    for rows in _parts(height, NUM_CANDIDATES * width, multiple=2):
-        if whole is None:  # the first part is the largest
-            whole = _candidates(rows.stop, width, cells.shape[2]).flatten()
-            pixel = torch.arange(len(whole) // NUM_CANDIDATES, dtype=whole.dtype)
-            pixel = pixel.repeat_interleave(NUM_CANDIDATES)
-            first = torch.arange(0, len(whole), NUM_CANDIDATES, dtype=whole.dtype)
-        number = (rows.stop - rows.start) * width
-        index = whole[: number * NUM_CANDIDATES]
+    bands = row_bands(height, NUM_CANDIDATES * width, INDEX_NUMEL, multiple=2)
+    index = _candidate_index(bands[0].stop, width, cells.shape[2]).flatten()  # of the largest band
+    first = torch.arange(0, len(index), NUM_CANDIDATES, dtype=index.dtype)
+    bag = torch.arange(len(first), dtype=index.dtype).repeat_interleave(NUM_CANDIDATES)
+    for rows in bands:
+        count = (rows.stop - rows.start) * width
         for image in range(batch):
             # The derivative of a weighted sum by its weights: inner products of rows.
             part = torch.ops.aten._embedding_bag_per_sample_weights_backward(
                 pixels[image, rows].reshape(-1, channels),
-                cells[image, around_parents(rows)].reshape(-1, channels),
-                *(index, first[:number], pixel[: len(index)]),
+                cells[image, candidate_rows(rows)].reshape(-1, channels),
+                index[: count * NUM_CANDIDATES],
+                first[:count],
+                bag[: count * NUM_CANDIDATES],
                 mode=0,
             )
             products[image, rows] = part.view(-1, width, NUM_CANDIDATES)
     return products
 
 
-def _spread_rows(pixels: Tensor, weights: Tensor) -> Tensor:
+def _av_transpose_rows(pixels: Tensor, weights: Tensor) -> Tensor:
     batch, height, width, channels = pixels.shape
     rows, cols = (side + 2 for side in coarse_size(height, width))
     cells = pixels.new_empty(batch, rows, cols, channels)
     table = pixels.reshape(batch, -1, channels)
     flat = weights.reshape(batch, -1)
-    for part in _parts(rows, 4 * NUM_CANDIDATES * cols):
-        pixel, share, missing = _readers(part, height, width)
+    for band in row_bands(rows, 4 * NUM_CANDIDATES * cols, INDEX_NUMEL):
+        pixel_index, weight_index, invalid = _transpose_index(band, height, width)
         for image in range(batch):
-            shares = flat[image].index_select(0, share.flatten()).view_as(pixel)
-            shares = shares.masked_fill_(missing, 0)
-            sums = F.embedding_bag(pixel, table[image], per_sample_weights=shares, mode="sum")
-            cells[image, part] = sums.view(-1, cols, channels)
+            shares = flat[image].index_select(0, weight_index.flatten()).view_as(pixel_index)
+            shares = shares.masked_fill_(invalid, 0)
+            sums = F.embedding_bag(pixel_index, table[image], per_sample_weights=shares, mode="sum")
+            cells[image, band] = sums.view(-1, cols, channels)
     return cells
 
 
-def _parts(length: int, indexed: int, multiple: int = 1) -> Iterator[slice]:
-    """Rows of a map in parts, for so many numbers of an index a row."""
-    step = multiple * max(1, INDEXED // (indexed * multiple))
-    for start in range(0, length, step):
-        yield slice(start, min(start + step, length))
-
-
-def _candidates(height: int, width: int, cols: int) -> Tensor:
-    """Number of every candidate in a flat map of cells, of ``cols`` columns with the border.
-
-    Returns:
-        ``(H·W, 9)`` int32.
-    """
+def _candidate_index(height: int, width: int, cols: int) -> Tensor:
+    """Flat index of every candidate in padded cells of ``cols`` columns: int32 ``(H·W, 9)``."""
     y = torch.arange(height, dtype=torch.int32) // 2
     x = torch.arange(width, dtype=torch.int32) // 2
     step = torch.arange(3, dtype=torch.int32)
@@ -233,82 +219,63 @@ def _candidates(height: int, width: int, cols: int) -> Tensor:
     return ((y[:, None] * cols + x)[..., None] + candidate).flatten(0, 1)
 
 
-def _readers(cell_rows: slice, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The pixels that some rows of cells, counted with the border, are candidates of.
-
-    Those of nine parents, four each.
+def _transpose_index(cell_rows: slice, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Index of the 36 pixels that each padded cell in some rows is a candidate of.
 
     Returns:
-        Numbers of the pixels in the flat map, numbers of the weights in the flat map of weights,
-        both int32, and which of the pixels do not exist; each ``(cells, 36)``.
+        Flat index of the pixels, flat index of their weights for the cell, both int32, and a mask
+        of the pixels that are out of bounds; each ``(cells, 36)``.
     """
     cols = coarse_size(height, width)[1] + 2
-    y, y_candidate, y_missing = _readers_of_axis(cell_rows, height)
-    x, x_candidate, x_missing = _readers_of_axis(slice(0, cols), width)
+    y, y_candidate, y_invalid = _transpose_index_1d(cell_rows, height)
+    x, x_candidate, x_invalid = _transpose_index_1d(slice(0, cols), width)
     pixel = (y * width)[:, None, :, None] + x[None, :, None, :]  # (r, w + 2, 6, 6)
-    candidate = 3 * y_candidate[:, None] + x_candidate
-    missing = y_missing[:, None, :, None] | x_missing[None, :, None, :]
-    share = pixel * NUM_CANDIDATES + candidate
-    return pixel.view(-1, 36), share.view(-1, 36), missing.view(-1, 36)
+    weight = pixel * NUM_CANDIDATES + 3 * y_candidate[:, None] + x_candidate
+    invalid = y_invalid[:, None, :, None] | x_invalid[None, :, None, :]
+    return pixel.view(-1, 36), weight.view(-1, 36), invalid.view(-1, 36)
 
 
-def _readers_of_axis(cells: slice, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Along one axis: pixels that cells are candidates of, as which, and which do not exist.
+def _transpose_index_1d(cells: slice, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Along one axis: pixels of each padded cell, its offset (0 to 2) as a candidate, invalid ones.
 
     Returns:
-        ``(cells, 6)``, ``(6,)`` and ``(cells, 6)``; a pixel that does not exist is replaced by one
-        that does.
+        ``(cells, 6)`` clamped to the map, ``(6,)`` and bool ``(cells, 6)``.
     """
     cell = torch.arange(cells.start, cells.stop, dtype=torch.int32) - 1
     step = torch.arange(6, dtype=torch.int32)  # two pixels of each of three parents
     pixel = 2 * (cell - 1)[:, None] + step
-    missing = (pixel < 0) | (pixel >= side)
-    return pixel.clamp(0, side - 1), 2 - step // 2, missing
+    return pixel.clamp(0, side - 1), 2 - step // 2, (pixel < 0) | (pixel >= side)
 
 
-def _mix_shifted(cells: Tensor, weights: Tensor) -> Tensor:
-    # Nine shifted multiply-adds; gathering the candidates for a matrix product would first write
-    # nine times the map of cells.
-    grouped = windows(weights)  # (B, h, 2, w, 2, 9)
-    taps = [tap[:, :, None, :, None] for tap in neighbors(cells)]
-    pixels = grouped[..., :1] * taps[0]  # (B, h, 2, w, 2, C)
+def _av_shifted(cells: Tensor, weights: Tensor) -> Tensor:
+    # Gathering the candidates for one matrix product would write nine times the map of cells.
+    grouped = group_by_parent(weights)  # (B, h, 2, w, 2, 9)
+    neighbors = [cell[:, :, None, :, None] for cell in shift_neighbors(cells)]
+    pixels = grouped[..., :1] * neighbors[0]  # (B, h, 2, w, 2, C)
     for k in range(1, NUM_CANDIDATES):
-        pixels.addcmul_(grouped[..., k : k + 1], taps[k])
-    return merge_windows(pixels, *weights.shape[1:3])
+        pixels.addcmul_(grouped[..., k : k + 1], neighbors[k])
+    return ungroup(pixels, *weights.shape[1:3])
 
 
-def _compare_shifted(pixels: Tensor, cells: Tensor) -> Tensor:
-    candidates = torch.stack(neighbors(cells), dim=3).flatten(0, 2)  # (B·h·w, 9, C)
-    products = torch.bmm(_four_pixels(windows(pixels)), candidates.transpose(1, 2))
+def _qk_shifted(pixels: Tensor, cells: Tensor) -> Tensor:
+    candidates = torch.stack(shift_neighbors(cells), dim=3).flatten(0, 2)  # (B·h·w, 9, C)
+    products = torch.bmm(_children(pixels), candidates.transpose(1, 2))
     height, width = pixels.shape[1:3]
     grouped = products.view(len(pixels), *coarse_size(height, width), 2, 2, NUM_CANDIDATES)
-    return merge_windows(grouped.transpose(2, 3), height, width)
+    return ungroup(grouped.transpose(2, 3), height, width)
 
 
-def _spread_shifted(pixels: Tensor, weights: Tensor) -> Tensor:
+def _av_transpose_shifted(pixels: Tensor, weights: Tensor) -> Tensor:
     batch, height, width, channels = pixels.shape
     rows, cols = coarse_size(height, width)
-    shares = _four_pixels(windows(weights)).transpose(1, 2)  # (B·h·w, 9, 4)
-    taps = torch.bmm(shares, _four_pixels(windows(pixels)))
+    sums = torch.bmm(_children(weights).transpose(1, 2), _children(pixels))  # (B·h·w, 9, C)
+    sums = sums.view(batch, rows, cols, NUM_CANDIDATES, channels)
     cells = pixels.new_zeros(batch, rows + 2, cols + 2, channels)
-    _add_to_neighbors(cells, taps)
+    for k, neighbor in enumerate(shift_neighbors(cells)):
+        neighbor.add_(sums[:, :, :, k])
     return cells
 
 
-def _four_pixels(grouped: Tensor) -> Tensor:
-    """The pixels of every cell, as rows: ``(B, h, 2, w, 2, C)`` → ``(B·h·w, 4, C)``."""
-    return grouped.transpose(2, 3).flatten(3, 4).flatten(0, 2)
-
-
-def _add_to_neighbors(padded: Tensor, values: Tensor) -> None:
-    """The transpose of :func:`neighbors`: add what was read where it was read.
-
-    Args:
-        padded: ``(B, h + 2, w + 2, C)``; changed in place.
-        values: For every cell and candidate, ``(B·h·w, 9, C)``.
-    """
-    batch, rows, cols = padded.shape[0], padded.shape[1] - 2, padded.shape[2] - 2
-    values = values.view(batch, rows, cols, NUM_CANDIDATES, padded.shape[3])
-    for k in range(NUM_CANDIDATES):
-        dy, dx = divmod(k, 3)
-        padded[:, dy : dy + rows, dx : dx + cols] += values[:, :, :, k]
+def _children(fine: Tensor) -> Tensor:
+    """The four pixels of every cell: ``(B, H, W, C)`` → ``(B·h·w, 4, C)``."""
+    return group_by_parent(fine).transpose(2, 3).flatten(3, 4).flatten(0, 2)

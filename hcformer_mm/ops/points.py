@@ -1,4 +1,4 @@
-"""Decoding of coarse masks at points alone: what eq. (5) says of a place, not of the whole map."""
+"""Decoding of coarse masks at points alone: eq. (5) where it is read, not on the whole map."""
 
 from collections.abc import Sequence
 
@@ -7,29 +7,35 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .decoding import check_step, decode_hierarchy
+from .linear_taps import linear_taps
 from .neighborhood import channels_last
 
-# A point lies between 2×2 pixels, whose parents lie in 2×2 cells, whose neighbors lie in 4×4.
+# A point lies between 2×2 pixels; their parents are among 2×2 cells, their candidates among 4×4.
 _SIDE = 4
 
 
 def decode_points(masks: Tensor, assignments: Sequence[Tensor], points: Tensor) -> Tensor:
-    r"""Decode masks and read them at points, without decoding them everywhere.
+    r"""Decode masks and sample them bilinearly at points.
 
-    The same as reading :func:`~hcformer_mm.ops.decode_hierarchy` bilinearly at the points, which
-    are zero outside the map. Both steps are linear, so that of the finest level, which costs three
-    quarters of the whole, is taken at the points alone: a point mixes 4×4 cells.
+    Equals sampling :func:`~hcformer_mm.ops.decode_hierarchy` with zeros outside the map. Decoding
+    and sampling are linear, so the finest level, which costs three quarters of the whole, is
+    decoded at the points alone: a point mixes 4×4 cells.
 
     Args:
         masks: Masks of the coarsest cells, ``(B, Q, h, w)``.
         assignments: One assignment ``(B, 9, H_i, W_i)`` per level, **finest first**; may be empty.
-        points: Places ``(B, P, 2)``, x before y; 0 and 1 are the borders of the map.
+        points: Coordinates ``(B, P, 2)``, x before y; 0 and 1 are the borders of the map.
 
     Returns:
         ``(B, Q, P)``.
 
     Raises:
         ValueError: A level does not fit the level above it, or the points are not ``(B, P, 2)``.
+
+    Example:
+        >>> assignments = [torch.full((1, 9, 6, 8), 1 / 9), torch.full((1, 9, 3, 4), 1 / 9)]
+        >>> decode_points(torch.randn(1, 20, 2, 2), assignments, torch.rand(1, 100, 2)).shape
+        torch.Size([1, 20, 100])
     """
     if points.dim() != 3 or points.shape[0] != masks.shape[0] or points.shape[2] != 2:
         raise ValueError(
@@ -54,7 +60,7 @@ def decode_points(masks: Tensor, assignments: Sequence[Tensor], points: Tensor) 
 def _cells_around(
     assignment: Tensor, points: Tensor, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """The 4×4 cells that every point may mix, and their weights.
+    """Flat index and weight of the 4×4 cells that every point may mix.
 
     Args:
         assignment: ``(B, 9, H, W)``.
@@ -62,47 +68,35 @@ def _cells_around(
         size: Height and width of the map of cells.
 
     Returns:
-        Index into the flat map of cells, ``(B, P, 16)``, and weights, ``(B, P, 16)``.
+        Index ``(B, P, 16)`` and weights ``(B, P, 16)``.
     """
     batch, _, height, width = assignment.shape
-    number = points.shape[1]
-    x, x_pixels, x_share = _pixels_around(points[..., 0], width, assignment.dtype)
-    y, y_pixels, y_share = _pixels_around(points[..., 1], height, assignment.dtype)
+    x, y = points.to(assignment.dtype).unbind(dim=-1)
+    x, y = x * width - 0.5, y * height - 0.5
+    x_pixels, x_weights = linear_taps(x, width)
+    y_pixels, y_weights = linear_taps(y, height)
     pixels = y_pixels[..., :, None] * width + x_pixels[..., None, :]  # (B, P, 2, 2)
-    share = y_share[..., :, None] * x_share[..., None, :]
+    bilinear = y_weights[..., :, None] * x_weights[..., None, :]
     first = torch.arange(batch, device=points.device).view(-1, 1, 1, 1) * (height * width)
-    of_pixels = channels_last(assignment).flatten(0, 2)[pixels + first]  # (B, P, 2, 2, 9)
-    of_pixels = of_pixels * share.unsqueeze(-1)
+    shares = channels_last(assignment).flatten(0, 2)[pixels + first]  # (B, P, 2, 2, 9)
+    shares = shares * bilinear.unsqueeze(-1)
 
-    # The upper left of the 4×4 cells is the first candidate of the upper left pixel.
-    top, left = y.div(2, rounding_mode="floor") - 1, x.div(2, rounding_mode="floor") - 1
+    # The top left of the 4×4 cells is the first candidate of the top left pixel.
     step = torch.arange(2, device=points.device)
-    down = (y.unsqueeze(-1) + step).div(2, rounding_mode="floor") - 1 - top.unsqueeze(-1)
-    right = (x.unsqueeze(-1) + step).div(2, rounding_mode="floor") - 1 - left.unsqueeze(-1)
+    y_first = (y.floor().long().unsqueeze(-1) + step) // 2 - 1
+    x_first = (x.floor().long().unsqueeze(-1) + step) // 2 - 1
+    top, left = y_first[..., :1], x_first[..., :1]
+    down, right = y_first - top, x_first - left
     candidate = torch.arange(3, device=points.device)
     slot = (down[..., :, None, None, None] + candidate[:, None]) * _SIDE
     slot = slot + right[..., None, :, None, None] + candidate  # (B, P, 2, 2, 3, 3)
-    weights = of_pixels.new_zeros(batch, number, _SIDE**2)
-    weights = weights.scatter_add(2, slot.flatten(2), of_pixels.flatten(2))
+    weights = shares.new_zeros(*points.shape[:2], _SIDE**2)
+    weights = weights.scatter_add(2, slot.flatten(2), shares.flatten(2))
 
-    reach = torch.arange(_SIDE, device=points.device)
-    rows, cols = top.unsqueeze(-1) + reach, left.unsqueeze(-1) + reach  # (B, P, 4)
+    offset = torch.arange(_SIDE, device=points.device)
+    rows, cols = top + offset, left + offset  # (B, P, 4)
     inside = ((rows >= 0) & (rows < size[0]))[..., :, None]
     inside = inside & ((cols >= 0) & (cols < size[1]))[..., None, :]
     rows, cols = rows.clamp(0, size[0] - 1), cols.clamp(0, size[1] - 1)
     index = rows[..., :, None] * size[1] + cols[..., None, :]
     return index.flatten(2), weights * inside.flatten(2)
-
-
-def _pixels_around(position: Tensor, side: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Along one axis: the first of two pixels around each place, both as valid pixels, their share.
-
-    The share of a pixel outside the map is zero.
-    """
-    position = position.to(dtype) * side - 0.5
-    first = position.floor()
-    fraction = position - first
-    pixels = torch.stack((first, first + 1), dim=-1)
-    share = torch.stack((1 - fraction, fraction), dim=-1)
-    share = share * ((pixels >= 0) & (pixels <= side - 1))
-    return first.long(), pixels.clamp(0, side - 1).long(), share

@@ -1,4 +1,4 @@
-"""What flows: clustered feature maps, the clusters of an image, panoptic segmentations."""
+"""Data that modules exchange: clustered features, clusters of an image, panoptic segments."""
 
 from .clustered_features import ClusteredFeatures
 from .data_samples import SCORE_THR, predicted_segments, true_segments

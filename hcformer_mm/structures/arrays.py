@@ -1,4 +1,4 @@
-"""Names for the arrays that evaluation and visualization exchange."""
+"""Types of the arrays that evaluation and visualization exchange."""
 
 from typing import Any
 

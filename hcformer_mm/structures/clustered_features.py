@@ -1,7 +1,8 @@
-"""What a clustering backbone hands to necks and heads, and what is kept of it for one image."""
+"""ClusteredFeatures: what a clustering backbone hands to necks and heads."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor
 
@@ -9,16 +10,16 @@ from ..ops.neighborhood import coarse_size
 
 
 class ClusteredFeatures(tuple[Tensor, ...]):
-    """Feature maps of a backbone together with the hierarchical clustering of its pixels.
+    """Feature maps of a backbone, with the hierarchical clustering of its pixels.
 
-    It *is* the tuple of feature maps, so that every head and neck can index it as it does any
-    backbone's output; those that know of clusters read the attributes too.
+    It *is* the tuple of feature maps, so every head and neck can index it like the output of any
+    backbone; modules that decode clusters read the attributes.
 
     Attributes:
-        assignments: One assignment ``(B, 9, H_i, W_i)`` per clustered downsampling, ordered like
-            the feature maps: finest first. Empty without clustering.
-        scales: The scale parameters of the same levels, each of one element; what the regularizer
-            of the training loss sums up (paper, Sec. 4.1).
+        assignments: One assignment ``(B, 9, H_i, W_i)`` per clustered downsampling, finest first
+            like the feature maps. Empty without clustering.
+        scales: Scale of each level, tensors of one element. The regularizer of the training loss
+            sums them (paper, Sec. 4.1).
     """
 
     assignments: tuple[Tensor, ...]
@@ -33,12 +34,12 @@ class ClusteredFeatures(tuple[Tensor, ...]):
     ) -> "ClusteredFeatures":
         """Build from feature maps and the clustering of their levels.
 
-        Both are asked for, so that code which rebuilds a tuple from its items alone (as some
-        wrappers of modules do) fails instead of losing the clustering.
+        The clustering has no default: wrappers that rebuild a tuple from its items then fail,
+        instead of losing it.
 
         Raises:
-            ValueError: There are not as many assignments as scales, or a level does not lie
-                under the one before it.
+            ValueError: The numbers of assignments and scales differ, or a level is not half the
+                size of the one before.
         """
         if len(assignments) != len(scales):
             raise ValueError(
@@ -58,5 +59,19 @@ class ClusteredFeatures(tuple[Tensor, ...]):
         return features
 
     def replace(self, feature_maps: Iterable[Tensor]) -> "ClusteredFeatures":
-        """Other feature maps with the same clustering: what a neck returns."""
+        """Return other feature maps with the same clustering, as a neck does."""
         return ClusteredFeatures(feature_maps, assignments=self.assignments, scales=self.scales)
+
+
+def require_clustering(features: Any) -> ClusteredFeatures:
+    """Return the features of a backbone, which must carry a clustering.
+
+    Raises:
+        TypeError: They are not :class:`ClusteredFeatures`; the message says how to get these.
+    """
+    if not isinstance(features, ClusteredFeatures):
+        raise TypeError(
+            f"expected ClusteredFeatures of an HCBackbone, got {type(features).__name__}; wrap the "
+            "backbone: backbone=dict(type='hcformer_mm.HCBackbone', backbone=dict(...))"
+        )
+    return features

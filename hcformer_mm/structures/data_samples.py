@@ -1,10 +1,10 @@
-"""From the data samples of both hosts to segmentations that can be drawn."""
+"""Segmentations in the data samples of mmdet and mmseg."""
 
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from mmdet.structures import INSTANCE_OFFSET
+from mmdet.evaluation.functional import INSTANCE_OFFSET
 from mmengine.structures import BaseDataElement
 from numpy.typing import NDArray
 
@@ -12,7 +12,7 @@ from .arrays import Labels, Mask
 from .panoptic import Classes, Panoptic
 
 VOID_LABEL = 255
-"""What semantic ground truth of both hosts has where nobody knows the class."""
+"""Void in the semantic ground truth of mmdet and mmseg: pixels of unknown class."""
 
 SCORE_THR = 0.5
 """Least score of an instance that is drawn."""
@@ -21,7 +21,7 @@ SCORE_THR = 0.5
 def predicted_segments(
     sample: BaseDataElement, classes: Classes, *, score_thr: float = SCORE_THR
 ) -> Panoptic | None:
-    """What a model predicted: segments, or else instances, or else classes.
+    """Prediction of a data sample: panoptic segments, else instances, else semantic regions.
 
     Args:
         sample: A ``DetDataSample`` or ``SegDataSample``.
@@ -29,11 +29,11 @@ def predicted_segments(
         score_thr: Instances below this score are left out.
 
     Returns:
-        None if there is no prediction of these kinds. Of instances that overlap the one with the
-        higher score lies on top, and what no instance covers is void.
+        None if there is no such prediction. Where instances overlap, the one with the higher score
+        is on top; pixels without an instance are void.
     """
     if "pred_panoptic_seg" in sample:
-        return _by_label(_map(sample.pred_panoptic_seg), classes)
+        return _from_labels(_label_map(sample.pred_panoptic_seg), classes)
     if "pred_instances" in sample and "masks" in sample.pred_instances:
         instances = sample.pred_instances.numpy()
         kept = np.flatnonzero(instances.scores >= score_thr)
@@ -41,26 +41,26 @@ def predicted_segments(
         background = Panoptic(np.zeros(instances.masks.shape[-2:], np.int64), {})
         return paint_instances(background, instances.masks[kept], instances.labels[kept])
     if "pred_sem_seg" in sample:
-        return _by_label(_map(sample.pred_sem_seg), classes)
+        return _from_labels(_label_map(sample.pred_sem_seg), classes)
     return None
 
 
 def true_segments(sample: BaseDataElement, classes: Classes) -> Panoptic | None:
-    """The ground truth that came with an image: classes, instances, or both.
+    """Ground truth of a data sample: semantic regions, instances, or instances on regions.
 
     Args:
         sample: A ``DetDataSample`` or ``SegDataSample``.
         classes: The classes of the model.
 
     Returns:
-        None if there is no ground truth, or if it is of another size than the image: it was
-        loaded before the image was resized.
+        None if there is no ground truth, or if its size is not the image's: it was loaded before
+        the image was resized.
     """
     size = tuple(sample.ori_shape[:2])
     truth = None
     if "gt_sem_seg" in sample:
-        segments = _map(sample.gt_sem_seg)
-        truth = replace(_by_label(segments, classes), ignore=segments == VOID_LABEL)
+        labels = _label_map(sample.gt_sem_seg)
+        truth = replace(_from_labels(labels, classes), ignore=labels == VOID_LABEL)
     if "gt_instances" in sample and "masks" in sample.gt_instances:
         masks = sample.gt_instances.masks.to_ndarray().astype(bool)
         under = Panoptic(np.zeros(masks.shape[1:], np.int64), {}) if truth is None else truth
@@ -70,23 +70,23 @@ def true_segments(sample: BaseDataElement, classes: Classes) -> Panoptic | None:
 
 
 def paint_instances(under: Panoptic, masks: Mask, labels: NDArray[Any]) -> Panoptic:
-    """Instances painted one over the other.
+    """Paint instances over a segmentation, one after the other.
 
     Args:
-        under: What lies under the instances; its ids are below 1000.
-        masks: ``(N, H, W)``; the later ones lie on top.
-        labels: ``(N,)`` index of the class of each.
+        under: Segmentation with ids below 1000.
+        masks: ``(N, H, W)``; later ones cover earlier ones.
+        labels: Class index of each instance, ``(N,)``.
 
     Returns:
-        Segments whose ids are those of ``under`` and, for the instances, the host's: class + 1000 ·
-        number from 1. Categories are those of the segments that can be seen. What is ignored is
-        what ``under`` ignores and no instance covers, and pixels of several instances.
+        The visible segments. An instance has mmdet's id, class + 1000 · number from 1. Ignored are
+        the pixels that ``under`` ignores and no instance covers, and those of several instances.
     """
     segments = under.segments.astype(np.int64)
     categories = dict(under.categories)
     for number, (mask, label) in enumerate(zip(masks, labels, strict=True), start=1):
-        segments[mask] = int(label) + INSTANCE_OFFSET * number
-        categories[int(label) + INSTANCE_OFFSET * number] = int(label)
+        segment = int(label) + INSTANCE_OFFSET * number
+        segments[mask] = segment
+        categories[segment] = int(label)
     claims = masks.sum(axis=0, dtype=np.int64)
     ignore = claims > 1
     if under.ignore is not None:
@@ -95,13 +95,13 @@ def paint_instances(under: Panoptic, masks: Mask, labels: NDArray[Any]) -> Panop
     return Panoptic(segments, {i: categories[i] for i in visible & categories.keys()}, ignore)
 
 
-def _map(data: BaseDataElement) -> Labels:
-    """The map ``(H, W)`` of a ``PixelData``, which mmdet and mmseg name differently."""
+def _label_map(data: BaseDataElement) -> Labels:
+    """Label map ``(H, W)``: ``sem_seg`` in mmdet's ``PixelData``, ``data`` in mmseg's."""
     return data.get("sem_seg", data.get("data"))[0].cpu().numpy().astype(np.int64)
 
 
-def _by_label(segments: Labels, classes: Classes) -> Panoptic:
-    """Segments whose ids are class + 1000 · instance; those of no class are void."""
-    labels = {i: i % INSTANCE_OFFSET for i in np.unique(segments).tolist()}
-    number = len(classes.names)
-    return Panoptic(segments, {i: label for i, label in labels.items() if label < number})
+def _from_labels(labels: Labels, classes: Classes) -> Panoptic:
+    """Segments with ids class + 1000 · instance; ids without a class are void."""
+    categories = {i: i % INSTANCE_OFFSET for i in np.unique(labels).tolist()}
+    known = {i: category for i, category in categories.items() if category < len(classes.names)}
+    return Panoptic(labels, known)

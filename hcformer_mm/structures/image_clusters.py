@@ -9,7 +9,7 @@ from torch import Tensor
 from ..ops import hierarchical_clusters
 
 LabelSize = Literal["image", "input", "cells"]
-"""Which size label maps have: of the image as it was given, as the network saw it, of the map."""
+"""Size of label maps: the original image, the resized image without padding, or the finest map."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class ImageClusters:
     """The hierarchical clustering of one image.
 
     Attributes:
-        assignments: Soft assignment ``(9, H_i, W_i)`` of every level, finest first, of the image as
-            it was padded.
+        assignments: Soft assignment ``(9, H_i, W_i)`` of every level of the padded image, finest
+            first.
         stride: Side in pixels of a cell of the finest map.
-        input_size: Height and width of the image as the network saw it, without padding.
-        image_size: Height and width of the image as it was given, before it was resized.
+        input_size: Height and width of the resized image that the network saw, without padding.
+        image_size: Height and width of the original image.
     """
 
     assignments: tuple[Tensor, ...]
@@ -35,14 +35,14 @@ class ImageClusters:
         return len(self.assignments)
 
     def labels(self, size: LabelSize = "image", *, connected: bool = False) -> tuple[Tensor, ...]:
-        """Label maps of every level, nested, numbered from 0 without gaps.
+        """Nested label maps of every level, numbered from 0 without gaps.
 
         See :func:`~hcformer_mm.ops.hierarchical_clusters`.
 
         Args:
-            size: ``'image'``: of the image as it was given. ``'input'``: as the network saw it.
-                ``'cells'``: of the finest map, padding included.
-            connected: Whether the connected parts of a cluster are clusters of their own.
+            size: ``'image'`` for the size of the original image, ``'input'`` for that of the
+                resized image, ``'cells'`` for the finest map, padding included.
+            connected: Split every cluster into its connected parts.
 
         Returns:
             Int64 ``(H, W)`` of every level, finest first.
@@ -57,11 +57,11 @@ class ImageClusters:
         return tuple(labels[0] for labels in batch)
 
     def to(self, device: torch.device | str, *args: object, **kwargs: object) -> "ImageClusters":
-        """The same on another device; the signature is that of ``torch.Tensor.to``."""
+        """Return a copy on another device; mmengine calls this with arguments of ``Tensor.to``."""
         copy = bool(kwargs.get("copy", False))
         moved = tuple(assignment.to(device, copy=copy) for assignment in self.assignments)
         return replace(self, assignments=moved)
 
     def cpu(self) -> "ImageClusters":
-        """The same on the CPU."""
+        """Return a copy on the CPU."""
         return self.to("cpu")

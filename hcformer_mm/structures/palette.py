@@ -10,10 +10,9 @@ from .arrays import RGBImage
 
 @lru_cache
 def distinct_colors(number: int) -> RGBImage:
-    """Colors as different as can be, neither pale nor glaring, ``(number, 3)``; always the same.
+    """A fixed sequence of clearly different colors of medium lightness and chroma, ``(number, 3)``.
 
-    Each one is, of a grid of colors of middle lightness and chroma, the farthest in Lab space from
-    those before it.
+    Each color is the one, on a grid in RGB, that is farthest in Lab space from those before it.
     """
     grid = np.stack(np.meshgrid(*[np.arange(0, 256, 15)] * 3), axis=-1).reshape(-1, 3)
     lab = rgb2lab(grid[None] / 255.0)[0]
@@ -25,5 +24,5 @@ def distinct_colors(number: int) -> RGBImage:
         distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=-1))
         chosen.append(int(distance.argmax()))
     colors = grid[chosen[:number]]
-    colors.flags.writeable = False  # it is shared by all callers
+    colors.flags.writeable = False  # cached, so shared by all callers
     return colors

@@ -1,4 +1,4 @@
-"""A segmentation of one image, and the names and colors of its classes."""
+"""Panoptic segmentation of one image, and the names and colors of its classes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from .palette import distinct_colors
 
 @dataclass(frozen=True)
 class Panoptic:
-    """A segmentation of one image: panoptic, or what instances or classes amount to as such.
+    """Segmentation of one image: panoptic, or made from instances or semantic regions.
 
     Attributes:
-        segments: ``(H, W)`` id of the segment that each pixel belongs to.
-        categories: Index of the class of every segment id. Ids that are missing are void.
-        ignore: ``(H, W)`` bool: pixels that scores leave out, as nobody knows what they are; None
-            if there are none.
+        segments: Segment id of each pixel, ``(H, W)``.
+        categories: Class index of every segment id; other ids are void.
+        ignore: Pixels of unknown class, which scores leave out, bool ``(H, W)``; None if there are
+            none.
     """
 
     segments: Labels
@@ -28,13 +28,12 @@ class Panoptic:
 
 @dataclass(frozen=True)
 class Classes:
-    """How the classes of a data set are named and colored.
+    """Names and colors of the classes of a dataset.
 
     Attributes:
         names: Name of each class.
-        things: Names of those classes whose objects are countable. If there are none, every segment
-            is taken for an object of its own.
-        palette: RGB of each class; distinct colors are made up when it is None.
+        things: Names of the classes with countable objects. If empty, every segment is an object.
+        palette: RGB color of each class; None for :func:`~.palette.distinct_colors`.
     """
 
     names: Sequence[str]
@@ -43,10 +42,10 @@ class Classes:
 
     @classmethod
     def from_metainfo(cls, meta: Mapping[str, Any] | None) -> "Classes":
-        """The classes that a dataset of either host names in its ``metainfo``.
+        """Read the ``metainfo`` of a dataset of mmdet or mmseg.
 
         Raises:
-            ValueError: It names none.
+            ValueError: It has no classes.
         """
         if not meta or not meta.get("classes"):
             raise ValueError(f"expected metainfo with 'classes', got {meta}")
@@ -58,7 +57,7 @@ class Classes:
         )
 
     def is_object(self, category: int) -> bool:
-        """Whether segments of a class are told from each other."""
+        """Whether each segment of a class is an object of its own."""
         return not self.things or self.names[category] in self.things
 
     def colors(self) -> RGBImage:

@@ -5,7 +5,11 @@ import pytest
 def bands(request, monkeypatch):
     """Whether maps are worked on in many bands or in a single one."""
     if request.param == "bands of a row":
-        for name in ("bands.CACHED", "bands.CACHED_BACKWARD", "neighborhood_products.INDEXED"):
+        for name in (
+            "bands.BAND_NUMEL",
+            "bands.BACKWARD_BAND_NUMEL",
+            "neighborhood_products.INDEX_NUMEL",
+        ):
             monkeypatch.setattr(f"hcformer_mm.ops.{name}", 1)
 
 

@@ -8,7 +8,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from ...registry import MODELS
-from ..utils.post_processing import InstanceResult, PanopticResult, SemanticResult, bands
+from ..utils.post_processing import InstanceResult, PanopticResult, SemanticResult, resized_bands
 
 
 @MODELS.register_module()
@@ -45,7 +45,7 @@ class HCFormerFusionHead(MaskFormerFusionHead):
         return self._results(mask_cls, mask_pred, instance_on=True)[1]
 
     def semantic_postprocess(self, mask_cls: Tensor, mask_pred: Tensor) -> PixelData:
-        """Classify the pixels by :func:`~hcformer_mm.models.utils.semantic_inference.semantic_scores`.
+        """Classify the pixels by :func:`~hcformer_mm.models.utils.post_processing.semantic_scores`.
 
         Args:
             mask_cls: Class logits ``(Q, K + 1)`` of an image.
@@ -77,7 +77,7 @@ class HCFormerFusionHead(MaskFormerFusionHead):
             InstanceResult(mask_cls, size, *numbers) if instance_on else None,
             SemanticResult(mask_cls, size) if semantic_on else None,
         ]
-        for rows, logits in bands(mask_pred, size):
+        for rows, logits in resized_bands(mask_pred, size):
             for result in results:
                 if result is not None:
                     result.add(rows, logits)

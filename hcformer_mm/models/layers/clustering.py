@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ...ops import Embedding, soft_assign_maps
+from ...ops import FeatureProjection, soft_assign_maps
 
 
 class ClusteringModule(nn.Module):
@@ -56,10 +56,10 @@ class ClusteringModule(nn.Module):
             fine,
             coarse,
             self.scale,
-            _embedding(self.fine_norm, self.fine_proj),
-            _embedding(self.coarse_norm, self.coarse_proj),
+            _projection(self.fine_norm, self.fine_proj),
+            _projection(self.coarse_norm, self.coarse_proj),
         )
 
 
-def _embedding(norm: nn.LayerNorm, projection: nn.Conv2d) -> Embedding:
-    return Embedding(norm.weight, norm.bias, projection.weight.flatten(1), norm.eps)
+def _projection(norm: nn.LayerNorm, projection: nn.Conv2d) -> FeatureProjection:
+    return FeatureProjection(norm.weight, norm.bias, projection.weight.flatten(1), norm.eps)

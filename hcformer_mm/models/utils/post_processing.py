@@ -1,37 +1,51 @@
-"""Results of one image from class and mask logits, taken in a few rows of pixels at a time.
+"""Panoptic, instance and semantic results of one image from class and mask logits.
 
-Every result here is a function of a pixel's own logits and of sums over pixels, so it can be had
-from bands of rows: what is computed of a band stays in the processor's cache, and masks that would
-take more than :data:`RESIZED_AT_ONCE` at the size of the image are never held all at once.
+Every result depends on the logits of single pixels and on sums over pixels, so each one takes in
+the image in bands of rows: on CPUs a band stays in the cache, and resized masks that would take
+more than :data:`RESIZED_NUMEL` never exist as a whole.
 
-A query that no result can need is known by its class logits alone: :func:`needed_queries`. Masks of
-others need not be decoded, resized or handed over; the results are the same.
+Class logits alone tell which queries no result needs: :func:`needed_queries`. Masks of the others
+need not be decoded or resized; the results are the same.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from mmdet.structures import INSTANCE_OFFSET
+from mmdet.evaluation.functional import INSTANCE_OFFSET
 from mmdet.structures.mask import mask2bbox
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 from torch.nn import functional as F
 
-from .semantic_inference import semantic_scores
+from ...ops.bands import is_eager_cpu, row_bands
 
-CACHED = 2**18
-"""Mask logits of a band that is worked on: 1 MiB of float32."""
-RESIZED_AT_ONCE = 2**28
-"""Mask logits that are resized in one go: 1 GiB of float32. Beyond, a band is resized at a time."""
+BAND_NUMEL = 2**18
+"""Mask logits in one band on a CPU: 1 MiB of float32."""
+RESIZED_NUMEL = 2**28
+"""Mask logits that are resized at once: 1 GiB of float32. Larger maps are resized by bands."""
+
+
+def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
+    """Class scores of every pixel: softmax(class)ᵀ · sigmoid(mask), summed over the queries.
+
+    Args:
+        class_logits: ``(..., Q, K + 1)``, the last class being "no object".
+        mask_logits: ``(..., Q, H, W)``.
+
+    Returns:
+        Scores ``(..., K, H, W)``, not negative.
+    """
+    probabilities = class_logits.softmax(dim=-1)[..., :-1]
+    return torch.einsum("...qk,...qhw->...khw", probabilities, mask_logits.sigmoid())
 
 
 def needed_queries(class_logits: Tensor, test_cfg: dict[str, Any], num_classes: int) -> Tensor:
-    """Which queries of an image can appear in a result.
+    """Queries of an image that can appear in a result.
 
     Args:
         class_logits: ``(Q, K + 1)``, the last class being "no object".
-        test_cfg: As of :class:`~hcformer_mm.models.HCFormerFusionHead`.
+        test_cfg: Options of :class:`~hcformer_mm.models.HCFormerFusionHead`.
         num_classes: Number of classes, :math:`K`.
 
     Returns:
@@ -50,7 +64,7 @@ def needed_queries(class_logits: Tensor, test_cfg: dict[str, Any], num_classes: 
 def panoptic_queries(
     class_logits: Tensor, test_cfg: dict[str, Any], num_classes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries that take part in a panoptic segmentation, and the score and class of every query.
+    """Queries that take part in a panoptic segmentation, with the score and class of every query.
 
     Returns:
         Bool ``(Q,)``, scores ``(Q,)`` and classes ``(Q,)``.
@@ -65,20 +79,20 @@ def best_pairs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The ``max_per_image`` most probable pairs of a query and a class, stuff included.
 
-    Pairs of stuff are no instances, but they take places in the ranking. A query that is here only
-    with stuff is needed, too: without it, its place would go to another pair.
+    Pairs with stuff are dropped later, but hold a place in the ranking: without their queries,
+    other pairs would move up.
 
     Returns:
         Queries, classes and scores of the pairs, each ``(N,)``.
     """
     scores = class_logits.softmax(dim=-1)[:, :-1].flatten()
-    wanted = min(test_cfg.get("max_per_image", 100), len(scores))
-    scores, pairs = scores.topk(wanted, sorted=False)
+    count = min(test_cfg.get("max_per_image", 100), len(scores))
+    scores, pairs = scores.topk(count, sorted=False)
     return pairs // num_classes, pairs % num_classes, scores
 
 
 class PanopticResult:
-    """Panoptic segmentation as of the host's ``MaskFormerFusionHead``, without a loop over queries.
+    """Panoptic segmentation of mmdet's ``MaskFormerFusionHead``, without its loop over queries.
 
     Args:
         class_logits: ``(Q, K + 1)``.
@@ -110,7 +124,7 @@ class PanopticResult:
         """Take in the mask logits ``(Q, rows, W)`` of some rows of the image."""
         if not len(self._queries):
             return
-        # Queries that are not needed have often been left out already.
+        # Skip the copy if only needed queries have been decoded.
         logits = logits if len(self._queries) == len(logits) else logits[self._queries]
         probabilities = logits.sigmoid()  # (N, rows, W)
         sure = probabilities >= 0.5
@@ -121,10 +135,10 @@ class PanopticResult:
             self._unsure[rows] = ~sure.gather(0, winners[None])[0]
 
     def result(self) -> PixelData:
-        """``sem_seg`` ``(1, H, W)`` int32: class + 1000 · number of object; K where nothing is."""
+        """``sem_seg`` ``(1, H, W)`` int32: class + 1000 · number of the object; K for void."""
         number = len(self._queries)
         won = torch.bincount(self._winners.flatten(), minlength=max(number, 1))[:number]
-        # In float64, as the host divides Python's integers.
+        # mmdet divides Python integers: float64.
         share = won.double() / self._areas.double()
         stays = (won > 0) & (self._areas > 0) & (share >= self._iou_thr)
         things = stays & (self._classes < self._num_things)
@@ -139,10 +153,9 @@ class PanopticResult:
 
 
 class InstanceResult:
-    """Instances as of the host's ``MaskFormerFusionHead``.
+    """Instances of mmdet's ``MaskFormerFusionHead``, for any number of queries.
 
-    For any number of queries: the host asks for ``max_per_image`` pairs of a query and a class even
-    where there are not as many.
+    mmdet asks for ``max_per_image`` pairs of a query and a class even if there are fewer.
 
     Args:
         class_logits: ``(Q, K + 1)``.
@@ -163,7 +176,7 @@ class InstanceResult:
         queries, classes, scores = best_pairs(class_logits, test_cfg, num_classes)
         things = classes < num_things
         queries, self._classes, self._scores = queries[things], classes[things], scores[things]
-        # A query may stand in several pairs; its mask is looked at once.
+        # A query may be in several pairs; its mask is computed once.
         self._queries, self._index = queries.unique(return_inverse=True)
         number = len(self._queries)
         self._masks = class_logits.new_zeros((number, *size), dtype=torch.bool)
@@ -175,7 +188,7 @@ class InstanceResult:
         logits = logits[self._queries]
         masks = logits > 0
         self._masks[:, rows] = masks
-        # In half precision a sum over pixels overflows.
+        # A sum over pixels overflows in half precision.
         self._confidence += (logits.sigmoid() * masks).flatten(1).sum(1, dtype=torch.float32)
         self._areas += masks.flatten(1).sum(1)
 
@@ -191,7 +204,7 @@ class InstanceResult:
 
 
 class SemanticResult:
-    """The class of every pixel by :func:`~hcformer_mm.models.utils.semantic_inference.semantic_scores`.
+    """Most likely class of every pixel by :func:`semantic_scores`.
 
     Args:
         class_logits: ``(Q, K + 1)``.
@@ -207,39 +220,33 @@ class SemanticResult:
         self._classes[rows] = _argmax(semantic_scores(self._class_logits, logits))
 
     def result(self) -> PixelData:
-        """``sem_seg``, the most likely class of every pixel, ``(1, H, W)``."""
+        """``sem_seg`` ``(1, H, W)``."""
         return PixelData(sem_seg=self._classes[None])
 
 
-def bands(masks: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
-    """Masks at another size, some rows at a time.
+def resized_bands(masks: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+    """Resize masks bilinearly, a band of rows at a time.
 
     Args:
         masks: Mask logits ``(Q, h, w)``.
-        size: Height and width ``(H, W)`` that they are resized to, bilinearly.
+        size: Height and width ``(H, W)`` after resizing.
 
     Yields:
-        Rows of the resized masks, from the first to the last, and their logits ``(Q, rows, W)``.
+        Rows of the resized masks, from the first to the last, and their logits ``(Q, rows, W)``. A
+        single band off the CPU, unless it would exceed :data:`RESIZED_NUMEL`.
     """
     height, width = size
-    at_once = masks.shape[0] * height * width <= RESIZED_AT_ONCE
-    if at_once and tuple(masks.shape[-2:]) != (height, width):
+    row_numel = masks.shape[0] * width
+    if height * row_numel <= RESIZED_NUMEL and tuple(masks.shape[-2:]) != size:
         masks = _resize(masks, size)
-    resized = tuple(masks.shape[-2:]) == (height, width)
-    step = max(1, CACHED // max(1, masks.shape[0] * width))
-    if not resized:
-        step = max(step, 16)
-    for start in range(0, height, step):
-        rows = slice(start, min(start + step, height))
-        if resized:
-            yield rows, masks[:, rows]
-        else:
-            yield rows, _resize_rows(masks, size, rows)
+    resized = tuple(masks.shape[-2:]) == size
+    numel = BAND_NUMEL if is_eager_cpu(masks) else RESIZED_NUMEL
+    for rows in row_bands(height, row_numel, numel if resized else max(numel, 16 * row_numel)):
+        yield rows, masks[:, rows] if resized else _resize_rows(masks, size, rows)
 
 
 def _argmax(values: Tensor) -> Tensor:
-    """Index of the first maximum along dim 0."""
-    # PyTorch's argmax takes three to five times as long as its max, on CPUs.
+    """Index of the first maximum along dim 0; on CPUs 3 to 5 times faster than ``argmax``."""
     return values.max(dim=0).indices
 
 
@@ -248,7 +255,7 @@ def _resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _resize_rows(masks: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
-    """The same of some rows alone: interpolated down the columns here, along the rows there."""
+    """:func:`_resize` for some rows alone: interpolate down the columns, then along the rows."""
     height = masks.shape[1]
     centers = torch.arange(rows.start, rows.stop, device=masks.device, dtype=torch.float64) + 0.5
     centers = (centers * height / size[0] - 0.5).clamp(0, height - 1)

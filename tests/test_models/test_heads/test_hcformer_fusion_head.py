@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmdet.models.dense_heads import MaskFormerHead
 from mmdet.models.seg_heads import MaskFormerFusionHead
-from mmdet.structures import INSTANCE_OFFSET
+from mmdet.evaluation.functional import INSTANCE_OFFSET
 from torch import nn
 from torch.nn import functional as F
 
@@ -147,7 +147,7 @@ def adversarial(kind, random):
     ],
 )
 def test_bands_equal_the_loop_of_the_host(kind, cached, filter_low_score, monkeypatch):
-    monkeypatch.setattr(post_processing, "CACHED", cached)
+    monkeypatch.setattr(post_processing, "BAND_NUMEL", cached)
     class_logits, masks = adversarial(kind, torch.Generator().manual_seed(3))
     config = {**CONFIG, "filter_low_score": filter_low_score}
     host = MaskFormerFusionHead(num_things_classes=2, num_stuff_classes=1, test_cfg=config)
@@ -165,11 +165,10 @@ def test_masks_too_large_to_be_resized_at_once(size, monkeypatch):
     torch.manual_seed(2)
     class_logits, masks = 4 * torch.randn(12, 4), 3 * torch.randn(12, 20, 30)
     resized = F.interpolate(masks[None], size=size, mode="bilinear")[0]
-    monkeypatch.setattr(post_processing, "RESIZED_AT_ONCE", 100)
-    monkeypatch.setattr(post_processing, "CACHED", 50)
-    pieces = dict(
-        (rows.start, (rows.stop, logits)) for rows, logits in post_processing.bands(masks, size)
-    )
+    monkeypatch.setattr(post_processing, "RESIZED_NUMEL", 100)
+    monkeypatch.setattr(post_processing, "BAND_NUMEL", 50)
+    bands = post_processing.resized_bands(masks, size)
+    pieces = {rows.start: (rows.stop, logits) for rows, logits in bands}
     stop = 0
     for start, (end, logits) in sorted(pieces.items()):
         assert start == stop

@@ -13,7 +13,7 @@ from mmseg.models.segmentors import SegTTAModel
 
 from hcformer_mm.datasets.shapes_writer import write_shapes
 from hcformer_mm.models import HCFormerHead, HCFormerSegHead
-from hcformer_mm.models.utils.semantic_inference import semantic_scores
+from hcformer_mm.models.utils.post_processing import semantic_scores
 from tests.helpers import reference
 from tests.helpers.models import SEMANTIC_CONFIG, model_config, seg_sample, segmentor
 

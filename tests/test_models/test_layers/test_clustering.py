@@ -68,7 +68,7 @@ def random_module_and_maps(size, requires_grad=True):
 
 def work_on(numbers, monkeypatch):
     """Bands of so many numbers."""
-    for name in ("CACHED", "CACHED_BACKWARD"):
+    for name in ("BAND_NUMEL", "BACKWARD_BAND_NUMEL"):
         monkeypatch.setattr(f"hcformer_mm.ops.bands.{name}", numbers)
 
 

@@ -1,0 +1,132 @@
+"""Unit-norm features in which pixels are compared (paper, Sec. 2.2 and Fig. 2)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+NORM_EPS = 1e-12
+"""Least norm that features are divided by: the default of ``torch.nn.functional.normalize``."""
+
+
+class FeatureProjection(NamedTuple):
+    """Weights of the layer normalization and the 1×1 projection in front of the L2 norm.
+
+    Attributes:
+        norm_weight: Weight of the layer normalization, ``(C,)``.
+        norm_bias: Bias of the layer normalization, ``(C,)``.
+        projection: Weight of the 1×1 convolution, which has no bias, ``(C_F, C)``.
+        eps: Epsilon of the layer normalization.
+    """
+
+    norm_weight: Tensor
+    norm_bias: Tensor
+    projection: Tensor
+    eps: float
+
+
+def project_features(pixels: Tensor, weights: FeatureProjection) -> Tensor:
+    """Normalize over the channels, project, and scale to unit length.
+
+    Args:
+        pixels: Map ``(B, H, W, C)`` of any floating-point dtype.
+        weights: Weights; their dtype is the one of the computation.
+
+    Returns:
+        Features ``(B, H, W, C_F)``.
+    """
+    norm_weight, norm_bias, projection, eps = weights
+    pixels = pixels.to(norm_weight.dtype)
+    pixels = F.layer_norm(pixels, norm_weight.shape, norm_weight, norm_bias, eps)
+    # On channels-last memory a 1×1 convolution is one matrix product over all pixels.
+    return F.normalize(F.linear(pixels, projection), dim=-1, eps=NORM_EPS)
+
+
+class ProjectionGradients:
+    """Gradients of :func:`project_features`, accumulated over bands of a map.
+
+    Args:
+        pixels: The whole map, ``(B, H, W, C)``.
+        weights: Weights.
+        needed: Whether the map and each of the three weights need a gradient.
+
+    Attributes:
+        totals: The four gradients, None where not needed.
+    """
+
+    def __init__(
+        self, pixels: Tensor, weights: FeatureProjection, needed: tuple[bool, ...]
+    ) -> None:
+        # A band overwrites its own pixels and adds to the weights.
+        makers = (torch.empty_like, torch.zeros_like, torch.zeros_like, torch.zeros_like)
+        self.totals = [
+            make(x) if need else None
+            for make, x, need in zip(makers, (pixels, *weights[:3]), needed, strict=True)
+        ]
+
+
+class ProjectedBand:
+    """Features of some rows of a map, with the intermediate results that their gradients need.
+
+    Args:
+        pixels: The rows, ``(B, r, W, C)``.
+        weights: Weights.
+        known: Features and lengths of these rows, if they were computed before.
+
+    Attributes:
+        features: :func:`project_features` of the rows, ``(B, r, W, C_F)``.
+        lengths: Norms of the projections, ``(B, r, W, 1)``, at least :data:`NORM_EPS`.
+    """
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        weights: FeatureProjection,
+        known: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        norm_weight, norm_bias, projection, eps = weights
+        self._weights = weights
+        self._pixels = pixels.to(norm_weight.dtype)
+        self._normed, *self._moments = torch.native_layer_norm(
+            self._pixels, norm_weight.shape, norm_weight, norm_bias, eps
+        )
+        if known is not None:
+            self.features, self.lengths = known
+            return
+        projected = F.linear(self._normed, projection)
+        lengths = torch.linalg.vector_norm(projected, dim=-1, keepdim=True)
+        self.lengths = lengths.clamp_min_(NORM_EPS)
+        self.features = projected.div_(self.lengths)
+
+    def backward(
+        self, grad: Tensor, place: tuple[slice, slice], gradients: ProjectionGradients
+    ) -> None:
+        """Add the gradients of these rows. May be called once.
+
+        Args:
+            grad: Gradient of the features, ``(B, r, W, C_F)``.
+            place: Images and rows of the map that the band covers.
+            gradients: Totals to add to.
+        """
+        grad_pixels, grad_weight, grad_bias, grad_projection = gradients.totals
+        norm_weight, norm_bias, projection, _ = self._weights
+        # The derivative of a unit vector is orthogonal to it.
+        parallel = (self.features * grad).sum(dim=-1, keepdim=True)
+        grad = torch.addcmul(grad, self.features, parallel, value=-1).div_(self.lengths)
+        if grad_projection is not None:
+            grad_projection.addmm_(grad.flatten(0, 2).T, self._normed.flatten(0, 2))
+        del self._normed  # the largest tensor of a band
+        needed = [total is not None for total in gradients.totals[:3]]
+        if not any(needed):
+            return
+        parts = torch.ops.aten.native_layer_norm_backward(
+            grad @ projection,
+            *(self._pixels, norm_weight.shape, *self._moments, norm_weight, norm_bias, needed),
+        )
+        if grad_pixels is not None:
+            grad_pixels[place] = parts[0]
+        if grad_weight is not None:
+            grad_weight += parts[1]
+        if grad_bias is not None:
+            grad_bias += parts[2]

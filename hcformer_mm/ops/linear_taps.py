@@ -1,0 +1,24 @@
+"""Linear interpolation along one axis of a map: what bilinear sampling is made of."""
+
+import torch
+from torch import Tensor
+
+
+def linear_taps(position: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Index and weight of the two pixels around each position, in a new last dim.
+
+    Args:
+        position: Positions of any shape; pixel i lies at i.
+        side: Number of pixels.
+
+    Returns:
+        Int64 index, clamped to the map, and weight, which is 0 for a pixel outside the map.
+    """
+    lower = position.floor()
+    fraction = position - lower
+    index = torch.stack((lower, lower + 1), dim=-1)
+    weight = torch.stack((1 - fraction, fraction), dim=-1)
+    # A position exactly one pixel outside, where an undeformed kernel over the padding starts, is
+    # outside: the weight has a kink there, and mmcv takes the derivative of this side.
+    inside = (index >= 0) & (index <= side - 1) & (position > -1).unsqueeze(-1)
+    return index.clamp(0, side - 1).long(), weight * inside
