@@ -1,7 +1,7 @@
-"""Models as files that run without this package: ONNX and PyTorch's exported programs.
+"""Export of models to ONNX and PyTorch's exported programs, which run without this package.
 
-What is exported is the network between pre- and post-processing: :class:`ExportableModel` takes the
-normalized image and returns logits. :func:`load_exported` runs what was written.
+:class:`ExportableModel` is the part that is exported: it takes the normalized image and returns
+logits. :func:`load_exported` runs the exported file.
 """
 
 import io
@@ -22,39 +22,39 @@ from torch.nn import functional as F
 from ..models.backbones import HCBackbone
 from ..models.heads import HCFormerHead
 from ..utils.atomic_write import replacing
-from .rewriters import portable
+from .rewriters import rewrite_modules
 
 Format = Literal["onnx", "torch-export"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
-"""The ending of the files of each format."""
+"""File suffix of each format."""
 
 INPUT = "image"
 METADATA_FILE = "metadata.json"
 _SIDES = {2: "height", 3: "width"}
 OPSET = 20
 LARGEST_ONNX = 2_000_000_000
-"""Bytes of weights; a file of the format has less than 2 GiB in all."""
+"""Largest size of the weights in bytes; an ONNX file must stay below 2 GiB."""
 SMALLEST = 33
-"""Sides in pixels of the smallest image of a dynamic model: its coarsest map has several cells."""
+"""Smallest side of an image for a dynamic model, in pixels: its coarsest map has several cells."""
 TRACED_SHAPE = (1024, 1088)
-"""What a dynamic model is traced with. Everything has several parts there: cells of pyramids,
-windows of attention; where there is one alone, PyTorch's tracer takes it for a constant."""
+"""Image size at which a dynamic model is traced. It has several windows of attention and several
+cells of pyramids: PyTorch's tracer takes a number of 1 for a constant."""
 
 Runner = Callable[[Tensor], dict[str, Tensor]]
 
 
 class ExportableModel(nn.Module):
-    """The network of a model, from the normalized image to logits, without samples and results.
+    """The network of a model, from the normalized image to logits.
 
     Args:
-        model: A model of :func:`~hcformer_mm.apis.inference.build_model`: a detector of mmdet
-            with an :class:`~hcformer_mm.models.HCFormerHead`, or an ``EncoderDecoder`` of mmseg.
-        with_assignments: Whether the assignments are returned, too.
-        size_divisor: Images are padded with what the model's pipeline pads with, at the right and
-            at the bottom, to multiples of this. By default as in the pipeline of the model.
+        model: A detector of mmdet with an :class:`~hcformer_mm.models.HCFormerHead`, or an
+            ``EncoderDecoder`` of mmseg, as :func:`~hcformer_mm.apis.inference.build_model` returns.
+        with_assignments: Whether to return the assignments as well.
+        size_divisor: Images are padded at the right and the bottom to multiples of this, with the
+            pad value of the model's pipeline. By default, the divisor of that pipeline.
 
     Raises:
-        ValueError: The model is of another kind, or clusters nothing to return assignments of.
+        ValueError: The model is of another kind, or has no assignments to return.
     """
 
     def __init__(
@@ -68,41 +68,39 @@ class ExportableModel(nn.Module):
         head = model.decode_head if type(model) is EncoderDecoder else None
         if isinstance(model, BaseDetector):
             head = getattr(model, "panoptic_head", None)
-        masks = isinstance(head, HCFormerHead)
-        if head is None or (isinstance(model, BaseDetector) and not masks):
+        self.classifies_masks = isinstance(head, HCFormerHead)
+        if head is None or (isinstance(model, BaseDetector) and not self.classifies_masks):
             raise ValueError(
                 "expected a detector with an HCFormerHead as panoptic_head or an EncoderDecoder of "
                 f"mmseg, got {type(model).__name__} with {type(head).__name__}"
             )
         if with_assignments and not isinstance(model.backbone, HCBackbone):
             raise ValueError(
-                f"expected an HCBackbone to return assignments of, got "
+                "expected an HCBackbone to return assignments of, got "
                 f"{type(model.backbone).__name__}"
             )
         self.model = model
-        self.classifies_masks = masks
         self.with_assignments = with_assignments
         self.size_divisor = size_divisor or pipeline_divisor(model)
         preprocessor = model.data_preprocessor
-        self.pad_value = float(getattr(preprocessor, "pad_value", 0) or 0)
-        if isinstance(preprocessor, SegDataPreProcessor):
-            self.pad_value = float(preprocessor.pad_val)
+        is_mmseg = isinstance(preprocessor, SegDataPreProcessor)
+        self.pad_value = float(getattr(preprocessor, "pad_val" if is_mmseg else "pad_value", 0))
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Predict on the image alone.
+        """Compute the logits of normalized images.
 
         Args:
-            image: Normalised image ``(B, 3, H, W)``.
+            image: Normalized images ``(B, 3, H, W)``.
 
         Returns:
-            ``class_logits`` ``(B, Q, K + 1)`` and ``mask_logits`` ``(B, Q, h, w)`` of a model that
-            classifies masks, or ``seg_logits`` ``(B, K, h, w)`` of one that classifies pixels; then
+            ``class_logits`` ``(B, Q, K + 1)`` and ``mask_logits`` ``(B, Q, h, w)`` of a mask
+            classifier, or ``seg_logits`` ``(B, K, h, w)`` of a per-pixel one; then
             ``assignment_0`` ``(B, 9, h, w)``, ``assignment_1`` and so on, finest first. ``h`` and
-            ``w`` are those of the padded image over the stride of the finest level.
+            ``w`` are the sides of the padded image divided by the stride of the finest level.
         """
         height, width = image.shape[-2:]
         divisor = self.size_divisor
-        # Sizes that are this number of times something keep symbols short while they are traced.
+        # Multiples of one number keep the symbolic sizes short while they are traced.
         rows, cols = ((side + divisor - 1) // divisor * divisor for side in (height, width))
         image = F.pad(image, (0, cols - width, 0, rows - height), value=self.pad_value)
         features = self.model.extract_feat(image)
@@ -120,7 +118,7 @@ class ExportableModel(nn.Module):
 
 
 def pipeline_divisor(model: BaseModel) -> int:
-    """What the sides of images are padded to multiples of in the test pipeline of a model."""
+    """Return the number to whose multiples the test pipeline of a model pads images."""
     preprocessor = model.data_preprocessor
     if isinstance(preprocessor, SegDataPreProcessor):
         return (preprocessor.test_cfg or {}).get("size_divisor") or 1
@@ -128,28 +126,26 @@ def pipeline_divisor(model: BaseModel) -> int:
 
 
 def describe(model: ExportableModel, name: str) -> dict[str, Any]:
-    """What the user of a file has to know of a model.
+    """Return what a user of an exported file has to know about the model.
 
     Args:
         model: The model.
-        name: What it is called.
+        name: Name of the model.
 
     Returns:
-        ``name``; ``classes``; ``thing_classes`` where the data tell; ``channels``, ``'RGB'`` or
-        ``'BGR'``; ``mean`` and ``std`` of the normalization, in this order of channels, None
-        without one; ``size_divisor`` and ``pad_value``.
+        ``name``; ``classes``; ``thing_classes``, empty where the dataset does not name them;
+        ``channels``, ``'RGB'`` or ``'BGR'``; ``mean`` and ``std`` of the normalization in this
+        order of channels, None without normalization; ``size_divisor`` and ``pad_value``.
     """
     preprocessor = model.model.data_preprocessor
     meta = getattr(model.model, "dataset_meta", None) or {}
-    swaps = any(
-        getattr(preprocessor, key, False) for key in ("_channel_conversion", "channel_conversion")
-    )
+    flags = ("_channel_conversion", "channel_conversion")  # of mmdet and mmseg, which load BGR
+    swaps = any(getattr(preprocessor, flag, False) for flag in flags)
     mean, std = (getattr(preprocessor, key, None) for key in ("mean", "std"))
     return dict(
         name=name,
         classes=list(meta.get("classes", ())),
         thing_classes=list(meta.get("thing_classes", ())),
-        # The hosts read files as BGR.
         channels="RGB" if swaps else "BGR",
         mean=None if mean is None else mean.flatten().tolist(),
         std=None if std is None else std.flatten().tolist(),
@@ -168,22 +164,22 @@ def export_model(
     dynamic: bool = False,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model to a file, the whole of it or nothing.
+    """Export a model to a file, which is written whole or not at all.
 
     Args:
-        model: The model, on a CPU; it is not changed.
-        path: The file to write.
+        model: The model, on the CPU; it is not changed.
+        path: File to write.
         format: ``'onnx'``, or ``'torch-export'`` for :func:`torch.export.load`.
         shape: Height and width of the images.
         batch_size: Number of images.
         dynamic: Whether images may have any other size from :data:`SMALLEST` on.
-        metadata: What the file says about the model, as JSON: an entry per key in ONNX, and
+        metadata: Facts about the model, saved as JSON: one metadata entry per key in ONNX,
             :data:`METADATA_FILE` in the other format.
 
     Raises:
-        ValueError: The file has the wrong ending or no folder, the shape is out of range, or the
-            model is larger than one ONNX file can be.
-        ImportError: What writes ONNX is not installed.
+        ValueError: The file has the wrong suffix or no folder, the shape is out of range, or the
+            model is too large for one ONNX file.
+        ImportError: onnx or onnxscript is not installed.
     """
     _check_target(path, format)
     smallest = SMALLEST if dynamic else 1
@@ -206,15 +202,15 @@ def export_model(
                 f"{size / 1e9:.1f} GB; use the format 'torch-export'"
             )
     program = _trace(model, TRACED_SHAPE if dynamic else shape, batch_size, dynamic)
-    texts = {key: json.dumps(value) for key, value in (metadata or {}).items()}
+    metadata = metadata or {}
     with replacing(path) as unfinished:
         if format == "onnx":
-            _write_onnx(program, unfinished, texts)
+            _write_onnx(program, unfinished, metadata)
         else:
-            # Given a path, PyTorch asks for its own ending.
+            # Given a path, torch.export.save would store its name in the file.
             buffer = io.BytesIO()
-            content = json.dumps(dict(metadata or {}))
-            torch.export.save(program, buffer, extra_files={METADATA_FILE: content})
+            files = {METADATA_FILE: json.dumps(dict(metadata))}
+            torch.export.save(program, buffer, extra_files=files)
             unfinished.write_bytes(buffer.getvalue())
 
 
@@ -229,7 +225,6 @@ def _check_target(path: Path, format: Format) -> None:
 
 
 def _require(*names: str) -> None:
-    """Raise an ImportError that says what to install."""
     for name in names:
         try:
             __import__(name)
@@ -242,43 +237,31 @@ def _require(*names: str) -> None:
 def _trace(
     model: ExportableModel, shape: tuple[int, int], batch_size: int, dynamic: bool
 ) -> torch.export.ExportedProgram:
-    example = torch.zeros(batch_size, 3, *shape)
-    sizes: dict[str, Any] | None = None
-    if dynamic:
-        sizes = {INPUT: {i: torch.export.Dim(n, min=SMALLEST) for i, n in _SIDES.items()}}
+    sides = {i: torch.export.Dim(name, min=SMALLEST) for i, name in _SIDES.items()}
     with torch.no_grad(), warnings.catch_warnings():
-        # Of PyTorch about itself.
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # PyTorch warns of its own internals
         program = torch.export.export(
-            portable(model).eval(),
-            (example,),
-            dynamic_shapes=sizes,
-            # Python runs the model, with the hooks of the backbone's taps.
-            strict=False,
-            # What the tracer cannot prove of all sizes is noted in the program.
+            rewrite_modules(model).eval(),
+            (torch.zeros(batch_size, 3, *shape),),
+            dynamic_shapes={INPUT: sides} if dynamic else None,
+            strict=False,  # runs the model in Python, with the hooks of the backbone's taps
+            # Turns what the tracer cannot prove for all sizes into asserts of the program.
             prefer_deferred_runtime_asserts_over_guards=dynamic,
         )
-    _allow_single_parts(program)
-    # An image of zeros, which would be written into the file.
-    program.example_inputs = None
-    return program
-
-
-def _allow_single_parts(program: torch.export.ExportedProgram) -> None:
-    """Take out the notes of a program that refuse one cell or window where there were several.
-
-    They are about memory: dimensions of size 1 have any stride. ONNX does not have them either.
-    """
+    # These asserts would refuse a single cell or window where the traced image had several. They
+    # are about strides, which do not matter in dimensions of size 1.
     graph = program.graph_module.graph
     for node in list(graph.nodes):
         if node.target is torch.ops.aten._assert_scalar.default:
             graph.erase_node(node)
     graph.eliminate_dead_code()
     program.graph_module.recompile()
+    program.example_inputs = None  # an image of zeros, which would be saved
+    return program
 
 
 def _write_onnx(
-    program: torch.export.ExportedProgram, path: Path, metadata: Mapping[str, str]
+    program: torch.export.ExportedProgram, path: Path, metadata: Mapping[str, Any]
 ) -> None:
     outputs = program.graph_signature.user_outputs
     names = program.call_spec.out_spec.unflatten(range(len(outputs)))
@@ -286,28 +269,28 @@ def _write_onnx(
         program,
         input_names=[INPUT],
         output_names=sorted(names, key=names.__getitem__),
-        # The program knows them; this names them in the file.
-        dynamic_shapes={INPUT: dict(_SIDES)},
+        dynamic_shapes={INPUT: dict(_SIDES)},  # names for the dynamic sides of the program
         opset_version=OPSET,
         verbose=False,
         external_data=False,
     )
     assert onnx_program is not None
-    onnx_program.model.metadata_props.update(metadata)
+    texts = {key: json.dumps(value) for key, value in metadata.items()}
+    onnx_program.model.metadata_props.update(texts)
     onnx_program.save(path, external_data=False)
 
 
 def load_exported(path: Path) -> Runner:
-    """What runs an exported model on the CPU, with as many threads as PyTorch has.
+    """Load an exported model to run on the CPU, with as many threads as PyTorch uses.
 
     Args:
-        path: A file of :func:`export_model`.
+        path: File of :func:`export_model`.
 
     Returns:
         A function from normalized images ``(B, 3, H, W)`` to outputs by name.
 
     Raises:
-        ValueError: The file is of no known format.
+        ValueError: The file has an unknown suffix.
         ImportError: onnxruntime is not installed.
     """
     if path.suffix == SUFFIXES["torch-export"]:

@@ -1,8 +1,9 @@
-"""Forms of the hosts' modules that can be exported for images of any size.
+"""Replacements for modules that PyTorch cannot export for images of any size.
 
-The hosts compute sizes of windows and cells from those of the map, and decide by them what to do.
-While a model is exported, sizes are symbols, and such a decision holds for the traced size alone.
-Here every size is a multiple of a number of windows or cells, and nothing is decided.
+``nn.AdaptiveAvgPool2d`` and the window attention of mmdet and mmseg branch on sizes that they
+compute from the map. During an export sizes are symbols, and a branch that is taken at the traced
+size is fixed. The replacements compute every size as a multiple of windows or cells, and do not
+branch.
 """
 
 from copy import deepcopy
@@ -16,17 +17,17 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
 MASKED = -100.0
-"""What the hosts add to the logits of a pair of tokens that must not see each other."""
+"""Value that mmdet and mmseg add to the logits of tokens that must not attend to each other."""
 
 
-def portable(model: nn.Module) -> nn.Module:
-    """A copy of a model with the modules of this file in the place of those of the hosts.
+def rewrite_modules(model: nn.Module) -> nn.Module:
+    """Return a copy of a model with the replacements of this file.
 
     Args:
         model: A model in evaluation mode; it is not changed.
 
     Returns:
-        The copy, with the same outputs up to rounding.
+        A copy whose outputs are equal up to rounding.
     """
     model = deepcopy(model)
     for parent in list(model.modules()):
@@ -41,7 +42,8 @@ def portable(model: nn.Module) -> nn.Module:
 class AveragePool(nn.Module):
     """``nn.AdaptiveAvgPool2d`` as two matrix products.
 
-    PyTorch's own export of it is wrong, without an error, at other sizes than the traced one.
+    PyTorch exports the original without an error, but it is wrong at other sizes than the traced
+    one.
 
     Args:
         pool: The module to replace.
@@ -52,25 +54,25 @@ class AveragePool(nn.Module):
         self.output_size: tuple[int | None, int | None] = _pair(pool.output_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Average ``(B, C, H, W)`` over a grid of ``output_size`` parts."""
+        """Average ``(B, C, H, W)`` over a grid of ``output_size`` cells."""
         rows, cols = (
-            self._weights(side, parts or side, x)
-            for side, parts in zip(x.shape[-2:], self.output_size, strict=True)
+            self._weights(side, cells or side, x)
+            for side, cells in zip(x.shape[-2:], self.output_size, strict=True)
         )
         return rows @ x @ cols.T
 
     @staticmethod
-    def _weights(side: int, parts: int, like: Tensor) -> Tensor:
-        """Which share each of ``side`` pixels has in each part: ``(parts, side)``."""
-        part = torch.arange(parts, device=like.device).unsqueeze(1)
+    def _weights(side: int, cells: int, like: Tensor) -> Tensor:
+        """Return the weight of every pixel in the mean of every cell: ``(cells, side)``."""
+        cell = torch.arange(cells, device=like.device).unsqueeze(1)
         pixel = torch.arange(side, device=like.device)
-        first, last = part * side // parts, ((part + 1) * side - 1) // parts
+        first, last = cell * side // cells, ((cell + 1) * side - 1) // cells
         inside = ((pixel >= first) & (pixel <= last)).to(like.dtype)
         return inside / (last - first + 1)
 
 
 class WindowAttention(nn.Module):
-    """The shifted window attention of the hosts' Swin.
+    """``ShiftWindowMSA``, the shifted window attention of mmdet's and mmseg's Swin.
 
     Args:
         attention: The module to replace.
@@ -84,15 +86,7 @@ class WindowAttention(nn.Module):
         self.drop = cast(nn.Module, attention.drop)
 
     def forward(self, query: Tensor, hw_shape: tuple[int, int]) -> Tensor:
-        """Attend within windows.
-
-        Args:
-            query: Tokens ``(B, H·W, C)``.
-            hw_shape: ``(H, W)``.
-
-        Returns:
-            Tokens ``(B, H·W, C)``.
-        """
+        """Attend within windows: tokens ``(B, H·W, C)`` of a map ``(H, W)`` to as many tokens."""
         batch, _, channels = query.shape
         height, width = hw_shape
         side, shift = self.side, self.shift
@@ -111,10 +105,9 @@ class WindowAttention(nn.Module):
         return self.drop(x[:, :height, :width].reshape(batch, height * width, channels))
 
     def _mask(self, rows: int, cols: int, like: Tensor) -> Tensor:
-        """Added to the logits ``(rows·cols, side², side²)``: the last windows hold shifted tokens.
+        """Return the mask ``(rows·cols, side², side²)`` that is added to the logits.
 
-        Rolling has brought the first tokens of the map beside the last ones, which are no
-        neighbors of theirs.
+        In the last windows, rolling brings the first tokens of the map beside the last ones.
         """
         regions = [
             (position >= (count - 1) * self.side).long()

@@ -1,14 +1,14 @@
-"""Whether an exported model says what the model says, and how fast it is.
+"""Check that an exported model returns what the eager model returns, and compare their speed.
 
-The masked decoder compares mask logits with a threshold, and lets a query without any cell look at
-all of them. A logit within rounding of the threshold may fall on either side of it, and the outputs
-jump: on some images two exact computations are far apart. So where an exported model differs, the
-model itself is asked how far it moves when the image is disturbed by no more than rounding, and if
-that is as far, nothing can be learned from this image.
+The masked decoder compares mask logits with a threshold, and lets a query without any cell attend
+to all cells. A logit within rounding of the threshold may fall on either side of it, and then the
+outputs jump: on some images two correct computations differ a lot. Where an exported model differs,
+the eager model therefore runs again on images that differ by rounding alone. If its own outputs
+change as much, the image is inconclusive.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import NamedTuple
 
@@ -20,50 +20,51 @@ from torch.utils.benchmark import timer
 from .export import Runner
 
 TOLERANCE = 1e-3
-"""The largest difference of an output over its largest magnitude."""
+"""Largest allowed difference of an output, relative to its largest magnitude."""
 
 ROUNDING = 1e-6
-"""Standard deviation of the factors, around 1, by which an image is disturbed."""
+"""Standard deviation of the factors around 1 that perturb an image."""
 
-DISTURBANCES = 8
+PERTURBATIONS = 8
 IMAGES = 3
 TRIALS = 12
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far an exported model is from the model on an image.
+    """Difference between an exported model and the eager model on a batch of noise.
 
     Attributes:
-        shape: Height and width of the image.
-        seed: Seed of the image.
-        differences: The largest difference in each output.
-        scales: The largest magnitude of each output of the model.
-        unrest: How far the model itself moves under rounding: the largest ratio of any output; None
-            where it was not asked, as nothing differs.
+        shape: Height and width of the images.
+        seed: Seed of the noise.
+        differences: Largest difference in each output.
+        scales: Largest magnitude of each output of the eager model.
+        sensitivity: Largest change of any eager output under rounding of the images, relative to
+            its scale; 0 if it was not measured, because the models agree.
     """
 
     shape: tuple[int, int]
     seed: int
     differences: Mapping[str, float]
     scales: Mapping[str, float]
-    unrest: float | None = None
+    sensitivity: float = 0.0
 
     def ratio(self, output: str) -> float:
-        """The largest difference in an output over its scale."""
+        """Return the largest difference in an output relative to its scale."""
         return self.differences[output] / (self.scales[output] or 1.0)
 
     @property
     def equal(self) -> bool:
-        """Whether all outputs agree."""
+        """Whether all outputs agree within :data:`TOLERANCE`."""
         return all(self.ratio(output) <= TOLERANCE for output in self.scales)
 
     @property
-    def undecided(self) -> bool:
-        """Whether the model itself moves too far for the difference to say anything."""
-        return not self.equal and self.unrest is not None and self.unrest > TOLERANCE
+    def conclusive(self) -> bool:
+        """Whether the outputs agree, or differ although rounding hardly changes them."""
+        return self.equal or self.sensitivity <= TOLERANCE
 
 
+@torch.inference_mode()
 def compare(
     exported: Runner,
     eager: Callable[[Tensor], dict[str, Tensor]],
@@ -71,77 +72,67 @@ def compare(
     *,
     batch_size: int = 1,
 ) -> list[Comparison]:
-    """Compare an exported model with the model on normalized images of noise.
+    """Compare an exported model with the eager model on noise.
 
     Args:
-        exported: What :func:`~hcformer_mm.deployment.export.load_exported` returns.
+        exported: Result of :func:`~hcformer_mm.deployment.export.load_exported`.
         eager: The :class:`~hcformer_mm.deployment.export.ExportableModel` that was exported.
         shape: Height and width of the images.
-        batch_size: Number of images at a time.
+        batch_size: Number of images in a batch.
 
     Returns:
-        Comparisons of :data:`IMAGES` images that decide something, and of those without a decision
-        before them; there may be fewer that decide after :data:`TRIALS`.
+        A comparison for every batch, until :data:`IMAGES` are conclusive or :data:`TRIALS` are
+        done.
 
     Raises:
-        ValueError: The two do not return outputs of the same names and shapes.
+        ValueError: The outputs differ in names or shapes.
     """
     comparisons: list[Comparison] = []
     for seed in range(TRIALS):
         image = noise(shape, batch_size, seed)
-        expected, got = _run(eager, image), exported(image)
-        _check_outputs(expected, got)
+        expected, got = eager(image), exported(image)
+        wanted, found = ({name: tuple(x.shape) for name, x in y.items()} for y in (expected, got))
+        if wanted != found:
+            raise ValueError(f"expected outputs {wanted} of the exported model, got {found}")
         differences = {name: _largest(got[name] - value) for name, value in expected.items()}
         scales = {name: _largest(value) for name, value in expected.items()}
         comparison = Comparison(shape, seed, differences, scales)
         if not comparison.equal:
-            unrest = _unrest(eager, image, expected)
-            comparison = Comparison(shape, seed, differences, scales, unrest)
+            sensitivity = _sensitivity(eager, image, expected)
+            comparison = replace(comparison, sensitivity=sensitivity)
         comparisons.append(comparison)
-        if sum(not c.undecided for c in comparisons) == IMAGES:
+        if sum(c.conclusive for c in comparisons) == IMAGES:
             break
     return comparisons
 
 
 def agrees(comparisons: Sequence[Comparison]) -> bool:
-    """Whether there were images that decide, and the models agree on all of those."""
-    decided = [comparison for comparison in comparisons if not comparison.undecided]
-    return bool(decided) and all(comparison.equal for comparison in decided)
+    """Return whether there are conclusive comparisons, and the models agree in all of them."""
+    conclusive = [c for c in comparisons if c.conclusive]
+    return bool(conclusive) and all(c.equal for c in conclusive)
 
 
 def noise(shape: tuple[int, int], batch_size: int = 1, seed: int = 0) -> Tensor:
-    """Normalised images ``(B, 3, H, W)`` of noise."""
+    """Return normalized images ``(B, 3, H, W)`` of noise."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch_size, 3, *shape, generator=generator)
-
-
-def _run(eager: Callable[[Tensor], dict[str, Tensor]], image: Tensor) -> dict[str, Tensor]:
-    with torch.inference_mode():
-        return eager(image)
 
 
 def _largest(x: Tensor) -> float:
     return x.abs().max().item()
 
 
-def _check_outputs(expected: dict[str, Tensor], got: dict[str, Tensor]) -> None:
-    wanted, found = ({name: tuple(x.shape) for name, x in xs.items()} for xs in (expected, got))
-    if wanted != found:
-        raise ValueError(f"expected outputs {wanted} of the exported model, got {found}")
-
-
-def _unrest(
+def _sensitivity(
     eager: Callable[[Tensor], dict[str, Tensor]], image: Tensor, expected: dict[str, Tensor]
 ) -> float:
-    """How far the outputs move, over their scale, when the image is disturbed by rounding."""
+    """Return the largest relative change of any output when the image is perturbed by rounding."""
     generator = torch.Generator().manual_seed(0)
-    moved = 0.0
-    for _ in range(DISTURBANCES):
+    changes = [0.0]
+    for _ in range(PERTURBATIONS):
         factors = 1 + ROUNDING * torch.randn(image.shape, generator=generator)
-        for name, value in _run(eager, image * factors).items():
-            change = _largest(value - expected[name]) / (_largest(expected[name]) or 1.0)
-            moved = max(moved, change)
-    return moved
+        for name, value in eager(image * factors).items():
+            changes.append(_largest(value - expected[name]) / (_largest(expected[name]) or 1.0))
+    return max(changes)
 
 
 class Times(NamedTuple):
@@ -152,6 +143,7 @@ class Times(NamedTuple):
     ratio: float
 
 
+@torch.inference_mode()
 def time_both(
     exported: Runner,
     eager: Callable[[Tensor], dict[str, Tensor]],
@@ -160,20 +152,20 @@ def time_both(
     batch_size: int = 1,
     repeats: int = 5,
 ) -> Times:
-    """Time an exported model and the model in turn, after one warm-up round.
+    """Time the eager and the exported model in turn, after one warm-up round.
 
     Args:
         exported: As in :func:`compare`.
         eager: As in :func:`compare`.
         shape: Height and width of the images.
-        batch_size: Number of images at a time.
-        repeats: Rounds that count.
+        batch_size: Number of images in a batch.
+        repeats: Number of timed rounds.
     """
     image = noise(shape, batch_size)
     rounds = []
     for _ in range(1 + repeats):
         start = timer()
-        _run(eager, image)
+        eager(image)
         middle = timer()
         exported(image)
         rounds.append((middle - start, timer() - middle))
@@ -182,23 +174,14 @@ def time_both(
     return Times(median(eager_s), median(exported_s), ratio)
 
 
-def _size(shape: tuple[int, int]) -> str:
-    return f"{shape[0]}x{shape[1]}"
-
-
 def as_text(comparisons: Sequence[Comparison], times: Times) -> str:
-    """What was compared and timed for one shape, in Markdown.
-
-    Args:
-        comparisons: Of :func:`compare`.
-        times: Of :func:`time_both`.
-    """
-    shape = _size(comparisons[0].shape)
-    decided = [c for c in comparisons if not c.undecided]
+    """Return a report on one shape in Markdown: the worst image of every output, and the times."""
+    height, width = comparisons[0].shape
+    shape = f"{height}x{width}"
+    conclusive = [c for c in comparisons if c.conclusive]
     rows = []
     for output in comparisons[0].scales:
-        ratios = {c.ratio(output): c for c in decided or comparisons}
-        worst = ratios[max(ratios)]
+        worst = max(conclusive or comparisons, key=lambda c: c.ratio(output))
         rows.append(
             {
                 "image": shape,
@@ -208,17 +191,16 @@ def as_text(comparisons: Sequence[Comparison], times: Times) -> str:
                 "ratio": f"{worst.ratio(output):.1e}",
             }
         )
-    parts = [tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)]
-    equal = sum(c.equal for c in decided)
-    parts.append(f"{shape}: {equal} of {len(decided)} images equal to {TOLERANCE:g}")
-    unrest = [c.unrest for c in comparisons if c.undecided and c.unrest is not None]
-    if unrest:
-        parts[-1] += (
-            f"; {len(unrest)} more decide nothing, as the model itself moves by {min(unrest):.1e} "
-            f"to {max(unrest):.1e} when they are disturbed by {ROUNDING:g}"
+    table = tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
+    equal = sum(c.equal for c in conclusive)
+    summary = f"{shape}: {equal} of {len(conclusive)} images equal to {TOLERANCE:g}"
+    if changes := [c.sensitivity for c in comparisons if not c.conclusive]:
+        summary += (
+            f"; {len(changes)} more are inconclusive: rounding of {ROUNDING:g} in the image alone "
+            f"changes the outputs by {min(changes):.1e} to {max(changes):.1e}"
         )
-    parts.append(
+    speed = (
         f"{shape}: eager {1e3 * times.eager:.1f} ms, exported {1e3 * times.exported:.1f} ms, "
         f"{times.ratio:.2f} times as long"
     )
-    return "\n\n".join(parts)
+    return f"{table}\n\n{summary}\n\n{speed}"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hcformer_mm.deployment.rewriters import AveragePool, WindowAttention, portable
+from hcformer_mm.deployment.rewriters import AveragePool, WindowAttention, rewrite_modules
 
 SIZES = [(1, 1), (1, 9), (7, 7), (3, 2), (14, 7), (15, 22), (8, 29)]
 DYNAMIC = {2: torch.export.Dim("height", min=2), 3: torch.export.Dim("width", min=2)}
@@ -53,7 +53,10 @@ def test_masked_tokens_matter():
 def test_pools_are_exported_for_other_sizes():
     model = nn.Sequential(nn.AdaptiveAvgPool2d(3))
     exported = torch.export.export(
-        portable(model), (torch.zeros(1, 2, 10, 13),), dynamic_shapes=(DYNAMIC,), strict=False
+        rewrite_modules(model),
+        (torch.zeros(1, 2, 10, 13),),
+        dynamic_shapes=(DYNAMIC,),
+        strict=False,
     ).module()
     for size in ((2, 3), (12, 12), (31, 7)):
         x = torch.randn(1, 2, *size)
@@ -67,7 +70,7 @@ def test_portable_copies():
             "block": nn.Sequential(attention(mmdet_swin, shift=True)),
         }
     )
-    copy = portable(model)
+    copy = rewrite_modules(model)
     assert isinstance(copy["pools"][0], AveragePool)
     assert isinstance(copy["block"][0], WindowAttention)
     assert type(model["pools"][0]) is nn.AdaptiveAvgPool2d

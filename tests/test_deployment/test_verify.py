@@ -1,4 +1,4 @@
-"""The comparison of an exported model with the model, on models that are made up."""
+"""Comparison of an exported model with the eager one, on functions in their place."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def smooth(image):
 
 
 def scaled(factor, name="image"):
-    """The model, with a wrong factor in one output."""
+    """Multiply one output of the eager model by a wrong factor."""
 
     def exported(image):
         outputs = smooth(image)
@@ -40,17 +40,17 @@ def test_equal():
     assert comparisons[1].scales["image"] == pytest.approx(100 * image.abs().max().item())
     assert comparisons[1].ratio("image") == pytest.approx(TOLERANCE / 2, rel=1e-3)
     assert comparisons[1].ratio("mean") == 0
-    assert all(c.unrest is None for c in comparisons)
+    assert all(c.sensitivity == 0 for c in comparisons)
 
 
 @pytest.mark.parametrize("name", ["mean", "image"])
 def test_different(name):
-    """The ratio is to the scale of the output, not of the image."""
+    """Differences are relative to the scale of the output, not of the image."""
     comparisons = compare(scaled(1 + 2 * TOLERANCE, name), smooth, SHAPE)
     assert not agrees(comparisons)
-    assert not any(c.equal or c.undecided for c in comparisons)
-    # A smooth model moves as little as the image is disturbed.
-    assert all(0 < c.unrest < 1e-4 for c in comparisons)
+    assert all(c.conclusive and not c.equal for c in comparisons)
+    # A smooth model changes as little as the image.
+    assert all(0 < c.sensitivity < 1e-4 for c in comparisons)
 
 
 def test_not_a_number_differs():
@@ -58,15 +58,15 @@ def test_not_a_number_differs():
 
 
 def jumping(image):
-    """A step of height 1 between images that differ by rounding, on half of the images."""
+    """Return a step between images that differ by rounding, and a constant for the first image."""
     step = (image.double() * 1e7).sum().round() % 2
     steady = noise(SHAPE, seed=0)[0, 0, 0, 0]
     known = (image[0, 0, 0, 0] - steady).abs() < 1e-3
     return {"step": torch.where(known, 0.5, step)[None]}
 
 
-def test_images_on_the_edge_decide_nothing():
-    """But one that does decide is needed, and an error on it is an error."""
+def test_images_at_the_threshold_are_inconclusive():
+    """One conclusive image is needed, and an error on it counts."""
     flipped = {"calls": 0}
 
     def exported(image):
@@ -76,11 +76,11 @@ def test_images_on_the_edge_decide_nothing():
 
     comparisons = compare(exported, jumping, SHAPE)
     assert len(comparisons) == TRIALS
-    assert [c.undecided for c in comparisons] == [False] + [True] * (TRIALS - 1)
+    assert [c.conclusive for c in comparisons] == [True] + [False] * (TRIALS - 1)
     assert agrees(comparisons)
     assert not agrees(comparisons[1:])
     text = as_text(comparisons, time_both(exported, jumping, SHAPE, repeats=1))
-    assert f"8x6: 1 of 1 images equal to {TOLERANCE:g}; {TRIALS - 1} more decide nothing" in text
+    assert f"8x6: 1 of 1 images equal to {TOLERANCE:g}; {TRIALS - 1} more are inconclusive" in text
 
 
 def test_outputs_must_fit():
