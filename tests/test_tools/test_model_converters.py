@@ -37,7 +37,7 @@ def test_converts_a_released_checkpoint_and_back(tmp_path):
     result = tool(CONVERTER, source, ours)
     assert result.returncode == 0, result.stderr
     for line in (
-        "architecture    HCFormer R50, level 3, deform downsampling, masked decoder of 8 layers, 100 "
+        "model      HCFormer R50, level 3, deform downsampling, masked decoder of 8 layers, 100 "
         "queries of 256 channels, 133 classes",
         f"config     {R50}",
         "tensors    466 in the source: 465 converted, 1 dropped",

@@ -1,4 +1,4 @@
-"""Export a model to ONNX or torch.export, and compare the file with the model."""
+"""Export a model to ONNX or torch.export, and check the file against the model."""
 
 import argparse
 import logging
@@ -29,20 +29,16 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("config", help="config file, name of a config of this package, or package::path")
-    add("checkpoint", help=f"checkpoint file, or '{RANDOM}' for weights as they are initialized")
-    add("--format", choices=list(SUFFIXES), required=True, help="what is written")
+    add("checkpoint", help=f"checkpoint file, or '{RANDOM}' for randomly initialized weights")
+    add("--format", choices=list(SUFFIXES), required=True, help="format of the file")
     add("--shape", type=int, nargs=2, required=True, metavar=("H", "W"), help="size of the images")
-    add(
-        "--dynamic", action="store_true", help="let images have any size, --shape being one of them"
-    )
-    add("--batch-size", type=int, default=1, help="number of images at a time (default: 1)")
-    add("--assignments", action="store_true", help="return the assignments of every level, too")
-    add("--out", type=Path, help="file to write (default: name of the config and of the format)")
-    check = (
-        f"run the file and compare it with the model; fails unless they are equal to {TOLERANCE:g}"
-    )
+    add("--dynamic", action="store_true", help="accept images of any size, not only of --shape")
+    add("--batch-size", type=int, default=1, help="number of images in a batch (default: 1)")
+    add("--assignments", action="store_true", help="also return the assignments of every level")
+    add("--out", type=Path, help="file to write (default: named after the config and the format)")
+    check = f"compare outputs and time of file and model; fail if they differ by {TOLERANCE:g}"
     add("--check", action="store_true", help=check)
-    add("--repeats", type=int, default=5, help="rounds of timing of --check (default: 5)")
+    add("--repeats", type=int, default=5, help="timed rounds of --check (default: 5)")
     overrides = "override settings of the config, as key=value"
     add("--cfg-options", nargs="+", action=DictAction, default={}, help=overrides)
     args = parser.parse_args()
@@ -52,7 +48,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def load(args: argparse.Namespace) -> tuple[ExportableModel, str]:
-    """The model of the command line and the name of its config."""
+    """Build the model of the command line, and return it with the name of its config."""
     file = find_config(args.config)
     config = Config.fromfile(file)
     config.merge_from_dict(args.cfg_options)
@@ -61,7 +57,7 @@ def load(args: argparse.Namespace) -> tuple[ExportableModel, str]:
         print("the weights are random", file=sys.stderr)
     model = build_model(config, checkpoint)
     divisor = pipeline_divisor(model)
-    # Where the pipeline does not pad, a model of a fixed size needs none; others need whole cells.
+    # A dynamic model must pad to whole cells even where the pipeline does not pad.
     if args.dynamic and divisor == 1:
         divisor = STRIDE
     exportable = ExportableModel(model, with_assignments=args.assignments, size_divisor=divisor)
@@ -69,12 +65,12 @@ def load(args: argparse.Namespace) -> tuple[ExportableModel, str]:
 
 
 def check(args: argparse.Namespace, model: ExportableModel, path: Path) -> bool:
-    """Compare, print, and return whether all outputs agree."""
+    """Print how file and model compare, and return whether all outputs agree."""
     exported = load_exported(path)
     height, width = args.shape
     shapes = [(height, width)]
     if args.dynamic:
-        # Of another size in cells, and of no whole number of them.
+        # More cells, and not a whole number of them.
         shapes.append((height + 2 * STRIDE - 5, width + 4 * STRIDE - 11))
     equal = True
     for shape in shapes:
@@ -87,7 +83,7 @@ def check(args: argparse.Namespace, model: ExportableModel, path: Path) -> bool:
 
 def main() -> None:
     args = parse_args()
-    # Building a model logs how every parameter is initialized; exporters warn of themselves.
+    # MMEngine logs how every parameter is initialized; exporters warn about their internals.
     MMLogger.get_instance("export", log_level="WARNING")
     for library in ("torch.onnx", "onnxscript"):
         logging.getLogger(library).setLevel(logging.ERROR)

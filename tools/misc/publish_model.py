@@ -1,4 +1,4 @@
-"""Package a checkpoint for publication: the weights alone, and their hash in the name."""
+"""Publish a checkpoint: keep the weights and their metadata, and put a hash in the name."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from hcformer_mm.checkpoints.publish import publish
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("in_file", type=Path, help="checkpoint of a training")
+    parser.add_argument("in_file", type=Path, help="checkpoint of a training run")
     parser.add_argument(
         "out_file", type=Path, help="NAME.pth, which becomes NAME-<8 digits of its SHA-256>.pth"
     )

@@ -15,12 +15,12 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("src", type=Path, help="checkpoint to convert, .pth or .safetensors")
     parser.add_argument(
-        "dst", type=Path, help="what to write: .safetensors by its suffix, else as torch.save does"
+        "dst", type=Path, help="file to write: .safetensors, or any other suffix for torch.save"
     )
     parser.add_argument(
         "--config",
-        help="config to check the architecture against: a file or a name of configs/hcformer; by "
-        "default one that fits is chosen",
+        help="config that the architecture must match: a file or a name in configs/hcformer "
+        "(default: the config that fits)",
     )
     parser.add_argument(
         "--cfg-options",
@@ -31,7 +31,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--reverse",
         action="store_true",
-        help="from a checkpoint of this package to one of the released implementation",
+        help="convert a checkpoint of this package for the released implementation",
     )
     return parser.parse_args()
 
@@ -52,7 +52,7 @@ def show(report: Report, dst: Path, reverse: bool) -> None:
     config = config if Path(config).is_file() else str(report.config)
     options = [f"{key}={value}" for key, value in report.cfg_options.items()]
     overrides = f" --cfg-options {shlex.join(options)}" if options else ""
-    print(f"architecture    {report.architecture}")
+    print(f"model      {report.architecture}")
     print(f"config     {config}{overrides}")
     print(
         f"tensors    {report.source} in the source: {report.source - len(dropped)} converted, "
@@ -71,7 +71,7 @@ def show(report: Report, dst: Path, reverse: bool) -> None:
     if report.left_out:
         print(f"left out   {', '.join(report.left_out)}: no weights")
     print(f"written    {dst}")
-    if not reverse and dst.suffix != SAFETENSORS:  # which the tools do not read
+    if not reverse and dst.suffix != SAFETENSORS:  # MMEngine's runner cannot read those
         print(f"evaluate   python tools/test.py {config} {shlex.quote(str(dst))}{overrides}")
 
 

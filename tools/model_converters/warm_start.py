@@ -1,4 +1,4 @@
-"""Turn a checkpoint of the hosts into one that an HCFormer starts training from."""
+"""Turn a checkpoint of mmdet, mmseg or torchvision into one from which an HCFormer trains."""
 
 import argparse
 import shlex
@@ -14,13 +14,13 @@ from hcformer_mm.utils.config import find_config
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="Backbones of mmdet, mmseg, mmpretrain, torchvision and Swin's authors, and the "
-        "heads of mmdet's Mask2Former and MaskFormer. The table says what was loaded and what not.",
+        epilog="Reads backbones of mmdet, mmseg, mmpretrain, torchvision and Swin's authors, and "
+        "heads of mmdet's Mask2Former and MaskFormer. Prints a table of what was loaded.",
     )
-    parser.add_argument("src", type=Path, help="checkpoint of the hosts")
-    parser.add_argument("dst", type=Path, help="what to write for load_from, a .pth file")
+    parser.add_argument("src", type=Path, help="checkpoint to start from")
+    parser.add_argument("dst", type=Path, help=".pth file to write, for load_from")
     parser.add_argument(
-        "--config", required=True, help="config of the model: a file or a name of configs/hcformer"
+        "--config", required=True, help="config of the model: a file or a name in configs/hcformer"
     )
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, help="override settings, as key=value"
