@@ -1,14 +1,14 @@
-"""Images of what a model sees: clusters of every level, predictions, ground truth."""
+"""Images of clusters, predictions and ground truth: arrays in, images out."""
 
 from .clusters import draw_boundaries, draw_errors, draw_hierarchy, mean_colors, random_colors
-from .layouts import LAYOUTS, Layout, cluster_sheet
+from .layouts import LAYOUTS, SheetLayout, cluster_sheet
 from .panels import Panel, sheet
 from .panoptic import draw_panoptic
 
 __all__ = [
     "LAYOUTS",
-    "Layout",
     "Panel",
+    "SheetLayout",
     "cluster_sheet",
     "draw_boundaries",
     "draw_errors",

@@ -1,7 +1,7 @@
-"""What images are made of: arrays, their sizes, and the lines between regions.
+"""Sizes, checks and boundaries of the arrays that are drawn.
 
-An image is an ``(H, W, 3)`` uint8 RGB array. Label maps are ``(H, W)`` integer arrays of the size
-of the image they are drawn on.
+An image is an ``(H, W, 3)`` uint8 RGB array. A label map is an ``(H, W)`` integer array of its
+image's size.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from ..structures.arrays import Labels, Mask, RGBImage
 
 
 def panel_size(size: Sequence[int], *, target: int) -> tuple[int, int]:
-    """Size (h, w) at which an image of ``size`` is drawn, its longer side about ``target``.
+    """Size (h, w) of a panel for an image of ``size``, its longer side about ``target``.
 
-    Small images are enlarged by an integer, so that all cells stay squares of one size; large
-    ones are divided by one.
+    A small image is enlarged by an integer, so that all cells stay squares of one size; a large one
+    is divided by an integer.
     """
     height, width = size[:2]
     longer = max(height, width)
@@ -31,17 +31,15 @@ def panel_size(size: Sequence[int], *, target: int) -> tuple[int, int]:
 
 
 def resize_image(image: RGBImage, size: tuple[int, int]) -> RGBImage:
-    """An image at another size (h, w): smooth where it grows, averaged where it shrinks."""
+    """Resize an image to (h, w): bicubic to enlarge, averaging to reduce."""
     if image.shape[:2] == size:
         return image
-    grows = size[0] >= image.shape[0]
-    method = cv2.INTER_CUBIC if grows else cv2.INTER_AREA
-    resized = cv2.resize(image, (size[1], size[0]), interpolation=method)
-    return np.asarray(resized, np.uint8)
+    method = cv2.INTER_CUBIC if size[0] >= image.shape[0] else cv2.INTER_AREA
+    return np.asarray(cv2.resize(image, size[::-1], interpolation=method), np.uint8)
 
 
 def resize_map(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """Labels, flags or flat colors at another size (h, w): a pixel takes what is at its center."""
+    """Resize labels, a mask or flat colors to (h, w): nearest to the center of each new pixel."""
     if array.shape[:2] == size:
         return array
     image = Image.fromarray(array.astype(np.int32) if array.ndim == 2 else array)
@@ -49,13 +47,13 @@ def resize_map(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
 
 
 def gray_image(image: RGBImage) -> RGBImage:
-    """An image without its colors, ``(H, W, 3)`` still."""
+    """Gray version of an image, ``(H, W, 3)``."""
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     return np.repeat(np.asarray(gray, np.uint8)[..., None], 3, axis=2)
 
 
 def boundary(labels: Labels, width: int) -> Mask:
-    """Pixels of the lines between differently labeled pixels, centered if the width is even."""
+    """Mask of lines of ``width`` pixels between different labels, centered if the width is even."""
     lines = np.zeros(labels.shape, np.uint8)
     lines[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     lines[:-1] |= labels[:-1] != labels[1:]
@@ -63,11 +61,7 @@ def boundary(labels: Labels, width: int) -> Mask:
 
 
 def check_same_size(image: RGBImage, labels: NDArray[Any]) -> None:
-    """Refuse an image that is none, and a map that does not lie on it.
-
-    Raises:
-        ValueError: Either is the case.
-    """
+    """Raise a ValueError unless ``image`` is an RGB image and ``labels`` a map of its size."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"expected a uint8 RGB image (H, W, 3), got {image.dtype} {image.shape}")
     if labels.shape != image.shape[:2]:

@@ -1,16 +1,20 @@
-"""Images of a clustering: its boundaries, its errors, its clusters in a color of their own."""
+"""Images of a clustering: boundaries, undersegmentation errors, mean and random colors."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from skimage.color import rgb2lab
 
 from ..structures.arrays import Labels, Mask, RGBImage
 from ..structures.palette import distinct_colors
 from .arrays import boundary, check_same_size, gray_image
-from .colors import BOUNDARY_COLOR, ERROR_COLOR
+
+BOUNDARY_COLOR = (255, 225, 25)
+"""Yellow: rare in photographs, and bright for every kind of color vision."""
+
+ERROR_COLOR = (220, 20, 30)
+"""Red, darker than the pale image around it, so that the hue is not needed to see it."""
 
 
 def draw_boundaries(
@@ -21,17 +25,17 @@ def draw_boundaries(
     width: int | None = None,
     halo: bool = False,
 ) -> RGBImage:
-    """Overlay the boundaries between differently labeled pixels.
+    """Overlay the boundaries between pixels of different labels.
 
     Args:
         image: The image, ``(H, W, 3)``.
         labels: ``(H, W)``.
         color: RGB of the lines.
-        width: Of the lines, in pixels; an even number lies half on either side of the boundary. By
-            default it follows the size of the clusters, so that many small ones do not hide the
+        width: Width of the lines in pixels; an even width lies half on either side of the boundary.
+            By default it follows the size of the clusters, so that many small ones do not hide the
             image.
-        halo: Whether the image is darkened beside lines of 3 pixels or more, which are seen on
-            everything then.
+        halo: Whether to darken the image beside lines of 3 pixels or more, which makes them visible
+            on any background.
     """
     check_same_size(image, labels)
     if width is None:
@@ -64,13 +68,7 @@ def draw_hierarchy(image: RGBImage, levels: Sequence[Labels]) -> RGBImage:
 
 
 def draw_errors(image: RGBImage, errors: Mask, *, color: Sequence[int] = ERROR_COLOR) -> RGBImage:
-    """Errors in a color on a pale image.
-
-    Args:
-        image: The image, ``(H, W, 3)``.
-        errors: ``(H, W)``, True where something is wrong.
-        color: RGB of the errors.
-    """
+    """Color the pixels of ``errors (H, W)`` on a pale gray version of ``image (H, W, 3)``."""
     check_same_size(image, errors)
     drawn = 255 - (255 - gray_image(image)) // 2
     drawn[errors] = color
@@ -78,7 +76,10 @@ def draw_errors(image: RGBImage, errors: Mask, *, color: Sequence[int] = ERROR_C
 
 
 def mean_colors(image: RGBImage, labels: Labels) -> RGBImage:
-    """Abstraction of an image: every cluster in the mean color of its pixels.
+    """Fill every cluster with the mean color of its pixels.
+
+    The rounded result of ``skimage.color.label2rgb(kind="avg")``, in one pass over the pixels
+    instead of one for each label.
 
     Args:
         image: The image, ``(H, W, 3)``.
@@ -88,37 +89,31 @@ def mean_colors(image: RGBImage, labels: Labels) -> RGBImage:
     flat = labels.ravel()
     count = np.bincount(flat).clip(min=1)
     sums = [np.bincount(flat, channel) for channel in image.reshape(-1, 3).T]
-    means = np.stack(sums, axis=1) / count[:, None]  # (N, 3)
+    means = np.stack(sums, axis=1) / count[:, None]  # (K, 3)
     return means.round().astype(np.uint8)[labels]
 
 
 def random_colors(labels: Labels, *, seed: int = 0) -> RGBImage:
-    """Every cluster in a random color that differs clearly from those of its neighbors.
+    """Fill every cluster with a random color that clearly differs from those of its neighbors.
 
     Args:
         labels: ``(H, W)``, at least 0 and best dense.
-        seed: Of the choice; the same labels and seed give the same image.
+        seed: Seed of the choice.
     """
-    random = np.random.default_rng(seed)
     colors = distinct_colors(64)
     lab = rgb2lab(colors[None] / 255.0)[0]
     distance = np.linalg.norm(lab[:, None] - lab[None], axis=-1)  # (64, 64)
     number = int(labels.max()) + 1
-    # A cluster picks at random among the colors that stand out best from its colored neighbors.
-    taste = random.uniform(0, 30, (number, len(colors)))
+    # Random preferences decide among the colors that stand out best from the neighbors' colors.
+    preference = np.random.default_rng(seed).uniform(0, 30, (number, len(colors)))
+    sides = [(labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])]
+    first, second = np.concatenate([np.stack([a.ravel(), b.ravel()]) for a, b in sides], axis=1)
+    touching = csr_array((np.ones(len(first), np.int8), (first, second)), shape=(number, number))
+    touching = csr_array(touching + touching.T)
     chosen = np.full(number, -1)
-    for label, neighbors in enumerate(_neighbors(labels, number)):
-        used = chosen[neighbors]
+    for label in range(number):
+        used = chosen[touching.indices[touching.indptr[label] : touching.indptr[label + 1]]]
         used = used[used >= 0]
         clearance = distance[:, used].min(1) if len(used) else np.full(len(colors), 60.0)
-        chosen[label] = (np.minimum(clearance, 60) + taste[label]).argmax()
+        chosen[label] = (np.minimum(clearance, 60) + preference[label]).argmax()
     return colors[chosen][labels]
-
-
-def _neighbors(labels: Labels, number: int) -> list[NDArray[np.integer[Any]]]:
-    """Labels that touch each of the labels 0 … number - 1 at a side of a pixel."""
-    sides = [(labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])]
-    pairs = np.concatenate([np.stack([a[a != b], b[a != b]], axis=1) for a, b in sides])
-    pairs = np.concatenate([pairs, pairs[:, ::-1]]).astype(np.int64)
-    keys = np.unique(pairs[:, 0] * number + pairs[:, 1])
-    return np.split(keys % number, np.searchsorted(keys, np.arange(1, number) * number))

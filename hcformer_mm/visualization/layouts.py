@@ -1,12 +1,11 @@
 """Sheets that show how one image was clustered and segmented, in several layouts.
 
-The columns of a sheet are the levels of the hierarchy, finest first, and one more column for the
-image as a whole.
+A sheet has a column for each level of the hierarchy, finest first, and one for the whole image.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -28,18 +27,16 @@ from .panoptic import draw_panoptic
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What a sheet shows, and where.
+class SheetLayout:
+    """Panels of a sheet; those that need a missing ground truth or prediction are left out.
 
     Attributes:
-        levels: Rows of the columns of the levels: ``'boundaries'``, ``'errors'`` (undersegmentation
-            in red), ``'random'`` and ``'means'`` (clusters in random and in mean colors).
-        whole: The column of the whole image: ``'image'``, ``'prediction'``, ``'truth'``,
-            ``'oracle'`` (the coarsest clusters, labeled as well as they can be) and
-            ``'hierarchy'`` (boundaries of all levels). It has at most as many rows.
-        whole_first: Whether this column stands left of the levels, or right of them.
-
-    What needs a ground truth or a prediction is left out where there is none.
+        levels: Rows of the level columns: ``'boundaries'``, ``'errors'`` (undersegmentation in
+            red), ``'random'`` and ``'means'`` (clusters in random and in mean colors).
+        whole: Rows of the column of the whole image: ``'image'``, ``'prediction'``, ``'truth'``,
+            ``'oracle'`` (the best labeling of the coarsest clusters) and ``'hierarchy'``
+            (boundaries of all levels). Rows beyond those of the levels are cut off.
+        whole_first: Whether this column is left of the levels instead of right.
     """
 
     levels: tuple[str, ...]
@@ -47,17 +44,17 @@ class Layout:
     whole_first: bool = False
 
 
-LAYOUTS: Mapping[str, Layout] = {
-    "full": Layout(
+LAYOUTS: Mapping[str, SheetLayout] = {
+    "full": SheetLayout(
         levels=("boundaries", "errors", "random", "means"),
         whole=("image", "prediction", "truth", "oracle", "hierarchy"),
         whole_first=True,
     ),
-    "figure-5": Layout(levels=("boundaries", "errors"), whole=("truth", "prediction")),
-    "figure-III": Layout(levels=("boundaries", "errors"), whole=("prediction", "truth")),
-    "figure-IV": Layout(levels=("random", "boundaries"), whole=("prediction", "truth")),
+    "figure-5": SheetLayout(levels=("boundaries", "errors"), whole=("truth", "prediction")),
+    "figure-III": SheetLayout(levels=("boundaries", "errors"), whole=("prediction", "truth")),
+    "figure-IV": SheetLayout(levels=("random", "boundaries"), whole=("prediction", "truth")),
 }
-"""Everything, and the layouts of Figures 5, III and IV of the paper."""
+"""All panels, and the layouts of Figures 5, III and IV of the paper."""
 
 
 def cluster_sheet(
@@ -67,27 +64,29 @@ def cluster_sheet(
     classes: Classes,
     prediction: Panoptic | None = None,
     ground_truth: Panoptic | None = None,
-    layout: str | Layout = "full",
+    layout: str | SheetLayout = "full",
     side: int = 1280,
 ) -> RGBImage:
-    """One sheet that shows how an image was segmented, level by level, and where it went wrong.
+    """Draw one sheet that shows the clusters of every level, the segments, and their errors.
 
-    Under each level stand its scores, in percent: undersegmentation error (of Neubert and Protzel,
-    which the red pixels make up), achievable segmentation accuracy and boundary recall; without
-    ground truth the explained variation. See :mod:`hcformer_mm.evaluation.functional.superpixels`.
+    Each level has its scores underneath, in percent: undersegmentation error (of Neubert and
+    Protzel, made up by the red pixels), achievable segmentation accuracy and boundary recall, or
+    explained variation without ground truth; see
+    :mod:`hcformer_mm.evaluation.functional.superpixels`.
 
     Args:
         image: The image, ``(H, W, 3)``.
-        clusters: For each level, finest first, ``(H, W)`` labels from 0.
+        clusters: ``(H, W)`` labels from 0 of each level, finest first.
         classes: Names and colors of the classes.
-        prediction: What the model made of the image.
-        ground_truth: What is there.
-        layout: One of :data:`LAYOUTS`, or another.
-        side: Longer side of each panel in pixels, about: small images are enlarged by an integer,
-            large ones are divided by one.
+        prediction: The model's prediction.
+        ground_truth: The ground truth.
+        layout: Name of one of :data:`LAYOUTS`, or a layout.
+        side: Approximate longer side of each panel in pixels; images are enlarged or reduced by an
+            integer.
 
     Raises:
-        ValueError: There is no such layout, no cluster, or a map is not of the image's size.
+        ValueError: The layout is unknown, there are no clusters, or a map is not of the image's
+            size.
     """
     if isinstance(layout, str):
         if layout not in LAYOUTS:
@@ -113,9 +112,17 @@ def cluster_sheet(
     return sheet(list(itertools.zip_longest(*columns)), margin=margin)
 
 
+_LEVEL_TITLES = {
+    "boundaries": "Boundaries",
+    "errors": "Undersegmentation error",
+    "random": "Random colors",
+    "means": "Mean colors",
+}
+
+
 @dataclass(frozen=True)
 class _Drawing:
-    """The panels of one image. What is computed is computed at the image's own size."""
+    """Draws the panels of one image, from clusters and scores at the image's own size."""
 
     image: RGBImage
     clusters: Sequence[Labels]
@@ -133,16 +140,24 @@ class _Drawing:
         return resize_image(self.image, self.size)
 
     def level(self, index: int, kind: str, *, titled: bool) -> Panel:
-        """A panel of one level; the first of its column bears its title."""
-        draw, title = _LEVEL_PANELS[kind]
-        panel = draw(self, self.clusters[index])
+        """Panel of one level; the first of a column has the level as its title."""
+        labels = self.clusters[index]
+        drawn = self._level_image(kind, labels)
         if not titled:
-            return Panel(panel, title)
-        number = len(np.unique(self.clusters[index]))
-        return Panel(panel, f"Level {index + 1}", f"{number:,} clusters")
+            return Panel(drawn, _LEVEL_TITLES[kind])
+        return Panel(drawn, f"Level {index + 1}", f"{len(np.unique(labels)):,} clusters")
+
+    def _level_image(self, kind: str, labels: Labels) -> RGBImage:
+        if kind == "boundaries":
+            return draw_boundaries(self.large, resize_map(labels, self.size), halo=True)
+        if kind == "errors" and self.truth is not None:
+            errors = undersegmentation_map(labels, self.truth.segments, ignore=self.truth.ignore)
+            return draw_errors(self.large, resize_map(errors, self.size))
+        colors = random_colors(labels) if kind == "random" else mean_colors(self.image, labels)
+        return resize_map(colors, self.size)
 
     def whole(self, kind: str) -> Panel | None:
-        """A panel of the whole image, if what it shows is known."""
+        """Panel of the whole image; None if what it shows is missing."""
         if kind == "image":
             return Panel(self.large, "Image", f"{self.image.shape[1]}×{self.image.shape[0]}")
         if kind == "hierarchy":
@@ -176,22 +191,8 @@ class _Drawing:
     def _enlarged(self, panoptic: Panoptic) -> Panoptic:
         return replace(panoptic, segments=resize_map(panoptic.segments, self.size))
 
-    def boundaries(self, labels: Labels) -> RGBImage:
-        return draw_boundaries(self.large, resize_map(labels, self.size), halo=True)
-
-    def errors(self, labels: Labels) -> RGBImage:
-        assert self.truth is not None
-        errors = undersegmentation_map(labels, self.truth.segments, ignore=self.truth.ignore)
-        return draw_errors(self.large, resize_map(errors, self.size))
-
-    def random(self, labels: Labels) -> RGBImage:
-        return resize_map(random_colors(labels), self.size)
-
-    def means(self, labels: Labels) -> RGBImage:
-        return resize_map(mean_colors(self.image, labels), self.size)
-
     def scores(self, index: int) -> list[Score]:
-        """Scores of one level, as they are printed."""
+        """Scores of one level as printed."""
         labels, truth = self.clusters[index], self.truth
         if truth is None:
             return [("Explained variation", _percent(explained_variation(labels, self.image)))]
@@ -206,11 +207,3 @@ class _Drawing:
 
 def _percent(value: float) -> str:
     return "–" if math.isnan(value) else f"{100 * value:.1f} %"
-
-
-_LEVEL_PANELS: Mapping[str, tuple[Callable[[_Drawing, Labels], RGBImage], str]] = {
-    "boundaries": (_Drawing.boundaries, "Boundaries"),
-    "errors": (_Drawing.errors, "Undersegmentation error"),
-    "random": (_Drawing.random, "Random colors"),
-    "means": (_Drawing.means, "Mean colors"),
-}

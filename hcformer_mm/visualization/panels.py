@@ -1,4 +1,4 @@
-"""Sheets of panels: images in rows and columns, with titles and a margin of scores."""
+"""Sheets: titled panels in rows and columns, with scores in the bottom margin."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from ..structures.arrays import RGBImage
 INK, FAINT = "#1a1a1a", "#707070"
 
 Score = tuple[str, str]
-"""Name and value, as they are printed."""
+"""Name and value as printed."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One image of a sheet, with a title and a fainter note behind it if there is room."""
+    """One image of a sheet, with a title and, if there is room, a fainter note after it."""
 
     image: RGBImage
     title: str
@@ -26,18 +26,18 @@ class Panel:
 
 
 def text_height(width: int) -> int:
-    """Height of titles over panels of a width, in pixels: what can be read in a paper's column."""
+    """Height of titles over panels of ``width`` pixels, legible in a paper's column."""
     return max(11, round(width / 24))
 
 
 def sheet(
     rows: Sequence[Sequence[Panel | None]], *, margin: Sequence[Sequence[Score]] = ()
 ) -> RGBImage:
-    """Lay panels out in rows on white, every panel under its title.
+    """Arrange panels in rows on white, each under its title.
 
     Args:
-        rows: Panels of one size; a row may be shorter than others, None leaves a place empty.
-        margin: For each column, the scores that are printed side by side under it.
+        rows: Panels of one size; rows may differ in length, and None leaves a place empty.
+        margin: For each column, the scores to print side by side under it.
 
     Raises:
         ValueError: There is no panel, or the panels differ in size.
@@ -76,7 +76,7 @@ def sheet(
 def _write_scores(
     draw: ImageDraw.ImageDraw, place: tuple[int, int], width: int, scores: Sequence[Score]
 ) -> None:
-    """Print scores under a column: their names, and under each of them its value."""
+    """Print scores under a column, each value under its name."""
     text = text_height(width)
     small = max(9, round(0.8 * text))
     left, top = place
@@ -88,6 +88,6 @@ def _write_scores(
 
 @lru_cache
 def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """The font that comes with matplotlib, ``size`` pixels high."""
+    """DejaVu Sans, which comes with matplotlib, ``size`` pixels high."""
     wanted = font_manager.FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")
     return ImageFont.truetype(font_manager.findfont(wanted), size)

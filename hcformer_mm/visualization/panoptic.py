@@ -1,19 +1,15 @@
-"""Images of a segmentation: colored segments, outlined, with the names of their classes."""
-
-from collections.abc import Iterator, Mapping, Sequence
+"""Images of a segmentation: segments in color, outlined and named."""
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from skimage.color import lab2rgb, rgb2lab
 
+from ..evaluation.functional import overlaps
 from ..structures.arrays import Labels, Mask, RGBImage
 from ..structures.panoptic import Classes, Panoptic
 from .arrays import boundary, check_same_size, gray_image
-from .colors import shade
 from .panels import font
-
-Box = tuple[float, float, float, float]
 
 
 def draw_panoptic(
@@ -25,16 +21,16 @@ def draw_panoptic(
     like: Panoptic | None = None,
     text: int | None = None,
 ) -> RGBImage:
-    """Lay the segments over an image without its colors, outlined and named.
+    """Overlay segments on a gray version of the image, outlined and named.
 
     Args:
         image: The image, ``(H, W, 3)``.
         panoptic: Segments of the same size.
-        classes: Names and colors; the objects of one thing class get shades of its color.
-        opacity: Of the colors, 0 to 1.
-        like: Another segmentation of the image, which is drawn without this argument. Objects
-            that are also there get the same colors as there.
-        text: Height of the names, in pixels; follows the image's size by default.
+        classes: Names and colors; objects of one thing class get shades of its color.
+        opacity: Opacity of the colors, 0 to 1.
+        like: Another segmentation of the image, drawn elsewhere without this argument. Objects
+            found in both get the same colors in both images.
+        text: Height of the names in pixels; by default it follows the image's size.
     """
     check_same_size(image, panoptic.segments)
     ids, segments = np.unique(panoptic.segments, return_inverse=True)
@@ -45,13 +41,29 @@ def draw_panoptic(
 
     drawn[boundary(segments, 2 * max(1, round(max(image.shape) / 800)))] = 255
     size = max(10, round(max(image.shape) / 28)) if text is None else text
-    return _write_names(drawn, ids, segments, panoptic.categories, classes, size)
+    named = [panoptic.categories.get(segment) for segment in ids.tolist()]
+    return _write_names(drawn, segments, named, classes, size)
+
+
+def shade(color: RGBImage, nth: int) -> RGBImage:
+    """Return the nth variant of an RGB color ``(3,)``, of another lightness and a similar hue.
+
+    Variant 0 is the color itself.
+    """
+    if nth == 0:
+        return color
+    lab = rgb2lab(color[None, None] / 255.0)[0, 0]
+    # Two sequences that fill an interval evenly, whatever the number of objects.
+    lightness, angle = (((nth * step) % 1) - 0.5 for step in (0.7549, 0.5698))
+    turn = np.exp(1j * 1.2 * angle) * complex(lab[1], lab[2])
+    lab[:] = np.clip(lab[0] + 44 * lightness, 25, 90), turn.real, turn.imag
+    return (lab2rgb(lab[None, None])[0, 0] * 255).round().astype(np.uint8)
 
 
 def _segment_colors(
     ids: Labels, panoptic: Panoptic, classes: Classes, like: Panoptic | None
 ) -> RGBImage:
-    """RGB of each segment id, ``(N, 3)``: its class's color, each object in another shade."""
+    """RGB of each segment id, ``(N, 3)``: its class's color, in another shade for each object."""
     palette = classes.colors()
     numbers = _object_numbers(panoptic, classes)
     if like is not None:
@@ -64,7 +76,7 @@ def _segment_colors(
 
 
 def _object_numbers(panoptic: Panoptic, classes: Classes) -> dict[int, int]:
-    """Number of each thing among those of its class, by the id of its segment."""
+    """Number the objects of each class from 0, by segment id."""
     counts: dict[int, int] = {}
     numbers = {}
     for segment in np.unique(panoptic.segments).tolist():
@@ -75,18 +87,22 @@ def _object_numbers(panoptic: Panoptic, classes: Classes) -> dict[int, int]:
 
 
 def _numbers_like(
-    numbers: Mapping[int, int], panoptic: Panoptic, like: Panoptic, theirs: Mapping[int, int]
+    numbers: dict[int, int], panoptic: Panoptic, like: Panoptic, theirs: dict[int, int]
 ) -> dict[int, int]:
-    """The numbers of the objects of ``like`` that lie at the same place, and others for the rest.
+    """Give objects the numbers of overlapping objects of ``like``, and new numbers to the rest.
 
-    Of several candidates those go together that have most pixels in common.
+    Pairs of one class are matched greedily, the largest overlap first.
     """
-    check_same_size(np.empty((*panoptic.segments.shape, 3), np.uint8), like.segments)
-    pairs = np.stack([panoptic.segments.ravel(), like.segments.ravel()], axis=1)
-    pairs, overlap = np.unique(pairs, axis=0, return_counts=True)
+    table = overlaps(panoptic.segments, like.segments)
+    pairs = table.pixels.tocoo()
+    order = np.argsort(-pairs.data, kind="stable")
     new: dict[int, int] = {}
     taken: set[int] = set()
-    for segment, other in pairs[np.argsort(-overlap, kind="stable")].tolist():
+    for segment, other in zip(
+        table.cluster_labels[pairs.row[order]].tolist(),
+        table.segment_labels[pairs.col[order]].tolist(),
+        strict=True,
+    ):
         free = segment in numbers and segment not in new and other in theirs and other not in taken
         if free and panoptic.categories[segment] == like.categories[other]:
             new[segment] = theirs[other]
@@ -96,118 +112,74 @@ def _numbers_like(
 
 
 def _write_names(
-    drawn: RGBImage,
-    ids: Labels,
-    segments: Labels,
-    categories: Mapping[int, int],
-    classes: Classes,
-    size: int,
+    drawn: RGBImage, segments: Labels, categories: list[int | None], classes: Classes, size: int
 ) -> RGBImage:
-    """Write each segment's class inside it, or above or below what it would hide.
+    """Write the class of each segment on it, or above or below a segment too thin for it.
 
-    A name that would cover others is written smaller, or not at all. Each class that is there is
-    named once; more names are written until they take a tenth of the image, those of large
-    segments first, so that a crowd is still seen.
+    Each class is named once, on its largest segment. Others are named, large ones first, until
+    names cover a tenth of the image. A name that would cover another one is written smaller, or
+    not at all.
+
+    Args:
+        drawn: The image, ``(H, W, 3)``.
+        segments: Index of the segment of each pixel, ``(H, W)``.
+        categories: Class of each segment; None for void.
+        classes: Names of the classes.
+        size: Height of the names in pixels.
     """
     canvas = Image.fromarray(drawn)
     draw = ImageDraw.Draw(canvas)
-    room = 0.1 * segments.size
-    taken: list[Box] = []
-    for i, first in _by_importance(ids, segments, categories):
-        name = classes.names[categories[int(ids[i])]]
-        if not name or not (first or room > 0):
+    taken = np.zeros(segments.shape, np.bool_)
+    areas = np.bincount(segments.ravel(), minlength=len(categories))
+    by_area = np.argsort(-areas, kind="stable").tolist()
+    largest = set({categories[i]: i for i in reversed(by_area)}.values())
+    for i in sorted(by_area, key=lambda i: i not in largest):
+        category = categories[i]
+        if category is None or not (i in largest or taken.mean() < 0.1):
             continue
+        name = classes.names[category]
         thing = name in classes.things
-        for height in (size, max(10, round(0.75 * size))):
-            style = font(height, bold=thing)
-            edge = max(1, height // 9)
-            extent = draw.textbbox((0, 0), name, style, anchor="mm", stroke_width=edge)
-            free = _free_place(segments == i, extent, taken)
-            if free is None:
+        for height in (size, max(10, round(0.75 * size))) if name else ():
+            style, edge = font(height, bold=thing), max(1, height // 9)
+            left, top, right, bottom = map(
+                round, draw.textbbox((0, 0), name, style, stroke_width=edge)
+            )
+            place = _free_place(segments == i, (bottom - top, right - left), taken)
+            if place is None:
                 continue
-            place, box = free
-            taken.append(box)
-            room -= (box[2] - box[0]) * (box[3] - box[1])
+            y, x = place
+            taken[y : y + bottom - top, x : x + right - left] = True
             color = "white" if thing else "#e8e8e8"
             draw.text(
-                place, name, color, style, anchor="mm", stroke_width=edge, stroke_fill="#1a1a1a"
+                (x - left, y - top), name, color, style, stroke_width=edge, stroke_fill="#1a1a1a"
             )
             break
     return np.asarray(canvas)
 
 
-def _by_importance(
-    ids: Labels, segments: Labels, categories: Mapping[int, int]
-) -> list[tuple[int, bool]]:
-    """Segments that have a class, by area, but the largest one of each class (True) before all."""
-    areas = np.bincount(segments.ravel(), minlength=len(ids))
-    largest: dict[int, int] = {}
-    others: list[tuple[int, bool]] = []
-    for i in np.argsort(-areas, kind="stable").tolist():
-        category = categories.get(int(ids[i]))
-        if category is None:
-            continue
-        if largest.setdefault(category, i) != i:
-            others.append((i, False))
-    return [(i, True) for i in largest.values()] + others
+def _free_place(mask: Mask, box: tuple[int, int], taken: Mask) -> tuple[int, int] | None:
+    """Find a place (top, left) for a box (height, width) that covers no pixel of ``taken``.
 
-
-def _free_place(
-    mask: Mask, extent: Box, taken: Sequence[Box]
-) -> tuple[tuple[float, float], Box] | None:
-    """Where a name of this extent around its center can stand: its center and box."""
-    height, width = mask.shape
-    left, top, right, bottom = extent
-    for x, y in _places(mask, extent, taken):
-        # Names near the image's edge move inwards.
-        x += max(0, -left - x) - max(0, right + x - width)
-        y += max(0, -top - y) - max(0, bottom + y - height)
-        box = (left + x, top + y, right + x, bottom + y)
-        if not any(_overlap(box, other) for other in taken):
-            return (x, y), box
-    return None
-
-
-def _places(mask: Mask, extent: Box, taken: Sequence[Box]) -> Iterator[tuple[float, float]]:
-    """Centers (x, y) for the name of a segment, the best first."""
-    left, top, right, bottom = extent
-    height = bottom - top
-    depth = _depth(mask)
-    inner = _deepest(depth)
-    for box in taken:  # centers at which the name would lie on another one
-        rows = slice(max(0, round(box[1] - bottom)), max(0, round(box[3] - top)))
-        columns = slice(max(0, round(box[0] - right)), max(0, round(box[2] - left)))
-        depth[rows, columns] = 0
-    free = _deepest(depth)
-    if depth[free[::-1]] > 0.6 * height:
-        yield free
-        return
-    _, parts = cv2.connectedComponents(mask.astype(np.uint8))
-    rows_of, columns_of = np.nonzero(parts == parts[inner[::-1]])  # without what lies apart
-    middle = (columns_of.min() + columns_of.max()) / 2
-    above = rows_of.min() - bottom - 0.1 * height
-    below = rows_of.max() + 1 - top + 0.1 * height
-    fits = above + top >= 0, below + bottom <= len(mask)
-    if fits[0]:
-        yield middle, above
-    if fits[1]:
-        yield middle, below
-    if not any(fits):
-        yield inner
-
-
-def _overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _depth(mask: Mask) -> NDArray[np.float32]:
-    """How far each pixel of a mask is from its border; the image's edge counts as one."""
-    padded = np.pad(mask.astype(np.uint8), 1)
-    depth = cv2.distanceTransform(padded, cv2.DIST_L2, 5)[1:-1, 1:-1]
-    return np.array(depth, np.float32)
-
-
-def _deepest(depth: NDArray[np.float32]) -> tuple[int, int]:
-    """The point (x, y) that is farthest from the border."""
+    The box is centered where the mask ``(H, W)`` is deepest. If the mask is too thin there, the box
+    lies above or below its largest connected part instead, where the image has room for it.
+    """
+    height, width = box
+    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    # A box around one of these pixels would cover a pixel that is taken.
+    depth[cv2.dilate(taken.astype(np.uint8), np.ones(box, np.uint8)) > 0] = 0
     y, x = np.unravel_index(depth.argmax(), depth.shape)
-    return int(x), int(y)
+    centers = [(float(y), float(x))] if depth[y, x] > 0 else []
+    if depth[y, x] <= 0.6 * height:
+        *_, parts, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+        left, top, columns, rows, _ = parts[1 + parts[1:, cv2.CC_STAT_AREA].argmax()]
+        beside = (top - 0.6 * height, top + rows + 0.6 * height)
+        fits = [center for center in beside if height / 2 <= center <= len(mask) - height / 2]
+        centers = [(center, left + columns / 2) for center in fits] or centers
+    for center in centers:
+        top, left = (
+            max(0, min(round(middle - side / 2), limit - side))
+            for middle, side, limit in zip(center, box, mask.shape, strict=True)
+        )
+        if not taken[top : top + height, left : left + width].any():
+            return top, left
+    return None

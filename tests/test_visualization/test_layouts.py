@@ -1,4 +1,4 @@
-"""Sheets of one image: which panels stand where, and which scores under them."""
+"""Sheets of one image: places of the panels, and scores of the levels."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ import torch
 
 from hcformer_mm.structures.panoptic import Classes, Panoptic
 from hcformer_mm.visualization import LAYOUTS, cluster_sheet, layouts
-from hcformer_mm.visualization.colors import ERROR_COLOR
+from hcformer_mm.visualization.clusters import ERROR_COLOR
 from tests.helpers.reference import undersegmentation_error as slow_undersegmentation_error
 
 CLASSES = Classes(["cup", "field"], frozenset(["cup"]), [(200, 40, 40), (40, 160, 60)])
 
 
 class Scene:
-    """An image of 40 × 60, halves of which are cup and field; its clusters are squares."""
+    """An image of 40 × 60, half cup and half field; its clusters are squares."""
 
     def __init__(self) -> None:
         self.image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -39,13 +39,12 @@ def scene() -> Scene:
 
 @pytest.fixture
 def panels(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What a sheet was made of: the titles of its rows, panels by row and column, its margin."""
+    """Titles, notes and images of a recorded sheet by row and column, and its margin."""
     kept: dict[str, Any] = {}
 
     def record(rows: Any, *, margin: Any) -> np.ndarray:
-        kept["titles"] = [[panel and panel.title for panel in row] for row in rows]
-        kept["notes"] = [[panel and panel.note for panel in row] for row in rows]
-        kept["images"] = [[panel and panel.image for panel in row] for row in rows]
+        for field in ("title", "note", "image"):
+            kept[f"{field}s"] = [[panel and getattr(panel, field) for panel in r] for r in rows]
         kept["margin"] = margin
         return np.zeros((1, 1, 3), np.uint8)
 
@@ -104,8 +103,8 @@ def test_scores_of_the_margin(scene: Scene, panels: dict[str, Any]) -> None:
         assert dict(scores)["Underseg. error"] == f"{100 * error:.1f} %"
     # Of 60 columns, 2 of 4 in one cluster of the first level, and 10 of 20 in the second, are lost.
     assert [dict(s)["Achievable acc."] for s in panels["margin"][1:]] == ["96.7 %", "83.3 %"]
-    # The boundary between the columns 29 and 30 is met where those of the clusters cross it: at
-    # two rows for each of their 9 and 1 borders, of 40.
+    # Boundaries of clusters cross the one between the columns 29 and 30 at two rows for each of
+    # their 9 and 1 borders, of 40.
     assert [dict(s)["Boundary recall"] for s in panels["margin"][1:]] == ["45.0 %", "5.0 %"]
     scene.sheet()
     assert [[name for name, _ in scores] for scores in panels["margin"]] == [
@@ -118,7 +117,7 @@ def test_scores_of_the_margin(scene: Scene, panels: dict[str, Any]) -> None:
 def test_errors_are_red(scene: Scene, panels: dict[str, Any]) -> None:
     scene.sheet(ground_truth=scene.truth, side=60)
     red = [(image == ERROR_COLOR).all(-1) for image in panels["images"][1][1:]]
-    # Halves of a cluster are all of them errors.
+    # In a cluster of two halves, all pixels are errors.
     assert [np.flatnonzero(one.any(0)).tolist() for one in red] == [
         [28, 29, 30, 31],
         list(range(20, 40)),

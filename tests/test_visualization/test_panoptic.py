@@ -1,10 +1,14 @@
 """Images of segmentations: colors, outlines and names."""
 
+import itertools
+
 import numpy as np
 import pytest
+from skimage.color import rgb2lab
 
 from hcformer_mm.structures.panoptic import Classes, Panoptic
 from hcformer_mm.visualization import draw_panoptic
+from hcformer_mm.visualization.panoptic import shade
 
 Scene = tuple[np.ndarray, Panoptic, Classes]
 
@@ -18,15 +22,9 @@ def scene() -> Scene:
     return np.full((100, 300, 3), 128, np.uint8), panoptic, classes
 
 
-def nameless(classes: Classes) -> Classes:
-    """The same classes, of which nothing is written."""
-    names = ["" for _ in classes.names]
-    return Classes(names, frozenset(names[:1]), classes.palette)
-
-
 def written(image: np.ndarray, panoptic: Panoptic, classes: Classes, **options) -> np.ndarray:
     """Pixels that names cover."""
-    # Made of spaces, a name is written, but not seen.
+    # Names of spaces take room, and cover nothing.
     blank = Classes(
         [" " * (i + 1) for i in range(len(classes.names))],
         frozenset(" " * (i + 1) for i, n in enumerate(classes.names) if n in classes.things),
@@ -48,7 +46,7 @@ def test_panoptic_colors(scene: Scene) -> None:
 
 
 def test_objects_keep_the_colors_they_have_elsewhere(scene: Scene) -> None:
-    """Of a truth with two cups, a prediction finds the second, and one where there is none."""
+    """Of two true cups, the prediction finds the second, and another where there is none."""
     image, truth, classes = scene
     segments = np.array([1, 4, 3, 3, 5])[None].repeat(100, 0).repeat(60, 1)
     prediction = Panoptic(segments, {4: 0, 5: 0, 3: 1})
@@ -57,12 +55,12 @@ def test_objects_keep_the_colors_they_have_elsewhere(scene: Scene) -> None:
     assert (drawn[1] == true[1]).all()
     assert (drawn[2] == true[2]).all()
     assert not any((drawn[4] == one).all() for one in true)
-    # Without the truth, the first cup that was found gets the color of the first one.
+    # Without the ground truth, the first cup found has the first color.
     alone = draw_panoptic(image, prediction, classes)[10, 30::60]
     assert (alone[1] == true[0]).all()
 
 
-def test_the_larger_overlap_decides_which_object_is_which(scene: Scene) -> None:
+def test_objects_are_matched_by_the_larger_overlap(scene: Scene) -> None:
     image, truth, classes = scene
     segments = np.zeros((100, 300), int)
     segments[:, 20:80] = 1  # 40 columns of the first cup, 20 of the second
@@ -73,14 +71,23 @@ def test_the_larger_overlap_decides_which_object_is_which(scene: Scene) -> None:
     assert (drawn[50] == true[0]).all() and (drawn[100] == true[1]).all()
 
 
-def test_every_segment_is_an_object_where_no_things_are_known(scene: Scene) -> None:
+def test_shades_are_relatives_of_a_color() -> None:
+    color = np.array([200, 40, 40], np.uint8)
+    assert np.array_equal(shade(color, 0), color)
+    shades = rgb2lab(np.stack([shade(color, nth) for nth in range(8)])[None] / 255.0)[0]
+    for a, b in itertools.combinations(shades, 2):
+        assert np.linalg.norm(a - b) > 5
+    assert np.linalg.norm(shades - shades[0], axis=-1).max() < 60
+
+
+def test_without_thing_classes_every_segment_is_an_object(scene: Scene) -> None:
     image, panoptic, classes = scene
     drawn = draw_panoptic(image, panoptic, Classes(classes.names, palette=classes.palette))
     colors = {tuple(color) for color in drawn[10, 30::60].tolist()}
     assert len(colors) == 5
 
 
-def test_panoptic_uses_no_color_of_the_image(scene: Scene) -> None:
+def test_image_is_gray_under_the_segments(scene: Scene) -> None:
     _, panoptic, classes = scene
     image = np.random.default_rng(0).integers(0, 256, (100, 300, 3), dtype=np.uint8)
     void = draw_panoptic(image, panoptic, classes)[:, 245:]
@@ -95,42 +102,36 @@ def test_names_stand_in_their_segments(scene: Scene) -> None:
     assert columns.min() > 0 and not set(columns) & {59, 60, 119, 120, 179, 180}
 
 
-def test_name_of_a_small_object_does_not_hide_it() -> None:
+def name_of_a_box(rows: slice, columns: slice, name: str = "cup") -> np.ndarray:
+    """Pixels of the name of one box in an image of 200 × 300."""
+    segments = np.zeros((200, 300), int)
+    segments[rows, columns] = 1
     image = np.full((200, 300, 3), 100, np.uint8)
-    for y, below in ((100, False), (0, True)):
-        segments = np.zeros((200, 300), int)
-        segments[y : y + 4, 150:154] = 1
-        classes = Classes(["cup"], palette=[(9, 9, 9)])
-        text = written(image, Panoptic(segments, {1: 0}), classes)
-        rows = np.flatnonzero(text.any(1))
-        assert len(rows) and (rows.min() > y + 3 if below else rows.max() < y)
+    return written(image, Panoptic(segments, {1: 0}), Classes([name], palette=[(9, 9, 9)]))
+
+
+@pytest.mark.parametrize(("y", "below"), [(100, False), (0, True)])
+def test_name_of_a_small_object_does_not_hide_it(y: int, below: bool) -> None:
+    rows = np.flatnonzero(name_of_a_box(slice(y, y + 4), slice(150, 154)).any(1))
+    assert len(rows) and (rows.min() > y + 3 if below else rows.max() < y)
 
 
 def test_name_of_a_pole_from_top_to_bottom_stands_on_it() -> None:
-    image = np.full((200, 300, 3), 100, np.uint8)
-    segments = np.zeros((200, 300), int)
-    segments[:, 150:154] = 1
-    text = written(image, Panoptic(segments, {1: 0}), Classes(["pole"], palette=[(9, 9, 9)]))
-    assert text[:, 150:154].any()
+    assert name_of_a_box(slice(None), slice(150, 154))[:, 150:154].any()
 
 
-def test_name_of_a_small_object_in_the_corner_is_whole() -> None:
-    image = np.full((200, 300, 3), 100, np.uint8)
-
-    def name_pixels(y: int, x: int) -> int:
-        segments = np.zeros((200, 300), int)
-        segments[y : y + 4, x : x + 4] = 1
-        classes = Classes(["cupboard"], palette=[(9, 9, 9)])
-        return int(written(image, Panoptic(segments, {1: 0}), classes).sum())
-
-    inside = name_pixels(100, 150)
-    assert inside > 100
-    for corner in ((0, 0), (0, 296), (196, 0), (196, 296)):
-        assert name_pixels(*corner) > 0.9 * inside
+@pytest.mark.parametrize("y", [0, 196])
+@pytest.mark.parametrize("x", [0, 296])
+def test_name_of_a_small_object_in_the_corner_is_whole(y: int, x: int) -> None:
+    inside, corner = (
+        name_of_a_box(slice(top, top + 4), slice(left, left + 4), "cupboard").sum()
+        for top, left in ((100, 150), (y, x))
+    )
+    assert corner > 0.9 * inside > 90
 
 
 def test_a_crowd_is_seen_under_its_names() -> None:
-    """Of 20 × 20 objects of one class some are named, and the single one of another is."""
+    """Some of 20 × 20 objects of one class are named, and the only one of another class is."""
     image = np.full((400, 400, 3), 100, np.uint8)
     segments = np.arange(400).reshape(20, 20).repeat(20, 0).repeat(20, 1)
     categories = {i: 0 for i in range(400)} | {399: 1}
@@ -149,15 +150,3 @@ def test_text_height_is_followed(scene: Scene) -> None:
     ]
     small, large = (row.max() - row.min() + 1 for row in rows)
     assert 1.3 < large / small < 2
-
-
-def test_classes_of_metainfo() -> None:
-    meta = dict(classes=("a", "b"), thing_classes=("b",), palette=[(1, 2, 3), (4, 5, 6)])
-    classes = Classes.from_metainfo(meta)
-    assert (classes.names, classes.things) == (("a", "b"), {"b"})
-    assert classes.colors().tolist() == [[1, 2, 3], [4, 5, 6]]
-    made_up = Classes.from_metainfo(dict(classes=("a", "b"), palette="random"))
-    assert made_up.things == frozenset() and made_up.colors().shape == (2, 3)
-    for nothing in (None, {}, dict(classes=None)):
-        with pytest.raises(ValueError, match="expected metainfo with 'classes'"):
-            Classes.from_metainfo(nothing)
