@@ -35,13 +35,13 @@ REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements"
 # Loads the extension by its file: the package mmcv imports what may not be installed yet.
 LOAD_OPERATORS = """
 import importlib.util, pathlib, sys
-import torch
 package = importlib.util.find_spec("mmcv")
 if package is None:
     sys.exit("mmcv is not installed")
 files = [f for p in package.submodule_search_locations for f in pathlib.Path(p).glob("_ext*.so")]
 if not files:
     sys.exit("mmcv was built without operators")
+import torch  # provides the libraries that the extension is linked against
 spec = importlib.util.spec_from_file_location("mmcv._ext", files[0])
 extension = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(extension)
