@@ -1,9 +1,9 @@
-"""What there is to see of one image: its levels one by one, and the way of a pixel through them.
+"""Drawings of one image for the explorer: its levels, and the path of a pixel through them.
 
-The image is shown at a size of its own, on which everything here works: tiny images are
-enlarged, so that a pixel can be pointed at, and large ones reduced. Pixels are ``(y, x)`` of it.
-Level 0 are the cells of the finest map; the levels 1 to L are those of the hierarchy, finest first;
-above them, if there is a prediction, lie its segments.
+Everything works on the image as it is shown, about ``SHOWN_SIDE`` pixels long: small images are
+enlarged, so that each pixel can be clicked, and large ones reduced. A pixel is ``(y, x)`` there.
+Level 0 holds the cells of the finest feature map, levels 1 to L the clusters of the hierarchy,
+finest first, and the last one the predicted segments, if there are any.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hcformer_mm.ops import hierarchical_clusters
 from hcformer_mm.ops.clusters import cells_under
-from hcformer_mm.ops.neighborhood import coarse_size, out_of_bounds
+from hcformer_mm.ops.neighborhood import coarse_size
 from hcformer_mm.structures.arrays import Labels, Mask, RGBImage
 from hcformer_mm.structures.panoptic import Classes, Panoptic
 from hcformer_mm.visualization.arrays import (
@@ -34,30 +34,30 @@ Overlay = Literal["boundaries", "mean colors", "random colors", "prediction"]
 OVERLAYS: tuple[Overlay, ...] = get_args(Overlay)
 
 SHOWN_SIDE = 960
-"""Longer side of the shown image, in pixels, about."""
+"""Approximate longer side of the shown image, in pixels."""
 
 DARK, LIGHT, MARK, FRAME = (16, 16, 16), (255, 255, 255), (255, 64, 64), (120, 190, 255)
 """Colors of outlines, of the selected pixel and of candidates."""
 
 PANEL_SIDE = 360
-"""Longer side, in pixels, of the image of one lit cluster."""
+"""Longer side of the panel of one cluster, in pixels."""
 
 PANEL_CELLS = 8
-"""Cells of a level along the shorter side of such an image, unless the whole has fewer."""
+"""Cells along the shorter side of a panel, unless the whole image has fewer."""
 
 
 @dataclass(frozen=True, eq=False)
 class Exploration:
-    """An image with all its levels, at the size at which it is shown; see :func:`explore`.
+    """An image with all its levels, at the size at which it is shown.
 
     Attributes:
-        image: The image, ``(H, W, 3)``.
-        maps: For each level, ``(H, W)``: which cell, cluster or segment a pixel belongs to. Cells
-            and clusters are flat row-major indices into the map of their level.
-        assignments: Soft assignment ``(9, H_i, W_i)`` of the levels 1 to L.
+        image: ``(H, W, 3)`` uint8, RGB.
+        maps: Cell, cluster or segment of every pixel, ``(H, W)`` per level. Cells and clusters are
+            flat row-major indices into the map of their level.
+        assignments: Soft assignments ``(9, H_i, W_i)`` of levels 1 to L.
         cell: Height and width of a cell of the finest map, in pixels of ``image``.
         classes: Names and colors of the classes.
-        prediction: What the model made of the image, if it did.
+        prediction: Predicted segments, if there are any.
     """
 
     image: RGBImage
@@ -69,35 +69,49 @@ class Exploration:
 
     @property
     def num_levels(self) -> int:
-        """L, the number of levels of the hierarchy."""
+        """Number of levels of the hierarchy, L."""
         return len(self.assignments)
 
     def counts(self) -> tuple[int, ...]:
         """Number of cells, clusters or segments of every level."""
         return tuple(len(np.unique(level)) for level in self.maps)
 
+    def check(self, pixel: tuple[int, int], level: int = 0) -> None:
+        """Raise a ValueError unless the image has the pixel and the level."""
+        height, width = self.image.shape[:2]
+        if not 0 <= level < len(self.maps):
+            raise ValueError(f"expected a level from 0 to {len(self.maps) - 1}, got {level}")
+        if not (0 <= pixel[0] < height and 0 <= pixel[1] < width):
+            raise ValueError(
+                f"expected a pixel (y, x) of an image of {height}x{width}, got {pixel}"
+            )
+
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a pixel's way up: a cell of a map is assigned to cells of the next coarser one.
+    """One step of a pixel's path: a cell is assigned to a cell of the next coarser map.
 
     Attributes:
         level: The level that the step leads to, 1 to L.
-        cell: Row and column of the cell that is assigned.
-        weights: Its weights, ``(3, 3)``: those of the candidates around its parent, sum 1.
-        inside: ``(3, 3)``; which candidates lie inside the coarser map.
-        candidates: Row and column of the first candidate, top left; it may lie outside.
-        chosen: Row and column of the candidate that it belongs to: that of the largest weight.
+        cell: Row and column of the finer cell.
+        weights: Its weights ``(3, 3)`` on the candidates around its parent, which sum to 1.
+        candidates: Row and column of the top left candidate; it may lie outside the map.
+        chosen: Row and column of the candidate with the largest weight.
         size: Rows and columns of the coarser map.
     """
 
     level: int
     cell: tuple[int, int]
     weights: NDArray[np.float64]
-    inside: Mask
     candidates: tuple[int, int]
     chosen: tuple[int, int]
     size: tuple[int, int]
+
+    @property
+    def inside(self) -> Mask:
+        """Candidates that lie inside the coarser map, ``(3, 3)``."""
+        places = np.add(self.candidates, np.moveaxis(np.indices((3, 3)), 0, -1))  # (3, 3, 2)
+        return ((places >= 0) & (places < self.size)).all(axis=-1)
 
 
 def explore(
@@ -109,19 +123,19 @@ def explore(
     classes: Classes,
     prediction: Panoptic | None = None,
 ) -> Exploration:
-    """Prepare an image to be explored.
+    """Prepare an image for exploration.
 
     Args:
-        image: The image as it was given, ``(H, W, 3)`` uint8, RGB.
+        image: The original image, ``(H, W, 3)`` uint8, RGB.
         assignments: Soft assignment ``(9, H_i, W_i)`` of every level, finest first.
-        stride: Side of a cell of the finest map, in pixels of the image as the network saw it.
-        input_size: Height and width of the image as the network saw it, without padding.
+        stride: Side of a cell of the finest map, in pixels of the network's input.
+        input_size: Height and width of the network's input, without padding.
         classes: Names and colors of the classes.
-        prediction: Segments of the size of ``image``.
+        prediction: Segments at the size of ``image``.
 
     Raises:
-        ValueError: The prediction is not of the image's size, or the assignments do not fit each
-            other or the image.
+        ValueError: The prediction has another size than the image, or the assignments do not fit
+            each other or the image.
     """
     shown = panel_size(image.shape, target=SHOWN_SIDE)
     batch = [assignment[None].cpu() for assignment in assignments]
@@ -158,55 +172,44 @@ def draw_level(
     Args:
         exploration: The image.
         level: From 0 to the last.
-        overlay: What is drawn: boundaries; every cluster in its mean or in a random color; the
-            predicted segments in the colors of their classes, with the boundaries of the level.
-        opacity: Of the overlay over the image, 0 to 1.
-        pixel: A selected pixel; it is marked, and what it belongs to is outlined.
+        overlay: Boundaries; mean or random colors of the clusters; or the predicted segments with
+            the boundaries of the level.
+        opacity: Opacity of the overlay, 0 to 1.
+        pixel: Selected pixel, which is marked, and its cluster outlined.
 
     Raises:
-        ValueError: There is no such level, overlay or pixel, or no prediction to be drawn.
+        ValueError: No such level, overlay, opacity or pixel, or no prediction to draw.
     """
-    labels = _level(exploration, level)
+    exploration.check(pixel or (0, 0), level)
     if not 0 <= opacity <= 1:
         raise ValueError(f"expected an opacity from 0 to 1, got {opacity}")
     layer = _layer(exploration, level, overlay)
-    blended = opacity * layer + (1 - opacity) * exploration.image
-    drawn = blended.round().astype(np.uint8)
+    drawn = (opacity * layer + (1 - opacity) * exploration.image).round().astype(np.uint8)
     if pixel is None:
         return drawn
-    _check_pixel(exploration, pixel)
+    labels = exploration.maps[level]
     width = 2 * max(1, round(max(labels.shape) / 640))
-    drawn = _outline(drawn, labels == labels[pixel], width)
-    return _mark(drawn, pixel, radius=3 * width)
+    return _mark(_outline(drawn, labels == labels[pixel], width), pixel, radius=3 * width)
 
 
 def trace(exploration: Exploration, pixel: tuple[int, int]) -> list[Step]:
-    """The way of a pixel: its finest cell, the cell that this one belongs to, and so on up.
-
-    Args:
-        exploration: The image.
-        pixel: The pixel.
-
-    Returns:
-        One step for each level from 1 to L.
+    """Path of a pixel from its finest cell up, one step for each level from 1 to L.
 
     Raises:
-        ValueError: There is no such pixel.
+        ValueError: No such pixel.
     """
-    _check_pixel(exploration, pixel)
+    exploration.check(pixel)
     steps = []
     cell = divmod(int(exploration.maps[0][pixel]), exploration.assignments[0].shape[-1])
     for level, assignment in enumerate(exploration.assignments, start=1):
         rows, cols = coarse_size(*assignment.shape[-2:])
-        parent = (cell[0] // 2, cell[1] // 2)
         chosen = divmod(int(exploration.maps[level][pixel]), cols)
         steps.append(
             Step(
                 level=level,
                 cell=cell,
                 weights=assignment[:, cell[0], cell[1]].double().view(3, 3).numpy(),
-                inside=~out_of_bounds(rows, cols, assignment.device)[parent].view(3, 3).numpy(),
-                candidates=(parent[0] - 1, parent[1] - 1),
+                candidates=(cell[0] // 2 - 1, cell[1] // 2 - 1),
                 chosen=chosen,
                 size=(rows, cols),
             )
@@ -216,32 +219,24 @@ def trace(exploration: Exploration, pixel: tuple[int, int]) -> list[Step]:
 
 
 def light_up(exploration: Exploration, level: int, pixel: tuple[int, int]) -> RGBImage:
-    """Draw what a pixel belongs to at one level in the colors of the image, the rest in gray.
+    """Draw the cluster of a pixel in color, its surroundings in gray.
 
-    The finer the level, the nearer to the pixel one looks; of the levels 1 to L, the nine candidate
-    cells of the step that leads there are framed.
-
-    Args:
-        exploration: The image.
-        level: From 0 to the last.
-        pixel: The pixel.
+    The finer the level, the closer the view. At levels 1 to L, the nine candidates of the step to
+    that level are framed.
 
     Returns:
-        A part of the image that has its proportions, ``PANEL_SIDE`` pixels on the longer side.
+        A cut-out of the image with its proportions, ``PANEL_SIDE`` pixels on the longer side.
 
     Raises:
-        ValueError: There is no such level or pixel.
+        ValueError: No such level or pixel.
     """
-    labels = _level(exploration, level)
-    _check_pixel(exploration, pixel)
-    whole = labels.shape
-    rows, cols = _part(exploration, level, pixel)
-    size = _scaled(whole, PANEL_SIDE / max(whole))
+    exploration.check(pixel, level)
+    labels = exploration.maps[level]
+    rows, cols = _cut_out(exploration, level, pixel)
+    size = _scaled(labels.shape, PANEL_SIDE / max(labels.shape))
     mask = resize_map(labels[rows, cols] == labels[pixel], size)
     image = resize_image(exploration.image[rows, cols], size)
-
-    drawn = image.copy()
-    drawn[~mask] = 0.4 * gray_image(image)[~mask]
+    drawn = np.where(mask[..., None], image, (0.4 * gray_image(image)).astype(np.uint8))
     offset = np.array([rows.start, cols.start])
     zoom = np.array(size) / labels[rows, cols].shape
     if 1 <= level <= exploration.num_levels:
@@ -249,26 +244,13 @@ def light_up(exploration: Exploration, level: int, pixel: tuple[int, int]) -> RG
         side = np.array(exploration.cell) * 2**level  # of a cell of this level
         for first, number, width in ((step.candidates, 3, 1), (step.chosen, 1, 2)):
             edges = (np.array(first) + np.arange(number + 1)[:, None]) * side  # (number + 1, 2)
-            drawn = _draw_cells(drawn, (edges - offset) * zoom, width)
-    drawn = _outline(drawn, mask, 2)
+            _draw_grid(drawn, (edges - offset) * zoom, width)
     y, x = (np.array(pixel) + 0.5 - offset) * zoom
-    return _mark(drawn, (int(y), int(x)), radius=3)
-
-
-def _level(exploration: Exploration, level: int) -> Labels:
-    if not 0 <= level < len(exploration.maps):
-        raise ValueError(f"expected a level from 0 to {len(exploration.maps) - 1}, got {level}")
-    return exploration.maps[level]
-
-
-def _check_pixel(exploration: Exploration, pixel: tuple[int, int]) -> None:
-    height, width = exploration.image.shape[:2]
-    if not (0 <= pixel[0] < height and 0 <= pixel[1] < width):
-        raise ValueError(f"expected a pixel (y, x) of an image of {height}x{width}, got {pixel}")
+    return _mark(_outline(drawn, mask, 2), (int(y), int(x)), radius=3)
 
 
 def _layer(exploration: Exploration, level: int, overlay: Overlay) -> RGBImage:
-    """An overlay in full opacity."""
+    """An overlay at full opacity."""
     image, labels = exploration.image, exploration.maps[level]
     if overlay == "boundaries":
         return draw_boundaries(image, labels)
@@ -284,18 +266,17 @@ def _layer(exploration: Exploration, level: int, overlay: Overlay) -> RGBImage:
     return draw_boundaries(layer, labels, color=DARK) if level <= exploration.num_levels else layer
 
 
-def _part(exploration: Exploration, level: int, pixel: tuple[int, int]) -> tuple[slice, slice]:
-    """Rows and columns around a pixel that have the proportions of the whole image."""
+def _cut_out(exploration: Exploration, level: int, pixel: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns around a pixel, in the proportions of the whole image."""
     whole = exploration.image.shape[:2]
     share = 1.0
     if level <= exploration.num_levels:
         share = min(1.0, PANEL_CELLS * max(exploration.cell) * 2**level / min(whole))
-    sides = _scaled((whole[0], whole[1]), share)
-    starts = [
-        min(max(0, center - side // 2), total - side)
-        for center, side, total in zip(pixel, sides, whole, strict=True)
-    ]
-    return slice(starts[0], starts[0] + sides[0]), slice(starts[1], starts[1] + sides[1])
+    spans = []
+    for center, side, total in zip(pixel, _scaled(whole, share), whole, strict=True):
+        start = min(max(0, center - side // 2), total - side)
+        spans.append(slice(start, start + side))
+    return spans[0], spans[1]
 
 
 def _scaled(size: Sequence[int], factor: float) -> tuple[int, int]:
@@ -303,32 +284,24 @@ def _scaled(size: Sequence[int], factor: float) -> tuple[int, int]:
 
 
 def _outline(drawn: RGBImage, mask: Mask, width: int) -> RGBImage:
-    """Outline a region in white on black, which no overlay looks like."""
+    """Outline a region in white on black, which stands out on every overlay."""
     labels = mask.astype(np.uint8)
-    return draw_boundaries(
-        draw_boundaries(drawn, labels, color=DARK, width=width + 2),
-        labels,
-        color=LIGHT,
-        width=width,
-    )
+    drawn = draw_boundaries(drawn, labels, color=DARK, width=width + 2)
+    return draw_boundaries(drawn, labels, color=LIGHT, width=width)
 
 
 def _mark(drawn: RGBImage, pixel: tuple[int, int], *, radius: int) -> RGBImage:
-    """Draw a ring around a pixel, that is seen on every color."""
+    """Draw a ring around a pixel, visible on every color."""
     drawn = drawn.copy()
-    center = (pixel[1], pixel[0])
-    cv2.circle(drawn, center, radius, DARK, radius // 2 + 4, cv2.LINE_AA)
-    cv2.circle(drawn, center, radius, LIGHT, radius // 2 + 2, cv2.LINE_AA)
-    cv2.circle(drawn, center, radius, MARK, radius // 2, cv2.LINE_AA)
+    for color, extra in ((DARK, 4), (LIGHT, 2), (MARK, 0)):
+        cv2.circle(drawn, pixel[::-1], radius, color, radius // 2 + extra, cv2.LINE_AA)
     return drawn
 
 
-def _draw_cells(drawn: RGBImage, edges: NDArray[np.float64], width: int) -> RGBImage:
-    """Draw the lines between and around cells, given the (y, x) of all of them."""
-    drawn = drawn.copy()
+def _draw_grid(drawn: RGBImage, edges: NDArray[np.float64], width: int) -> None:
+    """Draw, in place, the lines around cells, given the ``(y, x)`` of their edges."""
     corners = edges.round().astype(int).tolist()
     (top, left), (bottom, right) = corners[0], corners[-1]
     for y, x in corners:
         cv2.line(drawn, (left, y), (right, y), FRAME, width)
         cv2.line(drawn, (x, top), (x, bottom), FRAME, width)
-    return drawn

@@ -1,6 +1,6 @@
-"""Look inside a model on a local web page: levels of the hierarchy, and the way of any pixel up.
+"""Browse the levels of the hierarchy, and the path of any pixel through them, on a local web page.
 
-Without arguments it shows the model that `make demo` leaves. It needs no network.
+Without arguments it shows the model that `make demo` trained. It needs no network.
 """
 
 import argparse
@@ -16,32 +16,32 @@ from typing import Any
 
 import mmcv
 import numpy as np
+from exploration import OVERLAYS, Exploration, draw_level, explore
 from explorer_html import CSS, NOTES, levels_html, path_html
 from shapes import CONFIG, IMAGES, ROOT, Demo
 
-from exploration import OVERLAYS, Exploration, draw_level, explore
 from hcformer_mm.apis.cluster_inferencer import ClusterInferencer
 from hcformer_mm.apis.inputs import InputImage
 from hcformer_mm.structures.data_samples import predicted_segments
 
 FIRST_PORT = 7860
-"""Where the search for a free port begins: Gradio's own."""
+"""First port that is tried: Gradio's default."""
 
 LARGEST_SIDE = 2048
-"""Larger images are reduced to this longer side, since masks are made at the image's size."""
+"""Larger images are reduced to this longer side, since masks have the image's size."""
 
 
 class UsageError(Exception):
-    """What the one who typed the command can put right."""
+    """A mistake on the command line, reported in one line."""
 
 
 class Explorer:
-    """A model, and what it makes of an image; pages share it.
+    """A model that all pages share.
 
     Args:
-        config: File or name of a config.
-        checkpoint: Weights.
-        device: Where the model runs; by default on the GPU if there is one.
+        config: Path or name of a config.
+        checkpoint: Path of the weights.
+        device: Device of the model; by default the GPU if there is one.
     """
 
     def __init__(self, config: str | Path, checkpoint: Path, device: str | None = None) -> None:
@@ -54,7 +54,7 @@ class Explorer:
         if max(image.shape) > LARGEST_SIDE:
             image = mmcv.imrescale(image, (LARGEST_SIDE, LARGEST_SIDE), interpolation="area")
         with self._lock:
-            result = self.inferencer(image)[0]
+            (result,) = self.inferencer(image)
         classes = self.inferencer.classes
         return explore(
             result.image,
@@ -67,10 +67,10 @@ class Explorer:
 
 
 def build_page(explorer: Explorer, examples: list[Path]) -> Any:
-    """The page, not yet served."""
+    """Build the Gradio page without serving it."""
     import gradio as gr
 
-    blank = explorer.open(np.full((96, 128, 3), 127, np.uint8))  # tells what the model has to show
+    blank = explorer.open(np.full((96, 128, 3), 127, np.uint8))  # shows what the model predicts
     last = len(blank.maps) - 1
     overlays = [name for name in OVERLAYS if name != "prediction" or blank.prediction is not None]
 
@@ -81,17 +81,16 @@ def build_page(explorer: Explorer, examples: list[Path]) -> Any:
         drawn = draw_level(exploration, level, overlay, opacity=opacity, pixel=pixel)
         return drawn, levels_html(exploration, level)
 
-    def change_image(file, level, overlay, opacity):
-        if file is None:  # it was removed: what is shown stays
+    def change_image(file, *controls):
+        if file is None:  # removed: keep the image that is shown
             return [gr.skip()] * 5
         try:
             path = Path(file["path"])
             exploration = explorer.open(InputImage(path.stem, 0, path=path).read())
-        except ValueError as error:
-            # The name that its owner knows it by.
+        except ValueError as error:  # name the user's file, not the uploaded copy
             gr.Warning(str(error).replace(file["path"], file["orig_name"] or "the image"))
             return [gr.skip()] * 5
-        drawn, legend = view(exploration, level, overlay, opacity, None)
+        drawn, legend = view(exploration, *controls, None)
         return exploration, None, drawn, legend, path_html(exploration, None)
 
     def click(exploration, level, overlay, opacity, event: gr.SelectData):
@@ -103,44 +102,29 @@ def build_page(explorer: Explorer, examples: list[Path]) -> Any:
 
     with gr.Blocks(title="HCFormer explorer", analytics_enabled=False) as page:
         exploration, pixel = gr.State(), gr.State()
-        gr.HTML(
-            f"<h1>HCFormer explorer</h1><p>{escape(explorer.title)}</p>",
-            elem_id="head",
-        )
+        gr.HTML(f"<h1>HCFormer explorer</h1><p>{escape(explorer.title)}</p>", elem_id="head")
         with gr.Row():
             with gr.Column(scale=1, min_width=240):
-                level = gr.Slider(
-                    0,
-                    last,
-                    value=min(2, last),
-                    step=1,
-                    precision=0,
-                    label="Level",
-                    info="from the finest cells to the predicted segments",
-                    buttons=[],
-                    elem_id="level",
-                )
-                overlay = gr.Radio(overlays, value=overlays[0], label="Overlay", elem_id="overlay")
-                opacity = gr.Slider(
-                    0, 1, value=0.8, step=0.05, label="Opacity", buttons=[], elem_id="opacity"
-                )
+                info = "from the finest cells to the predicted segments"
+                start = dict(value=min(2, last), step=1, precision=0)
+                level = gr.Slider(0, last, **start, label="Level", info=info, buttons=[])
+                overlay = gr.Radio(overlays, value=overlays[0], label="Overlay")
+                opacity = gr.Slider(0, 1, value=0.8, step=0.05, label="Opacity", buttons=[])
             with gr.Column(scale=4, min_width=420):
                 legend = gr.HTML(elem_id="legend")
+                buttons = ["download", "fullscreen"]
                 shown = gr.Image(
                     interactive=False,
                     show_label=False,
                     format="png",
-                    buttons=["download", "fullscreen"],
+                    buttons=buttons,
                     elem_id="shown",
                 )
             with gr.Column(scale=1, min_width=240):
+                sources = ["upload", "clipboard"]
+                first = examples[0] if examples else None
                 image = gr.Image(
-                    value=examples[0] if examples else None,
-                    sources=["upload", "clipboard"],
-                    label="Image",
-                    height=230,
-                    buttons=[],
-                    elem_id="image",
+                    first, label="Image", sources=sources, height=230, buttons=[], elem_id="image"
                 )
                 if examples:
                     gr.Examples([[str(path)] for path in examples], image, label="Examples")
@@ -149,48 +133,30 @@ def build_page(explorer: Explorer, examples: list[Path]) -> Any:
 
         controls = [level, overlay, opacity]
         opened = [exploration, pixel, shown, legend, path]
+        private = dict(api_visibility="private")
         for event in (page.load, image.change):
-            # The file is taken as it is: Gradio's own reading would fail without a word.
-            event(
-                change_image,
-                [image, *controls],
-                opened,
-                preprocess=False,
-                api_visibility="private",
-            )
+            # Not preprocessed: Gradio's own reading of a broken file fails silently.
+            event(change_image, [image, *controls], opened, preprocess=False, **private)
+        quick = dict(show_progress="hidden", trigger_mode="always_last", **private)
         for control in controls:
-            control.change(
-                view,
-                [exploration, *controls, pixel],
-                [shown, legend],
-                show_progress="hidden",
-                trigger_mode="always_last",
-                api_visibility="private",
-            )
-        shown.select(
-            click,
-            [exploration, *controls],
-            [pixel, shown, path],
-            show_progress="hidden",
-            trigger_mode="always_last",
-            api_visibility="private",
-        )
+            control.change(view, [exploration, *controls, pixel], [shown, legend], **quick)
+        shown.select(click, [exploration, *controls], [pixel, shown, path], **quick)
     return page
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", nargs="?", help="config file, or the name of one of the zoo")
+    parser.add_argument("config", nargs="?", help="config file, or name of a config of the package")
     parser.add_argument("checkpoint", nargs="?", type=Path, help="checkpoint file")
     parser.add_argument("--examples", type=Path, nargs="+", help="images to choose from")
-    parser.add_argument("--host", default="127.0.0.1", help="address to serve on (%(default)s)")
-    parser.add_argument("--port", type=int, help=f"by default a free one from {FIRST_PORT} on")
+    parser.add_argument("--host", default="127.0.0.1", help="address (default: %(default)s)")
+    parser.add_argument("--port", type=int, help=f"default: a free one from {FIRST_PORT} on")
     parser.add_argument("--device", help="cpu, cuda or cuda:<index>; by default the GPU if any")
     return parser.parse_args()
 
 
 def find_model(args: argparse.Namespace) -> tuple[str | Path, Path]:
-    """Config and checkpoint that were named, or else those of the demo."""
+    """Config and checkpoint of the command line, by default those of the demo."""
     if args.config is not None and args.checkpoint is None:
         raise UsageError("expected CONFIG and CHECKPOINT, or neither of them, got CONFIG alone")
     if args.config is not None:
@@ -208,7 +174,7 @@ def find_model(args: argparse.Namespace) -> tuple[str | Path, Path]:
 
 
 def find_examples(named: list[Path] | None) -> list[Path]:
-    """Images that were named, or else some of the Shapes set if it is there."""
+    """Images of the command line, by default some of the Shapes set if it is there."""
     if named is None:
         return [ROOT / path for path in IMAGES if (ROOT / path).is_file()]
     missing = [str(path) for path in named if not path.is_file()]
@@ -218,7 +184,7 @@ def find_examples(named: list[Path] | None) -> list[Path]:
 
 
 def check_address(host: str, port: int | None) -> None:
-    """Refuse what cannot be served on, before the model is loaded."""
+    """Raise a UsageError if the address cannot be served on, before the model is loaded."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -232,9 +198,9 @@ def check_address(host: str, port: int | None) -> None:
 
 
 def import_gradio() -> Any:
-    """Gradio, told to stay away from the network."""
+    """Import Gradio with its use of the network switched off."""
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
-    # It asks its own server whether it is up, which is not for a proxy to answer.
+    # Gradio polls its own server, which must not go through a proxy.
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost", "127.0.0.1"]))
     try:
@@ -249,12 +215,12 @@ def serve(args: argparse.Namespace) -> None:
     examples = find_examples(args.examples)
     check_address(args.host, args.port)
     with TemporaryDirectory(prefix="explorer-") as cache:
-        os.environ["GRADIO_TEMP_DIR"] = cache  # images that pages send and get
+        os.environ["GRADIO_TEMP_DIR"] = cache  # for images that pages upload and show
         gradio = import_gradio()
         try:
             explorer = Explorer(config, checkpoint, args.device)
             page = build_page(explorer, examples)
-            # Fonts that any machine has: those of other themes come from the network.
+            # Fonts of any machine: those of other themes come from the network.
             fonts = {"font": "sans-serif", "font_mono": "monospace"}
             _, url, _ = page.launch(
                 server_name=args.host,
@@ -279,8 +245,7 @@ def serve(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    # To be told to end is as good as Ctrl+C: nothing is left behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl+C
     try:
         serve(parse_args())
     except UsageError as error:

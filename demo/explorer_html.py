@@ -1,22 +1,19 @@
-"""What the explorer's page says, as HTML, and how it looks."""
+"""HTML and CSS of the explorer's page."""
 
 import base64
 import io
 from html import escape
 
 import numpy as np
-from PIL import Image
-
 from exploration import Exploration, Step, light_up, trace
+from PIL import Image
 
 
 def levels_html(exploration: Exploration, level: int) -> str:
-    """All levels with their numbers of clusters, the shown one emphasized."""
+    """Number of clusters of every level, the shown level emphasized."""
     items = []
-    for i, count in enumerate(exploration.counts()):
-        kind = "cluster" if i else "cell"
-        if i > exploration.num_levels:
-            kind = "segment"
+    kinds = ["cell", *["cluster"] * exploration.num_levels, "segment"]
+    for i, (count, kind) in enumerate(zip(exploration.counts(), kinds, strict=False)):
         items.append(
             f'<li data-level="{i}" data-count="{count}"{" class=shown" if i == level else ""}>'
             f"<b>{count:,}</b> {kind}{'s' * (count != 1)}</li>"
@@ -25,7 +22,7 @@ def levels_html(exploration: Exploration, level: int) -> str:
 
 
 def path_html(exploration: Exploration, pixel: tuple[int, int] | None) -> str:
-    """The way of a pixel: what it belongs to at every level, and the weights of each step."""
+    """Path of a pixel: its cluster at every level, and the weights of each step."""
     if pixel is None:
         return '<p class="hint">Click a pixel of the image to follow it through the levels.</p>'
     steps = {step.level: step for step in trace(exploration, pixel)}
@@ -35,9 +32,8 @@ def path_html(exploration: Exploration, pixel: tuple[int, int] | None) -> str:
         if level in steps:
             title, body = f"Level {level}", weights_html(steps[level])
         elif level == 0:
-            row, col = steps[1].cell
             title = "Finest cell"
-            body = f"<p>The pixel lies in cell ({row}, {col}): where its way begins.</p>"
+            body = f"<p>The path of the pixel begins in cell {steps[1].cell}.</p>"
         else:
             title, body = "Prediction", prediction_html(exploration, pixel)
         columns.append(
@@ -51,7 +47,7 @@ def path_html(exploration: Exploration, pixel: tuple[int, int] | None) -> str:
 
 
 def weights_html(step: Step) -> str:
-    """The weights of one step, at the places of the candidates."""
+    """Table of the weights of one step, laid out like the candidates."""
     rows = []
     for i in range(3):
         cells = []
@@ -75,7 +71,7 @@ def weights_html(step: Step) -> str:
 
 
 def prediction_html(exploration: Exploration, pixel: tuple[int, int]) -> str:
-    """What the model takes a pixel for."""
+    """Predicted class of a pixel."""
     segment = int(exploration.prediction.segments[pixel])
     category = exploration.prediction.categories.get(segment)
     if category is None:
@@ -90,7 +86,7 @@ def prediction_html(exploration: Exploration, pixel: tuple[int, int]) -> str:
 
 
 def data_uri(image: np.ndarray) -> str:
-    """An image as a link that holds it."""
+    """Data URI of an image, as PNG."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
@@ -130,9 +126,9 @@ CSS = """
 """
 
 NOTES = """
-<p>Level 0 are the <b>cells</b> of the finest feature map. At each level, a cell is assigned to the
-nine cells around its parent in the next coarser map (blue frame), with the <b>weights</b> of
-eq. (3) of the paper: they sum to 1, and hatched candidates lie outside the map. Where the weight is
-largest the cell belongs (bold frame), and all that ends in one cell is a <b>cluster</b>. From the
-coarsest clusters the head of the model makes <b>segments</b>.</p>
+<p>Level 0 shows the <b>cells</b> of the finest feature map. At each level, a cell is assigned to
+the nine cells around its parent in the next coarser map (blue frame) with the <b>weights</b> of
+eq. (3) of the paper, which sum to 1; hatched candidates lie outside the map. The cell belongs to
+the candidate with the largest weight (bold frame), and all pixels that end in one cell are a
+<b>cluster</b>. The head groups the coarsest clusters into <b>segments</b>.</p>
 """

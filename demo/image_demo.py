@@ -1,4 +1,4 @@
-"""Draw what a model makes of images: things and stuff, colored and named."""
+"""Segment images and draw the segments, colored and named."""
 
 import argparse
 import sys
@@ -16,15 +16,15 @@ from hcformer_mm.structures.data_samples import SCORE_THR
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("image", help="image, folder of images, or video")
-    parser.add_argument("config", help="config file, or the name of one of this package's")
+    parser.add_argument("config", help="config file, or name of a config of this package")
     parser.add_argument("checkpoint", type=Path, help="checkpoint file")
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("work_dirs/image_demo"),
         help="folder (default: %(default)s) for drawings, COCO panoptic and instance results and "
-        "label maps, as far as the model predicts them; or a file, such as out.png, for the "
-        "drawing of one image alone",
+        "label maps, whichever the model predicts; or a file, such as out.png, for the drawing of "
+        "one image",
     )
     parser.add_argument(
         "--device", help="cpu, cuda or cuda:<index>; by default the GPU if there is one"
@@ -36,29 +36,30 @@ def parse_args() -> argparse.Namespace:
         "--fast",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="fold BatchNorm and lay memory out channels-last, which changes results by rounding",
+        help="fuse BatchNorm into convolutions and use channels-last memory, which changes results "
+        "by rounding",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=1, help="images that go through the model together"
+        "--batch-size", type=int, default=1, help="images per forward pass (default: %(default)s)"
     )
     parser.add_argument(
         "--score-thr",
         type=float,
         default=SCORE_THR,
-        help="least score of the instances that are drawn, of models that predict only these "
+        help="minimum score of drawn instances, for models that predict only instances "
         "(default: %(default)s)",
     )
     parser.add_argument(
         "--ann-file",
         type=Path,
-        help="annotations in COCO's format whose ids of images and categories the results get, "
-        "so that they can be compared with them",
+        help="COCO annotations whose image and category ids the results use, so that both can be "
+        "compared",
     )
     return parser.parse_args()
 
 
 def run(args: argparse.Namespace) -> None:
-    images = open_images(args.image)  # a mistyped name is found before the model is built
+    images = open_images(args.image)  # fails on a mistyped name before the model is built
     to_file = args.out.suffix.lower() in IMG_EXTENSIONS
     if to_file and not (isinstance(images, list) and len(images) == 1):
         raise ValueError(f"expected a folder for several images, got --out {args.out}")

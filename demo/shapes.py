@@ -1,6 +1,6 @@
-"""From nothing to a trained, evaluated and drawn HCFormer: the Shapes set on two CPU cores.
+"""Render the Shapes set, train HCFormer on it on two CPU cores, evaluate it and draw results.
 
-Run again, it goes on where it was interrupted, and trains only what is not trained yet.
+A second run continues where the first was interrupted, and skips what is done.
 """
 
 import argparse
@@ -22,7 +22,7 @@ DATA = Path("data/shapes")
 GROUND_TRUTH = DATA / "annotations/panoptic_val.json"
 # Few objects, tiny and thin ones, overlapping ones, and a crowd.
 IMAGES = [DATA / f"val/{number:06}.jpg" for number in (10, 23, 33, 44)]
-# Title, name in the metrics of the run, and what makes it a percentage.
+# Title, key in the metrics of the run, and factor to a percentage.
 METRICS = (
     ("PQ", "coco_panoptic/PQ", 1),
     ("PQ of things", "coco_panoptic/PQ_th", 1),
@@ -30,16 +30,16 @@ METRICS = (
     ("mask AP", "coco/segm_mAP", 100),
     ("mIoU", "sem_seg/mIoU", 1),
 )
-# Settings that make a training another training.
+# Settings that a resumed training must share.
 TRAINING = ("model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg")
 
 
 class StepError(Exception):
-    """A step cannot be done; the message says why and what to type."""
+    """A step failed; the message says why and what to do."""
 
 
 class Demo:
-    """The steps, how long each one took, and where things are."""
+    """Steps of the demo, and the time that each took."""
 
     def __init__(self, work_dir: Path) -> None:
         self.work_dir = work_dir
@@ -47,34 +47,34 @@ class Demo:
         self.minutes: dict[str, str] = {}
 
     def run(self, title: str, *command: object) -> None:
-        """Run one of the project's tools, its output on the screen."""
+        """Run a tool of the project as a subprocess that prints to the terminal."""
         line = [str(word) for word in command]
         print(f"\n== {title}: python {' '.join(line)}\n", flush=True)
         start = time.monotonic()
         code = subprocess.run([sys.executable, *line], cwd=ROOT, check=False).returncode
         if code:
             raise StepError(
-                f"'{title}' failed with exit code {code}; what went wrong stands above. "
-                "Run the same command again to go on from here."
+                f"'{title}' failed with exit code {code}; see its output above. "
+                "Run the same command again to continue from here."
             )
         self.minutes[title] = f"{(time.monotonic() - start) / 60:.1f} min"
 
     def skip(self, title: str) -> None:
-        print(f"\n== {title}: there already")
-        self.minutes[title] = "there already"
+        print(f"\n== {title}: already done")
+        self.minutes[title] = "already done"
 
     def make_data(self) -> None:
         if (ROOT / GROUND_TRUTH).is_file():
             if not is_standard(ROOT / DATA):
                 raise StepError(
-                    f"{DATA} holds another set than this version makes by default. Remove it, or "
-                    "make it anew: python tools/dataset_converters/make_shapes.py --overwrite"
+                    f"{DATA} differs from the set that this version renders by default. Remove it, "
+                    "or render it again: python tools/dataset_converters/make_shapes.py --overwrite"
                 )
             return self.skip("data")
         self.run("data", "tools/dataset_converters/make_shapes.py", "--out", DATA)
 
     def checkpoint(self) -> Path | None:
-        """The newest checkpoint in the work directory."""
+        """Newest checkpoint in the work directory."""
         pointer = ROOT / self.work_dir / "last_checkpoint"
         if not pointer.is_file():
             return None
@@ -82,8 +82,8 @@ class Demo:
         return path if (ROOT / path).is_file() else None
 
     def check_training(self) -> None:
-        """Refuse to go on with, or to overwrite, a training with other settings."""
-        earlier = ROOT / self.work_dir / CONFIG.name  # the runner leaves its config here
+        """Refuse to resume or overwrite a training with other settings."""
+        earlier = ROOT / self.work_dir / CONFIG.name  # the runner saves its config here
         if not earlier.is_file():
             return
         then = Config.fromfile(earlier)
@@ -116,14 +116,14 @@ class Demo:
         return {title: metrics[key] * factor for title, key, factor in METRICS}
 
     def draw(self) -> Path:
-        folder = self.work_dir / "images"
+        folder = self.work_dir / "vis"
         tool = ("tools/visualize_clusters.py", CONFIG, self.checkpoint())
-        self.run("images", *tool, "--img", *IMAGES, "--gt", GROUND_TRUTH, "--out", folder)
+        self.run("drawings", *tool, "--img", *IMAGES, "--gt", GROUND_TRUTH, "--out", folder)
         return folder
 
 
-def report(demo: Demo, metrics: dict[str, float], images: Path) -> None:
-    """Close with what was reached, what it took, where it is and what comes next."""
+def report(demo: Demo, metrics: dict[str, float], drawings: Path) -> None:
+    """Print metrics, times, the files and the next step."""
     checkpoint = demo.checkpoint()
     rows = [
         *((title, f"{value:.1f}") for title, value in metrics.items()),
@@ -137,11 +137,11 @@ def report(demo: Demo, metrics: dict[str, float], images: Path) -> None:
     for row in rows:
         print(f"{row[0]:{width}}  {row[1]:>{value_width}}" if row else rule)
     print(
-        f"{rule}\ncheckpoint  {checkpoint}\nimages    {images}\n\n"
+        f"{rule}\ncheckpoint  {checkpoint}\ndrawings    {drawings}\n\n"
         f"Next, draw an image of your own:\n"
         f"  {os.path.relpath(sys.executable, ROOT)} tools/visualize_clusters.py \\\n"
         f"    {CONFIG} \\\n    {checkpoint} \\\n"
-        f"    --img my_image.jpg --out {images}"
+        f"    --img my_image.jpg --out {drawings}"
     )
 
 
@@ -151,10 +151,10 @@ def parse_args() -> argparse.Namespace:
         "--work-dir",
         type=Path,
         default=ROOT / "work_dirs" / CONFIG.stem,
-        help="folder for checkpoints, metrics and images",
+        help="folder for checkpoints, metrics and drawings",
     )
     parser.add_argument(
-        "--fresh", action="store_true", help="delete that folder first and train anew"
+        "--fresh", action="store_true", help="delete that folder first and train from scratch"
     )
     return parser.parse_args()
 
@@ -163,7 +163,7 @@ def main() -> None:
     args = parse_args()
     work_dir = args.work_dir.resolve()
     if args.fresh and work_dir.exists():
-        # A mistyped folder is not deleted: only one in which this config was trained.
+        # Delete only a folder in which this config was trained, not a mistyped one.
         if not (work_dir / CONFIG.name).is_file():
             sys.exit(f"demo: {work_dir} holds no training of {CONFIG}; delete it yourself")
         shutil.rmtree(work_dir)
@@ -175,7 +175,7 @@ def main() -> None:
     except StepError as error:
         sys.exit(f"demo: {error}")
     except KeyboardInterrupt:
-        sys.exit("\ndemo: interrupted; the same command goes on from here")
+        sys.exit("\ndemo: interrupted; the same command continues from here")
 
 
 if __name__ == "__main__":
