@@ -1,8 +1,7 @@
-"""Scores of clusters from the command line, for each task and both hosts."""
+"""Scores of clusters from the command line, for each task, with mmdet and mmseg."""
 
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -26,15 +25,26 @@ def shapes(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Save random weights of a config, once."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def make(config):
+        path = folder / f"{config.stem}.pth"
+        if not path.exists():
+            torch.save(dict(state_dict=build_model(Config.fromfile(config)).state_dict()), path)
+        return path
+
+    return make
+
+
 @pytest.fixture
-def arguments(shapes, tmp_path):
-    """Command line for a config of ``configs/shapes`` with random weights."""
+def arguments(shapes, checkpoint, tmp_path):
+    """Make the command line for a config of ``configs/shapes`` with random weights."""
 
     def make(name, *options, overrides=()):
         config = CONFIGS / f"{name}.py"
-        checkpoint = tmp_path / "random.pth"
-        weights = build_model(Config.fromfile(config)).state_dict()
-        torch.save(dict(state_dict=weights), checkpoint)
         annotations = shapes / "annotations"
         files = {
             "panoptic": [
@@ -46,7 +56,7 @@ def arguments(shapes, tmp_path):
         }.get(name.rpartition("-")[2], [])
         loader = (f"dataset.data_root={shapes}/", "num_workers=0", "persistent_workers=False")
         return [
-            *map(str, (config, checkpoint, "--work-dir", tmp_path / "work", *options)),
+            *map(str, (config, checkpoint(config), "--work-dir", tmp_path / "work", *options)),
             "--cfg-options",
             *(f"test_dataloader.{option}" for option in loader),
             *files,
@@ -67,14 +77,10 @@ def run(monkeypatch):
     return run
 
 
-def test_panoptic(arguments, tmp_path):
-    """As a user runs it."""
+def test_panoptic(arguments, run, tmp_path, capfd):
     out = tmp_path / "new/scores.json"
     command = arguments("hcformer_r18_shapes-panoptic", "--slic", "--out", out)
-    result = subprocess.run(
-        [sys.executable, str(TOOL), *command], cwd=ROOT, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run(command)
     report = json.loads(out.read_text())
     assert report["config"] == command[0] and report["checkpoint"] == command[1]
     metrics = report["metrics"]
@@ -83,32 +89,33 @@ def test_panoptic(arguments, tmp_path):
         assert ours == pytest.approx(metrics[f"coco_panoptic/{name}"])
     assert metrics["clusters/prediction/mIoU"] == pytest.approx(metrics["sem_seg/mIoU"], abs=0.011)
     assert "coco/segm_mAP" in metrics
-    for pieces in ("cells", *LEVELS, "slic_1", "slic_3"):
-        assert metrics[f"clusters/{pieces}/ASA"] > 0
+    for partition in ("cells", *LEVELS, "slic_1", "slic_3"):
+        assert metrics[f"clusters/{partition}/ASA"] > 0
     lost = sum(
         metrics[f"clusters/blame/mIoU/{part}"] for part in ("stem", *LEVELS, "classification")
     )
     assert lost == pytest.approx(100 - metrics["clusters/prediction/mIoU"])
+    printed = capfd.readouterr().out
     for words in ("ground truth", "SLIC 2", "decoding costs", "classification costs"):
-        assert words in result.stdout
+        assert words in printed
     assert [path.name for path in out.parent.iterdir()] == ["scores.json"]
 
 
 @pytest.mark.parametrize(
-    ("config", "figure", "host"),
+    ("config", "figure", "metric"),
     [
         ("hcformer_r18_shapes-instance", "AP", "coco/segm_mAP"),
         ("hcformer_r18_shapes-semantic", "mIoU", "mIoU"),
         ("hc-fcn32s_r18_shapes-semantic", "mIoU", "mIoU"),
     ],
 )
-def test_other_tasks(config, figure, host, arguments, run, tmp_path):
+def test_other_tasks(config, figure, metric, arguments, run, tmp_path):
     out = tmp_path / "scores.json"
     run(arguments(config, "--out", out))
     metrics = json.loads(out.read_text())["metrics"]
     ours = metrics[f"clusters/prediction/{figure}"]
-    assert ours == pytest.approx(metrics[host] * (100 if figure == "AP" else 1), abs=0.051)
-    reached = [metrics[f"clusters/{pieces}/{figure}"] for pieces in ("cells", *LEVELS)]
+    assert ours == pytest.approx(metrics[metric] * (100 if figure == "AP" else 1), abs=0.051)
+    reached = [metrics[f"clusters/{stage}/{figure}"] for stage in ("cells", *LEVELS)]
     assert reached == sorted(reached, reverse=True) and reached[0] > reached[-1]
     lost = [value for name, value in metrics.items() if name.startswith("clusters/blame/")]
     assert len(lost) == 6
@@ -116,7 +123,7 @@ def test_other_tasks(config, figure, host, arguments, run, tmp_path):
 
 
 def test_limit(arguments, run, tmp_path):
-    """The figures of the first image, without an AP in which the others would be missed."""
+    """Only the first image is scored, without AP, which would count the others as missed."""
     out = tmp_path / "scores.json"
     command = arguments("hcformer_r18_shapes-panoptic", "--limit", 1, "--out", out)
     run(command)
@@ -126,7 +133,7 @@ def test_limit(arguments, run, tmp_path):
 
 
 def test_config_with_the_metric(arguments, run, tmp_path):
-    """What a config has already is kept as it is, and is not added again."""
+    """A ClusteringMetric in the config is kept, and none is added."""
     out = tmp_path / "scores.json"
     overrides = [
         "test_evaluator.type=hcformer_mm.ClusteringMetric",
@@ -148,7 +155,7 @@ def test_config_with_the_metric(arguments, run, tmp_path):
         (
             "hc-fcn32s_r18_shapes-semantic",
             ["test_evaluator.type=mmseg.DepthMetric"],
-            r"expected a CocoPanopticMetric, .* got \['mmseg.DepthMetric'\]; put",
+            r"expected a CocoPanopticMetric, .* got \['mmseg.DepthMetric'\]; add",
         ),
         (
             "hcformer_r18_shapes-panoptic",

@@ -1,4 +1,4 @@
-"""Score the clusters of every level on a config's test set, and split the loss among its parts."""
+"""Score the clusters of every level on a config's test set, and attribute the model's errors."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ from hcformer_mm.utils.atomic_write import replacing
 METRIC = "hcformer_mm.ClusteringMetric"
 HOOK = "hcformer_mm.ClusterRecordHook"
 # Metrics that count every image of their annotations, tested or not.
-OF_ALL_IMAGES = ("CocoMetric", "CocoBoundaryMetric")
+COUNT_ALL_IMAGES = ("CocoMetric", "CocoBoundaryMetric")
 
 
 def json_file(text: str) -> Path:
@@ -38,46 +38,47 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--slic",
         action="store_true",
-        help="score superpixels of SLIC, about as many as each level has clusters, as well; on the "
-        "CPU that takes seconds for each large image",
+        help="also score SLIC superpixels, about as many as each level has clusters; takes seconds "
+        "per large image on the CPU",
     )
     parser.add_argument(
         "--limit",
         type=at_least_one,
         metavar="N",
-        help="evaluate the first N images; without the host's AP, which counts all images",
+        help="evaluate only the first N images, without CocoMetric's AP, which counts all images",
     )
     parser.add_argument(
-        "--out", type=json_file, metavar="JSON", help="write all figures to this file"
+        "--out", type=json_file, metavar="JSON", help="write all results to this file"
     )
     return parser.parse_args()
 
 
 def is_a(config: dict, *names: str) -> bool:
-    """Whether the type of a config, a name or a class, ends in one of the names."""
+    """Return whether the type of a config, a class or its name, is one of the names."""
     kind = config["type"]
     return getattr(kind, "__name__", kind).rpartition(".")[2] in names
 
 
 def clustering_metric(evaluators: list[ConfigDict]) -> dict[str, Any]:
-    """A ClusteringMetric with the ground truth that the metrics of a config read."""
-    for evaluator in evaluators:
-        files = {name: evaluator.get(name) for name in ("ann_file", "backend_args")}
-        if is_a(evaluator, "CocoPanopticMetric"):
-            files["seg_prefix"] = evaluator.get("seg_prefix")
-            return dict(type=METRIC, ground_truth="panoptic", **files)
-    for evaluator in evaluators:
-        if is_a(evaluator, "IoUMetric", "SemSegMetric"):
-            void = evaluator.get("ignore_index", 255)
-            return dict(type=METRIC, ground_truth="semantic", ignore_index=void)
-    for evaluator in evaluators:
-        files = {name: evaluator.get(name) for name in ("ann_file", "backend_args")}
-        if is_a(evaluator, *OF_ALL_IMAGES):
-            return dict(type=METRIC, ground_truth="instance", **files)
+    """Config of a ClusteringMetric with the ground truth of a config's other metrics."""
+
+    def first(*names: str) -> ConfigDict | None:
+        return next((evaluator for evaluator in evaluators if is_a(evaluator, *names)), None)
+
+    def files(evaluator: ConfigDict, *names: str) -> dict[str, Any]:
+        return {name: evaluator.get(name) for name in ("ann_file", "backend_args", *names)}
+
+    if (panoptic := first("CocoPanopticMetric")) is not None:
+        return dict(type=METRIC, ground_truth="panoptic", **files(panoptic, "seg_prefix"))
+    if (semantic := first("IoUMetric", "SemSegMetric")) is not None:
+        void = semantic.get("ignore_index", 255)
+        return dict(type=METRIC, ground_truth="semantic", ignore_index=void)
+    if (instance := first(*COUNT_ALL_IMAGES)) is not None:
+        return dict(type=METRIC, ground_truth="instance", **files(instance))
     raise ValueError(
         "expected a CocoPanopticMetric, IoUMetric, SemSegMetric or CocoMetric in test_evaluator, "
-        f"to learn of the ground truth, got {[evaluator['type'] for evaluator in evaluators]}; put "
-        f'a dict(type="{METRIC}", ground_truth=…) there'
+        f"which names the ground truth, got {[evaluator['type'] for evaluator in evaluators]}; add "
+        f'dict(type="{METRIC}", ground_truth=…) to it'
     )
 
 
@@ -97,22 +98,16 @@ def add_clusters(config: Config, *, slic: bool) -> None:
 
 
 def limit_images(config: Config, number: int) -> None:
-    """Test the first images alone."""
+    """Test only the first images."""
     dataset = config.test_dataloader.dataset
     if "pipeline" not in dataset:
         raise ValueError(
-            f"expected one dataset with a pipeline for --limit, got {dataset['type']} around others"
+            f"expected a dataset with a pipeline for --limit, got the wrapper {dataset['type']}"
         )
     dataset.indices = number
     config.test_evaluator = [
-        evaluator for evaluator in config.test_evaluator if not is_a(evaluator, *OF_ALL_IMAGES)
+        evaluator for evaluator in config.test_evaluator if not is_a(evaluator, *COUNT_ALL_IMAGES)
     ]
-
-
-def write(path: Path, report: dict[str, Any]) -> None:
-    """Write a report as JSON, the whole of it or nothing."""
-    with replacing(path) as unfinished:
-        unfinished.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -123,11 +118,13 @@ def evaluate(args: argparse.Namespace) -> None:
         limit_images(config, args.limit)
     metrics = build_runner(config).test()
     if args.out is not None and is_main_process():
-        # JSON knows no nan, which is what nothing in the data defines.
+        # JSON has no nan, the value of scores that no image defines.
         figures = {
             name: None if math.isnan(value) else float(value) for name, value in metrics.items()
         }
-        write(args.out, dict(config=args.config, checkpoint=args.checkpoint, metrics=figures))
+        report = dict(config=args.config, checkpoint=args.checkpoint, metrics=figures)
+        with replacing(args.out) as unfinished:
+            unfinished.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
 def main() -> None:
