@@ -1,4 +1,4 @@
-"""The COCO configs on two real images with panoptic ground truth; minutes, hence slow."""
+"""The COCO configs on two real images with panoptic ground truth; slow, since it takes minutes."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def read(path, work_dir, ann_file, data_prefix):
         loader = config[f"{split}_dataloader"]
         loader.update(num_workers=0, persistent_workers=False)
         loader.dataset.update(data_root=str(SAMPLE), ann_file=ann_file, data_prefix=data_prefix)
-    # Mixed precision of the host needs a GPU.
+    # Mixed precision needs a GPU.
     config.optim_wrapper.type = "OptimWrapper"
     config.randomness = dict(seed=0)
     return config
@@ -101,11 +101,11 @@ def step(loader, kind):
     return next(s for s in loader.dataset.pipeline if s["type"].endswith(kind))
 
 
-def test_two_images_are_learned_by_heart(config):
+def test_two_images_are_memorized(config):
     """18 and 32 segments, from scratch, at 512 pixels: PQ of at least 60.
 
-    Segments smaller than a cell of 32 x 32 pixels keep it from more: several of them share a cell
-    of the coarsest map, and only what the assignments tell apart can become two masks.
+    Segments smaller than a cell of 32 x 32 pixels limit it: several of them share a cell of the
+    coarsest map, and only the assignments can separate their masks.
     """
     iterations = 400
     side = 512

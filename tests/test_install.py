@@ -1,34 +1,34 @@
-"""The installer: what it decides and in which order it works, without installing anything."""
+"""The installer: its decisions and the order of its steps, without installing anything."""
 
 import os
-import stat
+import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import install
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers.installing import ROOT, executable
+
+SITE = ".venv/lib/python3.11/site-packages"
+PYTHON = "{}.{}".format(*sys.version_info[:2])
 
 
-def executable(path: Path, script: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return path
+def fake_python(venv, version):
+    """An interpreter that says it belongs to an environment and has a version."""
+    return executable(venv / "bin" / "python", f'printf "{version}\\n%s\\n" {venv}')
 
 
 # Requirements and pins
 
 
-def test_requirements_drop_comments(tmp_path: Path) -> None:
+def test_requirements_drop_comments(tmp_path):
     file = tmp_path / "some.txt"
     file.write_text("# why\n\nnumpy\nsetuptools>=80,<82  # a range\n")
     assert install.requirements(file) == ["numpy", "setuptools>=80,<82"]
 
 
-def test_every_version_is_pinned_once() -> None:
+def test_every_version_is_pinned_once():
     """Exact versions stand in one file only; what runtime.txt leaves open is not pinned twice."""
     exact = [
         # A marker ("; python_version ...") makes it another requirement.
@@ -52,12 +52,12 @@ def test_every_version_is_pinned_once() -> None:
         ("numpy", False),
     ],
 )
-def test_is_installed(requirement: str, expected: bool) -> None:
+def test_is_installed(requirement, expected):
     installed = {"torch": "2.14.1+cpu", "scikit-image": "0.26.0"}
     assert install.is_installed(requirement, installed) is expected
 
 
-def dist_info(site: Path, name: str, *, record: bool = True) -> Path:
+def dist_info(site, name, *, record=True):
     folder = site / f"{name}.dist-info"
     folder.mkdir(parents=True)
     (folder / "METADATA").write_text("Name: x\n")
@@ -66,7 +66,7 @@ def dist_info(site: Path, name: str, *, record: bool = True) -> Path:
     return folder
 
 
-def test_traces_of_an_interrupted_pip_are_removed(tmp_path: Path) -> None:
+def test_traces_of_an_interrupted_pip_are_removed(tmp_path):
     """pip writes RECORD last: without it the package may be half there, and pip would not know."""
     site = tmp_path / "lib" / "python3.11" / "site-packages"
     dist_info(site, "scikit_image-0.26.0")
@@ -82,22 +82,21 @@ def test_traces_of_an_interrupted_pip_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def clone(tmp_path: Path) -> Path:
+def clone(tmp_path):
     """A folder with what the plan reads, and a recording interpreter in its environment."""
     root = tmp_path / "clone"
     (root / "hcformer_mm").mkdir(parents=True)
     (root / "requirements").mkdir()
     for file in (ROOT / "requirements").glob("*.txt"):
         (root / "requirements" / file.name).write_text("")
-    for name in ("setup.py", "model-index.yml"):
+    for name in ("setup.py", "model-index.yml", "hcformer_mm/version.py"):
         (root / name).write_text("")
-    (root / "hcformer_mm" / "version.py").write_text("")
-    dist_info(root / ".venv" / "lib" / "python3.11" / "site-packages", "hcformer_mm-0.1.0")
+    dist_info(root / SITE, "hcformer_mm-0.1.0")
     return root
 
 
-def commands_run(clone: Path, *, fails_at: int | None = None) -> int:
-    """Install with an interpreter that only counts; the number of commands that it was given."""
+def commands_run(clone, *, fails_at=None):
+    """Install with an interpreter that does nothing; the number of commands that it was given."""
     count = clone / "count"
     count.write_text("")
     failure = f'[ "$(wc -l < {count})" -ne {fails_at} ]' if fails_at else "true"
@@ -109,106 +108,90 @@ def commands_run(clone: Path, *, fails_at: int | None = None) -> int:
     return len(count.read_text().splitlines())
 
 
-def test_second_run_does_nothing(clone: Path) -> None:
+def test_second_run_does_nothing(clone):
     assert commands_run(clone) == 6
     assert commands_run(clone) == 0
 
 
-def test_interrupted_run_goes_on(clone: Path) -> None:
+def test_interrupted_run_goes_on(clone):
     assert commands_run(clone, fails_at=3) == 3
     assert commands_run(clone) == 4  # the one that failed, and those after it
 
 
-def test_changed_requirements_run_from_their_step(clone: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "text", "commands"),
+    [
+        ("requirements/torch.txt", "# another\n", 5),  # torch and all that is built on it
+        ("requirements/nodeps.txt", "# another\n", 2),
+        (f".venv/{install.STAMPS}", '{"build too', 6),  # damaged
+        (f"{SITE}/hcformer_mm-0.1.0.dist-info/RECORD", None, 1),  # a package that was removed
+    ],
+)
+def test_changes_run_from_their_step(clone, file, text, commands):
     commands_run(clone)
-    (clone / "requirements" / "torch.txt").write_text("# another\n")
-    assert commands_run(clone) == 5  # torch and all that is built on it
-    (clone / "requirements" / "nodeps.txt").write_text("# another\n")
-    assert commands_run(clone) == 2
+    (clone / file).unlink()
+    if text:
+        (clone / file).write_text(text)
+    assert commands_run(clone) == commands
 
 
-def test_removed_package_comes_back(clone: Path) -> None:
-    commands_run(clone)
-    site = clone / ".venv" / "lib" / "python3.11" / "site-packages"
-    (site / "hcformer_mm-0.1.0.dist-info" / "RECORD").unlink()
-    assert commands_run(clone) == 1
-
-
-def test_damaged_stamps_are_no_stamps(clone: Path) -> None:
-    commands_run(clone)
-    (clone / ".venv" / install.STAMPS).write_text('{"build too')
-    assert commands_run(clone) == 6
-
-
-def test_keys_depend_on_python_and_place(clone: Path) -> None:
+def test_keys_depend_on_python_and_place(clone, tmp_path):
     step = install.plan(clone, {})[0]
-    keys = {
-        step.key(root=clone, python="3.11"),
-        step.key(root=clone, python="3.12"),
-    }
-    assert len(keys) == 2
+    other = shutil.copytree(clone, tmp_path / "other")
+    places = [(clone, "3.11"), (clone, "3.12"), (other, "3.11")]
+    assert len({step.key(root=root, python=python) for root, python in places}) == 3
 
 
-def test_torch_index_is_for_torch_alone() -> None:
+def test_torch_index_is_for_torch_alone():
     steps = install.plan(ROOT, {"TORCH_INDEX_URL": "https://example.org/cpu"})
     told = [step.name for step in steps if "PIP_INDEX_URL" in step.variables]
     assert told == ["torch and torchvision"]
-    plain = install.plan(ROOT, {})
-    assert [a.key(root=ROOT, python="3.11") for a in steps] == [
-        b.key(root=ROOT, python="3.11") for b in plain
-    ]
+    for step, plain in zip(steps, install.plan(ROOT, {}), strict=True):
+        assert step.key(root=ROOT, python="3.11") == plain.key(root=ROOT, python="3.11")
 
 
 # Interpreter and environment
 
 
-def test_old_interpreter_is_refused() -> None:
+def test_old_interpreter_is_refused():
     install.check_version((3, 10, 0))
     with pytest.raises(install.InstallError, match=r"3\.10 or newer .* is 3\.9.*PYTHON="):
         install.check_version((3, 9, 18))
 
 
-def test_interpreter_without_venv_is_refused() -> None:
+def test_interpreter_without_venv_is_refused():
     install.check_venv_module(lambda name: True)
-    with pytest.raises(
-        install.InstallError, match=r"ensurepip(.|\n)*apt-get install python3\.\d+-venv"
-    ):
+    told = r"ensurepip(.|\n)*apt-get install python3\.\d+-venv"
+    with pytest.raises(install.InstallError, match=told):
         install.check_venv_module(lambda name: name != "ensurepip")
 
 
 @pytest.mark.parametrize("damage", ["half made", "no interpreter", "dead interpreter"])
-def test_broken_environment_is_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
-) -> None:
+def test_broken_environment_is_removed(tmp_path, monkeypatch, damage):
     venv = tmp_path / ".venv"
     (venv / "bin").mkdir(parents=True)
     if damage != "half made":
         (venv / "pyvenv.cfg").write_text("home = /nowhere\n")
     if damage == "dead interpreter":
         executable(venv / "bin" / "python", "exit 1")
-    version = "{}.{}".format(*sys.version_info[:2])
 
-    def fake_run(command: list[str], cwd: Path) -> None:
+    def fake_run(command, cwd):
         assert command == [sys.executable, "-m", "venv", str(venv)] and not venv.exists()
-        executable(venv / "bin" / "python", f'printf "{version}\\n%s\\n" {venv}')
+        fake_python(venv, PYTHON)
 
     monkeypatch.setattr(install, "run", fake_run)
-    assert install.ensure_venv(venv, replace_other=False) == version
+    assert install.ensure_venv(venv, replace_other=False) == PYTHON
 
 
-def test_interrupted_removal_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files that packages put beside the environment's own are no reason to stop."""
+def test_interrupted_removal_goes_on(tmp_path, monkeypatch):
+    """Files that packages put into the environment do not prevent its removal."""
     venv = tmp_path / ".venv"
-    executable(venv / "bin" / "python", f'printf "3.99\\n%s\\n" {venv}')
+    fake_python(venv, "3.99")
     (venv / "pyvenv.cfg").touch()
     (venv / "tests.txt").touch()
-    monkeypatch.setattr(
-        install,
-        "run",
-        lambda command, cwd: executable(venv / "bin" / "python", f'printf "3.98\\n%s\\n" {venv}'),
-    )
+    monkeypatch.setattr(install, "run", lambda command, cwd: fake_python(venv, "3.98"))
 
-    def interrupted(path: Path) -> None:
+    def interrupted(path):
         (path / "pyvenv.cfg").unlink()
         raise KeyboardInterrupt
 
@@ -219,21 +202,20 @@ def test_interrupted_removal_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [path.name for path in tmp_path.iterdir()] == [".venv"]
 
 
-def test_environment_is_made_once(tmp_path: Path) -> None:
+def test_environment_is_made_once(tmp_path):
     venv = tmp_path / ".venv"
     version = install.ensure_venv(venv, replace_other=False)
-    assert version == "{}.{}".format(*sys.version_info[:2])
+    assert version == PYTHON
     (venv / "marker").touch()
     assert install.ensure_venv(venv, replace_other=True) == version
     assert (venv / "marker").exists(), "a sound environment was replaced"
 
 
-def test_environment_of_another_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_of_another_python(tmp_path, monkeypatch):
     """It is kept, unless the user named an interpreter."""
     venv = tmp_path / ".venv"
-    (venv / "bin").mkdir(parents=True)
+    fake_python(venv, "3.99")
     (venv / "pyvenv.cfg").write_text("home = /nowhere\n")
-    executable(venv / "bin" / "python", f'printf "3.99\\n%s\\n" {venv}')
     assert install.ensure_venv(venv, replace_other=False) == "3.99"
     monkeypatch.setattr(install, "run", lambda command, cwd: None)
     with pytest.raises(install.InstallError, match="no working environment"):
@@ -241,7 +223,7 @@ def test_environment_of_another_python(tmp_path: Path, monkeypatch: pytest.Monke
     assert not venv.exists()
 
 
-def test_what_is_no_environment_is_left_alone(tmp_path: Path) -> None:
+def test_what_is_no_environment_is_left_alone(tmp_path):
     folder = tmp_path / ".venv"
     folder.mkdir()
     (folder / "thesis.tex").write_text("years of work")
@@ -250,8 +232,8 @@ def test_what_is_no_environment_is_left_alone(tmp_path: Path) -> None:
     assert (folder / "thesis.tex").exists()
 
 
-def test_candidates_are_run_to_be_chosen(tmp_path: Path) -> None:
-    """Launchers of version managers are on PATH, and fail when they are run."""
+def test_candidates_are_run_to_be_chosen(tmp_path):
+    """A version manager's launcher can be on PATH and fail when it runs."""
     broken = executable(tmp_path / "python3.11", "echo 'command not found' >&2; exit 127")
     good = executable(tmp_path / "python3.12", 'case "$1" in -c) exit 0;; esac; echo "ran $1"')
     command = ["make", "-s", "install", f"CANDIDATES={broken} {good}"]

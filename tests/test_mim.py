@@ -1,23 +1,21 @@
 """mim finds the configs and tools of the installed package.
 
-Each command-line tool, of the forks (onedl-mim) and of the original (openmim), gets an environment
-of its own, as its requirements clash with those of the stack; the stack itself is lent to it.
+The fork (onedl-mim) and the original (openmim) each get an environment of their own, since their
+requirements clash with the stack; the stack's packages are added to its path.
 """
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 
 from hcformer_mm.datasets.shapes_writer import write_shapes
+from tests.helpers.installing import copy_source
 
-ROOT = Path(__file__).parents[1]
 CONFIG = "hcformer_r18_shapes-panoptic.py"
 OPTIONS = ("train_cfg.max_iters=1", "train_cfg.val_interval=1", "train_dataloader.batch_size=1")
 
@@ -30,15 +28,7 @@ def call(*command, **options):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A copy of what a build reads."""
-    target = tmp_path_factory.mktemp("source")
-    skip = shutil.ignore_patterns("__pycache__", "*.py[co]", ".mim")
-    for name in ("hcformer_mm", "configs", "tools", "requirements"):
-        shutil.copytree(ROOT / name, target / name, ignore=skip)
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
-        shutil.copy2(ROOT / name, target)
-    shutil.copy2(ROOT / "model-index.yml", target)
-    return target
+    return copy_source(tmp_path_factory.mktemp("source"))
 
 
 class Environment:
@@ -103,15 +93,13 @@ def project(tmp_path_factory):
 
 def train_and_test(environment, config, cwd):
     common = ("--gpus", 0, "--work-dir", cwd / "work_dir")
-    done = environment.mim(
-        *("train", "hcformer_mm", config, *common, "--cfg-options", *OPTIONS), cwd=cwd
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     weights = cwd / "work_dir/iter_1.pth"
-    done = environment.mim(
-        *("test", "hcformer_mm", config, "--checkpoint", weights, *common), cwd=cwd
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    for command in (
+        ("train", "hcformer_mm", config, *common, "--cfg-options", *OPTIONS),
+        ("test", "hcformer_mm", config, "--checkpoint", weights, *common),
+    ):
+        done = environment.mim(*command, cwd=cwd)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     logs = cwd.glob("work_dir/*/*.json")
     newest = max(path for path in logs if path.stem == path.parent.name)
     assert "coco_panoptic/PQ" in json.loads(newest.read_text())
@@ -128,7 +116,7 @@ def test_openmim_lists_the_models(openmim, project):
 
 
 def test_download_says_that_there_are_no_weights(openmim, project):
-    """As no model has any, mim knows no such field."""
+    """Since no model has weights, mim reports that the field is missing."""
     model = "hcformer_r50_8xb2-lsj-50e_coco-panoptic"
     done = openmim.mim("download", "hcformer_mm", "--config", model, "--dest", "dl", cwd=project)
     assert done.returncode != 0
@@ -146,8 +134,8 @@ def test_onedl_mim_trains_and_tests_in_a_clone(onedl_mim, source, project):
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="onedl-mim takes the first file of RECORD for the package's folder; where distribution "
-    "and module have one name, that is the folder of metadata",
+    reason="onedl-mim takes the first file of RECORD as the package's folder; if distribution and "
+    "module share a name, that is the metadata's folder",
 )
 def test_onedl_mim_finds_what_a_wheel_installed(onedl_mim_with_wheel, project):
     done = onedl_mim_with_wheel.mim("search", "hcformer_mm", "--field", "parameters", cwd=project)

@@ -1,12 +1,10 @@
-"""The package: its version, the window of OpenMMLab's versions, and what a built wheel carries."""
+"""The package: its version, supported versions of OpenMMLab, and the contents of a wheel."""
 
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -14,22 +12,22 @@ from packaging.version import Version
 
 import hcformer_mm
 from hcformer_mm.version import LIBRARIES, check_versions, outside_window
+from tests.helpers.installing import ROOT, copy_source
 
-ROOT = Path(__file__).resolve().parents[1]
 MIM = "hcformer_mm/.mim/"
 
 
-def pins(name: str) -> dict[str, str]:
+def pins(name):
     """Exact versions in requirements/NAME.txt."""
     lines = (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()
     return dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
 
 
-def test_version_is_the_installed_one() -> None:
+def test_version_is_the_installed_one():
     assert hcformer_mm.__version__ == metadata.version("hcformer_mm")
 
 
-def test_default_stack_is_supported() -> None:
+def test_default_stack_is_supported():
     stack = pins("mminstall")
     assert set(stack) == {library.fork for library in LIBRARIES.values()}
     assert outside_window(stack) == {}
@@ -47,7 +45,7 @@ def test_default_stack_is_supported() -> None:
         ({"onedl-mmdetection": "3.5.1", "mmcv": "3.0.0"}, False),
     ],
 )
-def test_window(versions: dict[str, str], supported: bool) -> None:
+def test_window(versions, supported):
     if supported:
         check_versions(versions)
         return
@@ -58,13 +56,13 @@ def test_window(versions: dict[str, str], supported: bool) -> None:
     assert f"pip install '{name}>=" in str(raised.value)
 
 
-def fake_distribution(folder: Path, name: str, version: str) -> None:
+def fake_distribution(folder, name, version):
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
-def test_import_refuses_an_unsupported_library(tmp_path: Path) -> None:
+def test_import_refuses_an_unsupported_library(tmp_path):
     fake_distribution(tmp_path, "mmdet", "2.28.0")
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-c", "import hcformer_mm"]
@@ -74,7 +72,7 @@ def test_import_refuses_an_unsupported_library(tmp_path: Path) -> None:
     assert "pip install 'mmdet>=3.0.0,<4.0.0'" in done.stderr
 
 
-def test_ops_need_torch_alone() -> None:
+def test_ops_need_torch_alone():
     """And the package itself needs nothing."""
     code = (
         "import sys\n"
@@ -91,27 +89,11 @@ def test_ops_need_torch_alone() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what a build reads."""
-    target = tmp_path_factory.mktemp("source")
-    skip = shutil.ignore_patterns("__pycache__", "*.py[co]", ".mim")
-    for name in ("hcformer_mm", "configs", "tools", "requirements"):
-        shutil.copytree(ROOT / name, target / name, ignore=skip)
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE"):
-        shutil.copy2(ROOT / name, target)
-    for name in ("README.md", "model-index.yml"):
-        (target / name).write_text((ROOT / name).read_text() if (ROOT / name).exists() else "")
-    (target / "tools" / "__pycache__").mkdir()
-    (target / "tools" / "__pycache__" / "train.pyc").write_text("")
-    return target
-
-
-def files_below(folder: Path) -> set[str]:
+def files_below(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def build(source: Path, out: Path) -> Path:
+def build(source, out):
     before = files_below(source)
     command = ["-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(out), "."]
     done = subprocess.run([sys.executable, *command], cwd=source, capture_output=True, text=True)
@@ -123,11 +105,37 @@ def build(source: Path, out: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    return zipfile.ZipFile(build(source, tmp_path_factory.mktemp("wheel")))
+def source(tmp_path_factory):
+    return copy_source(tmp_path_factory.mktemp("source"))
 
 
-def test_wheel_carries_configs_tools_and_index(source: Path, wheel: zipfile.ZipFile) -> None:
+@pytest.fixture(scope="module")
+def wheels(source, tmp_path_factory):
+    """Two wheels of one source, from which files are removed in between."""
+    gone = [source / folder / "gone.py" for folder in ("hcformer_mm", "configs")]
+    cache = source / "tools" / "__pycache__" / "train.pyc"
+    cache.parent.mkdir()
+    for file in (*gone, cache):
+        file.touch()
+    first = build(source, tmp_path_factory.mktemp("first"))
+    for file in gone:
+        file.unlink()
+    second = build(source, tmp_path_factory.mktemp("second"))
+    return zipfile.ZipFile(first), zipfile.ZipFile(second)
+
+
+@pytest.fixture
+def wheel(wheels):
+    return wheels[1]
+
+
+def test_removed_file_is_not_in_the_next_wheel(wheels):
+    """Folders that a build leaves behind would bring it back."""
+    counts = [sum(name.endswith("gone.py") for name in each.namelist()) for each in wheels]
+    assert counts == [2, 0]
+
+
+def test_wheel_carries_configs_tools_and_index(source, wheel):
     carried = {name.removeprefix(MIM) for name in wheel.namelist() if name.startswith(MIM)}
     expected = {
         f"{folder}/{name}"
@@ -139,7 +147,7 @@ def test_wheel_carries_configs_tools_and_index(source: Path, wheel: zipfile.ZipF
     assert "tools/misc/mmcv_wheel.py" in carried
 
 
-def test_wheel_carries_the_package_and_nothing_else(source: Path, wheel: zipfile.ZipFile) -> None:
+def test_wheel_carries_the_package_and_nothing_else(source, wheel):
     modules = {name for name in wheel.namelist() if not name.startswith(MIM)}
     top = {name.partition("/")[0] for name in modules}
     assert top == {"hcformer_mm", f"hcformer_mm-{hcformer_mm.__version__}.dist-info"}
@@ -147,7 +155,7 @@ def test_wheel_carries_the_package_and_nothing_else(source: Path, wheel: zipfile
     assert python == {name for name in modules if name.endswith(".py")}
 
 
-def test_wheel_asks_for_ranges_and_offers_the_stack(wheel: zipfile.ZipFile) -> None:
+def test_wheel_asks_for_ranges_and_offers_the_stack(wheel):
     (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     text = wheel.read(name).decode()
     lines = [line.partition(": ")[2] for line in text.splitlines() if line.startswith("Requires-D")]
@@ -163,20 +171,7 @@ def test_wheel_asks_for_ranges_and_offers_the_stack(wheel: zipfile.ZipFile) -> N
     assert offered | {"pytest"} <= everything
 
 
-def test_removed_file_is_not_in_the_next_wheel(source: Path, tmp_path: Path) -> None:
-    """Folders that builds leave behind would bring it back."""
-    copy = shutil.copytree(source, tmp_path / "source")
-    (copy / "hcformer_mm" / "gone.py").write_text("")
-    (copy / "configs" / "gone.py").write_text("")
-    first = build(copy, tmp_path / "first")
-    (copy / "hcformer_mm" / "gone.py").unlink()
-    (copy / "configs" / "gone.py").unlink()
-    second = build(copy, tmp_path / "second")
-    assert sum(name.endswith("gone.py") for name in zipfile.ZipFile(first).namelist()) == 2
-    assert not [name for name in zipfile.ZipFile(second).namelist() if name.endswith("gone.py")]
-
-
-def test_editable_install_links_into_the_clone() -> None:
+def test_editable_install_links_into_the_clone():
     mim = ROOT / "hcformer_mm" / ".mim"
     for name in ("configs", "tools"):
         assert (mim / name).resolve() == ROOT / name

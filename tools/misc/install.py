@@ -1,15 +1,13 @@
-"""Create ``.venv`` in the clone and install everything that hcformer_mm needs into it.
+"""Create ``.venv`` in the clone and install hcformer_mm with everything that it needs.
 
     python3 tools/misc/install.py
 
-``make install`` runs this. A step whose inputs have not changed since it last succeeded is skipped,
-so a second run takes a moment and an interrupted one goes on where it stopped. Needs only the
-standard library of Python 3.10 or newer.
+``make install`` runs this. It skips steps whose inputs did not change since they last succeeded, so
+it continues an interrupted run. It needs only the standard library of Python 3.10 or newer.
 
-Environment variables (those of ``mmcv_wheel.py`` too):
-    PYTHON           interpreter of a new ``.venv``; an existing one made by another version is
-                     replaced only when this is given
-    TORCH_INDEX_URL  package index for torch and torchvision alone, such as PyTorch's CPU index
+Environment variables, besides those of ``mmcv_wheel.py``:
+    PYTHON           interpreter for ``.venv``; without it, an existing ``.venv`` keeps its Python
+    TORCH_INDEX_URL  package index for torch and torchvision only, such as PyTorch's CPU index
 """
 
 from __future__ import annotations
@@ -28,25 +26,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from mmcv_build import InstallError
+
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv"
 STAMPS = "installed.json"
 MINIMUM = (3, 10)
 VENV_ENTRIES = {
-    STAMPS,
-    "pyvenv.cfg",
-    ".gitignore",
     "bin",
     "etc",
     "include",
     "lib",
     "lib64",
     "share",
+    "pyvenv.cfg",
+    ".gitignore",
+    STAMPS,
 }
-
-
-class InstallError(Exception):
-    """Something the user has to put right; the message says what and how."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +51,10 @@ class Step:
 
     Attributes:
         name: what it installs.
-        inputs: files whose contents decide what it does.
-        command: arguments of the environment's Python.
-        distributions: what is installed afterwards, as ``name`` or ``name==version``.
-        variables: added to the environment of the command; where packages come from, not which.
+        inputs: files that determine its outcome.
+        command: arguments for the environment's Python.
+        distributions: what it installs, as ``name`` or ``name==version``.
+        variables: extra environment variables of the command; they do not change the outcome.
     """
 
     name: str
@@ -68,14 +64,14 @@ class Step:
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def key(self, *, root: Path, python: str) -> str:
-        """What the step's outcome depends on, in short."""
+        """A hash of everything that the outcome depends on."""
         digest = hashlib.sha256(f"{root}\n{python}\n{list(self.command)}".encode())
         for name in self.inputs:
             digest.update(f"\n{name}\n".encode() + (root / name).read_bytes())
         return digest.hexdigest()
 
     def is_done(self, stamp: str | None, key: str, installed: Mapping[str, str]) -> bool:
-        """Whether it succeeded with these inputs, and nobody removed the result since."""
+        """Whether it succeeded with these inputs and its distributions are still installed."""
         return stamp == key and all(is_installed(name, installed) for name in self.distributions)
 
 
@@ -86,15 +82,15 @@ def requirements(file: Path) -> list[str]:
 
 
 def normalized(name: str) -> str:
-    """A distribution's name as package indexes compare it."""
+    """A distribution's name in the form in which package indexes compare it."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def is_installed(requirement: str, installed: Mapping[str, str]) -> bool:
-    """Whether a ``name``, ``name==version`` or range is there; a range is not looked into."""
+    """Whether a requirement is installed; only ``==`` versions are compared, not ranges."""
     match = re.match(r"([\w.-]+)(?:\[.*\])?\s*(==)?\s*([^\s;,]*)", requirement)
     if match is None:
-        raise InstallError(f"cannot read the requirement {requirement!r}.")
+        raise InstallError(f"expected a requirement such as name==1.0, got {requirement!r}.")
     found = installed.get(normalized(match.group(1)))
     if found is None:
         return False
@@ -103,14 +99,14 @@ def is_installed(requirement: str, installed: Mapping[str, str]) -> bool:
 
 
 def distributions_in(venv: Path) -> dict[str, str]:
-    """Names and versions of what is completely installed: pip writes RECORD last."""
+    """Versions of the completely installed distributions; pip writes RECORD last."""
     records = venv.glob("lib/python3.*/site-packages/*.dist-info/RECORD")
     names = (record.parent.name.removesuffix(".dist-info").rsplit("-", 1) for record in records)
     return {normalized(name): version for name, version in names}
 
 
 def remove_partial(venv: Path) -> None:
-    """Remove the traces of an interrupted pip, so that it installs those packages again."""
+    """Remove packages that an interrupted pip left incomplete, so that pip reinstalls them."""
     for site in venv.glob("lib/python3.*/site-packages"):
         partial = [path for path in site.glob("*.dist-info") if not (path / "RECORD").exists()]
         for path in [*partial, *site.glob("~*")]:
@@ -120,14 +116,12 @@ def remove_partial(venv: Path) -> None:
 
 def plan(root: Path, env: Mapping[str, str]) -> list[Step]:
     """The steps of the installation, in order."""
-    names = "build", "torch", "mminstall", "constraints", "runtime", "optional", "tests"
-    names += "lint", "nodeps"
-    files = {name: f"requirements/{name}.txt" for name in names}
+    rest = ["mminstall", "runtime", "optional", "tests", "lint"]
+    limits = ["constraints", "torch", "build"]
+    files = {name: f"requirements/{name}.txt" for name in (*rest, *limits, "nodeps")}
     wanted = {name: requirements(root / file) for name, file in files.items()}
     pip = ["-m", "pip", "--disable-pip-version-check", "install"]
     index = env.get("TORCH_INDEX_URL")
-    rest = ["mminstall", "runtime", "optional", "tests", "lint"]
-    limits = ["constraints", "torch", "build"]
     return [
         Step(
             "build tools",
@@ -174,7 +168,7 @@ def plan(root: Path, env: Mapping[str, str]) -> list[Step]:
             ],
             command=[*pip, "-q", "--no-deps", "--no-build-isolation", "--editable", "."],
             distributions=["hcformer-mm"],
-            variables={"PYTHONWARNINGS": "ignore"},  # setuptools warns of every editable install
+            variables={"PYTHONWARNINGS": "ignore"},  # setuptools warns about editable installs
         ),
     ]
 
@@ -183,7 +177,7 @@ def check_version(version: Sequence[int]) -> None:
     """Refuse an interpreter that is too old.
 
     Raises:
-        InstallError: names the version and how to choose another interpreter.
+        InstallError: it is too old.
     """
     if tuple(version[:2]) < MINIMUM:
         raise InstallError(
@@ -194,13 +188,13 @@ def check_version(version: Sequence[int]) -> None:
 
 
 def check_venv_module(has_module: Callable[[str], object]) -> None:
-    """Refuse an interpreter that cannot make environments.
+    """Refuse an interpreter that cannot create environments.
 
     Args:
-        has_module: tells whether it has a module of the standard library.
+        has_module: whether the interpreter has a module of this name.
 
     Raises:
-        InstallError: names the package that has the modules.
+        InstallError: ``venv`` or ``ensurepip`` is missing.
     """
     missing = [name for name in ("venv", "ensurepip") if not has_module(name)]
     if missing:
@@ -214,7 +208,7 @@ def check_venv_module(has_module: Callable[[str], object]) -> None:
 
 
 def venv_version(venv: Path) -> str | None:
-    """Python's version in a sound environment; None if it is missing or was left half made."""
+    """Python's version in an environment; None if the environment is missing or broken."""
     code = 'import sys, pip; print("%d.%d" % sys.version_info[:2], sys.prefix, sep="\\n")'
     try:
         done = subprocess.run(
@@ -228,21 +222,21 @@ def venv_version(venv: Path) -> str | None:
 
 
 def ensure_venv(venv: Path, *, replace_other: bool) -> str:
-    """Make the environment unless a sound one is there; its Python's version.
+    """Create an environment unless a working one exists; its Python's version.
 
     Args:
-        venv: its folder.
-        replace_other: whether to replace a sound one made by another version of Python.
+        venv: folder of the environment.
+        replace_other: whether to replace a working one of another version of Python.
 
     Raises:
-        InstallError: what is there is not an environment, or none could be made.
+        InstallError: the folder is not an environment, or creating one failed.
     """
     mine = "{}.{}".format(*sys.version_info[:2])
     found = venv_version(venv)
     if found == mine or (found and not replace_other):
         return found
     if venv.is_symlink() or (venv.exists() and not venv.is_dir()):
-        raise InstallError(f"{venv} is no folder: move it away.")
+        raise InstallError(f"{venv} is not a folder: move it away.")
     if venv.is_dir():
         strange = sorted({path.name for path in venv.iterdir()} - VENV_ENTRIES)
         if strange and not (venv / "pyvenv.cfg").exists():
@@ -250,34 +244,25 @@ def ensure_venv(venv: Path, *, replace_other: bool) -> str:
                 f"{venv} is not a virtual environment (it holds {', '.join(strange)}): "
                 "move it away."
             )
-        why = f"is of Python {found}, {mine} is wanted" if found else "is incomplete"
-        print(f"{venv.name} {why}: making it anew", flush=True)
-        set_aside(venv)
-    remove_set_aside(venv)
+        why = f"has Python {found}, not {mine}" if found else "is incomplete"
+        print(f"{venv.name} {why}: creating it again", flush=True)
+        # Renamed before it is removed, so that a half removed one never has its name.
+        venv.rename(venv.with_name(f"{venv.name}.old-{os.getpid()}"))
+    for old in venv.parent.glob(f"{venv.name}.old-*"):  # of interrupted runs too
+        shutil.rmtree(old)
     check_venv_module(importlib.util.find_spec)
     run([sys.executable, "-m", "venv", str(venv)], cwd=venv.parent)
     made = venv_version(venv)
     if made is None:
-        raise InstallError(f"{sys.executable} made no working environment in {venv}.")
+        raise InstallError(f"{sys.executable} created no working environment in {venv}.")
     return made
 
 
-def set_aside(venv: Path) -> None:
-    """Rename an environment, so that one half removed never has its name."""
-    venv.rename(venv.with_name(f"{venv.name}.old-{os.getpid()}"))
-
-
-def remove_set_aside(venv: Path) -> None:
-    """Remove what was set aside, also by an earlier run that was interrupted."""
-    for path in venv.parent.glob(f"{venv.name}.old-*"):
-        shutil.rmtree(path)
-
-
 def run(command: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None = None) -> None:
-    """Run a command, and end it before leaving when this process is interrupted.
+    """Run a command, and terminate it if this process is interrupted.
 
     Raises:
-        InstallError: it failed.
+        InstallError: the command failed.
     """
     process = subprocess.Popen(command, cwd=cwd, env=None if env is None else dict(env))
     try:
@@ -287,11 +272,11 @@ def run(command: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None = No
         process.wait()
         raise
     if code != 0:
-        raise InstallError(f"this failed, see above: {' '.join(map(str, command))}")
+        raise InstallError(f"This command failed, see above: {' '.join(map(str, command))}")
 
 
 def read_stamps(file: Path) -> dict[str, str]:
-    """Keys of the steps that succeeded; none if the file is missing or damaged."""
+    """Keys by step that succeeded; empty if the file is missing or damaged."""
     try:
         stamps = json.loads(file.read_text())
     except (OSError, ValueError):
@@ -300,24 +285,25 @@ def read_stamps(file: Path) -> dict[str, str]:
 
 
 def write_stamps(file: Path, stamps: Mapping[str, str]) -> None:
-    """Write the keys at once."""
+    """Replace the file of keys atomically."""
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(stamps, indent=2) + "\n")
     partial.replace(file)
 
 
 def install(root: Path, venv: Path, python: str, env: Mapping[str, str]) -> None:
-    """Run the steps from the first that is not done: each builds on those before it."""
+    """Run all steps from the first unfinished one, since each builds on its predecessors."""
     stamps = read_stamps(venv / STAMPS)
     steps = plan(root, env)
     keys = {step.name: step.key(root=root, python=python) for step in steps}
     installed = distributions_in(venv)
-    done = 0
-    for step in steps:
-        if not step.is_done(stamps.get(step.name), keys[step.name], installed):
-            break
-        done += 1
-    if done == len(steps):
+    unfinished = (
+        number
+        for number, step in enumerate(steps)
+        if not step.is_done(stamps.get(step.name), keys[step.name], installed)
+    )
+    done = next(unfinished, None)
+    if done is None:
         return
     remove_partial(venv)
     stamps = {step.name: keys[step.name] for step in steps[:done]}
@@ -333,17 +319,16 @@ def install(root: Path, venv: Path, python: str, env: Mapping[str, str]) -> None
 
 
 def main() -> None:
-    """Install."""
     check_version(sys.version_info)
     python = ensure_venv(VENV, replace_other=bool(os.environ.get("PYTHON")))
     install(ROOT, VENV, python, os.environ)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         main()
     except InstallError as error:
         sys.exit(f"\n{error}")
     except KeyboardInterrupt:
-        sys.exit("\nInterrupted; `make install` goes on from here.")
+        sys.exit("\nInterrupted; `make install` continues from here.")

@@ -1,10 +1,10 @@
-"""Compile the wheel of mmcv for the environment of the Python that runs this.
+"""Compile mmcv's wheel for the environment of the running Python.
 
-Facts about its build: operators are compiled only if torch is there and build isolation is off; it
-asks the compiler for C++17 where torch's headers need C++20; it compiles for CUDA wherever torch
-sees a GPU, and fails there without nvcc. Objects outlive an interruption: the next build goes on.
+mmcv compiles its operators only if torch is installed and build isolation is off. It passes
+``-std=c++17``, but torch's headers need C++20. It compiles for CUDA wherever torch sees a GPU and
+then fails without nvcc. Object files are kept, so the next build continues an interrupted one.
 
-Needs only the standard library; used by ``mmcv_wheel.py``.
+Used by ``mmcv_wheel.py``; needs only the standard library.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 PROGRESS_SECONDS = 30
-GIB_PER_JOB = 1.5  # a compiler process on torch's headers peaks at about 1 GiB
+GIB_PER_JOB = 1.5  # with torch's headers, a compiler process peaks at about 1 GiB
 CPP20_PROBE = "#include <concepts>\nstatic_assert(std::integral<int>);\n"
 
 
 class InstallError(Exception):
-    """Something the user has to put right; the message says what and how."""
+    """A fault that the user has to fix; the message says how."""
 
 
 def find_compiler(env: Mapping[str, str]) -> list[str]:
     """The command of a C++20 compiler.
 
     Raises:
-        InstallError: none was found, or ``CXX`` names one that cannot do it.
+        InstallError: none was found, or the compiler in ``CXX`` lacks C++20.
     """
     candidates = [env["CXX"]] if env.get("CXX") else ["c++", "g++", "clang++"]
     found = []
@@ -52,7 +52,7 @@ def find_compiler(env: Mapping[str, str]) -> list[str]:
         found.append(shlex.join(command))
     reason = f"{', '.join(found)} cannot compile C++20" if found else "no C++ compiler was found"
     raise InstallError(
-        f"mmcv has to be compiled, and {reason} (tried {', '.join(candidates)}).\n"
+        f"mmcv must be compiled, but {reason} (tried {', '.join(candidates)}).\n"
         "Install g++ 10 or newer:\n"
         "    Debian, Ubuntu:  sudo apt-get install g++\n"
         "    Fedora:          sudo dnf install gcc-c++\n"
@@ -61,7 +61,7 @@ def find_compiler(env: Mapping[str, str]) -> list[str]:
 
 
 def check_python_header(compiler: list[str], include: str, env: Mapping[str, str]) -> None:
-    """Refuse an interpreter without its C header.
+    """Refuse an interpreter without its C headers.
 
     Raises:
         InstallError: ``Python.h`` cannot be included.
@@ -70,16 +70,16 @@ def check_python_header(compiler: list[str], include: str, env: Mapping[str, str
         return
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     raise InstallError(
-        f"mmcv has to be compiled, and the header Python.h of Python {version} is missing or "
-        f"unusable (looked in {include}).\n"
-        f"Install it (for the system's own Python, python3-dev and python3-devel are enough):\n"
+        f"mmcv must be compiled, but the header Python.h of Python {version} is missing or "
+        f"unusable (searched {include}).\n"
+        f"Install it (for the system's own Python, python3-dev or python3-devel):\n"
         f"    Debian, Ubuntu:  sudo apt-get install python{version}-dev\n"
         f"    Fedora:          sudo dnf install python{version}-devel"
     )
 
 
 def compiles(command: list[str], source: str, *, env: Mapping[str, str]) -> bool:
-    """Whether a compiler accepts a piece of C++20."""
+    """Whether a compiler accepts C++20 source code."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "probe.cpp")
         path.write_text(source)
@@ -96,7 +96,7 @@ def compiles(command: list[str], source: str, *, env: Mapping[str, str]) -> bool
 
 
 def job_count(env: Mapping[str, str], cores: int, free_gib: float | None) -> int:
-    """How many compilers to run at a time: one a core, as far as memory goes."""
+    """Number of parallel compilers: one per core, limited by memory; ``MAX_JOBS`` overrides."""
     if env.get("MAX_JOBS"):
         return int(env["MAX_JOBS"])
     if free_gib is None:
@@ -105,7 +105,7 @@ def job_count(env: Mapping[str, str], cores: int, free_gib: float | None) -> int
 
 
 def free_memory_gib() -> float | None:
-    """Memory that new processes can take, where Linux tells."""
+    """Memory available to new processes in GiB; None if it is unknown."""
     with contextlib.suppress(OSError):
         match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
         if match:
@@ -114,7 +114,7 @@ def free_memory_gib() -> float | None:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -122,25 +122,25 @@ def usable_cores() -> int:
 
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Hold a lock on a file, so that two installs do not build in one folder."""
+    """Hold a lock on a file, so that two installations do not build in one folder."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            print("mmcv: waiting for another install that is building it ...", flush=True)
+            print("mmcv: waiting for another installation that builds it ...", flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
 def pip(*arguments: str, env: Mapping[str, str] | None = None) -> int:
-    """Run pip of this environment quietly; its exit code."""
+    """Run this environment's pip; its exit code."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
     return subprocess.run(command, env=None if env is None else dict(env)).returncode
 
 
 def unpacked_source(version: str, folder: Path) -> Path:
-    """The source of mmcv, downloaded and unpacked in a folder, once."""
+    """The folder of mmcv's source, downloaded and unpacked on the first call."""
     source = folder / "source"
     if source.is_dir():
         return source
@@ -148,8 +148,8 @@ def unpacked_source(version: str, folder: Path) -> Path:
     arguments = ["--no-deps", "--no-build-isolation", "--no-binary=onedl-mmcv", "--no-cache-dir"]
     if pip("download", "-q", *arguments, "-d", str(download), f"onedl-mmcv=={version}") != 0:
         raise InstallError(
-            f"the source of onedl-mmcv {version} could not be downloaded and "
-            "unpacked; in an environment of your own, first: pip install -r requirements/build.txt"
+            f"The source of onedl-mmcv {version} could not be downloaded and unpacked. In an "
+            "environment of your own, first: pip install -r requirements/build.txt"
         )
     (archive,) = download.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
@@ -164,7 +164,7 @@ def unpacked_source(version: str, folder: Path) -> Path:
 
 
 def write_wrapper(path: Path, compiler: list[str]) -> None:
-    """Write a compiler command whose last word on the language standard is C++20."""
+    """Write a compiler command that appends ``-std=c++20``, since the last standard wins."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'#!/bin/sh\nexec {shlex.join(compiler)} "$@" -std=c++20\n')
     path.chmod(0o755)
@@ -173,45 +173,44 @@ def write_wrapper(path: Path, compiler: list[str]) -> None:
 def build_environment(
     env: Mapping[str, str], *, wrapper: Path, jobs: int, cuda: bool
 ) -> dict[str, str]:
-    """The environment in which mmcv's build compiles the operators."""
-    flags = "-O2 -g0"
+    """Environment variables with which mmcv's build compiles the operators."""
     build = {
         **env,
         "CXX": str(wrapper),
-        "CFLAGS": f"{flags} {env.get('CFLAGS', '')}".strip(),
+        "CFLAGS": f"-O2 -g0 {env.get('CFLAGS', '')}".strip(),
         "MMCV_WITH_OPS": "1",
         "MAX_JOBS": str(jobs),
-        # ninja and the compiler of this environment first.
+        # This environment's ninja comes first.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)]),
     }
     if cuda:
         build["NVCC_APPEND_FLAGS"] = f"{env.get('NVCC_APPEND_FLAGS', '')} -std=c++20".strip()
     else:
-        # torch would otherwise see the GPU and ask for nvcc.
+        # Otherwise torch would see the GPU and need nvcc.
         build |= {"CUDA_VISIBLE_DEVICES": "", "FORCE_CUDA": "0"}
     return build
 
 
 def progress(log: str) -> str:
-    """What the log of the build says about how far it is."""
+    """Progress of the build according to its log."""
     steps = re.findall(r"^\s*\[(\d+)/(\d+)\]", log, flags=re.MULTILINE)
     return "file {} of {}".format(*steps[-1]) if steps else "preparing"
 
 
 def advice(log: str) -> str:
-    """What to do about a build that failed."""
+    """What to do after a failed build with this log."""
     if re.search(r"Killed signal|out of memory|cannot allocate", log, flags=re.IGNORECASE):
         return "A compiler ran out of memory: MAX_JOBS=1 make install"
     if re.search(r"No space left on device", log):
         return "A disk is full: make room, or set HCFORMER_MM_CACHE and TMPDIR to larger places."
-    return "Run the command again: what was compiled is kept. The log says what went wrong."
+    return "The log shows the cause. Running the command again keeps what was compiled."
 
 
 def run_logged(command: list[str], *, env: Mapping[str, str], log: Path) -> None:
-    """Run a long command with its output in a log, and report progress.
+    """Run a long command with its output in a log, and print its progress.
 
     Raises:
-        InstallError: it failed; the message ends with the end of its log and what to do.
+        InstallError: the command failed; the message has the end of its log and some advice.
     """
     started = time.monotonic()
     with log.open("w") as output:
@@ -234,22 +233,22 @@ def run_logged(command: list[str], *, env: Mapping[str, str], log: Path) -> None
         text = log.read_text(errors="replace")
         tail = "\n".join(line[:300] for line in text.splitlines()[-25:])
         raise InstallError(
-            f"{tail}\n\nBuilding mmcv failed; above is the end of {log}.\n{advice(text)}"
+            f"{tail}\n\nBuilding mmcv failed; this is the end of {log}.\n{advice(text)}"
         )
 
 
 def build(version: str, target: Path, work: Path, *, cuda: bool, env: Mapping[str, str]) -> Path:
-    """Compile mmcv's wheel and put it into the folder ``target``."""
+    """Compile mmcv's wheel into the folder ``target``; the wheel's path."""
     compiler = find_compiler(env)
     check_python_header(compiler, sysconfig.get_paths()["include"], env)
     jobs = job_count(env, usable_cores(), free_memory_gib())
     with locked(work.with_name(f"{work.name}.lock")):
         if ready := next(target.glob("*.whl"), None):
-            return ready  # the install that held the lock made it
+            return ready  # built by the installation that held the lock
         work.mkdir(parents=True, exist_ok=True)
         log = work / "build.log"
         print(
-            f"mmcv: compiling its operators, {jobs} at a time; about 10 minutes on two cores.\n"
+            f"mmcv: compiling its operators with {jobs} jobs; about 10 minutes on two cores.\n"
             f"      Log: {log}",
             flush=True,
         )
@@ -257,7 +256,7 @@ def build(version: str, target: Path, work: Path, *, cuda: bool, env: Mapping[st
         write_wrapper(work / "bin" / "c++", compiler)
         out = work / "wheel"
         shutil.rmtree(out, ignore_errors=True)
-        # Built in the unpacked source, whose object files outlive an interruption.
+        # Building in the unpacked source keeps object files after an interruption.
         arguments = ["wheel", "-v", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
         run_logged(
             [sys.executable, "-m", "pip", *arguments, "-w", str(out), str(source)],

@@ -1,18 +1,17 @@
-"""Install mmcv with its compiled operators into the environment of the Python that runs this.
+"""Install mmcv with compiled operators into the environment of the running Python.
 
-mmcv comes as source. Its operators are built only if torch is already there and build isolation
-is off, and its build asks for C++17 where torch's headers need C++20. This script knows all that,
-keeps the built wheel in a cache outside the clone, and continues a build that was interrupted.
+mmcv is distributed as source. This script compiles it (see ``mmcv_build.py``), caches the wheel
+outside the clone and continues an interrupted build.
 
     python tools/misc/mmcv_wheel.py
 
 Environment variables:
-    HCFORMER_MM_WHEELS  folder, or URL of a page of links, with a prebuilt wheel; asked first
+    HCFORMER_MM_WHEELS  folder or URL of a page of links with a prebuilt wheel, which is tried first
     HCFORMER_MM_CACHE   cache folder (default: $XDG_CACHE_HOME/hcformer_mm or ~/.cache/hcformer_mm)
-    MAX_JOBS            compilers that run at a time (default: by cores and free memory)
-    CXX                 the C++ compiler (default: the first of c++, g++, clang++ that does C++20)
+    MAX_JOBS            number of parallel compilers (default: by cores and free memory)
+    CXX                 C++ compiler (default: the first of c++, g++, clang++ that supports C++20)
 
-Needs only the standard library, and torch and requirements/build.txt in the environment.
+The environment needs torch and requirements/build.txt.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ import mmcv_build
 from mmcv_build import InstallError, pip
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements"
-# Loads the extension by its file: the package mmcv imports what may not be installed yet.
+# Loads the extension's file, since the package mmcv imports packages that are installed later.
 LOAD_OPERATORS = """
 import importlib.util, pathlib, sys
 package = importlib.util.find_spec("mmcv")
@@ -51,7 +50,11 @@ if sys.argv[1] == "cuda" and extension.get_compiling_cuda_version() == "not avai
 
 
 def pinned(file: Path, name: str) -> str:
-    """The exact version that a requirements file gives to a distribution."""
+    """A distribution's version according to a requirements file.
+
+    Raises:
+        InstallError: the file does not pin it with ``==``.
+    """
     for line in file.read_text().splitlines():
         match = re.fullmatch(rf"{re.escape(name)}==(\S+)", line.partition("#")[0].strip())
         if match:
@@ -60,7 +63,7 @@ def pinned(file: Path, name: str) -> str:
 
 
 def cache_root(env: Mapping[str, str]) -> Path:
-    """Where built wheels are kept between clones."""
+    """The cache folder, which all clones share."""
     if env.get("HCFORMER_MM_CACHE"):
         return Path(env["HCFORMER_MM_CACHE"]).expanduser()
     base = env.get("XDG_CACHE_HOME") or "~/.cache"
@@ -68,14 +71,14 @@ def cache_root(env: Mapping[str, str]) -> Path:
 
 
 def wheel_key(*, mmcv: str, torch: str, python: str, machine: str, device: str) -> str:
-    """Everything that makes one compiled wheel unusable in another environment.
+    """The name under which a wheel is cached: all that a compiled wheel depends on.
 
     Args:
         mmcv: version of mmcv.
         torch: version of torch with its local suffix, such as ``2.14.1+cu130``.
         python: interpreter tag, such as ``cp311``.
         machine: platform, such as ``linux-x86_64``.
-        device: ``cpu``, or the CUDA release that the operators are compiled for, ``cuda13.0``.
+        device: ``cpu``, or the CUDA release of the operators, such as ``cuda13.0``.
     """
     return f"mmcv-{mmcv}_torch-{torch}_{python}_{machine}_{device}"
 
@@ -87,10 +90,10 @@ def python_tag() -> str:
 
 
 def cuda_release(env: Mapping[str, str]) -> str | None:
-    """The CUDA release to compile for, or None for operators that run on the CPU only.
+    """The CUDA release to compile for; None for operators that run on the CPU only.
 
-    mmcv compiles for CUDA wherever torch sees a GPU, and then fails without a compiler of the
-    same major release; so both are looked at before the build.
+    mmcv compiles for CUDA if torch sees a GPU, and then fails without an nvcc of torch's major
+    release, so both are checked before the build.
     """
     import torch
 
@@ -108,36 +111,35 @@ def cuda_release(env: Mapping[str, str]) -> str | None:
     print(
         f"mmcv: there is a GPU, but no nvcc of CUDA {torch.version.cuda}: building operators for "
         "the CPU only.\n      For the GPU, install that CUDA toolkit, set CUDA_HOME and run this "
-        "again.",
+        "script again.",
         flush=True,
     )
     return None
 
 
 def cached_wheel(folder: Path) -> Path | None:
-    """The wheel in a folder of the cache."""
+    """The wheel in a folder; None if there is none."""
     return next(iter(sorted(folder.glob("*.whl"))), None)
 
 
 def install(wheel: Path) -> str | None:
-    """Install a wheel over whatever is there; why its operators do not load, or None."""
+    """Install a wheel; why its operators do not load, or None if they do."""
     arguments = ["-q", "--no-deps", "--no-index", "--force-reinstall", str(wheel)]
     return load_error() if pip("install", *arguments) == 0 else "pip could not install it"
 
 
 def load_error(*, cuda: bool = False) -> str | None:
-    """Why the installed operators do not load with the installed torch (on CUDA), or None."""
+    """Why mmcv's operators do not load with this torch (for CUDA), or None if they do."""
     command = [sys.executable, "-c", LOAD_OPERATORS, "cuda" if cuda else "cpu"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
         return None
-    return (done.stderr.strip().splitlines() or [f"the interpreter ended with {done.returncode}"])[
-        -1
-    ]
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"the interpreter ended with {done.returncode}"
 
 
 def installed_version() -> str | None:
-    """The version of onedl-mmcv in this environment."""
+    """The version of onedl-mmcv in this environment, or None."""
     try:
         return metadata.version("onedl-mmcv")
     except metadata.PackageNotFoundError:
@@ -145,33 +147,32 @@ def installed_version() -> str | None:
 
 
 def install_prebuilt(version: str, where: str) -> bool:
-    """Try the user's own wheels."""
+    """Install a prebuilt wheel from a folder or URL; whether it was found and loads."""
     arguments = ["-q", "--no-deps", "--no-index", "--only-binary=:all:", "--force-reinstall"]
     if pip("install", *arguments, "--find-links", where, f"onedl-mmcv=={version}") != 0:
-        error = "it has no wheel for this Python and platform"
+        error = "no wheel for this Python and platform"
     else:
         error = load_error()
     if error is None:
         print(f"mmcv: installed from {where}", flush=True)
         return True
-    print(f"mmcv: not taken from {where} (HCFORMER_MM_WHEELS): {error}", flush=True)
+    print(f"mmcv: not installed from {where} (HCFORMER_MM_WHEELS): {error}", flush=True)
     return False
 
 
 def main() -> None:
-    """Install mmcv from the user's wheels, the cache, or by building it."""
+    """Install mmcv from a prebuilt wheel, the cache, or by building it."""
     env = dict(os.environ)
     version = pinned(REQUIREMENTS / "mminstall.txt", "onedl-mmcv")
     try:
         import torch
     except ImportError as error:
         raise InstallError(
-            f"mmcv is compiled against torch, and torch cannot be imported by {sys.executable}: "
-            f"{error}"
+            f"mmcv is compiled against torch, but {sys.executable} cannot import torch: {error}"
         ) from error
     cuda = cuda_release(env)
     if installed_version() == version and load_error(cuda=bool(cuda)) is None:
-        print(f"mmcv: {version} is installed and its operators load.", flush=True)
+        print(f"mmcv: {version} is installed, and its operators load.", flush=True)
         return
     if env.get("HCFORMER_MM_WHEELS") and install_prebuilt(version, env["HCFORMER_MM_WHEELS"]):
         return
@@ -188,7 +189,7 @@ def main() -> None:
         if error is None:
             print(f"mmcv: installed from the cache, {folder}", flush=True)
             return
-        print(f"mmcv: the cached wheel is of no use ({error}); building it again.", flush=True)
+        print(f"mmcv: the cached wheel is unusable ({error}); building it again.", flush=True)
         wheel.replace(wheel.with_suffix(".unusable"))
     started = time.monotonic()
     wheel = mmcv_build.build(
@@ -202,7 +203,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         main()
     except InstallError as error:
