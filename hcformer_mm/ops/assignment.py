@@ -7,12 +7,7 @@ import torch
 from torch import Tensor
 
 from .bands import bands
-from .feature_projection import (
-    FeatureProjection,
-    ProjectedBand,
-    ProjectionGradients,
-    project_features,
-)
+from .feature_projection import FeatureProjection, ProjectedBand, project_features
 from .neighborhood import (
     NUM_CANDIDATES,
     candidate_rows,
@@ -211,7 +206,7 @@ def _gradients(
     cells: Tensor,
     lengths: Tensor,
     grad: Tensor,
-) -> tuple[Tensor | None, ...]:
+) -> list[Tensor | None]:
     """Gradients of :func:`_assign_maps`, band by band.
 
     Args:
@@ -225,36 +220,35 @@ def _gradients(
     """
     fine, coarse, scale, *weights = inputs
     fine_projection, coarse_projection = _projections(eps, weights)
-    fine_gradients = ProjectionGradients(fine, fine_projection, (needed[0], *needed[3:6]))
-    coarse_gradients = ProjectionGradients(coarse, coarse_projection, (needed[1], *needed[6:9]))
+    # Bands overwrite their rows of the maps and add to the rest.
+    makers = (*[torch.empty_like] * 2, *[torch.zeros_like] * 7)
+    totals = [make(x) if n else None for make, x, n in zip(makers, inputs, needed, strict=True)]
+    grad_fine, grad_coarse, grad_scale, *grad_weights = totals
     dtype = torch.promote_types(cells.dtype, torch.float32)
     divisor = _divisor(scale, dtype)
     grad_cells = torch.zeros_like(cells, dtype=dtype)
-    grad_scale = torch.zeros_like(scale)
     for images, rows in bands(fine, backward=True):
         place, candidates = (images, rows), (images, candidate_rows(rows))
         band = ProjectedBand(fine[place], fine_projection)
         shares, slope = assignment[place].to(dtype), grad[place].to(dtype)
         slope = slope - (shares * slope).sum(dim=-1, keepdim=True)
-        # log(share) is the logit up to a constant per pixel, which the centered slope cancels.
-        total = (slope * torch.xlogy(shares, shares)).sum()
-        grad_scale -= (total / divisor * scale.sign()).to(scale.dtype)
+        if grad_scale is not None:
+            # log(share) is the logit up to a constant per pixel, which the centered slope cancels.
+            total = (slope * torch.xlogy(shares, shares)).sum()
+            grad_scale -= (total / divisor * scale.sign()).to(scale.dtype)
         slope = slope.mul_(shares).div_(divisor)
         grad_cells[candidates] += neighborhood_av_transpose(band.features.to(dtype), slope)
         grad_features = neighborhood_av(cells[candidates].to(dtype), slope).to(cells.dtype)
-        band.backward(grad_features, place, fine_gradients)
+        band.backward(grad_features, place, (grad_fine, *grad_weights[:3]))
         del band, grad_features  # before the next band allocates its own
     features, grad_cells = cells[:, 1:-1, 1:-1], grad_cells[:, 1:-1, 1:-1].to(cells.dtype)
     for place in bands(coarse, backward=True):
         band = ProjectedBand(
             coarse[place], coarse_projection, known=(features[place], lengths[place])
         )
-        band.backward(grad_cells[place], place, coarse_gradients)
+        band.backward(grad_cells[place], place, (grad_coarse, *grad_weights[3:]))
         del band
-    grad_fine, *grad_fine_weights = fine_gradients.totals
-    grad_coarse, *grad_coarse_weights = coarse_gradients.totals
-    maps_and_scale = grad_fine, grad_coarse, grad_scale if needed[2] else None
-    return (*maps_and_scale, *grad_fine_weights, *grad_coarse_weights)
+    return totals
 
 
 def _scale_tensor(scale: Tensor | float, device: torch.device) -> Tensor:

@@ -19,7 +19,7 @@ def is_recorded() -> bool:
 
 
 def is_eager_cpu(x: Tensor) -> bool:
-    """Whether code tuned for CPUs pays off: in eager mode, on a CPU; GPUs idle on parts of a map."""
+    """Whether code tuned for CPUs pays off: eager, on a CPU. A GPU idles on parts of a map."""
     return x.device.type == "cpu" and not is_recorded()
 
 

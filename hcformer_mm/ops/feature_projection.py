@@ -1,5 +1,6 @@
 """Unit-norm features in which pixels are compared (paper, Sec. 2.2 and Fig. 2)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,29 +44,6 @@ def project_features(pixels: Tensor, weights: FeatureProjection) -> Tensor:
     return F.normalize(F.linear(pixels, projection), dim=-1, eps=NORM_EPS)
 
 
-class ProjectionGradients:
-    """Gradients of :func:`project_features`, accumulated over bands of a map.
-
-    Args:
-        pixels: The whole map, ``(B, H, W, C)``.
-        weights: Weights.
-        needed: Whether the map and each of the three weights need a gradient.
-
-    Attributes:
-        totals: The four gradients, None where not needed.
-    """
-
-    def __init__(
-        self, pixels: Tensor, weights: FeatureProjection, needed: tuple[bool, ...]
-    ) -> None:
-        # A band overwrites its own pixels and adds to the weights.
-        makers = (torch.empty_like, torch.zeros_like, torch.zeros_like, torch.zeros_like)
-        self.totals = [
-            make(x) if need else None
-            for make, x, need in zip(makers, (pixels, *weights[:3]), needed, strict=True)
-        ]
-
-
 class ProjectedBand:
     """Features of some rows of a map, with the intermediate results that their gradients need.
 
@@ -100,16 +78,16 @@ class ProjectedBand:
         self.features = projected.div_(self.lengths)
 
     def backward(
-        self, grad: Tensor, place: tuple[slice, slice], gradients: ProjectionGradients
+        self, grad: Tensor, place: tuple[slice, slice], totals: Sequence[Tensor | None]
     ) -> None:
-        """Add the gradients of these rows. May be called once.
+        """Add the gradients of these rows to totals. May be called once.
 
         Args:
             grad: Gradient of the features, ``(B, r, W, C_F)``.
             place: Images and rows of the map that the band covers.
-            gradients: Totals to add to.
+            totals: Gradients of the whole map and of the three weights, None where not needed.
         """
-        grad_pixels, grad_weight, grad_bias, grad_projection = gradients.totals
+        grad_pixels, grad_weight, grad_bias, grad_projection = totals
         norm_weight, norm_bias, projection, _ = self._weights
         # The derivative of a unit vector is orthogonal to it.
         parallel = (self.features * grad).sum(dim=-1, keepdim=True)
@@ -117,7 +95,7 @@ class ProjectedBand:
         if grad_projection is not None:
             grad_projection.addmm_(grad.flatten(0, 2).T, self._normed.flatten(0, 2))
         del self._normed  # the largest tensor of a band
-        needed = [total is not None for total in gradients.totals[:3]]
+        needed = [total is not None for total in totals[:3]]
         if not any(needed):
             return
         parts = torch.ops.aten.native_layer_norm_backward(
