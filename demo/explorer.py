@@ -68,11 +68,11 @@ class Explorer:
 
 def build_page(explorer: Explorer, examples: list[Path]) -> Any:
     """Build the Gradio page without serving it."""
-    import gradio as gr
-
     blank = explorer.open(np.full((96, 128, 3), 127, np.uint8))  # shows what the model predicts
     last = len(blank.maps) - 1
     overlays = [name for name in OVERLAYS if name != "prediction" or blank.prediction is not None]
+
+    import gradio as gr
 
     def view(exploration, level, overlay, opacity, pixel):
         if exploration is None:

@@ -1,4 +1,4 @@
-"""Levels, ways and images of the explorer, compared with loops over pixels and cells."""
+"""Levels, paths and drawings of the explorer, compared with loops over pixels and cells."""
 
 import itertools
 from dataclasses import replace
@@ -7,8 +7,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
-
 from exploration import (
     FRAME,
     MARK,
@@ -20,6 +18,8 @@ from exploration import (
     light_up,
     trace,
 )
+from torch.nn import functional as F
+
 from hcformer_mm.ops import soft_assign
 from hcformer_mm.structures.panoptic import Classes, Panoptic
 from hcformer_mm.visualization import draw_boundaries, draw_panoptic, mean_colors
@@ -57,7 +57,7 @@ def exploration(size=(24, 32), *, input_size=None, stride=4, padding=(0, 0), lev
 
 
 def best_parent(assignment, row, col):
-    """The cell that a cell belongs to: the best of the candidates in the map, and which that is."""
+    """Candidate inside the map with the largest weight of a cell."""
     rows, cols = -(-assignment.shape[1] // 2), -(-assignment.shape[2] // 2)
     best = None
     for k in range(9):
@@ -81,7 +81,7 @@ SIZES = [
 
 
 @pytest.mark.parametrize("options", SIZES, ids=str)
-def test_way_and_maps_are_those_of_a_loop(options):
+def test_path_and_maps_are_those_of_a_loop(options):
     seen = exploration(**options)
     height, width = seen.image.shape[:2]
     stride = options.get("stride", 4)
@@ -90,7 +90,7 @@ def test_way_and_maps_are_those_of_a_loop(options):
     pixels = [(0, 0), (height - 1, width - 1), (0, width - 1), (height - 1, 0)]
     pixels += zip(random.integers(height, size=30), random.integers(width, size=30), strict=True)
     for y, x in pixels:
-        # Exact in integers: where the center of the pixel lies in what the network saw.
+        # Exact in integers: the center of the pixel in the input of the network.
         row, col = (
             (2 * place + 1) * seen_by / (2 * shown) // stride
             for place, seen_by, shown in zip(
@@ -150,12 +150,13 @@ def test_images_are_shown_at_a_handy_size(size):
     assert 640 <= max(height, width) <= 1440
     assert height / width == pytest.approx(size[0] / size[1], rel=0.01)
     assert {level.shape for level in seen.maps} == {(height, width)}
-    # A pixel of the prediction is the one of the image that lies under its center.
+    # The prediction is resized with the image.
     assert (seen.prediction.segments[:, : width // 2 - 2][: height // 2] == 0).all()
     assert (seen.prediction.segments[:, width // 2 + 2 :][: height // 2] == 1).all()
 
 
-def test_opacity_blends_overlay_and_image():
+def test_opacity_blends_overlay_and_image(monkeypatch):
+    monkeypatch.setattr("exploration.SHOWN_SIDE", 160)
     seen = exploration()
     for level, overlay in itertools.product(range(5), OVERLAYS):
         full = draw_level(seen, level, overlay).astype(float)
@@ -164,7 +165,8 @@ def test_opacity_blends_overlay_and_image():
         assert np.abs(half - (full + seen.image) / 2).max() <= 0.5
 
 
-def test_overlays():
+def test_overlays(monkeypatch):
+    monkeypatch.setattr("exploration.SHOWN_SIDE", 160)
     seen = exploration()
     for level, labels in enumerate(seen.maps):
         drawn = {overlay: draw_level(seen, level, overlay) for overlay in OVERLAYS}
@@ -211,7 +213,7 @@ def test_lit_cluster_keeps_its_colors(level):
     # What is not lit is gray; lines and the mark are the rest.
     gray = (panel == panel[..., :1]).all(-1) & (panel[..., 0] > 40) & (panel[..., 0] < 80)
     assert (lit | gray).mean() > 0.75
-    # As much of the part that is shown is lit as belongs to the cluster; the lines are thin.
+    # The cluster's share of the cut-out is lit, but for thin lines.
     cells = PANEL_CELLS * 2**level / 6  # of 6x8 cells in all
     share = 1 if level == 4 else min(1, cells)
     part = [slice(0, side) for side in seen.maps[0].shape]
@@ -226,7 +228,7 @@ def test_lit_cluster_keeps_its_colors(level):
 
 
 def test_panels_come_nearer_at_finer_levels():
-    """A cell of each level is drawn equally large, until the whole image fits."""
+    """A cell of each level is drawn at the same size, until the whole image fits."""
     seen = exploration((512, 640), stride=4, levels=3)
     pixel = (500, 700)
     black = replace(seen, image=np.zeros_like(seen.image))
@@ -242,7 +244,7 @@ def test_panels_come_nearer_at_finer_levels():
 
 
 def test_frame_lies_on_the_candidates():
-    """In an image that is shown whole, the frame is where the cells of the map are."""
+    """In a panel of the whole image, the frame lies on the cells of the map."""
     seen = exploration((24, 32), levels=3)
     pixel = (401, 333)
     panel = light_up(replace(seen, image=np.zeros_like(seen.image)), 2, pixel)

@@ -1,4 +1,4 @@
-"""The explorer as a person meets it: started by its command, driven in a browser."""
+"""The explorer, started by its command and driven in a browser."""
 
 import base64
 import io
@@ -14,34 +14,26 @@ from importlib.util import find_spec
 from pathlib import Path
 from unittest.mock import patch
 
+import explorer
 import mmcv
 import numpy as np
 import pytest
 import torch
+from exploration import draw_level, light_up, trace
 from mmengine.config import Config
 from PIL import Image
 
-from exploration import draw_level, light_up, trace
 from hcformer_mm.apis.inference import build_model
 from tests.helpers.models import SHAPES_CONFIG
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "demo/explorer.py"
 CHROMIUM = shutil.which("chromium")
-BROWSER_OPTIONS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-PATIENCE = 120
-"""Seconds until something that should happen did not: the machine may be busy."""
+BROWSER_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-sync"]
+TIMEOUT = 120
+"""Seconds for a step of the browser on a busy machine."""
 
-# Python runs it first: whatever the server wants of another machine fails, and is written down.
+# Python runs it first: connections of the server to other machines fail, and are logged.
 NO_NETWORK = """
 import socket
 def refuse(host):
@@ -60,23 +52,21 @@ socket.socket.connect, socket.getaddrinfo = connect, getaddrinfo
 """
 
 
-@pytest.fixture
-def module(monkeypatch):
-    """The script, imported."""
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    import explorer
-
-    yield explorer
-    for name in ("explorer", "explorer_html", "shapes"):
-        del sys.modules[name]
+def write_weights(folder, config):
+    """A checkpoint of random weights."""
+    path = folder / "untrained.pth"
+    torch.save({"state_dict": build_model(Config.fromfile(config)).state_dict()}, path)
+    return path
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Random weights."""
-    path = tmp_path_factory.mktemp("checkpoint") / "untrained.pth"
-    torch.save({"state_dict": build_model(Config.fromfile(SHAPES_CONFIG)).state_dict()}, path)
-    return path
+    return write_weights(tmp_path_factory.mktemp("checkpoint"), SHAPES_CONFIG)
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    return explorer.Explorer(SHAPES_CONFIG, checkpoint, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +83,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture
 def one_thread():
-    """As the server computes: the last digits of weights depend on it."""
+    """As in the server: the last digits of weights depend on it."""
     number = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -108,7 +98,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def server(checkpoint, images, tmp_path_factory):
-    """The explorer started by its command, without a network: its address, and whom it asked."""
+    """Address of an explorer without a network, and the log of machines that it asked for."""
     if CHROMIUM is None or find_spec("playwright") is None or find_spec("gradio") is None:
         pytest.skip("needs Gradio, Playwright and Debian's chromium")
     folder = tmp_path_factory.mktemp("server")
@@ -118,17 +108,12 @@ def server(checkpoint, images, tmp_path_factory):
     process = subprocess.Popen(
         [*map(str, command), "--device", "cpu", "--examples", str(images[0])],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(folder),
-            "TMPDIR": str(folder),
-            "OMP_NUM_THREADS": "1",
-        },
+        env=os.environ | dict(PYTHONPATH=str(folder), TMPDIR=str(folder), OMP_NUM_THREADS="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    watchdog = threading.Timer(PATIENCE, process.kill)
+    watchdog = threading.Timer(TIMEOUT, process.kill)
     watchdog.start()
     try:
         output = ""
@@ -149,13 +134,13 @@ def server(checkpoint, images, tmp_path_factory):
 
 @pytest.fixture
 def page(server):
-    """The explorer's page in a browser; and the addresses that it asked, and what went wrong."""
+    """The explorer's page in a browser, with the addresses that it asked for and its errors."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER_OPTIONS)
         page = browser.new_page(viewport={"width": 1440, "height": 1000})
-        page.set_default_timeout(PATIENCE * 1000)
+        page.set_default_timeout(TIMEOUT * 1000)
         page.asked, page.problems = [], []
         page.on("request", lambda request: page.asked.append(request.url))
         page.on("websocket", lambda socket: page.asked.append(socket.url))
@@ -179,7 +164,7 @@ def wait_for_counts(page, expected):
 
 
 def read(page, source):
-    """The image behind a link of the page."""
+    """The image at a URL of the page."""
     if source.startswith("data:"):
         content = base64.b64decode(source.partition(",")[2])
     else:
@@ -188,7 +173,7 @@ def read(page, source):
 
 
 def wait_for_image(page, expected):
-    """Wait until the page shows this image, and compare them byte by byte."""
+    """Wait until the page shows exactly this image."""
     seen = page.locator("#shown img")
     source = None
     while source is None or not np.array_equal(read(page, source), expected):
@@ -201,9 +186,8 @@ def wait_for_image(page, expected):
         source = seen.get_attribute("src")
 
 
-def test_page(page, server, module, checkpoint, images, one_thread):
-    explorer = module.Explorer(SHAPES_CONFIG, checkpoint, "cpu")
-    first, second = (explorer.open(mmcv.imread(str(path))) for path in images)
+def test_page(page, server, model, images, one_thread):
+    first, second = (model.open(mmcv.imread(str(path))) for path in images)
     assert first.counts() != second.counts()
 
     # The first example is there from the start, at level 2.
@@ -236,16 +220,16 @@ def test_page(page, server, module, checkpoint, images, one_thread):
     scale = min(box["width"] / width, box["height"] / height)  # of the image in its frame
     left, top = (box["width"] - width * scale) / 2, (box["height"] - height * scale) / 2
     page.locator("#shown img").click(position={"x": left + 9, "y": top + 5})
-    way = page.locator(".path")
-    way.wait_for()
-    pixel = tuple(map(int, way.get_attribute("data-pixel").split(",")))
+    path = page.locator(".path")
+    path.wait_for()
+    pixel = tuple(map(int, path.get_attribute("data-pixel").split(",")))
     assert pixel == (pytest.approx(5 / scale, abs=2), pytest.approx(9 / scale, abs=2))
     wait_for_image(page, draw_level(second, 0, "mean colors", pixel=pixel))
-    compare_way(page, second, pixel)
+    compare_path(page, second, pixel)
     outside = page.locator(".path figure[data-level='1'] td.outside")
     assert outside.count() == 5  # above and left of the first cell
 
-    # Nobody else was asked, by the page or by its server.
+    # Neither the page nor its server asked another machine.
     addresses = [url for url in page.asked if not url.startswith(("data:", "blob:"))]
     assert addresses and all(url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:"))
                              for url in addresses)  # fmt: skip
@@ -253,8 +237,8 @@ def test_page(page, server, module, checkpoint, images, one_thread):
     assert not page.problems
 
 
-def compare_way(page, exploration, pixel):
-    """What the page says of a pixel is what there is to say."""
+def compare_path(page, exploration, pixel):
+    """The page shows the path of a pixel as computed."""
     figures = page.locator(".path figure").all()
     assert len(figures) == len(exploration.maps)
     for level, figure in enumerate(figures):
@@ -276,7 +260,7 @@ def compare_way(page, exploration, pixel):
     assert name in figures[-1].inner_text()
 
 
-def test_image_that_is_none(page, tmp_path):
+def test_file_that_is_no_image(page, tmp_path):
     page.wait_for_selector(".levels")
     before = counts(page)
     page.get_by_label("Remove Image").click()
@@ -288,111 +272,111 @@ def test_image_that_is_none(page, tmp_path):
     assert not page.problems
 
 
-def refuse(module, monkeypatch, *arguments):
-    """What the command says instead of starting."""
+def refuse(monkeypatch, *arguments):
+    """Message with which the command ends instead of starting."""
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-    monkeypatch.setattr(module.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(explorer.signal, "signal", lambda *_: None)
+    if sys.modules.get("gradio", explorer) is not None:  # its import takes seconds
+        monkeypatch.setattr(explorer, "import_gradio", lambda: None)
     with patch.dict(os.environ), pytest.raises(SystemExit) as end:
-        module.main()
+        explorer.main()
     return end.value.code
 
 
-def test_without_a_trained_model(module, monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "ROOT", tmp_path)
-    message = refuse(module, monkeypatch)
+def test_without_a_trained_model(monkeypatch, tmp_path):
+    monkeypatch.setattr(explorer, "ROOT", tmp_path)
+    message = refuse(monkeypatch)
     assert message.startswith(f"explorer: there is no checkpoint in {tmp_path}")
     assert "run `make demo` first, or name CONFIG and CHECKPOINT" in message
 
 
-def test_demo_is_the_default(module, monkeypatch, tmp_path):
+def test_demo_is_the_default(monkeypatch, tmp_path):
     folder = tmp_path / "work_dirs" / Path(SHAPES_CONFIG).stem
     folder.mkdir(parents=True)
     (folder / "iter_7.pth").touch()
     (folder / "last_checkpoint").write_text("/somewhere/else/iter_7.pth")
-    monkeypatch.setattr(module, "ROOT", tmp_path)
-    arguments = module.argparse.Namespace(config=None, checkpoint=None)
-    assert module.find_model(arguments) == (tmp_path / SHAPES_CONFIG, folder / "iter_7.pth")
-    assert module.find_examples(None) == []
-    image = tmp_path / module.IMAGES[1]
+    monkeypatch.setattr(explorer, "ROOT", tmp_path)
+    arguments = explorer.argparse.Namespace(config=None, checkpoint=None)
+    assert explorer.find_model(arguments) == (tmp_path / SHAPES_CONFIG, folder / "iter_7.pth")
+    assert explorer.find_examples(None) == []
+    image = tmp_path / explorer.IMAGES[1]
     image.parent.mkdir(parents=True)
     image.touch()
-    assert module.find_examples(None) == [image]
+    assert explorer.find_examples(None) == [image]
 
 
-def test_wrong_arguments(module, monkeypatch, tmp_path, checkpoint):
+def test_wrong_arguments(monkeypatch, tmp_path, checkpoint):
     missing = tmp_path / "missing"
-    assert "got CONFIG alone" in refuse(module, monkeypatch, SHAPES_CONFIG)
-    message = refuse(module, monkeypatch, SHAPES_CONFIG, missing)
+    assert "got CONFIG alone" in refuse(monkeypatch, SHAPES_CONFIG)
+    message = refuse(monkeypatch, SHAPES_CONFIG, missing)
     assert message == f"explorer: no such checkpoint: {missing}"
     model = (SHAPES_CONFIG, checkpoint)
-    message = refuse(module, monkeypatch, *model, "--examples", checkpoint, missing)
+    message = refuse(monkeypatch, *model, "--examples", checkpoint, missing)
     assert message == f"explorer: no such image: {missing}"
-    message = refuse(module, monkeypatch, *model, "--device", "nonsense")
+    message = refuse(monkeypatch, *model, "--device", "nonsense")
     assert message.startswith("explorer: expected a device of this machine, got nonsense: ")
 
 
-def test_port_is_taken(module, monkeypatch, checkpoint):
+def test_port_is_taken(monkeypatch, checkpoint):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        message = refuse(module, monkeypatch, SHAPES_CONFIG, checkpoint, "--port", port)
+        message = refuse(monkeypatch, SHAPES_CONFIG, checkpoint, "--port", port)
     assert f"cannot serve on port {port} of 127.0.0.1" in message
     assert "in use" in message
-    assert "0-65535" in refuse(module, monkeypatch, SHAPES_CONFIG, checkpoint, "--port", 70000)
-    message = refuse(module, monkeypatch, SHAPES_CONFIG, checkpoint, "--host", "192.0.2.1")
-    assert "cannot serve on 192.0.2.1" in message  # an address of nobody
+    assert "0-65535" in refuse(monkeypatch, SHAPES_CONFIG, checkpoint, "--port", 70000)
+    message = refuse(monkeypatch, SHAPES_CONFIG, checkpoint, "--host", "192.0.2.1")
+    assert "cannot serve on 192.0.2.1" in message  # of no machine
 
 
-def test_without_gradio(module, monkeypatch, checkpoint):
+def test_without_gradio(monkeypatch, checkpoint):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    message = refuse(module, monkeypatch, SHAPES_CONFIG, checkpoint)
+    message = refuse(monkeypatch, SHAPES_CONFIG, checkpoint)
     assert message.startswith("explorer: expected Gradio 6")
     assert "pip install 'gradio>=6'" in message
 
 
-def test_model_that_cannot_be_explored(module, monkeypatch, tmp_path, checkpoint):
+def test_model_that_cannot_be_explored(monkeypatch, tmp_path, checkpoint):
     assert "does not fit" in refuse(
-        module, monkeypatch, "configs/shapes/hcformer_r18_shapes-instance.py", checkpoint
+        monkeypatch, "configs/shapes/hcformer_r18_shapes-instance.py", checkpoint
     )
     config = "configs/shapes/fcn32s_r18_shapes-semantic.py"
-    flat = tmp_path / "flat.pth"
-    torch.save({"state_dict": build_model(Config.fromfile(config)).state_dict()}, flat)
-    assert "clusters nothing" in refuse(module, monkeypatch, config, flat)
+    assert "clusters nothing" in refuse(monkeypatch, config, write_weights(tmp_path, config))
 
 
 @pytest.mark.parametrize("name", ["hcformer_r18_shapes-instance", "hc-fcn32s_r18_shapes-semantic"])
-def test_other_models(module, name, tmp_path):
-    """Models of instances alone, of which the rest is void, and of classes alone."""
+def test_other_models(name, tmp_path):
+    """Models of instances, around which all is void, and of classes."""
     config = f"configs/shapes/{name}.py"
-    weights = tmp_path / "untrained.pth"
-    torch.save({"state_dict": build_model(Config.fromfile(config)).state_dict()}, weights)
-    seen = module.Explorer(config, weights, "cpu").open(np.full((60, 80, 3), 127, np.uint8))
-    way = module.path_html(seen, (5, 5))
-    assert way.count("<figure") == len(seen.maps) == 5
-    assert ("void" in way) == ("instance" in name)
-    assert module.levels_html(seen, 4).count("<li") == 5
+    other = explorer.Explorer(config, write_weights(tmp_path, config), "cpu")
+    seen = other.open(np.full((60, 80, 3), 127, np.uint8))
+    path = explorer.path_html(seen, (5, 5))
+    assert path.count("<figure") == len(seen.maps) == 5
+    assert ("void" in path) == ("instance" in name)
+    assert explorer.levels_html(seen, 4).count("<li") == 5
 
 
-def test_large_images_are_reduced(module, monkeypatch, checkpoint):
-    explorer = module.Explorer(SHAPES_CONFIG, checkpoint, "cpu")
+def test_large_images_are_reduced(model, monkeypatch):
+    assert explorer.LARGEST_SIDE == 2048
+    monkeypatch.setattr(explorer, "LARGEST_SIDE", 128)
     sizes = []
-    plain = explorer.inferencer
+    plain = model.inferencer
     monkeypatch.setattr(
-        explorer, "inferencer", lambda image: sizes.append(image.shape) or plain(image)
+        model, "inferencer", lambda image: sizes.append(image.shape) or plain(image)
     )
-    explorer.inferencer.classes = plain.classes
-    for size in [(1500, 2048), (1500, 4096), (4100, 2050)]:
-        explorer.open(np.zeros((*size, 3), np.uint8))
-    assert sizes == [(1500, 2048, 3), (750, 2048, 3), (2048, 1024, 3)]
+    model.inferencer.classes = plain.classes
+    for size in [(94, 128), (94, 256), (260, 130)]:
+        model.open(np.zeros((*size, 3), np.uint8))
+    assert sizes == [(94, 128, 3), (47, 128, 3), (128, 64, 3)]
 
 
-def test_names_are_escaped(module, tmp_path, checkpoint):
-    seen = module.Explorer(SHAPES_CONFIG, checkpoint, "cpu").open(np.zeros((60, 80, 3), np.uint8))
+def test_names_are_escaped(model):
+    seen = model.open(np.zeros((60, 80, 3), np.uint8))
     names = [f"<b>{name}</b>" for name in seen.classes.names]
     seen = replace(
         seen,
         classes=replace(seen.classes, names=names),
         prediction=replace(seen.prediction, categories={int(seen.maps[-1][5, 5]): 0}),
     )
-    assert f"&lt;b&gt;{names[0][3:-4]}&lt;/b&gt;" in module.path_html(seen, (5, 5))
+    assert f"&lt;b&gt;{names[0][3:-4]}&lt;/b&gt;" in explorer.path_html(seen, (5, 5))
