@@ -1,4 +1,4 @@
-"""Models for the tests of exporting and compiling: random weights that make every part work."""
+"""Small models with random weights that exercise every part, for exporting and compiling."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ TINY = {
     "model.panoptic_head.num_queries": 5,
     "model.panoptic_head.transformer_decoder.num_layers": 1,
 }
-"""What makes the model of :data:`TINY_CONFIG` so small that it is exported in seconds."""
+"""Overrides of :data:`TINY_CONFIG` for a model that is exported in seconds."""
 
 SWIN_CONFIG = "hcformer_swin-s-p4-w7-224_8xb2-lsj-50e_coco-panoptic"
 SMALL_SWIN = {
@@ -37,7 +37,7 @@ SMALL_SWIN = {
     "model.panoptic_head.num_queries": 5,
     "model.panoptic_head.transformer_decoder.num_layers": 1,
 }
-"""The same for :data:`SWIN_CONFIG`; its last block has shifted windows."""
+"""Overrides of :data:`SWIN_CONFIG` for a small model whose last block has shifted windows."""
 
 
 def as_options(overrides: dict[str, Any]) -> list[str]:
@@ -52,10 +52,7 @@ def read_config(name: str, overrides: dict[str, Any] | None = None) -> Config:
 
 
 def lively_model(config: Config, seed: int = 0) -> nn.Module:
-    """A model with random weights whose kernels are deformed and whose features are of unit scale.
-
-    As they are initialized, offsets are zero, and normalization knows nothing of the features.
-    """
+    """A model with random weights, nonzero offsets, and BatchNorm statistics of its features."""
     model = build_model(config, seed=seed)
     torch.manual_seed(seed)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -64,7 +61,7 @@ def lively_model(config: Config, seed: int = 0) -> nn.Module:
             nn.init.normal_(module.conv_offset.weight, std=0.01)
             nn.init.normal_(module.conv_offset.bias)
         if hasattr(module, "norm3"):
-            # Random residual branches as strong as the shortcuts multiply rounding errors.
+            # Random residual branches as strong as the shortcuts would amplify rounding errors.
             nn.init.constant_(module.norm3.weight, 0.2)
     for norm in norms:
         norm.momentum = None  # the mean over all images
@@ -78,6 +75,6 @@ def lively_model(config: Config, seed: int = 0) -> nn.Module:
 
 
 def lively_checkpoint(config: Config, path: Path, seed: int = 0) -> Path:
-    """A file with the weights of :func:`lively_model`."""
+    """Save the weights of :func:`lively_model`."""
     torch.save({"state_dict": lively_model(config, seed).state_dict()}, path)
     return path

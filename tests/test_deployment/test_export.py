@@ -1,4 +1,4 @@
-"""Exporting models, by the API; the command line is in test_tools/test_export.py."""
+"""Export by the API; tests/test_tools/test_export.py tests the command line."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def image_and_sample(kind, size):
 
 
 def normalize(image, description):
-    """What a user of a file does, by what the file says."""
+    """Normalize an image as the metadata of a file tell its user to."""
     assert description["channels"] == "RGB"
     mean, std = (torch.tensor(description[key]).view(3, 1, 1) for key in ("mean", "std"))
     return ((image.flip(0) - mean) / std)[None]
@@ -50,10 +50,11 @@ def normalize(image, description):
 
 @torch.no_grad()
 def test_equals_the_detector_in_its_pipeline(tiny):
-    """Of an image that is padded: normalization, padding and network, as the host runs them."""
+    """Normalization, padding and network equal mmdet's, for an image that is padded."""
     image, sample = image_and_sample(DetDataSample, (70, 90))
     batch = tiny.data_preprocessor(dict(inputs=[image], data_samples=[sample]))
     assert batch["inputs"].shape[-2:] == (96, 96)
+    assert pipeline_divisor(tiny) == 32
     class_logits, mask_logits = tiny(**batch, mode="tensor")
 
     model = ExportableModel(tiny, with_assignments=True)
@@ -73,8 +74,9 @@ def test_equals_the_segmentor_in_its_pipeline(name, outputs):
     segmentor = lively_model(read_config(name))
     image, sample = image_and_sample(SegDataSample, (70, 90))
     batch = segmentor.data_preprocessor(dict(inputs=[image], data_samples=[sample]))
-    # The models of the per-pixel family see images as they are.
+    # The per-pixel models do not pad.
     assert batch["inputs"].shape[-2:] == ((70, 90) if name == PSP else (96, 96))
+    assert pipeline_divisor(segmentor) == (1 if name == PSP else 32)
     expected = segmentor(**batch, mode="tensor")
     model = ExportableModel(segmentor)
     got = model(normalize(image, describe(model, name)))
@@ -94,13 +96,8 @@ def test_padding_has_the_value_of_the_pipeline(tiny):
         torch.testing.assert_close(model(image), model(padded))
 
 
-@pytest.mark.parametrize(("name", "divisor"), [(TINY_CONFIG, 32), (SEMANTIC, 32), (PSP, 1)])
-def test_divisor_of_the_pipeline(name, divisor):
-    assert pipeline_divisor(build_model(read_config(name))) == divisor
-
-
 def test_dynamic_program_of_tokens(tmp_path):
-    """Also of sizes at which there is a single window, and padding inside and outside."""
+    """Sizes with a single window, and with padding of the image and of the windows."""
     detector = lively_model(read_config(SWIN_CONFIG, SMALL_SWIN))
     model = ExportableModel(detector, with_assignments=True).eval()
     path = tmp_path / "small.pt2"
@@ -135,6 +132,7 @@ def test_half_written_files_do_not_stay(tiny, tmp_path, monkeypatch):
     def fails(*args, **kwargs):
         raise OSError("disk full")
 
+    monkeypatch.setattr(export, "_trace", lambda *args: None)
     monkeypatch.setattr(torch.export, "save", fails)
     path = tmp_path / "tiny.pt2"
     path.write_text("the file before")
@@ -162,22 +160,18 @@ def test_wrong_arguments(tiny, tmp_path, options, message):
         export_model(ExportableModel(tiny), path, **arguments)
 
 
-def test_dynamic_models_need_a_divisor(tmp_path):
-    model = ExportableModel(build_model(read_config(PSP)))
+def test_dynamic_models_need_a_divisor(tiny, tmp_path):
+    model = ExportableModel(tiny, size_divisor=1)
     with pytest.raises(ValueError, match="expected a size_divisor for a dynamic model"):
         export_model(model, tmp_path / "x.pt2", format="torch-export", shape=(64, 64), dynamic=True)
 
 
-def test_models_without_a_known_head(tiny):
+def test_models_without_a_known_head(tiny, monkeypatch):
     with pytest.raises(ValueError, match="got Linear with NoneType"):
         ExportableModel(torch.nn.Linear(1, 1))
-    head, tiny_head = torch.nn.Identity(), tiny.panoptic_head
-    tiny.panoptic_head = head
-    try:
-        with pytest.raises(ValueError, match="got MaskFormer with Identity"):
-            ExportableModel(tiny)
-    finally:
-        tiny.panoptic_head = tiny_head
+    monkeypatch.setattr(tiny, "panoptic_head", torch.nn.Identity())
+    with pytest.raises(ValueError, match="got MaskFormer with Identity"):
+        ExportableModel(tiny)
 
 
 def test_assignments_need_a_clustering_backbone():

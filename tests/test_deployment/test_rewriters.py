@@ -1,4 +1,4 @@
-"""The hosts' modules and the forms of them that are exported."""
+"""The modules that replace those of PyTorch, mmdet and mmseg in an export."""
 
 import mmdet.models.backbones.swin as mmdet_swin
 import mmseg.models.backbones.swin as mmseg_swin
@@ -14,67 +14,62 @@ DYNAMIC = {2: torch.export.Dim("height", min=2), 3: torch.export.Dim("width", mi
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 6, (2, 5), (None, 3)])
 @pytest.mark.parametrize("size", SIZES)
-def test_average_pool_is_the_hosts(parts, size):
+def test_average_pool_equals_the_original(parts, size):
     pool = nn.AdaptiveAvgPool2d(parts)
     x = torch.randn(2, 3, *size, dtype=torch.float64)
     torch.testing.assert_close(AveragePool(pool)(x), pool(x))
 
 
-def attention(module, *, shift, window=7):
+def attention(module, *, shift):
     torch.manual_seed(0)
-    host = module.ShiftWindowMSA(
-        embed_dims=12, num_heads=3, window_size=window, shift_size=3 if shift else 0
+    original = module.ShiftWindowMSA(
+        embed_dims=12, num_heads=3, window_size=7, shift_size=3 if shift else 0
     )
-    host.init_weights()
-    nn.init.normal_(host.w_msa.relative_position_bias_table)
-    return host.double().eval()
+    original.init_weights()
+    nn.init.normal_(original.w_msa.relative_position_bias_table)
+    return original.double().eval()
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("module", [mmdet_swin, mmseg_swin])
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("size", SIZES)
-def test_window_attention_is_the_hosts(module, shift, size):
-    host = attention(module, shift=shift)
+def test_window_attention_equals_the_original(module, shift, size):
+    original = attention(module, shift=shift)
     tokens = torch.randn(2, size[0] * size[1], 12, dtype=torch.float64)
-    with torch.no_grad():
-        torch.testing.assert_close(WindowAttention(host)(tokens, size), host(tokens, size))
+    torch.testing.assert_close(WindowAttention(original)(tokens, size), original(tokens, size))
 
 
-def test_masked_tokens_matter():
-    """Without its mask, the shifted attention is another one: the test above sees the mask."""
-    host = attention(mmdet_swin, shift=True)
-    ours = WindowAttention(host)
+@torch.no_grad()
+def test_mask_changes_the_attention():
+    """The comparison above would fail without the mask of shifted windows."""
+    original = attention(mmdet_swin, shift=True)
+    ours = WindowAttention(original)
     ours._mask = lambda *args: None
     tokens = torch.randn(1, 14 * 14, 12, dtype=torch.float64)
-    with torch.no_grad():
-        assert (ours(tokens, (14, 14)) - host(tokens, (14, 14))).abs().max() > 1e-2
+    assert (ours(tokens, (14, 14)) - original(tokens, (14, 14))).abs().max() > 1e-2
 
 
-def test_pools_are_exported_for_other_sizes():
+def test_exported_pool_accepts_other_sizes():
     model = nn.Sequential(nn.AdaptiveAvgPool2d(3))
-    exported = torch.export.export(
-        rewrite_modules(model),
-        (torch.zeros(1, 2, 10, 13),),
-        dynamic_shapes=(DYNAMIC,),
-        strict=False,
-    ).module()
+    image, shapes = torch.zeros(1, 2, 10, 13), (DYNAMIC,)
+    rewritten = rewrite_modules(model)
+    exported = torch.export.export(rewritten, (image,), dynamic_shapes=shapes, strict=False)
     for size in ((2, 3), (12, 12), (31, 7)):
         x = torch.randn(1, 2, *size)
-        torch.testing.assert_close(exported(x), model(x))
+        torch.testing.assert_close(exported.module()(x), model(x))
 
 
-def test_portable_copies():
+def test_rewriting_copies_the_model():
+    pools = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.ReLU())
     model = nn.ModuleDict(
-        {
-            "pools": nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.ReLU()),
-            "block": nn.Sequential(attention(mmdet_swin, shift=True)),
-        }
+        dict(pools=pools, blocks=nn.Sequential(attention(mmdet_swin, shift=True)))
     )
     copy = rewrite_modules(model)
     assert isinstance(copy["pools"][0], AveragePool)
-    assert isinstance(copy["block"][0], WindowAttention)
+    assert isinstance(copy["blocks"][0], WindowAttention)
     assert type(model["pools"][0]) is nn.AdaptiveAvgPool2d
-    assert type(model["block"][0]) is mmdet_swin.ShiftWindowMSA
-    theirs, ours = (set(p.data_ptr() for p in m.parameters()) for m in (model, copy))
-    assert not theirs & ours
-    assert len(theirs) == len(ours)
+    assert type(model["blocks"][0]) is mmdet_swin.ShiftWindowMSA
+    before, after = (set(p.data_ptr() for p in m.parameters()) for m in (model, copy))
+    assert not before & after
+    assert len(before) == len(after)

@@ -105,7 +105,7 @@ def main() -> None:
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"export: {error}")
     if not equal:
-        sys.exit(f"export: {path} is not equal to the model to {TOLERANCE:g}")
+        sys.exit(f"export: {path} differs from the model by more than {TOLERANCE:g}")
 
 
 if __name__ == "__main__":
