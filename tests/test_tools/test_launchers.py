@@ -1,20 +1,19 @@
-"""The scripts that start several processes: torchrun really, Slurm by a stand-in for ``srun``."""
+"""Scripts that start several processes: by torchrun, and by a stand-in for Slurm's ``srun``."""
 
-import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from hcformer_mm.datasets.shapes_writer import write_shapes
 from tests.helpers.models import SHAPES_CONFIG
+from tests.helpers.tools import ROOT, read_metrics, run_tool
 
-ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(ROOT.glob("tools/*.sh"))
 
 
@@ -50,7 +49,7 @@ def test_usage(script):
 
 @pytest.fixture
 def recorded(tmp_path):
-    """A stand-in for a program: it writes its arguments down, one a line."""
+    """A stand-in for a program that writes its arguments to a file, one a line."""
 
     def make(name):
         program = tmp_path / name
@@ -87,22 +86,24 @@ def test_slurm(recorded, script, own, last):
     assert arguments()[2:9] == [*changed, "--kill-on-bad-exit=1", "--qos=low", "--time=60"]
 
 
-def test_several_machines(recorded):
+@pytest.mark.parametrize(
+    ("script", "own"), [("dist_train.sh", []), ("dist_test.sh", ["weights.pth"])]
+)
+def test_several_machines(recorded, script, own):
     program, arguments = recorded("python")
     variables = dict(NNODES="2", NODE_RANK="1", MASTER_ADDR="10.0.0.1", PORT="12345")
-    run(
-        "dist_test.sh", "config.py", "weights.pth", 8, "--out", "x.pkl", PYTHON=program, **variables
-    )
+    run(script, "config.py", *own, 8, "--work-dir", "a b", PYTHON=program, **variables)
+    tool = script.replace("dist_", "tools/").replace(".sh", ".py")
     assert arguments() == [
         *("-m", "torch.distributed.run", "--nnodes=2", "--node_rank=1"),
         *("--master_addr=10.0.0.1", "--master_port=12345", "--nproc_per_node=8"),
-        *("tools/test.py", "config.py", "weights.pth", "--launcher", "pytorch", "--out", "x.pkl"),
+        *(tool, "config.py", *own, "--launcher", "pytorch", "--work-dir", "a b"),
     ]
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """Shapes in two processes on the CPU."""
+    """A Shapes config for one iteration on the CPU."""
     folder = tmp_path_factory.mktemp("launchers")
     write_shapes(folder / "shapes", num_train=2, num_val=3, size=(72, 96), workers=1)
     config = Config.fromfile(ROOT / SHAPES_CONFIG)
@@ -118,34 +119,28 @@ def config(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_processes_on_the_cpu(config, free_port):
-    """Three images for two processes: results of all of them, and of each once."""
+def test_two_processes_on_the_cpu(config, tmp_path):
+    """Two processes test three images: the metrics count each of them once."""
     gloo = ("--cfg-options", "env_cfg.dist_cfg.backend=gloo")
-    done = run("dist_train.sh", config, 2, *gloo, PORT=free_port)
+    done = run("dist_train.sh", config, 2, *gloo, PORT=free_port())
     assert done.returncode == 0, done.stderr[-3000:]
     weights = config.parent / "work_dir/iter_1.pth"
-    done = run("dist_test.sh", config, weights, 2, *gloo, PORT=free_port)
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    done = run("dist_test.sh", config, weights, 2, "--work-dir", together, *gloo, PORT=free_port())
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Iter(test) [2/2]" in done.stdout + done.stderr
-    alone = subprocess.run(
-        [sys.executable, "tools/test.py", str(config), str(weights)], cwd=ROOT, capture_output=True
-    )
-    assert alone.returncode == 0
-    logs = sorted(
-        path for path in config.parent.glob("work_dir/*/*.json") if path.stem == path.parent.name
-    )
-    together, alone = (json.loads(path.read_text()) for path in logs[-2:])
-    assert together["mIoU"] == pytest.approx(alone["mIoU"], abs=0.01)
+    run_tool("tools/test.py", config, weights, "--work-dir", alone)
+    expected = read_metrics(alone)["mIoU"]
+    assert read_metrics(together)["mIoU"] == pytest.approx(expected, abs=0.01)
 
 
-def test_gpus_are_the_default(config, free_port):
-    """Without them, the error says what to add."""
-    done = run("dist_train.sh", config, 1, PORT=free_port, CUDA_VISIBLE_DEVICES="")
-    assert done.returncode != 0
-    assert "add --cfg-options env_cfg.dist_cfg.backend=gloo" in done.stderr
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPUs")
+def test_gpus_are_the_default(config):
+    """Without GPUs, the error says what to add."""
+    with pytest.raises(ValueError, match=r"add --cfg-options env_cfg\.dist_cfg\.backend=gloo"):
+        run_tool("tools/train.py", config, "--launcher", "pytorch")
 
 
-@pytest.fixture
 def free_port():
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))

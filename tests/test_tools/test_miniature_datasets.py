@@ -1,4 +1,4 @@
-"""The configs of every dataset from files to metrics, on miniature sets in the hosts' layouts."""
+"""Configs of every data set, from files to metrics, on miniature sets in their own layouts."""
 
 import json
 import runpy
@@ -9,7 +9,7 @@ from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from PIL import Image
 
-from tests.test_tools.test_train_and_test import ROOT, metrics, tool
+from tests.helpers.tools import ROOT, read_metrics, read_scalars, run_tool
 
 HCFORMER = "configs/hcformer/hcformer"
 ADE20K = f"{HCFORMER}_r50_8xb2-160k_ade20k-512x512.py"
@@ -17,7 +17,7 @@ CITYSCAPES = f"{HCFORMER}_r50_8xb2-90k_cityscapes-512x1024.py"
 COCO_INSTANCE = f"{HCFORMER}_r50_8xb2-lsj-50e_coco-instance.py"
 SIZE = (96, 128)
 
-# A ResNet-18, one layer and few points; two iterations; mixed precision of the host needs a GPU.
+# A ResNet-18, one layer and few points; two iterations; MMEngine's mixed precision needs a GPU.
 QUICK = [
     "optim_wrapper.type=OptimWrapper",
     "train_cfg.max_iters=2",
@@ -133,23 +133,25 @@ def rooted(root):
 
 
 def train(config, work_dir, options):
-    """Two iterations and a validation; the checkpoint."""
-    tool("tools/train.py", config, "--work-dir", work_dir, "--cfg-options", *options)
-    (log,) = work_dir.glob("*/vis_data/scalars.json")
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert any("mIoU" in line or "coco/segm_mAP" in line for line in lines)
+    """Train for two iterations, validate, and return the checkpoint."""
+    run_tool("tools/train.py", config, "--work-dir", work_dir, "--cfg-options", *options)
+    assert {"mIoU", "coco/segm_mAP"} & set().union(*read_scalars(work_dir))
     return work_dir / "iter_2.pth"
 
 
 def evaluate(config, checkpoint, work_dir, options, *arguments):
-    result = tool(
-        "tools/test.py",
-        *(config, checkpoint, "--work-dir", work_dir, *arguments),
+    output = run_tool(
+        *("tools/test.py", config, checkpoint, "--work-dir", work_dir, *arguments),
         *("--cfg-options", *options),
     )
     # Whatever wraps the model, the checkpoint fits.
-    assert "do not match" not in result.stdout + result.stderr
-    return metrics(work_dir)
+    assert "Load checkpoint" in output and "do not match" not in output
+    return read_metrics(work_dir)
+
+
+def without_pipeline(options):
+    """Options without those of the test pipeline, which ``--tta`` replaces."""
+    return [option for option in options if "test_dataloader.dataset.pipeline" not in option]
 
 
 @pytest.fixture(scope="module")
@@ -170,22 +172,22 @@ def test_ade20k_by_sliding_windows(trained_on_ade20k, tmp_path):
     for path in maps:
         label_map = np.asarray(Image.open(path))
         assert label_map.shape == SIZE
-        # In the numbers of the dataset, where 0 is no class.
+        # Labels of the data set, where 0 is no class.
         assert 1 <= label_map.min() <= label_map.max() <= 150
     assert len(list(tmp_path.glob("*/images/*.png"))) == 3
 
 
 def test_ade20k_with_augmentation(trained_on_ade20k, tmp_path):
     checkpoint, options = trained_on_ade20k
-    options = [option for option in options if "test_dataloader.dataset.pipeline" not in option]
-    assert 0 <= evaluate(ADE20K, checkpoint, tmp_path, options, "--tta")["mIoU"] <= 100
+    scores = evaluate(ADE20K, checkpoint, tmp_path, without_pipeline(options), "--tta")
+    assert 0 <= scores["mIoU"] <= 100
 
 
 def test_cityscapes_by_sliding_windows_with_augmentation(cityscapes, tmp_path):
     options = [*QUICK_SEGMENTOR, *rooted(cityscapes)]
     checkpoint = train(CITYSCAPES, tmp_path / "train", options)
-    options = [option for option in options if "test_dataloader.dataset.pipeline" not in option]
-    scores = evaluate(CITYSCAPES, checkpoint, tmp_path / "test", [*options, *SLIDE], "--tta")
+    options = [*without_pipeline(options), *SLIDE, "model.test_cfg.stride=(64,64)"]
+    scores = evaluate(CITYSCAPES, checkpoint, tmp_path / "test", options, "--tta")
     assert 0 <= scores["mIoU"] <= 100
 
 

@@ -1,46 +1,21 @@
-"""The command line from data to metrics, on a Shapes set of a few images."""
+"""tools/train.py and tools/test.py, from data to metrics, on a Shapes set of a few images."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+import shutil
 
 import pytest
 from mmengine.config import Config
 
 from hcformer_mm.checkpoints.io import load_checkpoint
-
-ROOT = Path(__file__).parents[2]
-CONFIG = "configs/shapes/hcformer_r18_shapes-panoptic.py"
-
-
-def tool(*arguments, check=True):
-    """Run a tool as a user does, from the root of the project."""
-    result = subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
-    )
-    if check:
-        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    return result
-
-
-def loader_options(root):
-    """Options that point the dataloaders of a Shapes config at a folder."""
-    return [
-        f"{split}_dataloader.{option}"
-        for split in ("train", "val", "test")
-        for option in (f"dataset.data_root={root}/", "num_workers=0", "persistent_workers=False")
-    ]
+from hcformer_mm.datasets.shapes_writer import write_shapes
+from tests.helpers.models import SHAPES_CONFIG
+from tests.helpers.tools import loader_options, read_metrics, run_tool
 
 
 @pytest.fixture(scope="module")
 def small_shapes(tmp_path_factory):
-    """Six training and three validation images, and the options that point a config at them."""
+    """Six training and three validation images, as options of a config."""
     root = tmp_path_factory.mktemp("data") / "shapes"
-    tool(
-        "tools/dataset_converters/make_shapes.py",
-        *("--out", root, "--num-train", 6, "--num-val", 3),
-    )
+    write_shapes(root, num_train=6, num_val=3, workers=1)
     evaluators = [
         f"{split}_evaluator.{option}"
         for split in ("val", "test")
@@ -55,9 +30,8 @@ def small_shapes(tmp_path_factory):
 
 def train(work_dir, options, *arguments, iterations=2):
     schedule = [f"train_cfg.max_iters={iterations}", f"train_cfg.val_interval={iterations}"]
-    return tool(
-        "tools/train.py",
-        *(CONFIG, "--work-dir", work_dir, *arguments),
+    return run_tool(
+        *("tools/train.py", SHAPES_CONFIG, "--work-dir", work_dir, *arguments),
         *("--cfg-options", *options, *schedule, "train_dataloader.batch_size=2"),
     )
 
@@ -69,10 +43,9 @@ def trained(tmp_path_factory, small_shapes):
     return work_dir
 
 
-def metrics(work_dir):
-    """What a test writes: <time>/<time>.json."""
-    (log,) = (path for path in work_dir.glob("*/*.json") if path.stem == path.parent.name)
-    return json.loads(log.read_text())
+def used_config(work_dir):
+    (path,) = work_dir.glob("*/vis_data/config.py")
+    return Config.fromfile(path)
 
 
 def test_training_leaves_a_checkpoint(trained):
@@ -83,14 +56,21 @@ def test_training_leaves_a_checkpoint(trained):
     assert checkpoint["meta"]["dataset_meta"]["classes"][:2] == ("disc", "box")
 
 
+def test_training_resumes(trained, small_shapes, tmp_path):
+    # It removes the checkpoint that it resumes from, so not from the one that other tests need.
+    shutil.copy(trained / "iter_2.pth", tmp_path)
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "iter_2.pth"))
+    assert "resumed" in train(tmp_path, small_shapes, "--resume", iterations=3)
+    assert (tmp_path / "iter_3.pth").is_file()
+
+
 def test_test_reports_all_metrics_and_dumps_predictions(trained, small_shapes, tmp_path):
     dump = tmp_path / "predictions.pkl"
-    tool(
-        "tools/test.py",
-        *(CONFIG, trained / "iter_2.pth", "--work-dir", tmp_path, "--out", dump),
-        *("--show-dir", "images", "--cfg-options", *small_shapes),
+    run_tool(
+        *("tools/test.py", SHAPES_CONFIG, trained / "iter_2.pth", "--work-dir", tmp_path),
+        *("--out", dump, "--show-dir", "images", "--cfg-options", *small_shapes),
     )
-    scores = metrics(tmp_path)
+    scores = read_metrics(tmp_path)
     for name in ("PQ", "PQ_th", "PQ_st"):
         assert 0 <= scores[f"coco_panoptic/{name}"] <= 100
     assert "coco/segm_mAP" in scores
@@ -100,19 +80,14 @@ def test_test_reports_all_metrics_and_dumps_predictions(trained, small_shapes, t
 
 
 def test_test_in_bfloat16_and_fast(trained, small_shapes, tmp_path):
-    tool(
-        "tools/test.py",
-        *(CONFIG, trained / "iter_2.pth", "--work-dir", tmp_path, "--fast", "--dtype", "bfloat16"),
-        *("--cfg-options", *small_shapes),
+    run_tool(
+        *("tools/test.py", SHAPES_CONFIG, trained / "iter_2.pth", "--work-dir", tmp_path),
+        *("--fast", "--dtype", "bfloat16", "--cfg-options", *small_shapes),
     )
-    assert "coco_panoptic/PQ" in metrics(tmp_path)
-    (used,) = tmp_path.glob("*/vis_data/config.py")
-    hooks = Config.fromfile(used).custom_hooks
-    assert [hook.type for hook in hooks] == [
-        "hcformer_mm.ClassCheckHook",
-        "hcformer_mm.FastInferenceHook",
-    ]
-    assert (hooks[1].fast, hooks[1].dtype) == (True, "bfloat16")
+    assert "coco_panoptic/PQ" in read_metrics(tmp_path)
+    check, fast = used_config(tmp_path).custom_hooks
+    assert check.type == "hcformer_mm.ClassCheckHook"
+    assert fast == dict(type="hcformer_mm.FastInferenceHook", fast=True, dtype="bfloat16")
 
 
 def test_fast_training(small_shapes, tmp_path):
@@ -121,23 +96,14 @@ def test_fast_training(small_shapes, tmp_path):
     train(tmp_path, [*small_shapes, *options], "--fast", iterations=1)
     names = load_checkpoint(tmp_path / "iter_1.pth")["state_dict"]
     assert "backbone.backbone.layer1.0.bn1.weight" in names
-    (used,) = tmp_path.glob("*/vis_data/config.py")
-    assert Config.fromfile(used).custom_hooks[-1].type == "hcformer_mm.FastTrainingHook"
-
-
-def test_training_resumes(trained, small_shapes):
-    result = train(trained, small_shapes, "--resume", iterations=3)
-    assert "resumed" in result.stdout + result.stderr
-    assert (trained / "iter_3.pth").is_file()
+    assert used_config(tmp_path).custom_hooks[-1].type == "hcformer_mm.FastTrainingHook"
 
 
 def test_auto_scale_lr_needs_a_base_batch_size(tmp_path):
-    result = tool("tools/train.py", CONFIG, "--work-dir", tmp_path, "--auto-scale-lr", check=False)
-    assert result.returncode != 0
-    assert "expected auto_scale_lr.base_batch_size" in result.stderr
+    with pytest.raises(SystemExit, match=r"expected auto_scale_lr\.base_batch_size"):
+        run_tool("tools/train.py", SHAPES_CONFIG, "--work-dir", tmp_path, "--auto-scale-lr")
 
 
 def test_dump_must_be_a_pickle():
-    result = tool("tools/test.py", CONFIG, "x.pth", "--out", "x.json", check=False)
-    assert result.returncode != 0
-    assert "expected --out to end in .pkl" in result.stderr
+    with pytest.raises(SystemExit, match=r"expected --out to end in \.pkl"):
+        run_tool("tools/test.py", SHAPES_CONFIG, "x.pth", "--out", "x.json")
