@@ -1,0 +1,190 @@
+"""Time operators and models side by side on one machine: medians, spread, ratios, memory."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import DictAction
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import measure, workloads
+from hcformer_mm.apis.inference import check_device
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Type of an argument: an integer that is not below ``minimum``."""
+
+    def parse(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"expected an integer >= {minimum}, got {text!r}")
+        return int(text)
+
+    return parse
+
+
+def report_file(text: str) -> Path:
+    if not text.endswith((".json", ".md")):
+        raise argparse.ArgumentTypeError(f"expected a file *.json or *.md, got {text!r}")
+    return Path(text)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--repeats", type=at_least(1), default=7, help="rounds that count (default: 7)")
+    add("--warmup", type=at_least(0), default=1, help="rounds before those (default: 1)")
+    threads = "numbers of threads (default: PyTorch's own choice)"
+    add("--threads", type=at_least(1), nargs="+", metavar="N", help=threads)
+    add("--seed", type=int, default=0, help="seed of weights, maps and images (default: 0)")
+    add("--device", default="cpu", help="cpu or a CUDA device (default: cpu)")
+    profile = "list the N operators that take longest (default: 12), too"
+    add("--profile", type=at_least(1), nargs="?", const=12, metavar="N", help=profile)
+    files = "write the results to these files, *.json or *.md"
+    add("--out", type=report_file, nargs="+", default=[], metavar="FILE", help=files)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    configs = (
+        "file, name in the zoo, or package::path of a config of mmdet or mmseg; settings of this "
+        "one alone follow as @key=value, @fuse-conv-bn or @channels-last"
+    )
+    add("configs", nargs="+", metavar="CONFIG[@SETTING]...", help=configs)
+    shapes = "image sizes, pairs of multiples of 32"
+    add("--shape", type=int, nargs="+", required=True, metavar=("H", "W"), help=shapes)
+    baseline = "ratios are to the I-th config, counted from 1 (default: 1)"
+    add("--baseline", type=at_least(1), default=1, metavar="I", help=baseline)
+    add("--fuse-conv-bn", action="store_true", help="@fuse-conv-bn for all configs")
+    add("--channels-last", action="store_true", help="@channels-last for all configs")
+    overrides = "override settings of all configs, as key=value"
+    add("--cfg-options", nargs="+", action=DictAction, default={}, help=overrides)
+    weights = "weights of each config, a file or 'random' (default: all random)"
+    add("--checkpoints", nargs="+", metavar="FILE", help=weights)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    subcommands = parser.add_subparsers(required=True, metavar="SUBCOMMAND")
+
+    ops = subcommands.add_parser("ops", help="operators beside plain versions of them")
+    ops.set_defaults(cases=workloads.operators, baseline=1)
+    add = ops.add_argument
+    operators = workloads.OPERATORS
+    add("--operator", nargs="+", choices=operators, default=operators, help="default: all")
+    shapes = (
+        "pairs of multiples of 32 (default: 800 1344; deform 512 672; post-processing 800 1216)"
+    )
+    add("--shape", type=int, nargs="+", metavar=("H", "W"), help=shapes)
+    strides = list(workloads.RESNET50_CHANNELS)
+    add("--stride", type=int, nargs="+", choices=strides, default=strides, help="default: all")
+    channels = "numbers of masks to decode (default: 20 100 1000)"
+    add("--channels", type=at_least(1), nargs="+", default=[20, 100, 1000], help=channels)
+    queries = "queries in post-processing, all of which are kept (default: 100)"
+    add("--kept-queries", type=at_least(1), default=100, metavar="N", help=queries)
+    passes = workloads.PASSES
+    add("--pass", nargs="+", choices=passes, default=passes, dest="passes", help="default: both")
+    add("--compile", action="store_true", help="add ours under torch.compile")
+    add_common_arguments(ops)
+
+    model = subcommands.add_parser("model", help="inference of models of any config")
+    model.set_defaults(cases=workloads.inference)
+    add_config_arguments(model)
+    add = model.add_argument
+    modes = "predict has pre- and post-processing, too (default: forward predict)"
+    add("--mode", nargs="+", choices=workloads.MODES, default=["forward", "predict"], help=modes)
+    dtypes = "all but float32 by autocast (default: float32)"
+    names = ["float32", "bfloat16", "float16"]
+    add("--dtype", nargs="+", choices=names, default=["float32"], help=dtypes)
+    kept = "let N queries of mask transformers pass as objects (default: as the weights say)"
+    add("--kept-queries", type=at_least(0), metavar="N", help=kept)
+    add_common_arguments(model)
+
+    train = subcommands.add_parser("train", help="training of models of any config")
+    train.set_defaults(cases=workloads.training)
+    add_config_arguments(train)
+    add = train.add_argument
+    phases = "a whole step, or the head alone (default: step)"
+    add("--phase", nargs="+", choices=workloads.PHASES, default=["step"], help=phases)
+    add("--batch", type=at_least(1), default=2, help="images of a step (default: 2)")
+    add("--objects", type=at_least(1), default=10, help="objects in an image (default: 10)")
+    add_common_arguments(train)
+
+    args = parser.parse_args()
+    args.threads = args.threads or [torch.get_num_threads()]
+    sides = args.shape or []
+    # Models pad other sizes differently: ratios would compare different images.
+    if len(sides) % 2 or any(side < 32 or side % 32 for side in sides):
+        parser.error(f"expected --shape of pairs H W, multiples of 32, got {sides}")
+    args.shape = list(zip(sides[::2], sides[1::2], strict=True))
+    configs = getattr(args, "configs", [""])
+    if args.baseline > len(configs):
+        parser.error(f"expected --baseline of 1 to {len(configs)}, got {args.baseline}")
+    return args
+
+
+def run(args: argparse.Namespace) -> list[measure.Row]:
+    """Rows of all cases, with time per pixel for operators and peaks of memory for all but models.
+
+    A whole step of training is repeated in a process of its own for the peak of resident memory.
+    """
+    results: list[measure.Row] = []
+    for setting, calls in args.cases(args):
+        height, width = map(int, setting["shape"].split("x"))
+        for threads in args.threads:
+            torch.set_num_threads(threads)
+            rows = measure.measure(
+                calls,
+                {**setting, "threads": threads},
+                repeats=args.repeats,
+                warmup=args.warmup,
+                baseline=args.baseline - 1,
+                memory=args.cases is not workloads.inference,
+                profile_rows=args.profile,
+                device=args.device,
+            )
+            if args.cases is workloads.operators:
+                for row in rows:
+                    row["ns/pixel"] = 1e6 * row["median (ms)"] / (height * width)
+            if setting.get("phase") == "step" and args.device == "cpu":
+                peaks = []
+                for index in range(len(calls)):
+                    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                        work = workloads.peak_of_training, args, index, (height, width), threads
+                        peaks.append(process.submit(*work).result())
+                measure.add_peaks(rows, "resident", peaks, args.baseline - 1)
+            results += rows
+        del calls  # before the maps of the next case are made
+    return results
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        check_device(args.device)
+        results = run(args)
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"benchmark: {error}")
+    conditions: dict[str, Any] = {"rounds": args.repeats, "warm-up": args.warmup}
+    for name in ("seed", "checkpoints", "kept_queries", "objects"):
+        if getattr(args, name, None) is not None:
+            conditions[name.replace("_", " ")] = getattr(args, name)
+    report = dict(
+        command=shlex.join(["python", *sys.argv]),
+        conditions=conditions | measure.environment(args.device),
+        baseline=results[args.baseline - 1]["name"]
+        if hasattr(args, "configs")
+        else "the first row",
+        results=results,
+    )
+    print(measure.as_markdown(report))
+    for file in args.out:
+        measure.write_report(file, report)
+
+
+if __name__ == "__main__":
+    main()

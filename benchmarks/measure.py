@@ -1,0 +1,159 @@
+"""Time calls side by side, tell their peaks of memory, and report both."""
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch.profiler import profile
+from torch.utils.benchmark import timer
+
+from hcformer_mm.utils.atomic_write import replacing
+from hcformer_mm.version import __version__, installed_versions
+
+Call = Callable[[], object]
+Row = dict[str, Any]
+
+
+def measure(
+    calls: Mapping[str, Call],
+    setting: Mapping[str, str | int],
+    *,
+    repeats: int,
+    warmup: int,
+    baseline: int = 0,
+    memory: bool = False,
+    profile_rows: int | None = None,
+    device: str = "cpu",
+) -> list[Row]:
+    """Time calls in turn: one row of statistics per call, with its name and the setting.
+
+    Every round calls each once, so that a machine that slows down for a while slows all of them.
+    (``Timer`` of PyTorch times one statement after the other, so only its clock serves here.)
+    ``ratio`` is the median over the rounds of the time over the baseline's in the same round.
+    Peaks of memory and profiles take one more call each. A call that fails raises a RuntimeError.
+    """
+    print("timing", *setting.values(), flush=True)
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(warmup + repeats):
+        for name, call in calls.items():
+            start = timer()
+            try:
+                call()
+            except Exception as error:
+                text = ", ".join(f"{key} {value}" for key, value in setting.items())
+                raise RuntimeError(f"{name} does not run ({text}): {error}") from error
+            seconds[name].append(timer() - start)
+    rows = []
+    reference = list(seconds.values())[baseline][warmup:]
+    for name, all_times in seconds.items():
+        times = all_times[warmup:]
+        ratio = median(x / y for x, y in zip(times, reference, strict=True))
+        numbers = {"median": median(times), "min": min(times), "max": max(times)}
+        numbers = {f"{key} (ms)": 1e3 * value for key, value in numbers.items()}
+        rows.append({"name": name, **setting, **numbers, "ratio": ratio, "seconds": times})
+    if memory:
+        add_peaks(rows, "extra", [peak_extra(call, device) for call in calls.values()], baseline)
+    if profile_rows:
+        for row, call in zip(rows, calls.values(), strict=True):
+            with profile() as profiler:
+                call()
+            key = f"self_{'cpu' if device == 'cpu' else 'device'}_time_total"
+            averages = profiler.key_averages()
+            row["profile"] = averages.table(sort_by=key, row_limit=profile_rows)
+    return rows
+
+
+def add_peaks(rows: list[Row], kind: str, peaks: list[int], baseline: int) -> None:
+    """Add peaks of memory in bytes to the rows of one setting, with ratios to the baseline's."""
+    for row, peak in zip(rows, peaks, strict=True):
+        row |= {f"peak {kind} (MiB)": peak / 2**20, f"{kind} ratio": peak / peaks[baseline]}
+
+
+def peak_extra(call: Call, device: str = "cpu") -> int:
+    """Most bytes that PyTorch's allocator holds at a time during a call, over those before it."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(profile_memory=True) as profiler:
+        call()
+    with TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    memory = [event for event in events if event.get("name") == "[memory]"]
+    return _peak(event["args"] for event in sorted(memory, key=lambda event: event["ts"]))
+
+
+def _peak(events: Iterable[Mapping[str, Any]]) -> int:
+    """Peak in bytes of memory events on the CPU, in the order in which they happened.
+
+    The profiler also reports the freeing of memory that was allocated before it started, at times
+    with the size of something older at the same address: so bytes are added up by address.
+    """
+    live: dict[int, int] = {}
+    held = peak = 0
+    for event in events:
+        if event["Device Type"] == 0 and event["Bytes"] > 0:
+            live[event["Addr"]] = event["Bytes"]
+            held += event["Bytes"]
+            peak = max(peak, held)
+        elif event["Device Type"] == 0:
+            held -= live.pop(event["Addr"], 0)
+    return peak
+
+
+def peak_resident() -> int:
+    """Most bytes of physical memory that this process has held so far.
+
+    A process cannot take its peak back, so whatever is measured needs a process of its own, and
+    ``getrusage()`` would begin with the peak of its parent.
+    """
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        raise RuntimeError(f"expected Linux, where {status} has the peak of memory")
+    (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def environment(device: str = "cpu") -> dict[str, str]:
+    """Machine and versions that times depend on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cpu = names[0] if names else platform.processor() or platform.machine()
+    found = {"CPU": f"{cpu}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"}
+    if device != "cpu":
+        found["GPU"] = torch.cuda.get_device_name(device)
+    found |= {"Python": platform.python_version(), "torch": torch.__version__}
+    return found | installed_versions() | {"hcformer_mm": __version__}
+
+
+def as_markdown(report: Mapping[str, Any]) -> str:
+    """Command, conditions, table and profiles of a report, which read well on a screen, too."""
+    rows = report["results"]
+    table = [{k: v for k, v in row.items() if k not in ("seconds", "profile")} for row in rows]
+    parts = [
+        f"```\n{report['command']}\n```",
+        "\n".join(f"- {name}: {value}" for name, value in report["conditions"].items()),
+        tabulate(table, headers="keys", tablefmt="pipe", floatfmt=".3f"),
+        f"Ratios are to {report['baseline']} in the same setting: the median over the rounds of "
+        "the ratio of the two times of a round.",
+    ]
+    profiles = [f"{row['name']}:\n\n```\n{row['profile']}\n```" for row in rows if "profile" in row]
+    return "\n\n".join(parts + profiles) + "\n"
+
+
+def write_report(path: Path, report: Mapping[str, Any]) -> None:
+    """Write the whole of a report or nothing, as Markdown to ``*.md`` and as JSON otherwise."""
+    text = as_markdown(report) if path.suffix == ".md" else json.dumps(report, indent=2) + "\n"
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
