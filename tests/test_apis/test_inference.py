@@ -76,6 +76,27 @@ def test_building_leaves_the_config_as_it_is(config):
     assert config.model.backbone.backbone.init_cfg.checkpoint == "nowhere.pth"
 
 
+def test_weights_are_those_of_the_seed_or_of_a_checkpoint(config, tmp_path):
+    other = build_model(config, seed=1).state_dict()
+    torch.save(dict(state_dict=other), tmp_path / "weights.pth")
+    options = (dict(), dict(seed=0), dict(checkpoint=tmp_path / "weights.pth"))
+    default, again, loaded = (build_model(config, **o).state_dict() for o in options)
+    name = "backbone.backbone.conv1.weight"
+    assert torch.equal(default[name], again[name])
+    assert not torch.equal(default[name], other[name])
+    assert torch.equal(loaded[name], other[name])
+
+
+def test_models_that_cannot_be_built(config, tmp_path):
+    torch.save(build_model(config).state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"weights.pth does not fit .*fcn_r18"):
+        build_model(Config.fromfile(find_config(FCN)), checkpoint=tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"expected a detector of mmdet or .*got ResNet"):
+        build_model(Config(dict(model=dict(type="mmdet.ResNet", depth=18))))
+    with pytest.raises(ValueError, match="expected a config with a model"):
+        build_model(Config(dict(dataset=dict())))
+
+
 def test_classes_of_the_config(config):
     classes = read_classes(build_model(config))
     assert "disk" in classes.things or len(classes.things) == 6
