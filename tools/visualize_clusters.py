@@ -1,4 +1,4 @@
-"""Draw the clusters of every level in images, and where they, and the segments, go wrong."""
+"""Draw the clusters of every level, the predicted segments, and the errors of both."""
 
 import argparse
 import sys
@@ -13,64 +13,56 @@ from hcformer_mm.structures.data_samples import SCORE_THR, predicted_segments
 from hcformer_mm.visualization import LAYOUTS, cluster_sheet
 
 
-class UsageError(Exception):
-    """What the one who typed the command can put right."""
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="config file, or the name of one of this package's")
+    parser.add_argument("config", help="config file, or name of one of this package's configs")
     parser.add_argument("checkpoint", type=Path, help="checkpoint file")
     parser.add_argument(
         "--img",
         nargs="+",
         required=True,
-        help="images to draw, folders of them, or videos whose frames are drawn",
+        help="images, folders of images, or videos, drawn frame by frame",
     )
     parser.add_argument(
         "--gt",
         type=Path,
-        help="ground truth of the images: a COCO panoptic JSON, its PNG files in the folder of "
-        "the same name beside it; a COCO instance JSON; or a folder of gray PNG files with the "
-        "classes, named like the images",
+        help="ground truth: a COCO panoptic JSON, with its PNG files in the folder of the same "
+        "name beside it; a COCO instance JSON; or a folder of label maps, gray PNG files named "
+        "like the images",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for <image>.png")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the sheets, <image>.png")
     parser.add_argument(
         "--layout",
         choices=list(LAYOUTS),
         default="full",
-        help="full (default): everything; or as a figure of the paper",
+        help="panels of a sheet: all (full, default), or those of a figure of the paper",
     )
     parser.add_argument(
         "--connected",
         action="store_true",
-        help="take the connected parts of a cluster for clusters of their own",
+        help="treat the connected parts of a cluster as separate clusters",
     )
     parser.add_argument(
         "--side",
         type=int,
         default=1280,
-        help="longer side of a panel in pixels, about (default: %(default)s); small images are "
-        "enlarged by an integer, large ones divided by one",
+        help="approximate longer side of a panel in pixels (default: %(default)s); images are "
+        "enlarged or reduced by an integer",
     )
     parser.add_argument(
         "--score-thr",
         type=float,
         default=SCORE_THR,
-        help="least score of the instances that are drawn, of models that predict only these "
+        help="minimum score of drawn instances, for models that predict only instances "
         "(default: %(default)s)",
     )
     parser.add_argument(
         "--reduce-zero-label",
         action="store_true",
-        help="classes in the folder of --gt count from 1, and 0 is void, as in ADE20K",
+        help="label maps of --gt count classes from 1 and use 0 for void, as in ADE20K",
     )
-    parser.add_argument(
-        "--batch-size", type=int, default=1, help="images that go through the model together"
-    )
-    parser.add_argument(
-        "--device", help="cpu, cuda or cuda:<index>; by default the GPU if there is one"
-    )
+    parser.add_argument("--batch-size", type=int, default=1, help="images per forward pass")
+    parser.add_argument("--device", help="cpu, cuda or cuda:<index>; by default the GPU, if any")
     return parser.parse_args()
 
 
@@ -82,7 +74,7 @@ def read_ground_truth(
     if args.gt is None:
         return None
     if not isinstance(images, list):
-        raise UsageError("the frames of a video have no ground truth; leave --gt out")
+        raise ValueError("frames of a video have no ground truth; omit --gt")
     truth = open_ground_truth(
         args.gt,
         inferencer.classes,
@@ -92,13 +84,13 @@ def read_ground_truth(
     missing = [image.file_name for image in images if image.file_name not in truth]
     if missing:
         more = f" and {len(missing) - 3} more" * (len(missing) > 3)
-        raise UsageError(f"{args.gt} has no ground truth of {', '.join(missing[:3])}{more}")
+        raise ValueError(f"{args.gt} has no ground truth of {', '.join(missing[:3])}{more}")
     return truth
 
 
 def draw(args: argparse.Namespace) -> None:
     if args.batch_size < 1 or args.side < 1:
-        raise UsageError(
+        raise ValueError(
             f"expected --batch-size and --side of 1 at least, got {args.batch_size} and {args.side}"
         )
     images = with_unique_names(open_images(args.img))
@@ -125,7 +117,7 @@ def draw(args: argparse.Namespace) -> None:
 def main() -> None:
     try:
         draw(parse_args())
-    except (UsageError, ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError) as error:
         sys.exit(f"visualize_clusters: {error}")
 
 
