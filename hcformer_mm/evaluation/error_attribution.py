@@ -82,12 +82,8 @@ def attribution_table(attributions: Iterable[ErrorAttribution]) -> str:
             "reached": attribution.stages[PREDICTION],
             "lost": attribution.total,
             DECODING: attribution.decoding,
-            **attribution.shares,
+            **{name.replace("_", " "): loss for name, loss in attribution.shares.items()},
         }
         for attribution in attributions
     ]
-    return tabulate(
-        [list(row.values()) for row in rows],
-        headers=[name.replace("_", " ") for name in rows[0]],
-        floatfmt=".1f",
-    )
+    return tabulate(rows, headers="keys", floatfmt=".1f")

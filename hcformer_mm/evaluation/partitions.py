@@ -13,8 +13,8 @@ from tabulate import tabulate
 from ..ops.clusters import cells_under
 from ..structures.arrays import Labels, RGBImage
 from ..structures.image_clusters import ImageClusters
-from . import functional
 from .error_attribution import GROUND_TRUTH, PREDICTION
+from .functional import superpixels
 from .measures import ImageGroundTruth
 
 
@@ -39,8 +39,8 @@ def score_partition(
         image: The image, ``(H, W, 3)``.
         tolerance: Tolerance of boundaries in pixels; by default 0.0025 of the diagonal.
     """
-    table = functional.overlaps(labels, truth.segments, ignore=truth.void)
-    recall, precision = functional.boundary_scores(
+    table = superpixels.overlaps(labels, truth.segments, ignore=truth.void)
+    recall, precision = superpixels.boundary_scores(
         labels, truth.segments, tolerance=tolerance, ignore=truth.void
     )
     fractions = dict(
@@ -49,11 +49,11 @@ def score_partition(
         ASA=table.achievable_segmentation_accuracy(),
         boundary_recall=recall,
         boundary_precision=precision,
-        compactness=functional.compactness(labels),
-        explained_variation=functional.explained_variation(labels, image),
+        compactness=superpixels.compactness(labels),
+        explained_variation=superpixels.explained_variation(labels, image),
     )
     return {
-        "clusters": float(functional.number_of_clusters(labels)),
+        "clusters": float(superpixels.number_of_clusters(labels)),
         **{name: 100 * value for name, value in fractions.items()},
     }
 
@@ -98,7 +98,7 @@ def slic_superpixels(image: RGBImage, number: int) -> NDArray[np.int64]:
     request = number
     while len(tries) < 4:
         labels = slic(image, n_segments=request, start_label=0)
-        found = functional.number_of_clusters(labels)
+        found = superpixels.number_of_clusters(labels)
         tries.append((abs(found - number), labels))
         if found == number:
             break

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from ..evaluation.functional import (
+from ..evaluation.functional.superpixels import (
     boundary_scores,
     explained_variation,
     majority_map,

@@ -5,7 +5,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from skimage.color import lab2rgb, rgb2lab
 
-from ..evaluation.functional import overlaps
+from ..evaluation.functional.superpixels import overlaps
 from ..structures.arrays import Labels, Mask, RGBImage
 from ..structures.panoptic import Classes, Panoptic
 from .arrays import boundary, check_same_size, gray_image

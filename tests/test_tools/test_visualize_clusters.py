@@ -1,9 +1,10 @@
-"""The tool as it is typed, on untrained models: which images it draws, into which files."""
+"""tools/visualize_clusters.py on untrained models: images drawn, files written, errors."""
 
 import importlib.util
 import json
 import shutil
 import sys
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -33,6 +34,7 @@ def tool() -> ModuleType:
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.ClusterInferencer = lru_cache(module.ClusterInferencer)  # builds each model once
     return module
 
 
@@ -45,7 +47,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory):
-    """The untrained weights of a config."""
+    """Save the untrained weights of a config, once."""
     folder = tmp_path_factory.mktemp("checkpoints")
 
     def write(config: str) -> Path:
@@ -70,9 +72,8 @@ def run(tool: ModuleType, monkeypatch: pytest.MonkeyPatch):
     return main
 
 
-def size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as image:
-        return image.size
+def read(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
 
 
 def test_a_sheet_for_each_image_of_a_folder(
@@ -82,30 +83,29 @@ def test_a_sheet_for_each_image_of_a_folder(
     gt = shapes / "annotations/panoptic_val.json"
     arguments = (PANOPTIC, checkpoint(PANOPTIC), "--img", shapes / "val", "--out", out)
     run(*arguments, "--gt", gt, "--batch-size", 2)
-    names = sorted(path.name for path in out.iterdir())
-    assert names == ["000000.png", "000001.png", "000002.png"]
+    with_gt = {path.name: read(path) for path in out.iterdir()}
+    assert sorted(with_gt) == ["000000.png", "000001.png", "000002.png"]
     # Images of about 96 × 72: four rows of four columns.
-    width, height = size(out / "000000.png")
+    height, width, _ = with_gt["000000.png"].shape
     assert 4 * 80 < width < 6 * 96 and 4 * 60 < height < 6 * 96
     printed = capsys.readouterr()
     assert "3/3" in printed.err and f"3 images in {out}" in printed.out
 
-    with_gt = {name: np.asarray(Image.open(out / name)) for name in names}
     run(*arguments, "--gt", gt, "--batch-size", 1)
     for name, one in with_gt.items():
-        assert np.array_equal(np.asarray(Image.open(out / name)), one)
+        assert np.array_equal(read(out / name), one)
     run(*arguments)
-    assert size(out / "000000.png")[1] < 0.85 * height  # no errors, no ground truth
+    assert len(read(out / "000000.png")) < 0.85 * height  # no errors, no ground truth
 
 
 def test_layout_and_connected_parts(run, shapes: Path, checkpoint, tmp_path: Path) -> None:
     image, gt = shapes / "val/000000.jpg", shapes / "annotations/panoptic_val.json"
     arguments = (PANOPTIC, checkpoint(PANOPTIC), "--img", image, "--gt", gt, "--out", tmp_path)
     run(*arguments, "--layout", "figure-5")
-    plain = np.asarray(Image.open(tmp_path / "000000.png"))
-    assert plain.shape[0] < 3.5 * 96  # two rows
+    plain = read(tmp_path / "000000.png")
+    assert len(plain) < 3.5 * 96  # two rows
     run(*arguments, "--layout", "figure-5", "--connected")
-    assert not np.array_equal(np.asarray(Image.open(tmp_path / "000000.png")), plain)
+    assert not np.array_equal(read(tmp_path / "000000.png"), plain)
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,9 @@ def test_models_of_every_kind(
     image = shapes / "val/000001.jpg"
     arguments = (config, checkpoint(config), "--img", image, "--out", tmp_path)
     run(*arguments, "--gt", shapes / gt)
-    full = size(tmp_path / "000001.png")
+    full = len(read(tmp_path / "000001.png"))
     run(*arguments)
-    assert full[1] > size(tmp_path / "000001.png")[1]
+    assert full > len(read(tmp_path / "000001.png"))
 
 
 def test_instances_below_the_threshold_are_not_drawn(
@@ -136,7 +136,7 @@ def test_instances_below_the_threshold_are_not_drawn(
     sheets = []
     for threshold in (0, 1):
         run(*arguments, "--score-thr", threshold)
-        sheets.append(np.asarray(Image.open(tmp_path / "000000.png")))
+        sheets.append(read(tmp_path / "000000.png"))
     none = sheets[1]
     assert not np.array_equal(*sheets)
     # The prediction, second of the first column, is gray from top to bottom.
@@ -144,7 +144,7 @@ def test_instances_below_the_threshold_are_not_drawn(
     assert (middle == middle[..., :1]).all()
 
 
-def test_the_model_of_a_config_by_its_name(run, shapes: Path, checkpoint, tmp_path: Path) -> None:
+def test_config_by_its_name(run, shapes: Path, checkpoint, tmp_path: Path) -> None:
     run(Path(PANOPTIC).stem, checkpoint(PANOPTIC), "--img", shapes / "val", "--out", tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -168,7 +168,7 @@ def test_frames_of_a_video(run, checkpoint, tmp_path: Path) -> None:
 
 
 def test_labels_that_count_from_1(tool: ModuleType, tmp_path: Path) -> None:
-    """As the command line says, or as the checkpoint says of its dataset."""
+    """The command line or the checkpoint's metainfo asks for reduce_zero_label."""
     Image.fromarray(np.array([[0, 1]], np.uint8)).save(tmp_path / "a.png")
     classes = SimpleNamespace(names=["one"])
     for flag, meta in ((True, {}), (False, dict(reduce_zero_label=True)), (False, {})):
@@ -200,7 +200,7 @@ def test_images_without_ground_truth_are_named_first(
     assert not out.exists()
 
 
-def test_errors_end_in_one_line(run, shapes: Path, checkpoint, tmp_path: Path) -> None:
+def test_errors_are_one_line(run, shapes: Path, checkpoint, tmp_path: Path) -> None:
     out, image = tmp_path / "out", shapes / "val/000000.jpg"
     weights = checkpoint(PANOPTIC)
     (tmp_path / "no.json").write_text(json.dumps({"images": []}))
@@ -210,7 +210,10 @@ def test_errors_end_in_one_line(run, shapes: Path, checkpoint, tmp_path: Path) -
         (("nowhere", weights, "--img", image), "expected a config file"),
         ((PANOPTIC, tmp_path / "no.pth", "--img", image), "no.pth"),
         ((PANOPTIC, checkpoint(INSTANCE), "--img", image), "does not fit"),
-        ((PANOPTIC, weights, "--img", image, "--gt", tmp_path / "no.json"), "expected a COCO JSON file"),
+        (
+            (PANOPTIC, weights, "--img", image, "--gt", tmp_path / "no.json"),
+            "expected a COCO JSON file",
+        ),
         ((PANOPTIC, weights, "--img", image, "--gt", "nowhere"), "no such ground truth: nowhere"),
         ((PANOPTIC, weights, "--img", image, image), "both be called 000000"),
         ((PANOPTIC, weights, "--img", image, "--batch-size", 0), "1 at least, got 0 and 96"),

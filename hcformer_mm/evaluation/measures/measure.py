@@ -46,19 +46,11 @@ class Measure(ABC, Generic[Truth, Prediction, Counts]):
 
     @abstractmethod
     def truth(self, sample: Sample) -> Truth:
-        """Read the ground truth of an image.
-
-        Raises:
-            ValueError: There is none.
-        """
+        """Read the ground truth of an image; raise a ValueError if there is none."""
 
     @abstractmethod
     def predicted(self, sample: Sample) -> Prediction:
-        """Read the model's prediction from a sample.
-
-        Raises:
-            ValueError: The sample has no prediction of this kind.
-        """
+        """Read the model's prediction; raise a ValueError if the sample has none of this kind."""
 
     def perfect(self, truth: Truth) -> Prediction:
         """Return the ground truth as a prediction."""
@@ -78,11 +70,7 @@ class Measure(ABC, Generic[Truth, Prediction, Counts]):
 
 
 def prediction_of(sample: Sample, field: str, task: str) -> Any:
-    """Return a field of a predicted data sample.
-
-    Raises:
-        ValueError: The sample lacks it.
-    """
+    """Return a field of a predicted data sample; raise a ValueError if it is missing."""
     if field not in sample:
         raise ValueError(
             f"expected {field} in the predictions, to compare with {task} ground truth, got "

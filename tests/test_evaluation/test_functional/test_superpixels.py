@@ -22,10 +22,11 @@ from scipy import ndimage
 from skimage.metrics import contingency_table
 from skimage.segmentation import find_boundaries
 
-from hcformer_mm.evaluation import functional
-from hcformer_mm.evaluation.functional import (
+from hcformer_mm.evaluation.functional.superpixels import (
     achievable_segmentation_accuracy,
+    boundaries,
     boundary_scores,
+    boundary_tolerance,
     compactness,
     explained_variation,
     majority_map,
@@ -207,7 +208,7 @@ def test_boundaries_of_loops_and_of_scikit_image(size, tolerance):
     assert precision == pytest.approx(reference.boundary_hits(ours, theirs, tolerance))
 
     found, true = (find_boundaries(m, connectivity=1, mode="thick") for m in (labels, truth))
-    assert np.array_equal(functional.boundaries(labels), found)
+    assert np.array_equal(boundaries(labels), found)
     away = ndimage.distance_transform_cdt(~found, metric="chessboard")
     assert recall == pytest.approx((away[true] <= tolerance).mean())
 
@@ -218,7 +219,7 @@ def test_boundaries_of_loops_and_of_scikit_image(size, tolerance):
     [((321, 481), 1), ((1024, 2048), 6), ((192, 256), 1), ((40, 40), 0)],
 )
 def test_boundary_tolerance(size, tolerance):
-    assert functional.boundary_tolerance(*size) == tolerance
+    assert boundary_tolerance(*size) == tolerance
     labels, truth = np.zeros((2, *size), int)
     labels[:, 8:], truth[:, 8 + tolerance + 1 :] = 1, 1  # one of two columns is near
     assert boundary_scores(labels, truth)[0] == 0.5

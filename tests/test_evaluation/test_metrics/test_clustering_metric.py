@@ -14,7 +14,8 @@ from mmengine.logging import MMLogger
 from mmengine.registry import METRICS
 from panopticapi.utils import rgb2id
 
-from hcformer_mm.evaluation import functional, partitions
+from hcformer_mm.evaluation import partitions
+from hcformer_mm.evaluation.functional import superpixels
 from hcformer_mm.evaluation.partitions import cell_map, slic_superpixels
 from hcformer_mm.structures.image_clusters import ImageClusters
 from tests.helpers.clustering_samples import (
@@ -104,12 +105,12 @@ def test_scores_are_means_over_the_images(folder, panoptic):
         crowds = [info["id"] for info in annotation["segments_info"] if info["iscrowd"]]
         arguments = (one["clusters"].labels()[1], ids.astype(int))
         options = dict(ignore=np.isin(ids, [0, *crowds]))
-        recall, precision = functional.boundary_scores(*arguments, **options)
+        recall, precision = superpixels.boundary_scores(*arguments, **options)
         scores.append(
             dict(
-                UE=functional.undersegmentation_error(*arguments, **options),
-                UE_Levin=functional.undersegmentation_error(*arguments, form="levin", **options),
-                ASA=functional.achievable_segmentation_accuracy(*arguments, **options),
+                UE=superpixels.undersegmentation_error(*arguments, **options),
+                UE_Levin=superpixels.undersegmentation_error(*arguments, form="levin", **options),
+                ASA=superpixels.achievable_segmentation_accuracy(*arguments, **options),
                 boundary_recall=recall,
                 boundary_precision=precision,
             )
@@ -155,10 +156,10 @@ def test_semantic(folder, tolerance):
     assert set(figures(metrics, "level_1")) == {*SCORES, "mIoU"}
     pairs = [(one["clusters"].labels()[2], one["gt_sem_seg"]["data"][0]) for one in given]
     expected = dict(
-        UE=[100 * functional.undersegmentation_error(*pair, ignore=255) for pair in pairs],
-        clusters=[functional.number_of_clusters(labels) for labels, _ in pairs],
+        UE=[100 * superpixels.undersegmentation_error(*pair, ignore=255) for pair in pairs],
+        clusters=[superpixels.number_of_clusters(labels) for labels, _ in pairs],
         boundary_recall=[
-            100 * functional.boundary_scores(*pair, tolerance=tolerance, ignore=255)[0]
+            100 * superpixels.boundary_scores(*pair, tolerance=tolerance, ignore=255)[0]
             for pair in pairs
         ],
     )
@@ -222,7 +223,7 @@ def test_slic_of_any_number(folder, number):
     image = mmcv.imread(samples(folder)[0]["img_path"], channel_order="rgb")
     labels = slic_superpixels(image, number)
     assert labels.shape == image.shape[:2] and labels.min() == 0
-    found = functional.number_of_clusters(labels)
+    found = superpixels.number_of_clusters(labels)
     if number < 10_000:
         assert abs(found - number) <= max(1, number // 4)
 
@@ -235,20 +236,20 @@ def test_slic_keeps_the_closest_number(monkeypatch):
         return np.arange(64).reshape(8, 8) % next(counts)
 
     monkeypatch.setattr(partitions, "slic", slic)
-    assert functional.number_of_clusters(slic_superpixels(image, 6)) == 5
+    assert superpixels.number_of_clusters(slic_superpixels(image, 6)) == 5
 
 
 def test_cells_of_a_resized_image():
     """Cells of 4 pixels in an input of 8 x 12 are of 8 pixels in an image of twice its size."""
     clusters = ImageClusters((torch.rand(9, 3, 3),), 4, (8, 12), (16, 24))
     assert cell_map(clusters)[::8, ::8].tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert functional.number_of_clusters(cell_map(clusters)) == 6
+    assert superpixels.number_of_clusters(cell_map(clusters)) == 6
     # Clusters are made of cells, in images of any size.
     for size in ((16, 24), (7, 30), (8, 12)):
         clusters = ImageClusters((torch.rand(9, 3, 3),), 4, (8, 12), size)
         (labels,) = clusters.labels()
         assert cell_map(clusters).shape == size
-        table = functional.overlaps(cell_map(clusters), labels)
+        table = superpixels.overlaps(cell_map(clusters), labels)
         assert table.pixels.nnz == len(table.cluster_labels)
 
 
