@@ -18,28 +18,27 @@ from . import taps as tapping
 
 @MODELS.register_module()
 class HCBackbone(BaseModule):
-    """A backbone that also says, at every downsampling, which coarse cell a fine pixel belongs to.
+    """Wrap a backbone so that it also clusters the pixels at every downsampling.
 
-    "Clustering after downsampling" (paper, Sec. 2): the maps before and after a downsampling layer
-    are read while the backbone runs, and a :class:`~hcformer_mm.models.ClusteringModule` assigns
-    the fine pixels to the coarse ones. The wrapped backbone's forward path, parameter names and
-    pretrained loading stay as they are; with ``downsampling='original'`` its outputs are bit for
-    bit those of the bare backbone.
+    "Clustering after downsampling" (paper, Sec. 2): hooks read the maps before and after a
+    downsampling layer, and a :class:`~hcformer_mm.models.ClusteringModule` assigns the fine pixels
+    to the coarse cells. The wrapped backbone's forward path, parameter names and pretrained loading
+    stay as they are; with ``downsampling='original'`` its outputs are bit for bit the bare
+    backbone's.
 
     Args:
         backbone: Config of any registered backbone, e.g. ``dict(type='mmdet.ResNet', depth=50)``.
-        hierarchical_level: How many downsamplings are clustered, counted from the deepest
-            (Fig. II). 0 means none.
+        hierarchical_level: Number of clustered downsamplings, counted from the deepest (Fig. II).
         embed_channels: Channels of the space in which similarities are taken.
         init_scale: Initial value of the scales.
         downsampling: ``'deform'`` replaces the strided convolutions of the clustered downsamplings
-            by DCNv2 (Sec. 2.5, for CNNs); ``'original'`` leaves them, as transformers need.
+            by DCNv2 (Sec. 2.5, for CNNs); ``'original'`` keeps them, as transformers need.
         taps: Names of the modules whose input is the fine and whose output is the coarse map,
-            finest first; maps, or tokens with their size. By default those of the backbone's
-            family: ResNet, ConvNeXt, Swin, PVT or MiT
+            finest first; maps, or tokens with their size. The default is known for ResNet,
+            ConvNeXt, Swin, PVT and MiT
             (:func:`~hcformer_mm.models.backbones.taps.default_taps`).
-        init_cfg: Initialisation of the whole module, as everywhere in MMEngine. The wrapped
-            backbone's own ``init_cfg`` stands in ``backbone``.
+        init_cfg: Initialization config of the whole module. The wrapped backbone has its own, in
+            ``backbone``.
 
     Raises:
         ValueError: The taps are unknown, do not halve the resolution, are fewer than
@@ -72,16 +71,16 @@ class HCBackbone(BaseModule):
         )
 
     def _choose_taps(self, taps: Sequence[str] | None, level: int) -> list[str]:
-        """The ``level`` deepest taps."""
+        """Names of the ``level`` deepest taps."""
         if taps is None:
             taps = tapping.default_taps(self.backbone)
         if taps is None:
             if level == 0:
                 return []
             raise ValueError(
-                f"expected taps for {type(self.backbone).__name__}, a backbone without default "
-                "ones: names of modules whose input is the fine and whose output is the coarse "
-                f"map, finest first; {tapping.candidates(self.backbone)}"
+                f"expected taps for {type(self.backbone).__name__}, which has no default ones: "
+                "names of modules whose input is the fine and whose output is the coarse map, "
+                f"finest first; {tapping.candidates(self.backbone)}"
             )
         if not 0 <= level <= len(taps):
             raise ValueError(
@@ -91,36 +90,34 @@ class HCBackbone(BaseModule):
         return list(taps[len(taps) - level :])
 
     def _probe(self) -> list[tapping.Pair]:
-        """What the taps see of a blank image, checked."""
+        """Maps at the taps for a blank image; each tap has to halve its map."""
         if not self.taps:
             return []
         captured = tapping.dry_run(self.backbone)
         for name in self.taps:
             if name not in captured or not tapping.halves(captured[name]):
                 raise ValueError(
-                    f"expected the tap {name!r} to be run and to halve the resolution of a "
-                    f"map; {tapping.candidates(self.backbone)}"
+                    f"expected the tap {name!r} to run and to halve the resolution of a map; "
+                    f"{tapping.candidates(self.backbone)}"
                 )
         return [captured[name] for name in self.taps]
 
     def _deform(self, name: str, pair: tapping.Pair) -> None:
-        """Make the downsampling at a tap deformable."""
         block = self.backbone.get_submodule(name)
         if pair.tokens:
             raise ValueError(
-                f"expected the downsampling {name!r} of a CNN to make deformable, got "
+                f"expected {name!r} to be the downsampling of a CNN to make it deformable, got "
                 f"{type(block).__name__}, which yields tokens; use downsampling='original' for "
                 "transformers"
             )
         make_downsampling_deformable(block)
 
     def init_weights(self) -> None:
-        """Initialise as MMEngine does; deformable kernels start undeformed."""
+        """Initialize as MMEngine does; deformable kernels start undeformed."""
         is_first = not self.is_init
         super().init_weights()
         if is_first and not (is_pretrained(self) or is_pretrained(self.backbone)):
-            # A backbone trained from scratch initializes every convolution inside it, those of the
-            # offsets included.
+            # A backbone trained from scratch initializes the offsets' convolutions too.
             for module in self.modules():
                 if isinstance(module, DeformableDownsampling):
                     module.reset_offsets()
@@ -132,12 +129,12 @@ class HCBackbone(BaseModule):
             x: Images ``(B, 3, H, W)``.
 
         Returns:
-            The feature maps of the wrapped backbone with ``hierarchical_level`` assignments. There
-            may be fewer maps than assignments: ``out_indices`` of the backbone decides.
+            The feature maps of the wrapped backbone with ``hierarchical_level`` assignments.
+            ``out_indices`` of the backbone may leave fewer maps than assignments.
 
         Raises:
             ValueError: A downsampling rounds an odd side down, or the backbone returns no maps.
-            RuntimeError: The gradient of a tap is cut off by activation checkpointing.
+            RuntimeError: Activation checkpointing cuts off the gradient of a tap.
         """
         with tapping.recording() as captured:
             features = self.backbone(x)
@@ -157,7 +154,7 @@ class HCBackbone(BaseModule):
                 clustering(pair.fine, pair.coarse)
                 for clustering, pair in zip(self.clusterings, pairs, strict=True)
             ],
-            # Not get_parameter: inside a forward of FSDP these are no nn.Parameter.
+            # Not get_parameter: inside FSDP's forward these are not nn.Parameters.
             scales=[cast(Tensor, clustering.scale) for clustering in self.clusterings],
         )
 
@@ -173,7 +170,7 @@ class HCBackbone(BaseModule):
             tap = self.backbone.get_submodule(name)
             if any(parameter.requires_grad for parameter in tap.parameters()):
                 raise RuntimeError(
-                    f"expected the tap {name!r} to be run with gradients, but its output has none: "
-                    "it lies inside a part under reentrant activation checkpointing or no_grad. "
-                    "Checkpoint the blocks beside it instead, or freeze it"
+                    f"expected the tap {name!r} to run with gradients, but its output has none: it "
+                    "is inside reentrant activation checkpointing or no_grad. Checkpoint the "
+                    "blocks beside it instead, or freeze it"
                 )

@@ -1,8 +1,7 @@
-"""Taps: where in a backbone the maps before and after a downsampling are read.
+"""Taps: modules of a backbone at which the maps before and after a downsampling are read.
 
-A tap names a module whose input is the fine and whose output is the coarse map. Each of the two is
-a tensor ``(B, C, H, W)`` or, as in transformers, tokens ``(B, H·W, C)`` followed by their size
-``(H, W)``.
+The input of a tap is the fine map and its output the coarse one. Each is a tensor ``(B, C, H, W)``
+or, as in transformers, tokens ``(B, H·W, C)`` followed by their size ``(H, W)``.
 """
 
 import threading
@@ -17,8 +16,8 @@ from torch import Tensor, nn
 from ...ops.neighborhood import coarse_size
 
 DRY_RUN_SIZES = ((64, 96), (224, 224), (384, 384), (512, 512))
-"""Blank images that a backbone is tried with. The first has two different sides, so that pooling a
-whole map to a pixel does not look like halving it; the others are for fixed sizes and windows."""
+"""Sizes of the blank images of a dry run. The first is not square, so that pooling a whole map to a
+pixel does not look like halving it; the others are for fixed sizes and windows."""
 
 _LOCAL = threading.local()
 
@@ -29,7 +28,7 @@ class Pair(NamedTuple):
     Attributes:
         fine: Map ``(B, C, H, W)`` before the downsampling.
         coarse: Map ``(B, C', ⌈H/2⌉, ⌈W/2⌉)`` after it.
-        tokens: Whether the module handed the coarse map on as tokens.
+        tokens: Whether the module returned the coarse map as tokens.
     """
 
     fine: Tensor
@@ -38,10 +37,10 @@ class Pair(NamedTuple):
 
 
 def _read_map(values: Any) -> tuple[Tensor, bool] | None:
-    """The map that leads ``values``, and whether it is there as tokens; None if there is none."""
+    """Map at the start of ``values`` and whether it came as tokens; None if there is none."""
     match values if isinstance(values, (tuple, list)) else (values,):
         case [Tensor() as x, *rest] if x.dim() == 4:
-            # Several maps are the features of a whole backbone, or inputs to be fused.
+            # Several maps are the features of a whole backbone, or inputs to fuse.
             several = any(isinstance(value, Tensor) and value.dim() == 4 for value in rest)
             return None if several else (x, False)
         case [Tensor() as x, [height, width], *_] if x.dim() == 3:
@@ -67,13 +66,13 @@ def _capture(
 
 
 def attach(backbone: nn.Module, taps: Sequence[str]) -> list[Any]:
-    """Make ``backbone`` report the maps at ``taps`` to :func:`recording`, and only to it.
+    """Make ``backbone`` report the maps at ``taps`` to :func:`recording`.
 
     Returns:
         Handles that remove the hooks.
 
     Raises:
-        ValueError: A tap is no module of the backbone.
+        ValueError: A tap is not a module of the backbone.
     """
     modules = dict(backbone.named_modules())
     for name in taps:
@@ -82,7 +81,7 @@ def attach(backbone: nn.Module, taps: Sequence[str]) -> list[Any]:
                 f"expected taps to name modules of {type(backbone).__name__}, got {name!r}; "
                 f"{candidates(backbone)}"
             )
-    # A partial of a plain function, so that copies of the model copy their hooks.
+    # A partial of a plain function: copies of the model copy their hooks.
     return [
         modules[name].register_forward_hook(partial(_capture, name), with_kwargs=True)
         for name in taps
@@ -91,7 +90,7 @@ def attach(backbone: nn.Module, taps: Sequence[str]) -> list[Any]:
 
 @contextmanager
 def recording() -> Iterator[dict[str, Pair]]:
-    """Collect what the taps see inside the block, for this call and this thread alone."""
+    """Collect the maps at the taps by name, for this call and this thread alone."""
     outer = getattr(_LOCAL, "captured", None)
     captured: dict[str, Pair] = {}
     _LOCAL.captured = captured
@@ -102,14 +101,14 @@ def recording() -> Iterator[dict[str, Pair]]:
 
 
 def default_taps(backbone: nn.Module) -> list[str] | None:
-    """The taps of a known family of backbones, finest first; None for an unknown one.
+    """Names of the taps of a known family of backbones, finest first; None for others.
 
-    A family is known by how it is built:
+    The structure tells the family:
 
     - ResNets list the names of their stages in ``res_layers``: the first block of every stage but
       the first;
-    - ConvNeXts keep what lies before the stages in ``downsample_layers``: all but the stem;
-    - Swins end (in version 2 begin) ``stages`` with a module ``downsample``: these;
+    - ConvNeXts have ``downsample_layers``: all but the stem;
+    - Swins have ``stages`` with a module ``downsample``: these;
     - PVTs and MiTs have ``layers`` of lists that begin with a patch embedding: all but the first.
     """
     names = getattr(backbone, "res_layers", None)
@@ -142,19 +141,19 @@ def halves(pair: Pair) -> bool:
 
 
 def dry_run(backbone: nn.Module) -> dict[str, Pair]:
-    """What the attached taps see of a blank image, leaving no trace in the backbone.
+    """Run the backbone on a blank image, without side effects, and return the maps at its taps.
 
     Raises:
-        ValueError: The backbone runs on no image that is tried.
+        ValueError: The backbone fails on every size of :data:`DRY_RUN_SIZES`.
     """
-    # The first convolution is the stem in most models, but some register another one before it.
+    # Usually the first convolution is the stem, but some models register another one before it.
     convs = (m for m in backbone.modules() if isinstance(m, nn.Conv2d))
     channels = dict.fromkeys((3, *(conv.in_channels for conv in (next(convs, None),) if conv)))
     shapes = [(1, count, *size) for count in channels for size in DRY_RUN_SIZES]
     parameter = next(backbone.parameters(), torch.zeros(()))
     modes = {module: module.training for module in backbone.modules()}
     gpus = {p.device for p in backbone.parameters() if p.is_cuda}
-    # Set one by one: the host's own `train()` freezes layers.
+    # Set one by one: the backbone's own `train()` may freeze layers.
     for module in modes:
         module.training = False
     failure = None
@@ -178,7 +177,7 @@ def dry_run(backbone: nn.Module) -> dict[str, Pair]:
 
 
 def halving_modules(backbone: nn.Module) -> list[str]:
-    """The modules of ``backbone`` that halve the resolution, in the order they end a dry run."""
+    """Names of the modules that halve the resolution in a dry run, in the order of their calls."""
     handles = attach(backbone, [name for name, _ in backbone.named_modules() if name])
     try:
         captured = dry_run(backbone)
@@ -189,14 +188,14 @@ def halving_modules(backbone: nn.Module) -> list[str]:
 
 
 def candidates(backbone: nn.Module) -> str:
-    """The end of an error message: which modules of ``backbone`` can be taps."""
+    """Text for error messages that lists the modules of ``backbone`` that can be taps."""
     try:
         names = halving_modules(backbone)
     except ValueError as error:
-        return f"what halves the resolution could not be found: {error}"
+        return f"the dry run that looks for such modules failed: {error}"
     if names:
         return f"these halve the resolution in a dry run: {names}"
     return (
-        "a dry run found none that halves the resolution of a map (B, C, H, W), or of tokens "
+        "a dry run found no module that halves the resolution of a map (B, C, H, W), or of tokens "
         "(B, H·W, C) with their size"
     )

@@ -9,21 +9,20 @@ from torch import Tensor
 
 from ...ops.neighborhood import coarse_size
 from ...registry import MODELS
-from ...structures.clustered_features import ClusteredFeatures
-from ..utils.clustered import require_clustering, scale_losses
+from ...structures.clustered_features import ClusteredFeatures, require_clustering
+from ..losses.scale_regularizer import scale_losses
 from ..utils.mask_decoding import MaskSpace, check_mask_space, decode_class_logits
 
 
 class ClusteredDecodeHead(BaseDecodeHead):
-    r"""Makes a decode head of the host classify the coarsest cells, and decodes their classes.
+    r"""Base class that clusters a decode head of mmseg.
 
-    The head runs as it is, on the coarsest feature map; its logits are decoded through the
-    assignments (eq. (5)) before the host's loss and prediction see them. The scale regularizer
-    :math:`\lambda_{reg} \sum_i |s^{(i)}|` joins its losses. Features without any level
-    (``hierarchical_level=0``) are treated as the host's head treats them.
+    The wrapped head classifies the coarsest cells: it runs unchanged on the coarsest feature map.
+    Its logits are decoded through the assignments (eq. (5)) before mmseg's loss and prediction. The
+    scale regularizer :math:`\lambda_{reg} \sum_i |s^{(i)}|` joins its losses. With
+    ``hierarchical_level=0`` nothing is decoded.
 
-    To be named before the host's head, which may be any whose ``forward`` returns one map of
-    logits::
+    Name it before mmseg's head, which may be any whose ``forward`` returns one map of logits::
 
         @MODELS.register_module()
         class HCSegformerHead(ClusteredDecodeHead, SegformerHead): ...
@@ -32,11 +31,11 @@ class ClusteredDecodeHead(BaseDecodeHead):
     (``in_index=[3], in_channels=[2048]``).
 
     Args:
-        args: Those of the host's head.
+        args: Arguments of mmseg's head.
         mask_space: ``'logit'`` or ``'probability'``; see
             :func:`~hcformer_mm.models.utils.mask_decoding.decode_class_logits`.
         loss_scale_weight: :math:`\lambda_{reg}`.
-        kwargs: Those of the host's head, which refuses unknown ones.
+        kwargs: Arguments of mmseg's head, which refuses unknown ones.
 
     Raises:
         ValueError: ``mask_space`` is unknown.
@@ -64,19 +63,14 @@ class ClusteredDecodeHead(BaseDecodeHead):
             Class logits of the finest level, ``(B, K, H, W)``.
 
         Raises:
-            TypeError: The features carry no clustering, or the host's head returns more than
-                logits.
-            ValueError: The host's head does not answer at the size of the coarsest cells.
+            TypeError: The features carry no clustering, or mmseg's head returns more than logits.
+            ValueError: mmseg's head does not answer at the size of the coarsest cells.
         """
         assignments = require_clustering(inputs).assignments
         logits = super().forward(inputs)  # (B, K, h, w)
         if not assignments:
             return logits
-        self._check(logits, coarse_size(*assignments[-1].shape[-2:]))
-        return decode_class_logits(logits, assignments, self.mask_space)
-
-    def _check(self, logits: Any, expected: tuple[int, int]) -> None:
-        name = type(self).__name__
+        name, expected = type(self).__name__, coarse_size(*assignments[-1].shape[-2:])
         if not isinstance(logits, Tensor):
             raise TypeError(
                 f"expected {name} to return one map of logits, got {type(logits).__name__}; heads "
@@ -88,16 +82,17 @@ class ClusteredDecodeHead(BaseDecodeHead):
                 f"{tuple(logits.shape[-2:])}; let it read the coarsest feature map alone, by "
                 f"in_index (now {self.in_index})"
             )
+        return decode_class_logits(logits, assignments, self.mask_space)
 
     def loss(
         self, inputs: ClusteredFeatures, batch_data_samples: SampleList, train_cfg: Any
     ) -> dict[str, Tensor]:
-        """Losses of the host on the decoded logits, and the scale regularizer (Sec. 4.1).
+        """Compute mmseg's losses on the decoded logits, and the scale regularizer (Sec. 4.1).
 
         Args:
             inputs: Feature maps with their clustering.
-            batch_data_samples: Ground truth, as in the host.
-            train_cfg: As in the host.
+            batch_data_samples: Ground truth, as in mmseg.
+            train_cfg: As in mmseg.
 
         Returns:
             Losses by name; ``loss_scale`` is the regularizer.
@@ -108,14 +103,14 @@ class ClusteredDecodeHead(BaseDecodeHead):
 
 @MODELS.register_module()
 class HCFCNHead(ClusteredDecodeHead, FCNHead):
-    """The host's FCN head on clusters: HC-FCN-32s; arguments of both."""
+    """HC-FCN-32s: mmseg's FCN head on clusters, with the arguments of both bases."""
 
 
 @MODELS.register_module()
 class HCPSPHead(ClusteredDecodeHead, PSPHead):
-    """The host's pyramid pooling head on clusters: HC-PSPNet; arguments of both."""
+    """HC-PSPNet: mmseg's pyramid pooling head on clusters, with the arguments of both bases."""
 
 
 @MODELS.register_module()
 class HCASPPHead(ClusteredDecodeHead, ASPPHead):
-    """The host's atrous pyramid head on clusters: HC-Deeplabv3; arguments of both."""
+    """HC-Deeplabv3: mmseg's ASPP head on clusters, with the arguments of both bases."""

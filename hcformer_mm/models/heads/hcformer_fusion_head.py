@@ -1,4 +1,4 @@
-"""HCFormerFusionHead: panoptic, instance and semantic results of one prediction."""
+"""HCFormerFusionHead: panoptic, instance and semantic results from one prediction."""
 
 from typing import Any
 
@@ -13,31 +13,26 @@ from ..utils.post_processing import InstanceResult, PanopticResult, SemanticResu
 
 @MODELS.register_module()
 class HCFormerFusionHead(MaskFormerFusionHead):
-    """The host's fusion head with semantic results (paper, Sec. 4.1 and Appendix E).
+    """mmdet's fusion head with semantic results (paper, Sec. 4.1 and Appendix E).
 
-    ``test_cfg`` is that of the host: ``panoptic_on``, ``instance_on``, ``semantic_on`` choose the
+    It takes mmdet's ``test_cfg``: ``panoptic_on``, ``instance_on`` and ``semantic_on`` choose the
     results; ``object_mask_thr``, ``iou_thr``, ``filter_low_score`` and ``max_per_image`` shape
     them.
+
+    Each ``*_postprocess`` method turns the class logits ``(Q, K + 1)`` and mask logits
+    ``(Q, H, W)`` of one image into one result.
     """
 
     def panoptic_postprocess(self, mask_cls: Tensor, mask_pred: Tensor) -> PixelData:
-        """Panoptic segmentation, equal to the host's.
-
-        Args:
-            mask_cls: Class logits ``(Q, K + 1)`` of an image.
-            mask_pred: Mask logits ``(Q, H, W)``.
+        """Return the panoptic segmentation, equal to mmdet's.
 
         Returns:
-            ``sem_seg`` ``(1, H, W)``: class + 1000 · number of the object; K where nothing is.
+            ``sem_seg`` ``(1, H, W)``: class + 1000 · object number; K where there is no object.
         """
         return self._results(mask_cls, mask_pred, panoptic_on=True)[0]
 
     def instance_postprocess(self, mask_cls: Tensor, mask_pred: Tensor) -> InstanceData:
-        """The ``max_per_image`` best pairs of a query and a class, things alone.
-
-        Args:
-            mask_cls: Class logits ``(Q, K + 1)`` of an image.
-            mask_pred: Mask logits ``(Q, H, W)``.
+        """Return the things among the ``max_per_image`` best pairs of a query and a class.
 
         Returns:
             ``scores``, ``labels``, ``bboxes`` and ``masks`` of the instances.
@@ -45,15 +40,7 @@ class HCFormerFusionHead(MaskFormerFusionHead):
         return self._results(mask_cls, mask_pred, instance_on=True)[1]
 
     def semantic_postprocess(self, mask_cls: Tensor, mask_pred: Tensor) -> PixelData:
-        """Classify the pixels by :func:`~hcformer_mm.models.utils.post_processing.semantic_scores`.
-
-        Args:
-            mask_cls: Class logits ``(Q, K + 1)`` of an image.
-            mask_pred: Mask logits ``(Q, H, W)``.
-
-        Returns:
-            ``sem_seg``, the most likely class of every pixel, ``(1, H, W)``.
-        """
+        """Return the most likely class of every pixel, as ``sem_seg`` ``(1, H, W)``."""
         return self._results(mask_cls, mask_pred, semantic_on=True)[2]
 
     def _results(
@@ -66,10 +53,7 @@ class HCFormerFusionHead(MaskFormerFusionHead):
         instance_on: bool = False,
         semantic_on: bool = False,
     ) -> list[Any]:
-        """Panoptic, instance and semantic result of an image, None for those not asked for.
-
-        The masks are resized to ``size`` on the way.
-        """
+        """Panoptic, instance and semantic result at ``size``; None for those not asked for."""
         size = size or (mask_pred.shape[-2], mask_pred.shape[-1])
         numbers = (self.test_cfg, self.num_things_classes, self.num_classes)
         results = [
@@ -93,19 +77,18 @@ class HCFormerFusionHead(MaskFormerFusionHead):
     ) -> list[dict[str, Any]]:
         """Turn class and mask logits into the results that ``test_cfg`` asks for.
 
-        The host's detector accepts panoptic and instance results alone, so semantic ones are
-        attached here, as ``pred_sem_seg`` of each data sample: where every metric looks for them.
+        mmdet's detector accepts panoptic and instance results only, so semantic ones are attached
+        to the data samples here, as ``pred_sem_seg``, where every metric reads them.
 
         Args:
             mask_cls_results: Class logits ``(B, Q, K + 1)``.
             mask_pred_results: Mask logits at input size, ``(B, Q, H, W)``.
-            batch_data_samples: Their ``img_shape`` (without padding) and ``ori_shape``; semantic
-                results are attached to them.
+            batch_data_samples: Data samples with ``img_shape`` (without padding) and ``ori_shape``.
             rescale: Whether results have the size of the original image.
-            kwargs: Not read; part of the host's signature.
+            kwargs: Unused; part of mmdet's signature.
 
         Returns:
-            A dict per image with ``pan_results`` and ``ins_results``, as in the host.
+            A dict per image with ``pan_results`` and ``ins_results``, as in mmdet.
         """
         wanted = dict(
             panoptic_on=self.test_cfg.get("panoptic_on", True),

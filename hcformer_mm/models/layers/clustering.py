@@ -1,4 +1,4 @@
-"""The clustering module: norms, projections and scale of ``ops.soft_assign_maps``."""
+"""The clustering module: the parameters of ``ops.soft_assign_maps``."""
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ class ClusteringModule(nn.Module):
     the features are normalized to unit length, so that the inner product in eq. (3) is the cosine
     similarity. The scale :math:`s` is learned.
 
-    The module computes in float32 under autocast too: similarities are divided by a scale that
-    training makes small, and half-precision features would then choose other clusters.
+    It computes in float32 under autocast too: training makes the scale small, and features in half
+    precision would then choose other clusters.
 
     Args:
         fine_channels: Channels of the map before downsampling.

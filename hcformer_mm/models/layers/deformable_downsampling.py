@@ -3,26 +3,26 @@
 import torch
 from mmcv.cnn.bricks.wrappers import Conv2d
 from mmcv.ops import ModulatedDeformConv2d, get_compiling_cuda_version
-from mmcv.ops import modulated_deform_conv2d as host_deform_conv2d
+from mmcv.ops import modulated_deform_conv2d as mmcv_deform_conv2d
 from torch import Tensor, nn
 
 from ...ops.deform_conv import is_exporting, modulated_deform_conv2d
 
-# The types of devices for which mmcv has a kernel that is worth calling.
-_HOST_KERNELS = {"npu", "mlu"}
+# Types of devices on which mmcv's kernel is used.
+_MMCV_KERNELS = {"npu", "mlu"}
 if get_compiling_cuda_version() != "not available":
-    _HOST_KERNELS.add("cuda")
+    _MMCV_KERNELS.add("cuda")
 
 
 class DeformableDownsampling(ModulatedDeformConv2d):
-    """A strided convolution whose kernel is deformed and modulated, in place of a plain one.
+    """A modulated deformable convolution that replaces a plain strided one.
 
-    The kernel keeps its name (``weight``) and its values, so that pretrained checkpoints of the
-    plain network load. Offsets and modulation come from a 3×3 convolution of the same stride,
-    whatever the kernel size is; it starts at zero: offsets 0, modulation 0.5.
+    The kernel keeps its name (``weight``) and values, so that pretrained checkpoints of the plain
+    network load. A 3×3 convolution of the same stride predicts offsets and modulation, whatever the
+    kernel size; it starts at zero: offsets 0, modulation 0.5.
 
     Args:
-        conv: The convolution to replace; its weights are taken over, and a bias is added.
+        conv: The convolution to replace; its weights are copied, and a bias is added.
 
     Raises:
         ValueError: The convolution is grouped, dilated, not square or of a special kind.
@@ -31,7 +31,7 @@ class DeformableDownsampling(ModulatedDeformConv2d):
     def __init__(self, conv: nn.Conv2d) -> None:
         if not _is_plain(conv):
             raise ValueError(
-                "expected a plain square convolution without groups and dilation to make "
+                "expected a plain square convolution without groups and dilation, to make it "
                 f"deformable, got {conv}; use downsampling='original'"
             )
         super().__init__(
@@ -53,7 +53,7 @@ class DeformableDownsampling(ModulatedDeformConv2d):
         self.reset_offsets()
 
     def reset_offsets(self) -> None:
-        """Let the kernel start undeformed."""
+        """Reset offsets and modulation to their start at zero."""
         for parameter in self.conv_offset.parameters():
             nn.init.zeros_(parameter)
 
@@ -65,9 +65,9 @@ class DeformableDownsampling(ModulatedDeformConv2d):
         return self._conv_forward(x, self.weight, self.bias)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """:meth:`forward` with other weights; named as in ``nn.Conv2d``, for MMEngine to call."""
+        """Run :meth:`forward` with other weights; MMEngine's conv-BN fusion calls it by name."""
         raw = self.conv_offset(x)
-        # A kernel without overlap (2×2, as in ConvNeXt) leaves out the last line of an odd side.
+        # A kernel without overlap (2×2, as in ConvNeXt) drops the last line of an odd side.
         rows, cols = (
             (side + 2 * self.padding[0] - self.kernel_size[0]) // self.stride[0] + 1
             for side in x.shape[-2:]
@@ -75,7 +75,7 @@ class DeformableDownsampling(ModulatedDeformConv2d):
         raw = raw[..., :rows, :cols]
         offset, mask = raw.tensor_split([raw.shape[1] * 2 // 3], dim=1)
         mask = mask.sigmoid()
-        if x.device.type not in _HOST_KERNELS or is_exporting():
+        if x.device.type not in _MMCV_KERNELS or is_exporting():
             with torch.autocast(x.device.type, enabled=False):
                 dtype = weight.dtype
                 return modulated_deform_conv2d(
@@ -87,25 +87,17 @@ class DeformableDownsampling(ModulatedDeformConv2d):
                     stride=self.stride[0],
                     padding=self.padding[0],
                 )
-        # The host's operator computes positions in the dtype of the offsets, where float16 steps by
-        # a quarter of a pixel beyond 256, and reads any memory as if it were contiguous.
+        # mmcv's kernel computes positions in the dtype of the offsets, where float16 steps by a
+        # quarter of a pixel beyond 256, and reads any memory as if it were contiguous.
         if offset.dtype in (torch.float16, torch.bfloat16):
             offset = offset.float()
+        x, offset, mask = x.contiguous(), offset.contiguous(), mask.contiguous()
         groups = self.dilation, self.groups, self.deform_groups
-        return host_deform_conv2d(
-            x.contiguous(),
-            offset.contiguous(),
-            mask.contiguous(),
-            weight,
-            bias,
-            self.stride,
-            self.padding,
-            *groups,
-        )
+        return mmcv_deform_conv2d(x, offset, mask, weight, bias, self.stride, self.padding, *groups)
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:
-    # A subclass that pads or standardizes its weights in its own forward is another operation.
+    # A subclass with its own forward, which pads or standardizes weights, is another operation.
     return (
         type(conv).forward in (nn.Conv2d.forward, Conv2d.forward)
         and not isinstance(conv.padding, str)
@@ -119,17 +111,16 @@ def _is_plain(conv: nn.Conv2d) -> bool:
 def make_downsampling_deformable(block: nn.Module) -> list[str]:
     """Replace every convolution of stride two inside ``block`` by a deformable one.
 
-    In a residual block these are two: the strided convolution of the main path and that of the
-    shortcut.
+    A residual block has two of them: one in the main path and one in the shortcut.
 
     Args:
         block: A module that halves the resolution; changed in place.
 
     Returns:
-        The names of the replaced layers.
+        Names of the replaced layers.
 
     Raises:
-        ValueError: There is no such layer.
+        ValueError: There is no such convolution, or it cannot be made deformable.
     """
     strided = {
         name: module
@@ -139,12 +130,12 @@ def make_downsampling_deformable(block: nn.Module) -> list[str]:
     if not strided:
         raise ValueError(
             f"expected a convolution of stride two in {type(block).__name__}, found none; use "
-            "downsampling='original' for backbones that downsample otherwise"
+            "downsampling='original' for other kinds of downsampling"
         )
     for name, conv in strided.items():
         parent, _, leaf = name.rpartition(".")
         deformable = DeformableDownsampling(conv)
-        # A frozen layer stays frozen, before DDP and the optimizer look at it.
+        # A frozen layer stays frozen, already before DDP and the optimizer read it.
         deformable.requires_grad_(conv.weight.requires_grad)
         setattr(block.get_submodule(parent), leaf, deformable)
     return list(strided)

@@ -1,183 +1,225 @@
-"""Losses of a mask transformer that decode the masks they need, and no others.
+"""Mask losses that decode only the masks they need.
 
-Decoding is linear per mask (eq. (5)). Matching looks at every query, but at random points alone, so
-masks are decoded there; the mask losses look at the queries that were matched, so those are decoded
-in full, of all stages of the decoder at once. What is computed is what the host's
-``Mask2FormerHead`` computes of masks that are all decoded.
+Decoding is linear per mask (eq. (5)). Matching reads every query, but at random points only, so it
+decodes there. The mask losses read the matched queries only, so these are decoded in full, for all
+decoder layers at once. The losses are those of mmdet's ``Mask2FormerHead`` on fully decoded masks.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from mmcv.ops import point_sample
+from mmdet.models.task_modules.assigners import BaseAssigner
+from mmdet.models.task_modules.samplers import BaseSampler
 from mmdet.models.utils import get_uncertain_point_coords_with_randomness
 from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..utils.mask_decoding import decode_mask_logits, mask_logits_at
-
-if TYPE_CHECKING:
-    from ..heads.hcformer_head import HCFormerHead
+from ..utils.mask_decoding import MaskSpace, decode_mask_logits, full_precision, mask_logits_at
 
 
 @dataclass(frozen=True)
 class Match:
-    """Which query of an image is to show which object, at one stage.
+    """Hungarian match of one image at one decoder layer.
 
     Attributes:
-        labels: Class of every query, ``(Q,)``; K is "no object".
+        labels: Target class of every query, ``(Q,)``; K is "no object".
         queries: Matched queries, ``(N,)``.
-        objects: Their objects, ``(N,)``.
-        number: What the host counts as the number of objects.
+        objects: Their ground-truth objects, ``(N,)``, ascending.
+        num_objects: Number of objects by which mmdet averages.
     """
 
     labels: Tensor
     queries: Tensor
     objects: Tensor
-    number: int
+    num_objects: int
 
 
-def matched_losses(
-    head: "HCFormerHead",
-    all_class_logits: Sequence[Tensor],
-    all_mask_logits: Sequence[Tensor],
-    assignments: Sequence[Tensor],
-    batch_gt_instances: Sequence[InstanceData],
-    batch_img_metas: Sequence[dict[str, Any]],
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Match and compare the predictions of all stages of a decoder.
+@dataclass(frozen=True, kw_only=True)
+class MaskCriterion:
+    """Set criterion of ``Mask2FormerHead`` for masks that are still to be decoded.
 
-    Args:
-        head: Whose assigner, sampler, losses and numbers of points are used.
-        all_class_logits: Class logits ``(B, Q, K + 1)`` of every stage.
-        all_mask_logits: Mask logits of the coarsest cells ``(B, Q, h, w)`` of every stage.
-        assignments: Assignments, finest first.
-        batch_gt_instances: ``labels`` ``(N,)`` and ``masks`` ``(N, H', W')`` of every image.
-        batch_img_metas: For the assigner.
-
-    Returns:
-        Classification, mask and dice loss of every stage.
+    Attributes:
+        assigner: Assigns queries to objects by the logits at random points.
+        sampler: Lists the matched queries of an assignment.
+        loss_cls: Classification loss.
+        loss_mask: Pointwise mask loss.
+        loss_dice: Dice loss.
+        class_weight: Weights of the K classes and of "no object".
+        num_points: Points at which a mask is read.
+        oversample_ratio: Random candidates per point.
+        importance_sample_ratio: Share of the points that are the most uncertain candidates.
+        mask_space: ``'logit'`` or ``'probability'``; see
+            :func:`~hcformer_mm.models.utils.mask_decoding.decode_mask_logits`.
     """
-    truth = [
-        # Read at points once per stage and more: turned into numbers once.
-        InstanceData(labels=instances.labels, masks=instances.masks.to(all_mask_logits[0].dtype))
-        for instances in batch_gt_instances
-    ]
-    matches = [
-        _match(head, class_logits, mask_logits, assignments, truth, batch_img_metas)
-        for class_logits, mask_logits in zip(all_class_logits, all_mask_logits, strict=True)
-    ]  # of every stage and image
-    masks = []  # of every image: the matched masks of all stages, (N, H, W)
-    for image in range(len(truth)):
-        logits = torch.cat(
-            [
-                mask_logits[image, of_stage[image].queries]
-                for mask_logits, of_stage in zip(all_mask_logits, matches, strict=True)
+
+    assigner: BaseAssigner
+    sampler: BaseSampler
+    loss_cls: nn.Module
+    loss_mask: nn.Module
+    loss_dice: nn.Module
+    class_weight: Sequence[float]
+    num_points: int
+    oversample_ratio: float
+    importance_sample_ratio: float
+    mask_space: MaskSpace
+
+    def __call__(
+        self,
+        all_class_logits: Sequence[Tensor],
+        all_mask_logits: Sequence[Tensor],
+        assignments: Sequence[Tensor],
+        batch_gt_instances: Sequence[InstanceData],
+        batch_img_metas: Sequence[dict[str, Any]],
+    ) -> dict[str, Tensor]:
+        """Match and compare the predictions of every decoder layer, never in half precision.
+
+        Args:
+            all_class_logits: Class logits ``(B, Q, K + 1)`` of every decoder layer.
+            all_mask_logits: Mask logits of the coarsest cells ``(B, Q, h, w)`` of every layer.
+            assignments: Assignments, finest first.
+            batch_gt_instances: ``labels`` ``(N,)`` and ``masks`` ``(N, H', W')`` of every image.
+            batch_img_metas: Metainfo of every image, for the assigner.
+
+        Returns:
+            Losses by mmdet's names: ``loss_cls``, ``loss_mask`` and ``loss_dice`` of the last
+            layer, and those of the other layers under ``d0.``, ``d1.``, ...
+        """
+        all_class_logits = [full_precision(logits) for logits in all_class_logits]
+        all_mask_logits = [full_precision(logits) for logits in all_mask_logits]
+        targets = [
+            # Every decoder layer reads the masks at points: converted to floats once.
+            InstanceData(labels=gt.labels, masks=gt.masks.to(all_mask_logits[0].dtype))
+            for gt in batch_gt_instances
+        ]
+        # In float16 the mask cost, a sum over all points, overflows; so does the number of masks
+        # times points, by which the mask loss is divided.
+        with torch.autocast(all_mask_logits[0].device.type, enabled=False):
+            matches = [
+                self._match(class_logits, mask_logits, assignments, targets, batch_img_metas)
+                for class_logits, mask_logits in zip(all_class_logits, all_mask_logits, strict=True)
+            ]  # [layer][image]
+            masks = self._matched_masks(all_mask_logits, assignments, matches)
+            layers = [
+                self._losses(class_logits, layer_masks, layer_matches, targets)
+                for class_logits, layer_masks, layer_matches in zip(
+                    all_class_logits, masks, matches, strict=True
+                )
             ]
-        )
-        of_image = [assignment[image : image + 1] for assignment in assignments]
-        decoded = decode_mask_logits(logits[None], of_image, head.mask_space)[0]
-        # Each mask is read at points of its own: its pixels are to lie together.
-        decoded = decoded.contiguous()
-        masks.append(decoded.split([len(of_stage[image].queries) for of_stage in matches]))
-    return [
-        _losses(head, class_logits, torch.cat(of_images), of_stage, truth)
-        for class_logits, of_stage, of_images in zip(
-            all_class_logits, matches, zip(*masks, strict=True), strict=True
-        )
-    ]
+        losses = layers[-1]
+        for i, layer in enumerate(layers[:-1]):
+            losses |= {f"d{i}.{name}": loss for name, loss in layer.items()}
+        return losses
 
-
-@torch.no_grad()
-def _match(
-    head: "HCFormerHead",
-    class_logits: Tensor,
-    mask_logits: Tensor,
-    assignments: Sequence[Tensor],
-    truth: Sequence[InstanceData],
-    batch_img_metas: Sequence[dict[str, Any]],
-) -> list[Match]:
-    """Match the queries of one stage with the objects, at random points of every image."""
-    points = torch.rand(
-        (len(truth), head.num_points, 2), dtype=mask_logits.dtype, device=mask_logits.device
-    )
-    predicted = mask_logits_at(mask_logits, assignments, points, head.mask_space)  # (B, Q, P)
-    matches = []
-    for scores, masks, instances, at, img_meta in zip(
-        class_logits, predicted, truth, points, batch_img_metas, strict=True
-    ):
-        number = len(instances.labels)
-        true_masks = point_sample(instances.masks.unsqueeze(1), at.repeat(number, 1, 1)).squeeze(1)
-        predictions = InstanceData(scores=scores, masks=masks)
-        objects = InstanceData(labels=instances.labels, masks=true_masks)
-        assigned = head.assigner.assign(
-            pred_instances=predictions, gt_instances=objects, img_meta=img_meta
-        )
-        sampled = head.sampler.sample(assigned, predictions, objects)
-        labels = instances.labels.new_full((len(scores),), head.num_classes, dtype=torch.long)
-        labels[sampled.pos_inds] = instances.labels[sampled.pos_assigned_gt_inds]
-        # In the order of the objects, so that the masks of all of them are read where they lie.
-        order = sampled.pos_assigned_gt_inds.argsort()
-        matches.append(
-            Match(
-                labels=labels,
-                queries=sampled.pos_inds[order],
-                objects=sampled.pos_assigned_gt_inds[order],
-                number=sampled.avg_factor,
+    def _matched_masks(
+        self,
+        all_mask_logits: Sequence[Tensor],
+        assignments: Sequence[Tensor],
+        matches: Sequence[Sequence[Match]],
+    ) -> list[Tensor]:
+        """Decode the matched masks: ``(N, H, W)`` of every layer, image by image."""
+        masks = []  # [image][layer]
+        for i in range(len(matches[0])):
+            queries = [layer[i].queries for layer in matches]
+            logits = torch.cat(
+                [mask_logits[i, q] for mask_logits, q in zip(all_mask_logits, queries, strict=True)]
             )
-        )
-    return matches
+            image_assignments = [assignment[i : i + 1] for assignment in assignments]
+            decoded = decode_mask_logits(logits[None], image_assignments, self.mask_space)[0]
+            # Each mask is read at its own points, so its pixels should be adjacent in memory.
+            masks.append(decoded.contiguous().split([len(q) for q in queries]))
+        return [torch.cat(of_images) for of_images in zip(*masks, strict=True)]
 
+    @torch.no_grad()
+    def _match(
+        self,
+        class_logits: Tensor,
+        mask_logits: Tensor,
+        assignments: Sequence[Tensor],
+        targets: Sequence[InstanceData],
+        batch_img_metas: Sequence[dict[str, Any]],
+    ) -> list[Match]:
+        """Match queries and objects of every image at one decoder layer, at random points."""
+        points = torch.rand(
+            (len(targets), self.num_points, 2), dtype=mask_logits.dtype, device=mask_logits.device
+        )
+        predicted = mask_logits_at(mask_logits, assignments, points, self.mask_space)  # (B, Q, P)
+        matches = []
+        for scores, masks, gt, at, img_meta in zip(
+            class_logits, predicted, targets, points, batch_img_metas, strict=True
+        ):
+            num_objects = len(gt.labels)
+            gt_masks = point_sample(gt.masks[:, None], at.repeat(num_objects, 1, 1))[:, 0]
+            predictions = InstanceData(scores=scores, masks=masks)
+            objects = InstanceData(labels=gt.labels, masks=gt_masks)
+            assigned = self.assigner.assign(
+                pred_instances=predictions, gt_instances=objects, img_meta=img_meta
+            )
+            sampled = self.sampler.sample(assigned, predictions, objects)
+            no_object = len(self.class_weight) - 1
+            labels = gt.labels.new_full((len(scores),), no_object, dtype=torch.long)
+            labels[sampled.pos_inds] = gt.labels[sampled.pos_assigned_gt_inds]
+            # In the order of the objects, so that their masks need not be copied; see _read.
+            order = sampled.pos_assigned_gt_inds.argsort()
+            matches.append(
+                Match(
+                    labels=labels,
+                    queries=sampled.pos_inds[order],
+                    objects=sampled.pos_assigned_gt_inds[order],
+                    num_objects=sampled.avg_factor,
+                )
+            )
+        return matches
 
-def _losses(
-    head: "HCFormerHead",
-    class_logits: Tensor,
-    masks: Tensor,
-    matches: Sequence[Match],
-    truth: Sequence[InstanceData],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses of one stage: class logits ``(B, Q, K + 1)``, matched masks ``(N, H, W)``."""
-    class_weight = class_logits.new_tensor(head.class_weight)
-    labels = torch.cat([match.labels for match in matches])
-    loss_cls = head.loss_cls(
-        class_logits.flatten(0, 1),
-        labels,
-        torch.ones_like(labels),
-        avg_factor=class_weight[labels].sum(),
-    )
-    number = reduce_mean(class_logits.new_tensor([sum(match.number for match in matches)]))
-    number = number.clamp(min=1)
-    if not len(masks):
-        return loss_cls, masks.sum(), masks.sum()
-    with torch.no_grad():
-        points = get_uncertain_point_coords_with_randomness(
-            masks.unsqueeze(1),
-            None,
-            head.num_points,
-            head.oversample_ratio,
-            head.importance_sample_ratio,
+    def _losses(
+        self,
+        class_logits: Tensor,
+        masks: Tensor,
+        matches: Sequence[Match],
+        targets: Sequence[InstanceData],
+    ) -> dict[str, Tensor]:
+        """Losses of one layer: class logits ``(B, Q, K + 1)``, matched masks ``(N, H, W)``."""
+        labels = torch.cat([match.labels for match in matches])
+        loss_cls = self.loss_cls(
+            class_logits.flatten(0, 1),
+            labels,
+            torch.ones_like(labels),
+            avg_factor=class_logits.new_tensor(self.class_weight)[labels].sum(),
         )
-        of_images = points.split([len(match.objects) for match in matches])
-        targets = torch.cat(
-            [
-                _read(instances.masks, match.objects, at)
-                for instances, match, at in zip(truth, matches, of_images, strict=True)
-            ]
+        # The mean over all processes: every one of them has to get here.
+        number = reduce_mean(class_logits.new_tensor([sum(m.num_objects for m in matches)]))
+        number = number.clamp(min=1)
+        if not len(masks):
+            return dict(loss_cls=loss_cls, loss_mask=masks.sum(), loss_dice=masks.sum())
+        with torch.no_grad():
+            points = get_uncertain_point_coords_with_randomness(
+                masks[:, None],
+                None,
+                self.num_points,
+                self.oversample_ratio,
+                self.importance_sample_ratio,
+            )  # (N, P, 2)
+            of_images = points.split([len(match.objects) for match in matches])
+            wanted = torch.cat(
+                [
+                    _read(gt.masks, match.objects, at)
+                    for gt, match, at in zip(targets, matches, of_images, strict=True)
+                ]
+            )
+        predicted = point_sample(masks[:, None], points)[:, 0]  # (N, P)
+        loss_dice = self.loss_dice(predicted, wanted, avg_factor=number)
+        loss_mask = self.loss_mask(
+            predicted.flatten(), wanted.flatten(), avg_factor=number * self.num_points
         )
-    predicted = point_sample(masks.unsqueeze(1), points).squeeze(1)  # (N, P)
-    loss_dice = head.loss_dice(predicted, targets, avg_factor=number)
-    loss_mask = head.loss_mask(
-        predicted.flatten(), targets.flatten(), avg_factor=number * head.num_points
-    )
-    return loss_cls, loss_mask, loss_dice
+        return dict(loss_cls=loss_cls, loss_mask=loss_mask, loss_dice=loss_dice)
 
 
 def _read(masks: Tensor, objects: Tensor, points: Tensor) -> Tensor:
-    """The masks of objects ``(N,)``, each at its own points ``(N, P, 2)``: ``(N, P)``."""
-    # Masks have the size of the image, and almost always each of them is wanted once.
+    """Read the masks ``(N, H', W')`` of objects ``(M,)`` at points ``(M, P, 2)``: ``(M, P)``."""
+    # Masks have the size of the image. Almost always every object is matched: no copy then.
     if not torch.equal(objects, torch.arange(len(masks), device=objects.device)):
         masks = masks[objects]
-    return point_sample(masks.unsqueeze(1), points).squeeze(1)
+    return point_sample(masks[:, None], points)[:, 0]

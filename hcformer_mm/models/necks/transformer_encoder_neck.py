@@ -1,4 +1,4 @@
-"""TransformerEncoderNeck: what HCFormer+ has between backbone and head."""
+"""TransformerEncoderNeck: the transformer encoder of HCFormer+, between backbone and head."""
 
 from typing import Any
 
@@ -9,8 +9,7 @@ from mmengine.model import BaseModule, caffe2_xavier_init
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ...structures.clustered_features import ClusteredFeatures
-from ..utils.clustered import require_clustering
+from ...structures.clustered_features import ClusteredFeatures, require_clustering
 from ..utils.pretrained import is_pretrained
 
 
@@ -18,20 +17,20 @@ from ..utils.pretrained import is_pretrained
 class TransformerEncoderNeck(BaseModule):
     """A transformer encoder on the coarsest feature map: HCFormer+ (paper, Tables 1-4).
 
-    The map is brought to ``out_channels`` by a 1×1 convolution and group normalization of 32
-    groups, and its cells attend to each other, their sine position added to the queries and keys of
-    every layer. The cells of padding take part, as in the head.
+    A 1×1 convolution and group normalization (32 groups) bring the map to ``out_channels``. Then
+    its cells attend to each other; their sine positions are added to the queries and keys of every
+    layer. Cells of padding take part, as in the head.
 
     Args:
         in_channels: Channels of the last feature map.
-        out_channels: Channels of the last feature map afterwards: what the head reads.
-        encoder: Config of the host's ``DetrTransformerEncoder``: ``num_layers`` and ``layer_cfg``
-            with ``self_attn_cfg`` and ``ffn_cfg``.
-        positional_encoding: Config of the host's ``SinePositionalEncoding``.
-        init_cfg: Initialisation, as everywhere in MMEngine.
+        out_channels: Channels of the encoded map, which the head reads.
+        encoder: Config of mmdet's ``DetrTransformerEncoder``: ``num_layers`` and ``layer_cfg`` with
+            ``self_attn_cfg`` and ``ffn_cfg``.
+        positional_encoding: Config of mmdet's ``SinePositionalEncoding``.
+        init_cfg: Initialization config of MMEngine.
 
     Raises:
-        ValueError: The widths do not fit each other.
+        ValueError: The widths differ from ``out_channels``.
     """
 
     def __init__(
@@ -48,8 +47,8 @@ class TransformerEncoderNeck(BaseModule):
         widths = (self.encoder.embed_dims, 2 * positional_encoding["num_feats"])
         if widths != (out_channels, out_channels):
             raise ValueError(
-                "expected encoder of embed_dims and positional_encoding of twice num_feats equal "
-                f"to out_channels={out_channels}, got {widths[0]} and {widths[1]}"
+                "expected embed_dims of encoder and 2 * num_feats of positional_encoding equal to "
+                f"out_channels={out_channels}, got {widths}"
             )
         self.in_channels = in_channels
         # The released weights have the bias, although the normalization has one too.
@@ -64,7 +63,7 @@ class TransformerEncoderNeck(BaseModule):
         self.positional_encoding = SinePositionalEncoding(**positional_encoding)
 
     def init_weights(self) -> None:
-        """Initialise as the host's ``TransformerEncoderPixelDecoder`` does, or by ``init_cfg``."""
+        """Initialize as mmdet's ``TransformerEncoderPixelDecoder`` does, or by ``init_cfg``."""
         is_first = not self.is_init
         super().init_weights()
         if not is_first or is_pretrained(self):
@@ -82,7 +81,7 @@ class TransformerEncoderNeck(BaseModule):
                 ``(B, in_channels, h, w)``.
 
         Returns:
-            The same with ``(B, out_channels, h, w)`` in the place of the last map.
+            The features with ``(B, out_channels, h, w)`` in place of the last map.
 
         Raises:
             TypeError: The features carry no clustering.

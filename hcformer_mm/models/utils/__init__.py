@@ -1,1 +1,1 @@
-"""What heads share: mask decoding, post-processing, recording of clusters."""
+"""Shared by heads: mask decoding, post-processing, recording of clusters."""

@@ -1,4 +1,4 @@
-"""Predictions that carry the clustering they were made with, from any detector or segmentor."""
+"""ClusterRecorder: adds the clustering to the predictions of any detector or segmentor."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ from ...structures.image_clusters import ImageClusters
 
 
 class ClusterRecorder:
-    """While it is attached to a model, each data sample that the model predicts has ``clusters``.
+    """Add ``clusters`` to each data sample that a model predicts, until it is removed.
 
-    They are an :class:`~hcformer_mm.structures.image_clusters.ImageClusters` on the CPU, since what keeps data
-    samples moves only what it knows. Nothing of the model is changed but for three hooks.
+    They are :class:`~hcformer_mm.structures.image_clusters.ImageClusters` on the CPU, because code
+    that moves data samples does not move them. The model itself gets three hooks only.
 
     Args:
-        model: A detector or segmentor whose ``backbone`` is an ``HCBackbone``; wrapped for
+        model: A detector or segmentor with an ``HCBackbone`` as ``backbone``; wrapped for
             distributed training or not.
 
     Raises:
@@ -31,7 +31,7 @@ class ClusterRecorder:
         if not isinstance(getattr(inner, "backbone", None), nn.Module):
             raise TypeError(
                 f"expected a detector or segmentor with a backbone, got {type(inner).__name__}; a "
-                "model of test-time augmentation has no single clustering"
+                "model with test-time augmentation has no single clustering"
             )
         self._model = inner
         self._calls: list[tuple[tuple[int, int], Any]] = []
@@ -62,7 +62,7 @@ class ClusterRecorder:
         if len(calls) != 1:
             raise ValueError(
                 f"expected a prediction by one call of the backbone, got {len(calls)}: clusters of "
-                "windows do not join to clusters of the image; set model.test_cfg.mode='whole'"
+                "sliding windows do not make clusters of the image; set model.test_cfg.mode='whole'"
             )
         padded, features = calls[0]
         assignments = clusters_of(features, self._model)
@@ -70,8 +70,8 @@ class ClusterRecorder:
         for i, sample in enumerate(output):
             if sample.metainfo.get("flip"):
                 raise ValueError(
-                    "expected images that are not flipped, whose clusters would lie elsewhere; "
-                    "leave RandomFlip out of the test pipeline"
+                    "expected images that are not flipped, whose clusters would be mirrored; leave "
+                    "RandomFlip out of the test pipeline"
                 )
             clusters = ImageClusters(
                 # A copy: a view would keep the assignments of the whole batch.
@@ -85,7 +85,7 @@ class ClusterRecorder:
 
 @contextmanager
 def record_clusters(model: nn.Module) -> Iterator[ClusterRecorder]:
-    """Within the context, predictions carry ``clusters``; see :class:`ClusterRecorder`."""
+    """Add ``clusters`` to predictions within the context; see :class:`ClusterRecorder`."""
     recorder = ClusterRecorder(model)
     try:
         yield recorder
@@ -94,7 +94,7 @@ def record_clusters(model: nn.Module) -> Iterator[ClusterRecorder]:
 
 
 def clusters_of(features: Any, model: nn.Module) -> tuple[Tensor, ...]:
-    """Assignments that a backbone returned, of one level at least.
+    """Return the assignments among a backbone's features.
 
     Raises:
         ValueError: There are none.
@@ -102,27 +102,27 @@ def clusters_of(features: Any, model: nn.Module) -> tuple[Tensor, ...]:
     assignments = getattr(features, "assignments", ())
     if not isinstance(features, ClusteredFeatures) or not assignments:
         raise ValueError(
-            f"expected a backbone hcformer_mm.HCBackbone with hierarchical_level >= 1, and "
-            f"{type(model.backbone).__name__} of {type(model).__name__} clusters nothing"
+            "expected hcformer_mm.HCBackbone with hierarchical_level >= 1 as backbone, got "
+            f"{type(model.backbone).__name__} of {type(model).__name__}, which clusters nothing"
         )
     return assignments
 
 
 def cell_size(padded: tuple[int, int], finest: Tensor) -> int:
-    """Side in pixels of the cells of the finest map, of which ``⌈H / side⌉ × ⌈W / side⌉`` cover it.
+    """Return the stride of the finest map: the side in pixels of its cells.
 
     Args:
-        padded: Height and width of the image that the backbone saw, in pixels.
-        finest: Assignment of the finest level.
+        padded: Height and width of the backbone's input, in pixels.
+        finest: Assignment of the finest level, ``(B, 9, ⌈H / stride⌉, ⌈W / stride⌉)``.
 
     Raises:
-        ValueError: There is no such side.
+        ValueError: No stride gives this map.
     """
     rows, cols = finest.shape[-2:]
     sides = range(1, max(padded) + 1)
     covering = [s for s in sides if (-(-padded[0] // s), -(-padded[1] // s)) == (rows, cols)]
     if covering:
-        # A small image leaves a choice; most are padded to whole cells of a power of 2.
+        # Small images allow several; prefer whole cells, then powers of 2.
         return min(
             covering,
             key=lambda side: (padded != (side * rows, side * cols), side & (side - 1) != 0, side),

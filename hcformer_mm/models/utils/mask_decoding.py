@@ -1,4 +1,4 @@
-"""In which space masks are decoded: the two readings of eqs. (4) and (5)."""
+"""Decoding of masks as logits or as probabilities: the two readings of eqs. (4) and (5)."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -25,18 +25,17 @@ def decode_mask_logits(
     Args:
         logits: Mask logits ``(B, Q, h, w)``.
         assignments: Assignments, finest first.
-        mask_space: ``'logit'`` applies eq. (5) to the logits, as the released weights need it.
-            ``'probability'`` is eqs. (4)-(5) to the letter: :math:`\prod_i A^{(i)}` is applied to
-            :math:`\mathrm{Sigmoid}(\cdot)`, and the logits of the decoded probabilities are
-            returned.
+        mask_space: ``'logit'`` applies eq. (5) to the logits, as the released weights need.
+            ``'probability'`` is eqs. (4)-(5) to the letter: it applies :math:`\prod_i A^{(i)}` to
+            :math:`\mathrm{Sigmoid}(\cdot)` and returns the logits of the decoded probabilities.
 
     Returns:
         Mask logits ``(B, Q, H, W)``.
     """
     if mask_space == "logit" or not assignments:
         return decode_hierarchy(logits, assignments)
-    # An assignment sums to 1, so the complement of a decoded probability is the decoded complement;
-    # decoding both keeps the logit exact where a probability is within rounding of 1.
+    # Assignments sum to 1, so the decoded complement is the complement of the decoded probability.
+    # Decoding both keeps the logit exact where a probability is within rounding of 1.
     logits = full_precision(logits)
     log_odds = [_log(decode_hierarchy((sign * logits).sigmoid(), assignments)) for sign in (1, -1)]
     return log_odds[0] - log_odds[1]
@@ -45,20 +44,20 @@ def decode_mask_logits(
 def mask_logits_at(
     logits: Tensor, assignments: Sequence[Tensor], points: Tensor, mask_space: MaskSpace = "logit"
 ) -> Tensor:
-    """Mask logits of the finest level at points.
+    """Read the mask logits of the finest level at points.
 
     Args:
         logits: Mask logits ``(B, Q, h, w)``.
         assignments: Assignments, finest first.
-        points: Places ``(B, P, 2)``, as of :func:`~hcformer_mm.ops.decode_points`.
-        mask_space: As of :func:`decode_mask_logits`.
+        points: Points ``(B, P, 2)``; see :func:`~hcformer_mm.ops.decode_points`.
+        mask_space: See :func:`decode_mask_logits`.
 
     Returns:
-        ``(B, Q, P)``.
+        Mask logits ``(B, Q, P)``.
     """
     if mask_space == "logit":
         return decode_points(logits, assignments, points)
-    # The logarithm is taken of pixels, not of what is read between them.
+    # Interpolate logarithms: the logarithm of interpolated probabilities is another value.
     return decode_points(decode_mask_logits(logits, assignments, mask_space), (), points)
 
 
@@ -67,14 +66,12 @@ def decode_class_logits(
 ) -> Tensor:
     r"""Decode class logits of the coarsest cells to class logits of the finest level.
 
-    As :func:`decode_mask_logits`, for classes that exclude each other.
-
     Args:
-        logits: Class logits ``(B, K, h, w)``; with a single channel, those of a binary mask.
+        logits: Class logits ``(B, K, h, w)``; a single channel is a binary mask.
         assignments: Assignments, finest first.
-        mask_space: ``'logit'`` applies eq. (5) to the logits. ``'probability'`` applies it to the
-            probabilities :math:`\mathrm{Softmax}_K(\cdot)` and returns the logarithms of the
-            decoded probabilities: logits that a softmax turns into them again.
+        mask_space: ``'logit'`` applies eq. (5) to the logits. ``'probability'`` applies it to
+            :math:`\mathrm{Softmax}_K(\cdot)` and returns the logarithms of the decoded
+            probabilities, which a softmax turns into them again.
 
     Returns:
         Class logits ``(B, K, H, W)``.
@@ -86,7 +83,7 @@ def decode_class_logits(
 
 
 def full_precision(logits: Tensor) -> Tensor:
-    """The same in float32, unless they are in float64."""
+    """Convert logits to float32, unless they are in float64."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

@@ -308,7 +308,7 @@ def test_custom_taps_equal_the_default_ones():
         (dict(taps=["layer9.0"], hierarchical_level=1), "got 'layer9.0'"),
         (
             dict(taps=["layer1.0"], hierarchical_level=1),
-            r"tap 'layer1\.0' to be run and to halve the resolution of a map; these .*'layer2\.0'",
+            r"tap 'layer1\.0' to run and to halve the resolution of a map; these .*'layer2\.0'",
         ),
         (
             dict(taps=["maxpool"], hierarchical_level=1),

@@ -109,7 +109,7 @@ def test_candidates_leave_pooling_out():
 
 
 def test_without_candidates_it_says_so():
-    assert "a dry run found none" in tapping.candidates(nn.Sequential(nn.Conv2d(3, 4, 1)))
+    assert "a dry run found no module" in tapping.candidates(nn.Sequential(nn.Conv2d(3, 4, 1)))
 
 
 def test_dry_run_leaves_no_trace():
@@ -194,7 +194,7 @@ def test_wrong_tap_is_named_where_the_dry_run_fails():
         def forward(self, x):
             raise RuntimeError("no images here")
 
-    with pytest.raises(ValueError, match=r"got 'stage9'; what halves .* could not be found"):
+    with pytest.raises(ValueError, match=r"got 'stage9'; the dry run .* failed: expected"):
         tapping.attach(Refuses(), ["stage9"])
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.evaluation.functional import INSTANCE_OFFSET
 from mmdet.models.dense_heads import MaskFormerHead
 from mmdet.models.seg_heads import MaskFormerFusionHead
-from mmdet.evaluation.functional import INSTANCE_OFFSET
 from torch import nn
 from torch.nn import functional as F
 

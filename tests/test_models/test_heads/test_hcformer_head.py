@@ -331,7 +331,7 @@ def test_bad_options():
         MODELS.build({**config, "mask_space": "sigmoid"})
     with pytest.raises(ValueError, match=r"'masked', 'standard'.*got 'detr'"):
         MODELS.build({**config, "decoder": "detr"})
-    with pytest.raises(ValueError, match="equal to feat_channels=64, got 128 and 128"):
+    with pytest.raises(ValueError, match=r"equal to feat_channels=64, got \(128, 128\)"):
         MODELS.build({**config, "feat_channels": 64})
     with pytest.raises(TypeError, match="num_query"):
         HCFormerHead(num_query=5)

@@ -170,7 +170,7 @@ def test_bad_input():
         neck((torch.randn(1, 48, 2, 2),))
     with pytest.raises(ValueError, match=r"in_channels=48, got \(2, 32, 3, 5\)"):
         neck(features(32, (3, 5)))
-    with pytest.raises(ValueError, match="equal to out_channels=256, got 64 and 64"):
+    with pytest.raises(ValueError, match=r"equal to out_channels=256, got \(64, 64\)"):
         MODELS.build({**neck_config(48, 64, 1), "out_channels": 256})
 
 

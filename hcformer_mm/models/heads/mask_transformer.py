@@ -1,0 +1,144 @@
+"""The mask transformer: queries that group the cells of one feature map into segments."""
+
+from typing import Any, Literal, get_args
+
+import torch
+from mmcv.cnn import Conv2d
+from mmdet.models.dense_heads import Mask2FormerHead
+from mmdet.models.dense_heads.anchor_free_head import AnchorFreeHead
+from mmdet.models.layers import (
+    DetrTransformerDecoder,
+    Mask2FormerTransformerDecoder,
+    SinePositionalEncoding,
+)
+from mmengine.model import BaseModule, caffe2_xavier_init
+from torch import Tensor, nn
+
+from ..utils.pretrained import is_pretrained
+
+Decoder = Literal["masked", "standard"]
+
+
+class MaskTransformer(Mask2FormerHead):
+    """Mask2Former's or DETR's transformer decoder on a single feature map (paper, Fig. 4).
+
+    It is the part of :class:`~hcformer_mm.models.HCFormerHead` that has parameters, and takes its
+    arguments. What it inherits are mmdet's losses and ``_forward_head``.
+
+    Raises:
+        ValueError: ``decoder`` is unknown, or the widths of the decoder differ from
+            ``feat_channels``.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        feat_channels: int,
+        out_channels: int,
+        num_things_classes: int,
+        num_stuff_classes: int,
+        num_queries: int,
+        decoder: Decoder,
+        transformer_decoder: dict[str, Any],
+        positional_encoding: dict[str, Any],
+        init_cfg: dict[str, Any] | None,
+    ) -> None:
+        # As in mmdet's mask heads: the constructors in between build anchors and a pixel decoder.
+        super(AnchorFreeHead, self).__init__(init_cfg=init_cfg)
+        if decoder not in get_args(Decoder):
+            raise ValueError(f"expected decoder among {get_args(Decoder)}, got {decoder!r}")
+        self.decoder = decoder
+        self.num_things_classes = num_things_classes
+        self.num_stuff_classes = num_stuff_classes
+        self.num_classes = num_things_classes + num_stuff_classes
+        self.num_queries = num_queries
+
+        kind = Mask2FormerTransformerDecoder if decoder == "masked" else DetrTransformerDecoder
+        # Every layer is supervised, so every layer has to answer.
+        self.transformer_decoder: DetrTransformerDecoder = kind(
+            **{**transformer_decoder, "return_intermediate": True}
+        )
+        widths = (self.transformer_decoder.embed_dims, 2 * positional_encoding["num_feats"])
+        if widths != (feat_channels, feat_channels):
+            raise ValueError(
+                "expected embed_dims of transformer_decoder and 2 * num_feats of "
+                f"positional_encoding equal to feat_channels={feat_channels}, got {widths}"
+            )
+        self.num_heads = self.transformer_decoder.layer_cfg["cross_attn_cfg"]["num_heads"]
+        self.decoder_input_proj = (
+            nn.Identity() if in_channels == feat_channels else Conv2d(in_channels, feat_channels, 1)
+        )
+        self.mask_proj = Conv2d(in_channels, out_channels, kernel_size=1)
+        self.decoder_positional_encoding = SinePositionalEncoding(**positional_encoding)
+        if decoder == "masked":
+            self.level_embed = nn.Embedding(1, feat_channels)
+        self.query_embed = nn.Embedding(num_queries, feat_channels)
+        if decoder == "masked":
+            self.query_feat = nn.Embedding(num_queries, feat_channels)
+        self.cls_embed = nn.Linear(feat_channels, self.num_classes + 1)
+        self.mask_embed = nn.Sequential(
+            nn.Linear(feat_channels, feat_channels),
+            nn.ReLU(inplace=True),
+            nn.Linear(feat_channels, feat_channels),
+            nn.ReLU(inplace=True),
+            nn.Linear(feat_channels, out_channels),
+        )
+
+    def init_weights(self) -> None:
+        """Initialize as mmdet's head with the same decoder does, or by ``init_cfg``."""
+        is_first = not self.is_init
+        BaseModule.init_weights(self)  # Mask2FormerHead's wants a pixel decoder
+        if not is_first or is_pretrained(self):
+            return
+        for projection in (self.decoder_input_proj, self.mask_proj):
+            if isinstance(projection, Conv2d):
+                caffe2_xavier_init(projection, bias=0)
+        xavier = nn.init.xavier_normal_ if self.decoder == "masked" else nn.init.xavier_uniform_
+        for parameter in self.transformer_decoder.parameters():
+            if parameter.dim() > 1:
+                xavier(parameter)
+
+    def group(self, feature_map: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Group the cells of the coarsest map: the mask transformer up to eq. (4), in logits.
+
+        Args:
+            feature_map: Coarsest feature map, ``(B, in_channels, h, w)``.
+
+        Returns:
+            Class logits ``(B, Q, K + 1)`` and mask logits ``(B, Q, h, w)`` of every decoder layer.
+            The masked decoder predicts from its query features first, so it has one pair more.
+        """
+        mask_features = self.mask_proj(feature_map)
+        memory = self.decoder_input_proj(feature_map).flatten(2).transpose(1, 2)  # (B, h·w, C)
+        batch, _, rows, cols = feature_map.shape
+        query_pos = self.query_embed.weight.expand(batch, -1, -1)
+        no_padding = memory.new_zeros((batch, rows, cols), dtype=torch.bool)
+        key_pos = self.decoder_positional_encoding(no_padding).flatten(2).transpose(1, 2)
+        positions = dict(query_pos=query_pos, key_pos=key_pos)
+        if self.decoder == "standard":
+            queries = self.transformer_decoder(
+                query=torch.zeros_like(query_pos),
+                key=memory,
+                value=memory,
+                key_padding_mask=None,
+                **positions,
+            )  # (layers, B, Q, C), normalized
+            mask_logits = torch.einsum("lbqc,bchw->lbqhw", self.mask_embed(queries), mask_features)
+            return list(self.cls_embed(queries)), list(mask_logits)
+
+        memory = memory + self.level_embed.weight
+        query = self.query_feat.weight.expand_as(query_pos)
+        size = mask_features.shape[-2:]
+        class_logits, mask_logits, ignored = self._forward_head(query, mask_features, size)
+        all_class_logits, all_mask_logits = [class_logits], [mask_logits]
+        for layer in self.transformer_decoder.layers:
+            # A query that may attend nowhere attends everywhere.
+            ignored = ignored & ~ignored.all(dim=-1, keepdim=True)
+            query = layer(
+                query=query, key=memory, value=memory, cross_attn_mask=ignored, **positions
+            )
+            class_logits, mask_logits, ignored = self._forward_head(query, mask_features, size)
+            all_class_logits.append(class_logits)
+            all_mask_logits.append(mask_logits)
+        return all_class_logits, all_mask_logits

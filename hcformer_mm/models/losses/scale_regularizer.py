@@ -1,0 +1,21 @@
+"""The regularizer of the clustering scales (paper, Sec. 4.1)."""
+
+import torch
+from torch import Tensor
+
+from ...structures.clustered_features import ClusteredFeatures
+
+
+def scale_losses(features: ClusteredFeatures, weight: float) -> dict[str, Tensor]:
+    r"""Scale regularizer, :math:`\lambda_{reg} \sum_i |s^{(i)}|`, to join the losses of a head.
+
+    Args:
+        features: Feature maps with their clustering.
+        weight: :math:`\lambda_{reg}`.
+
+    Returns:
+        ``loss_scale``, a scalar; empty without clustered levels.
+    """
+    if not features.scales:
+        return {}
+    return {"loss_scale": weight * torch.cat(features.scales).abs().sum()}
