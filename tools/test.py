@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint by the metrics of its config, MMDetection's or MMSegmentation's."""
+"""Evaluate a checkpoint by the metrics of its config, be it a detector or a segmentor."""
 
 import argparse
 import os
@@ -16,19 +16,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument(
         "--out",
-        help="write predictions, as the hosts do: into this .pkl file those of a detector, into "
-        "this folder the label maps of a segmentor",
+        help="write predictions as mmdet and mmseg do: those of a detector to this .pkl file, the "
+        "label maps of a segmentor to this folder",
     )
     parser.add_argument(
-        "--show-dir", help="paint predictions into <work-dir>/<timestamp>/<show-dir>"
+        "--show-dir", help="draw predictions into <work-dir>/<timestamp>/<show-dir>"
     )
     parser.add_argument(
-        "--tta", action="store_true", help="test-time augmentation, by tta_model and tta_pipeline"
+        "--tta", action="store_true", help="augment by tta_model and tta_pipeline of the config"
     )
     parser.add_argument(
         "--fast",
         action="store_true",
-        help="fuse BatchNorm and lay memory out channels-last, which changes results by rounding",
+        help="fuse BatchNorm and use channels-last memory; results change by rounding",
     )
     parser.add_argument(
         "--dtype",
@@ -40,17 +40,17 @@ def parse_args() -> argparse.Namespace:
 
 
 def is_a(config: dict, name: str) -> bool:
-    """Whether the type of a config, a name or a class, ends in ``name``."""
+    """Whether ``type`` in a config, a string or a class, ends in ``name``."""
     kind = config["type"]
     return getattr(kind, "__name__", kind).endswith(name)
 
 
-def paint_predictions(config: Config, folder: str) -> None:
-    """Switch the host's visualization hook on."""
+def draw_predictions(config: Config, folder: str) -> None:
+    """Switch on the visualization hook of mmdet or mmseg."""
     hook = config.default_hooks.visualization
     hook.draw = True
     if is_a(hook, "SegVisualizationHook"):
-        # This hook paints by the visualizer, whose files lie in <timestamp>/vis_data.
+        # This hook draws by the visualizer, which writes to <timestamp>/vis_data.
         for backend in config.visualizer.vis_backends:
             if is_a(backend, "LocalVisBackend"):
                 backend.img_save_dir = os.path.join(os.pardir, folder)
@@ -59,26 +59,25 @@ def paint_predictions(config: Config, folder: str) -> None:
 
 
 def write_label_maps(config: Config, folder: str) -> None:
-    """Make the host's metric of segmentors write what it evaluates."""
+    """Let mmseg's IoUMetric write the label maps that it evaluates."""
     evaluators = config.test_evaluator
     for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
         if is_a(evaluator, "IoUMetric"):
             evaluator.output_dir = folder
             return
     raise SystemExit(
-        "expected a mmseg.IoUMetric, which writes the label maps, in test_evaluator for --out, "
+        "expected a mmseg.IoUMetric in test_evaluator, which writes label maps for --out, "
         f"got {evaluators}"
     )
 
 
 def augment(config: Config) -> None:
-    """Wrap model and pipeline for augmentation in the test."""
+    """Wrap the model, and replace the pipeline, for test-time augmentation."""
     missing = [name for name in ("tta_model", "tta_pipeline") if name not in config]
     if missing:
         raise SystemExit(
             f"expected tta_model and tta_pipeline in {config.filename} for --tta, got no "
-            f"{' and no '.join(missing)}; the hosts have them for semantic segmentation and for "
-            "boxes"
+            f"{' and no '.join(missing)}; mmseg has them for semantic segmentation, mmdet for boxes"
         )
     config.test_dataloader.dataset.pipeline = config.tta_pipeline
     config.tta_model.module = config.model
@@ -91,7 +90,7 @@ def main() -> None:
     config.load_from = args.checkpoint
     segmentor = config.get("default_scope") == "mmseg"
     if args.show_dir:
-        paint_predictions(config, args.show_dir)
+        draw_predictions(config, args.show_dir)
     if args.out is not None and segmentor:
         write_label_maps(config, args.out)
     elif args.out is not None and not args.out.endswith((".pkl", ".pickle")):

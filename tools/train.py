@@ -1,4 +1,4 @@
-"""Train a model of any config, MMDetection's and MMSegmentation's included."""
+"""Train the model of a config, be it one of this project, of mmdet or of mmseg."""
 
 import argparse
 
@@ -12,19 +12,18 @@ def parse_args() -> argparse.Namespace:
         "--resume",
         nargs="?",
         const="auto",
-        help="resume from this checkpoint or, if none is named, from the newest in the work "
-        "directory",
+        help="resume from this checkpoint; without a value, from the newest in the work directory",
     )
     parser.add_argument(
         "--fast",
         action="store_true",
-        help="fuse frozen BatchNorm, lay maps out channels-last; changes losses by rounding",
+        help="fuse frozen BatchNorm and use channels-last memory; losses change by rounding",
     )
     parser.add_argument("--amp", action="store_true", help="train in automatic mixed precision")
     parser.add_argument(
         "--auto-scale-lr",
         action="store_true",
-        help="scale the learning rate with the batch size, from auto_scale_lr.base_batch_size",
+        help="scale the learning rate by the batch size over auto_scale_lr.base_batch_size",
     )
     return parser.parse_args()
 

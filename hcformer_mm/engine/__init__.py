@@ -1,4 +1,4 @@
-"""What runs beside training and testing."""
+"""Extensions of MMEngine's runner: hooks, the command line, and gloo without GPUs."""
 
 from .dist import set_up_gloo
 from .hooks.class_check_hook import ClassCheckHook

@@ -1,4 +1,4 @@
-"""Several processes on machines without GPUs, which the host's launchers take for granted."""
+"""Distributed training on machines without GPUs."""
 
 from datetime import timedelta
 
@@ -8,16 +8,15 @@ from torch import distributed
 
 
 def set_up_gloo(config: Config) -> None:
-    """Join the processes that torchrun started, where there is no GPU; elsewhere do nothing.
+    """Initialize the process group of torchrun with gloo if there is no GPU; else do nothing.
 
-    The host does this itself, but not without ``torch.cuda.set_device``; and its wrapper of
-    distributed models is given the number of a GPU unless a config says otherwise.
+    MMEngine would call ``torch.cuda.set_device``, and give its DDP wrapper the number of a GPU.
 
     Args:
-        config: Config of a runner. ``model_wrapper_cfg`` is set for the CPU.
+        config: Config of a runner. Its ``model_wrapper_cfg`` is set for the CPU.
 
     Raises:
-        ValueError: The launcher or the backend of ``env_cfg.dist_cfg`` needs a GPU.
+        ValueError: The launcher, or the backend in ``env_cfg.dist_cfg``, needs a GPU.
     """
     launcher = config.get("launcher", "none")
     if launcher == "none" or get_device() != "cpu":
@@ -35,12 +34,9 @@ def set_up_gloo(config: Config) -> None:
     if not distributed.is_initialized():
         distributed.init_process_group(backend, **options)
     if "runner_type" not in config:
-        defaults = dict(
-            broadcast_buffers=False,
-            find_unused_parameters=config.get("find_unused_parameters", False),
-        )
         config.model_wrapper_cfg = {
-            **defaults,
+            "broadcast_buffers": False,
+            "find_unused_parameters": config.get("find_unused_parameters", False),
             **config.get("model_wrapper_cfg", {}),
             "device_ids": None,
         }

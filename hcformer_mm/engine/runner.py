@@ -1,4 +1,4 @@
-"""What the command-line tools share: arguments, and the config that they amount to."""
+"""Command-line arguments, config and runner of the tools that train and test."""
 
 import os
 from argparse import ArgumentParser, Namespace
@@ -9,7 +9,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..checkpoints.io import force_weights_only
-from . import set_up_gloo
+from .dist import set_up_gloo
 from .hooks.param_groups_hook import ParamGroupsHook
 
 
@@ -38,9 +38,10 @@ def add_common_arguments(parser: ArgumentParser) -> None:
 
 
 def load_config(args: Namespace) -> Config:
-    """Read the config that the common arguments name, with their overrides.
+    """Read the config that the common arguments name, and apply their overrides.
 
-    The work directory is taken from the command line, else from the config, else from its name.
+    The work directory is that of the command line or else that of the config; by default it is
+    ``work_dirs/<name of the config>``.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     config = Config.fromfile(args.config)
@@ -55,10 +56,11 @@ def load_config(args: Namespace) -> Config:
 
 
 def build_runner(config: Config) -> Runner:
-    """Build the runner of a config: MMEngine's own, unless ``runner_type`` names another.
+    """Build MMEngine's runner of a config, or the one that ``runner_type`` names.
 
-    The checkpoints that it loads are read as data. Without GPUs, processes that torchrun started
-    are joined by gloo. With ``compile`` in the config, the optimizers are made readable to Dynamo.
+    It loads checkpoints with ``weights_only=True``. Processes that torchrun started on a machine
+    without GPUs communicate by gloo. With ``compile`` in the config, parameter groups become plain
+    dicts, which Dynamo can read.
     """
     force_weights_only()
     set_up_gloo(config)

@@ -1,4 +1,4 @@
-"""ClassCheckHook: refuses a model whose classes are not those of its data."""
+"""ClassCheckHook: an error if model and data have different classes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,36 +12,32 @@ from ...registry import HOOKS
 
 @HOOKS.register_module()
 class ClassCheckHook(Hook):
-    """Compare the numbers of classes of model and datasets before anything runs.
+    """Compare the classes of model and datasets before anything runs.
 
-    With ``panoptic_head`` and ``panoptic_fusion_head`` (mmdet's MaskFormer), their
-    ``num_things_classes`` and ``num_stuff_classes`` are compared with ``thing_classes`` and
-    ``stuff_classes`` of the metainfo, or with ``classes`` and 0 of datasets that know things alone.
-    With ``decode_head`` and ``auxiliary_head`` (mmseg's EncoderDecoder), their ``num_classes`` are
-    compared with ``classes``. Other models, and datasets without ``classes``, are left alone.
+    For mmdet's MaskFormer, ``num_things_classes`` and ``num_stuff_classes`` of ``panoptic_head``
+    and ``panoptic_fusion_head`` have to match ``thing_classes`` and ``stuff_classes`` of the
+    metainfo; in datasets without these, every class is a thing. For mmseg's EncoderDecoder,
+    ``num_classes`` of ``decode_head`` and ``auxiliary_head`` has to match ``classes``. Other
+    models, and datasets without ``classes``, are not checked.
 
-    Labels have to come in the right order, too, since a fusion head takes the first of them for
-    things: ``classes`` of the metainfo has to be ``thing_classes`` and then ``stuff_classes``. A
-    COCO file has to have them all, as its categories number the labels.
+    Fusion heads take the first labels for things, so ``classes`` has to be ``thing_classes``
+    followed by ``stuff_classes``. A COCO file has to have them all, as its categories number the
+    labels.
 
-    The host's ``NumClassCheckHook`` knows neither things nor stuff, and looks at the beginning of
-    epochs.
+    mmdet's ``NumClassCheckHook`` knows neither things nor stuff, and checks when an epoch begins.
     """
 
     priority = "VERY_HIGH"
 
     def before_run(self, runner: Runner) -> None:
-        """Check the datasets that are about to be used.
-
-        Args:
-            runner: The runner, its loops built as far as they are needed.
+        """Check the datasets of the loops that are about to run.
 
         Raises:
-            ValueError: Model and data, or two statements about the data, contradict each other.
+            ValueError: Model and data, or two parts of the metainfo, contradict each other.
         """
         faults: list[str] = []
         for split in ("train", "val", "test"):
-            # As an attribute without underscore, a loop would be built for the occasion.
+            # The attribute without underscore would build the loop.
             loop = getattr(runner, f"_{split}_loop")
             if isinstance(loop, BaseLoop):
                 for dataset in _unwrap(loop.dataloader.dataset):
@@ -51,7 +47,7 @@ class ClassCheckHook(Hook):
 
 
 def _unwrap(dataset: Any) -> Iterator[Any]:
-    """The datasets inside the host's wrappers, which repeat, concatenate or balance them."""
+    """The datasets inside MMEngine's wrappers, which repeat, concatenate or balance them."""
     if hasattr(dataset, "datasets"):
         for part in dataset.datasets:
             yield from _unwrap(part)
@@ -62,7 +58,7 @@ def _unwrap(dataset: Any) -> Iterator[Any]:
 
 
 def _heads(model: nn.Module) -> dict[str, nn.Module]:
-    """The heads whose classes are known, by their keys in a config."""
+    """Heads with a number of classes, by their keys in a config."""
     names = ("panoptic_head", "panoptic_fusion_head", "decode_head", "auxiliary_head")
     found: dict[str, nn.Module] = {}
     for name in names:
@@ -78,7 +74,7 @@ def _heads(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _compare(heads: dict[str, nn.Module], dataset: Any, key: str) -> Iterator[str]:
-    """What is wrong between heads and a dataset, in words."""
+    """Messages on the contradictions between heads and a dataset."""
     metainfo = getattr(dataset, "metainfo", {})
     classes = metainfo.get("classes")
     if classes is None or not heads:

@@ -13,29 +13,25 @@ from ...registry import HOOKS
 
 @HOOKS.register_module()
 class ClusterRecordHook(Hook):
-    """Leave ``clusters`` in the predictions of the validation and test loops, for their evaluators.
+    """Add ``clusters`` to the predictions of the validation and test loops, for evaluators.
 
-    See :class:`~hcformer_mm.models.utils.cluster_recorder.ClusterRecorder`. The model is left as it was
-    when the loop ends, by an error too: hooks of MMEngine are not told of errors, so that this one
-    goes around the whole loop.
+    See :class:`~hcformer_mm.models.utils.cluster_recorder.ClusterRecorder`. The model is as it was
+    when the loop ends, even by an error: as MMEngine does not tell hooks of errors, this one wraps
+    the ``run`` of the loops.
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Prepare the loops that are about to run.
-
-        Args:
-            runner: The runner, its loops built as far as they are needed.
-        """
+        """Wrap the validation and test loops that are about to run."""
         for split in ("val", "test"):
-            # As an attribute without underscore, a loop would be built for the occasion.
+            # The attribute without underscore would build the loop.
             loop = getattr(runner, f"_{split}_loop")
-            # A runner runs its loops again; they are prepared once.
+            # A loop may run again, and is wrapped once.
             if isinstance(loop, BaseLoop) and "run" not in vars(loop):
                 loop.run = _recording(loop)
 
 
 def _recording(loop: BaseLoop) -> Callable[..., Any]:
-    """The ``run`` of a loop, with the clusters recorded meanwhile."""
+    """The ``run`` of a loop, which records clusters meanwhile."""
     run = loop.run
 
     @wraps(run)

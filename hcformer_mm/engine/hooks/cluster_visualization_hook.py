@@ -1,8 +1,7 @@
 """ClusterVisualizationHook: sheets of clusters, prediction and ground truth during validation."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import mmcv
 from mmengine.dist import is_main_process
@@ -22,25 +21,25 @@ from ...visualization import LAYOUTS, cluster_sheet
 
 @HOOKS.register_module()
 class ClusterVisualizationHook(Hook):
-    """Draw what ``tools/visualize_clusters.py`` draws, while a model is validated or tested.
+    """Draw clusters, prediction and ground truth as one sheet per image in validation and test.
 
-    The images of every ``interval``-th batch are drawn, the same ones in each validation, and
-    handed to all backends of the runner's visualizer as ``val_clusters_<name of the image>`` or
-    ``test_clusters_<name>``, at the step of the training iteration: a backend with a slider shows
-    how the clusters of an image changed. Other batches run as they do without the hook. Of several
-    processes the main one draws, images of its own batches.
+    A sheet looks like those of ``tools/visualize_clusters.py``. Every ``interval``-th batch is
+    drawn, the same images in each validation. All backends of the runner's visualizer get them as
+    ``val_clusters_<name of the image>`` or ``test_clusters_<name>`` at the step of the training
+    iteration, so that a backend with a slider shows how the clusters of an image change. Of several
+    processes the main one draws images of its own batches.
 
     Args:
-        interval: Of batches; the first one is drawn in any case.
-        max_images: How many images are drawn in a validation at most; all of them by default.
-        gt: Where the ground truth is read; see
-            :func:`~hcformer_mm.datasets.ground_truth.open_ground_truth`. By default it is what the test
-            pipeline loads with the image, if it loads any after the image was resized.
+        interval: Number of batches from one that is drawn to the next, beginning with the first.
+        max_images: Maximum number of images drawn in a validation or test; None for no limit.
+        gt: File or folder of the ground truth; see
+            :func:`~hcformer_mm.datasets.ground_truth.open_ground_truth`. None takes what the test
+            pipeline loads with the image, if it loads this after the image was resized.
         layout: One of :data:`~hcformer_mm.visualization.layouts.LAYOUTS`.
-        connected: Whether the connected parts of a cluster are clusters of their own.
-        side: Longer side of a panel in pixels, about.
-        score_thr: Instances below this score are not drawn.
-        backend_args: How the images are read, as everywhere in MMEngine.
+        connected: Whether each connected part of a cluster becomes a cluster.
+        side: Approximate longer side of a panel, in pixels.
+        score_thr: Minimum score of the instances that are drawn.
+        backend_args: Options of MMEngine's file client, by which the images are read.
 
     Raises:
         ValueError: A number is below 1, or there is no such layout.
@@ -77,67 +76,38 @@ class ClusterVisualizationHook(Hook):
         self._drawn = 0
 
     def before_run(self, runner: Runner) -> None:
-        """Refuse a model without a clustering of its own before hours of training.
+        """Refuse a model without a clustering before hours of training.
 
         Raises:
-            TypeError: The model has no backbone, as one of test-time augmentation.
+            TypeError: The model has no backbone, such as one of test-time augmentation.
         """
         ClusterRecorder(runner.model).remove()
 
-    def before_val(self, runner: Runner) -> None:
-        """Begin to count images."""
+    def _before_epoch(self, runner: Runner, mode: str = "train") -> None:
         self._drawn = 0
 
-    def before_test(self, runner: Runner) -> None:
-        """Begin to count images."""
-        self._drawn = 0
-
-    def before_val_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None
-    ) -> None:
-        """Record the clusters of a batch that will be drawn."""
-        self._attach(runner, batch_idx)
-
-    def before_test_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None
-    ) -> None:
-        """Record the clusters of a batch that will be drawn."""
-        self._attach(runner, batch_idx)
-
-    def after_val_iter(
+    def _before_iter(
         self,
         runner: Runner,
         batch_idx: int,
         data_batch: dict | tuple | list | None = None,
-        outputs: Sequence[BaseDataElement] | None = None,
+        mode: str = "train",
     ) -> None:
-        """Draw the images of a batch, if it is its turn."""
-        self._draw(runner, "val", outputs or ())
-
-    def after_test_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: dict | tuple | list | None = None,
-        outputs: Sequence[BaseDataElement] | None = None,
-    ) -> None:
-        """Draw the images of a batch, if it is its turn."""
-        self._draw(runner, "test", outputs or ())
-
-    def _attach(self, runner: Runner, batch_idx: int) -> None:
+        """Record the clusters of a batch that is to be drawn."""
         self._detach()  # of a batch that failed
-        full = self.max_images is not None and self._drawn >= self.max_images
-        if batch_idx % self.interval == 0 and not full and is_main_process():
+        due = mode != "train" and batch_idx % self.interval == 0 and not self._is_full()
+        if due and is_main_process():
             self._recorder = ClusterRecorder(runner.model)
 
-    def _detach(self) -> None:
-        if self._recorder is not None:
-            self._recorder.remove()
-            self._recorder = None
-
-    def _draw(
-        self, runner: Runner, mode: Literal["val", "test"], samples: Sequence[BaseDataElement]
+    def _after_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | tuple | list | None = None,
+        outputs: Any = None,
+        mode: str = "train",
     ) -> None:
+        """Draw the images of a batch whose clusters were recorded."""
         if self._recorder is None:
             return
         self._detach()
@@ -146,14 +116,22 @@ class ClusterVisualizationHook(Hook):
         if self.gt is not None and self._truth is None:
             reduce_zero_label = meta.get("reduce_zero_label", False)
             self._truth = open_ground_truth(self.gt, classes, reduce_zero_label=reduce_zero_label)
-        for sample in samples:
-            if self.max_images is not None and self._drawn >= self.max_images:
+        for sample in outputs:
+            if self._is_full():
                 break
             name = f"{mode}_clusters_{Path(sample.img_path).stem}"
-            # Not by its cpu(), which moves tensors alone, and not the clusters.
+            # Not by cpu(), which moves tensors alone, and not the clusters.
             sheet = self._sheet(sample.to("cpu"), classes)
             runner.visualizer.add_image(name, sheet, step=runner.iter)
             self._drawn += 1
+
+    def _is_full(self) -> bool:
+        return self.max_images is not None and self._drawn >= self.max_images
+
+    def _detach(self) -> None:
+        if self._recorder is not None:
+            self._recorder.remove()
+            self._recorder = None
 
     def _sheet(self, sample: BaseDataElement, classes: Classes) -> RGBImage:
         content = get(sample.img_path, backend_args=self.backend_args)

@@ -1,28 +1,27 @@
-"""FastTrainingHook: training with frozen BatchNorm fused and channels-last memory."""
+"""FastTrainingHook: training with fused frozen BatchNorm and channels-last memory."""
 
 from contextlib import ExitStack
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch.nn.parallel import DistributedDataParallel
 
 from ...acceleration.training import prepare_for_training
 from ...registry import HOOKS
-from .fast_inference_hook import innermost
+from .fast_inference_hook import unwrap
 
 
 @HOOKS.register_module()
 class FastTrainingHook(Hook):
-    """Make the training loop faster, and let it keep less for the backward pass.
+    """Make the training loop faster, and its backward pass keep less.
 
-    The model is prepared before the first iteration, and put back as it was after the last; after
-    an error, when the runner runs the next time. Validation in between runs on the prepared model.
-    See :func:`~hcformer_mm.acceleration.training.prepare_for_training`; measured on CPUs.
+    The model is prepared before the first iteration by
+    :func:`~hcformer_mm.acceleration.training.prepare_for_training`, and validated in that form.
+    After the last iteration it is put back as it was; after an error, when the runner runs next.
+    Speed and memory are measured on CPUs.
 
     Raises:
-        ValueError: The model is sharded (FSDP, DeepSpeed): a convolution cannot read the weights of
-            a BatchNorm that another part holds.
+        ValueError: Before training, the model is sharded (FSDP, DeepSpeed): a convolution cannot
+            read the weights of a BatchNorm that another shard holds.
     """
 
     priority = "VERY_HIGH"
@@ -31,17 +30,13 @@ class FastTrainingHook(Hook):
         self._undo = ExitStack()
 
     def before_run(self, runner: Runner) -> None:
-        """Put back what a training that failed has left, as hooks are not told of errors."""
+        """Undo what a failed training has left behind; MMEngine does not tell hooks of errors."""
         self._undo.close()
 
     def before_train(self, runner: Runner) -> None:
-        """Prepare the model, whose checkpoint was loaded."""
-        if is_model_wrapper(runner.model) and not isinstance(runner.model, DistributedDataParallel):
-            raise ValueError(
-                "expected a model that each process holds as a whole for fast training, got "
-                f"{type(runner.model).__name__}; leave FastTrainingHook (--fast) out"
-            )
-        self._undo.callback(prepare_for_training(innermost(runner.model)))
+        """Prepare the model after its checkpoint was loaded."""
+        model = unwrap(runner.model, "FastTrainingHook (--fast)")
+        self._undo.callback(prepare_for_training(model))
 
     def after_train(self, runner: Runner) -> None:
         """Put the model back as it was."""

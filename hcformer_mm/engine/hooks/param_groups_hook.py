@@ -6,17 +6,17 @@ from mmengine.runner import Runner
 
 
 class ParamGroupsHook(Hook):
-    """Turns the parameter groups of the optimizers into plain dicts.
+    """Turn the parameter groups of optimizers into plain dicts.
 
-    MMEngine hands them to the optimizer inside a config, which makes them dicts of its own class.
-    Dynamo fails on those of Adam and AdamW, with an error about ``UserDefinedDictVariable``.
+    MMEngine passes them on as ConfigDicts. With those of Adam and AdamW, Dynamo fails with an error
+    about ``UserDefinedDictVariable``.
     """
 
     # After every hook that could change the groups.
     priority = "LOWEST"
 
     def before_train(self, runner: Runner) -> None:
-        """Replace the groups; nobody else keeps them."""
+        """Replace the groups inside their list, to which schedulers hold on."""
         wrapper = runner.optim_wrapper
         wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
         for each in wrappers:

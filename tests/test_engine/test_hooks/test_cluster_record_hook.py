@@ -1,4 +1,4 @@
-"""Clusters in the predictions of validation and test loops, and nowhere else."""
+"""Predictions of validation and test loops carry clusters, and no others do."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from tests.helpers.models import data_sample, detector
 
 
 class Seen(BaseMetric):
-    """Which of the samples had clusters."""
+    """Counts the samples with clusters."""
 
     default_prefix = "seen"
     error = None
@@ -65,7 +65,7 @@ def runner(model, tmp_path, **options):
 
 
 def hooks(model):
-    """How many hooks the model has, by kind."""
+    """The numbers of hooks of the model, by kind."""
     inner = getattr(model, "module", model)
     return [
         len(inner._forward_hooks),
@@ -75,7 +75,7 @@ def hooks(model):
 
 
 def test_validation_and_test(model, tmp_path):
-    """Again and again, with one recorder at a time."""
+    """Loops may run again, with one recorder at a time."""
     run, _ = runner(model, tmp_path)
     for _ in range(2):
         assert run.val() == {"seen/clusters": 2, "seen/samples": 2}
@@ -107,7 +107,7 @@ def test_model_without_clusters(tmp_path):
 
 
 def test_validation_within_training(tmp_path):
-    """They are recorded in the validation, and not in the steps between."""
+    """Validation records clusters, and the training steps in between do not."""
     model = detector(
         **{
             "panoptic_head.num_queries": 5,

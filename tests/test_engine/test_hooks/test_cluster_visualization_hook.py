@@ -110,8 +110,8 @@ def test_every_second_image_in_every_validation(build) -> None:
     assert not runner.model._forward_hooks and not runner.model.backbone._forward_hooks
 
 
-def test_sheets_are_those_of_the_tool(build, data_root: Path, tmp_path: Path) -> None:
-    """The same weights, images and ground truth by another way."""
+def test_sheets_are_those_of_the_inferencer(build, data_root: Path, tmp_path: Path) -> None:
+    """The inferencer draws the same from the same weights, images and ground truth."""
     gt = data_root / "annotations/panoptic_val.json"
     runner, backend = build(interval=1, gt=str(gt))
     torch.save({"state_dict": runner.model.state_dict()}, tmp_path / "weights.pth")
@@ -132,7 +132,7 @@ def test_sheets_are_those_of_the_tool(build, data_root: Path, tmp_path: Path) ->
         assert np.array_equal(backend.images[f"test_clusters_{image.name}", 0], expected)
 
 
-def test_backends_of_the_host_get_them(build, tmp_path: Path) -> None:
+def test_mmengine_backends_get_them(build, tmp_path: Path) -> None:
     runner, backend = build(interval=1, backends=[dict(type="LocalVisBackend")])
     runner.val()
     files = sorted((tmp_path / "work_dir").glob("*/vis_data/vis_image/*.png"))
@@ -164,7 +164,7 @@ def test_number_of_images_is_limited(build) -> None:
 
 
 def test_ground_truth_of_the_samples(build, data_root: Path) -> None:
-    """Semantic in the panoptic and the semantic config; none in that of instances."""
+    """The pipelines load it for panoptic and semantic segmentation, not for instances."""
     heights = {}
     for config in (SHAPES_CONFIG, SEMANTIC_CONFIG, INSTANCE_CONFIG):
         runner, backend = build(config, max_images=1)
@@ -199,7 +199,7 @@ def test_only_batches_that_are_drawn_are_recorded(build, monkeypatch: pytest.Mon
     monkeypatch.setattr(cluster_visualization_hook, "ClusterRecorder", Recorder)
     runner, _ = build(interval=2)
     runner.val()
-    assert len(recorded) == 1 + 2  # once to see that it can be
+    assert len(recorded) == 1 + 2  # one checks that the model clusters
     monkeypatch.setattr(cluster_visualization_hook, "is_main_process", lambda: False)
     runner, backend = build(interval=1)
     runner.val()
@@ -208,7 +208,7 @@ def test_only_batches_that_are_drawn_are_recorded(build, monkeypatch: pytest.Mon
 
 
 def test_clusters_are_taken_from_their_device(build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A data sample's own ``cpu()`` would leave them where they are."""
+    """``cpu()`` of a data sample would leave them on the device."""
     moved = []
 
     def to(clusters: ImageClusters, device: str) -> ImageClusters:

@@ -1,18 +1,19 @@
-"""Tests that run faster, with the figures of others; training and validation as they were."""
+"""Fast tests report the metrics of plain tests; training and validation stay as they were."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric
-from mmengine.registry import HOOKS, METRICS
+from mmengine.registry import HOOKS, METRICS, MODEL_WRAPPERS
 from mmengine.runner import Runner, set_random_seed
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hcformer_mm.apis.inference import build_model
 from hcformer_mm.datasets.shapes_writer import write_shapes
-from hcformer_mm.engine import FastInferenceHook
+from hcformer_mm.engine import FastInferenceHook, FastTrainingHook
 from tests.helpers.models import SHAPES_CONFIG
 from tests.helpers.predictions import diversify, outspoken_config
 
@@ -21,7 +22,7 @@ FCN = "configs/shapes/hc-fcn32s_r18_shapes-semantic.py"
 
 @METRICS.register_module()
 class HowItRuns(BaseMetric):
-    """How the model is while it runs, what its activations are of, and what its scores."""
+    """Reports whether the model is fused and channels-last, and which dtypes it computes in."""
 
     default_prefix = "how"
     model: Any
@@ -59,7 +60,7 @@ def data_root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Weights of the panoptic model, with BatchNorms of some character."""
+    """Weights of the panoptic model, with other BatchNorms than those of a new one."""
     model = build_model(outspoken_config())
     diversify(model)
     for module in model.modules():
@@ -111,7 +112,7 @@ def hook(**options):
 
 
 def how(metrics):
-    """What HowItRuns says, and the figures."""
+    """State of the model, dtypes, and the other metrics."""
     said = {key: metrics.pop(f"how/{key}") for key in ("fused", "channels_last")}
     types = [metrics.pop(f"how/{key}") for key in ("activations", "scores")]
     return said, [kind.removeprefix("torch.") for kind in types], metrics
@@ -126,7 +127,7 @@ def state(model):
 
 
 def assert_plain(model, before):
-    """The model is as it was, to the bit and to the layout."""
+    """The model has the same values in the same memory layout."""
     assert list(model.state_dict()) == list(before)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]) and tensor.is_contiguous(), name
@@ -157,7 +158,7 @@ def test_bfloat16(build, path, fast):
 
 
 def test_training_and_validation_are_left_alone(build):
-    """The same losses and validations as without the hook, and a model that can be tested after."""
+    """The hook changes neither, and the model can be tested afterwards."""
     runners = [build(), build(hooks=[hook(dtype="bfloat16")])]
     said = []
     for runner in runners:
@@ -195,12 +196,12 @@ def test_averaged_weights(build):
         assert_plain(runner.model, before)
         figures.append(torch.cat(logits[-3:]))
     assert said == FAST
-    # One run of the whole image each, after those that fusing takes.
+    # The last three are those of the images; the runs that fusing takes come before them.
     assert torch.allclose(*figures, atol=1e-4 * figures[0].abs().max())
 
 
 def test_after_an_error(build, checkpoint):
-    """The next run begins with the model as it was."""
+    """The next run starts with the model as it was."""
     runner = build(load_from=checkpoint, hooks=[hook(dtype="bfloat16")])
     before = state(build(load_from=checkpoint).model)
     HowItRuns.model = runner.model
@@ -216,7 +217,7 @@ def test_after_an_error(build, checkpoint):
 
 
 def test_wrapped_and_compiled_models(build, checkpoint):
-    """The inner model is prepared; a step of its own is kept."""
+    """The inner model is prepared, and keeps a ``test_step`` of its own."""
     runner = build(load_from=checkpoint, hooks=[hook(dtype="bfloat16")])
     model = runner.model
 
@@ -242,6 +243,22 @@ def test_wrapped_and_compiled_models(build, checkpoint):
     assert (said, types) == (FAST, ["bfloat16", "float32"])
     assert len(steps) == 3
     assert model.test_step is own
+
+
+@pytest.mark.parametrize("hook", [FastTrainingHook(), FastInferenceHook()])
+def test_sharded_models_are_refused(monkeypatch, hook):
+    class Sharded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)).eval()
+
+    monkeypatch.setitem(MODEL_WRAPPERS.module_dict, "Sharded", Sharded)
+    runner = SimpleNamespace(model=Sharded())
+    message = rf"every process holds as a whole, got Sharded; leave {type(hook).__name__} \(--fast"
+    with pytest.raises(ValueError, match=message):
+        hook.before_train(runner)
+        hook.before_test_iter(runner, 0)
+    assert isinstance(runner.model.module[1], nn.BatchNorm2d)
 
 
 def test_registered_and_checked():

@@ -1,16 +1,14 @@
-"""Training that runs faster: the losses of others, and a model that is put back."""
+"""Fast training has the losses of plain training, and puts the model back as it was."""
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, MODEL_WRAPPERS
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner, set_random_seed
-from torch import nn
 
 from hcformer_mm.checkpoints.io import load_checkpoint
 from hcformer_mm.datasets.shapes_writer import write_shapes
-from hcformer_mm.engine import FastTrainingHook
 from tests.helpers.models import SHAPES_CONFIG
 
 
@@ -20,7 +18,7 @@ def overridden(model):
 
 @HOOKS.register_module()
 class Watch(Hook):
-    """The loss, and how many layers are prepared; raises after an iteration if told to."""
+    """Records the loss and the number of prepared layers; may raise after an iteration."""
 
     def __init__(self, fails_after=None):
         self.seen = []
@@ -77,7 +75,7 @@ FAST = dict(type="hcformer_mm.FastTrainingHook")
 
 
 def test_the_losses_stay(build, tmp_path):
-    """And the checkpoint has the names, shapes and values of one without the hook."""
+    """So do the names, shapes and values of the checkpoint."""
     states, losses, steps = [], [], []
     for name, hooks in (("plain", ()), ("fast", (FAST,))):
         runner = build(name, dict(type="Watch"), *hooks)
@@ -95,13 +93,13 @@ def test_the_losses_stay(build, tmp_path):
     assert list(states[0]) == list(states[1])
     for name, expected in states[0].items():
         assert states[1][name].is_contiguous() == expected.is_contiguous(), name
-    # Adam makes steps of one length, in a direction that rounding may turn round where it is 0.
+    # Adam's steps have one length, and where a gradient is 0 rounding decides on the direction.
     assert steps[0].norm() > 0
     assert (steps[1] - steps[0]).norm() < 0.1 * steps[0].norm()
 
 
 def test_averaged_weights_and_resumed_training(build, tmp_path):
-    """Validation runs on MMEngine's average, of a model that is prepared; then training goes on."""
+    """MMEngine's average of a prepared model is validated, and training resumes."""
     ema = dict(type="EMAHook", momentum=0.5)
     runner = build("averaged", dict(type="Watch"), ema, FAST)
     runner.train()
@@ -120,21 +118,4 @@ def test_after_an_error(build):
         runner.train()
     assert overridden(runner.model)
     runner.val()
-    assert not overridden(runner.model)
-
-
-def test_sharded_models_are_refused(build):
-    class Sharded(nn.Module):
-        def __init__(self, module):
-            super().__init__()
-            self.module = module
-
-    MODEL_WRAPPERS.register_module(module=Sharded)
-    try:
-        runner = build("sharded")
-        runner.model = Sharded(runner.model)
-        with pytest.raises(ValueError, match=r"each process holds as a whole .* got Sharded"):
-            FastTrainingHook().before_train(runner)
-    finally:
-        MODEL_WRAPPERS.module_dict.pop("Sharded")
     assert not overridden(runner.model)

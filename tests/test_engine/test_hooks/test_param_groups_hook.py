@@ -13,7 +13,7 @@ from hcformer_mm.engine.hooks.param_groups_hook import ParamGroupsHook
 def wrapper(model):
     return build_optim_wrapper(
         model,
-        # As of a config file: the host then makes the groups dicts of the same class.
+        # As in a config file; MMEngine then makes the groups ConfigDicts, too.
         ConfigDict(
             optimizer=dict(type="AdamW", lr=0.1, weight_decay=0.5),
             paramwise_cfg=dict(bias_decay_mult=0.0),
