@@ -121,8 +121,8 @@ class BaseInferencer:
             groups = (list(group) for _, group in groupby(batch, _input_size))
         with torch.inference_mode():
             samples = [sample for group in groups for sample in self._forward(group)]
-        # Inference-mode tensors cannot be changed in place: copy them even on the CPU. By to(), since
-        # cpu() skips fields that are not tensors, such as clusters.
+        # Copied even on the CPU, since inference-mode tensors cannot be changed in place; by to(),
+        # since cpu() skips fields that are not tensors, such as clusters.
         return [sample.to("cpu", copy=True) for sample in samples]
 
     def _forward(self, batch: list[dict[str, Any]]) -> list[BaseDataElement]:

@@ -1,4 +1,4 @@
-"""Predictions for tests: of untrained models that are not silent, and made-up ones."""
+"""Predictions for tests: untrained models that predict something, and made-up samples."""
 
 from pathlib import Path
 
@@ -18,11 +18,11 @@ from tests.helpers.models import SHAPES_CONFIG
 CLASSES = Classes(
     ["cup", "dog", "field", "sky"], frozenset(["cup", "dog"]), [(255, 0, 0)] * 3 + [(0, 0, 255)]
 )
-"""Of :func:`random_sample`."""
+"""Classes of :func:`random_sample`."""
 
 
 def outspoken_config(path: str = SHAPES_CONFIG) -> Config:
-    """A config whose model keeps every segment, however unsure of it."""
+    """A config whose model keeps every segment, whatever its score."""
     config = Config.fromfile(path)
     if "object_mask_thr" in config.model.get("test_cfg", {}):
         config.model.test_cfg.update(object_mask_thr=0.0, iou_thr=0.0)
@@ -31,7 +31,7 @@ def outspoken_config(path: str = SHAPES_CONFIG) -> Config:
 
 @torch.no_grad()
 def diversify(model: nn.Module) -> None:
-    """Let the queries of a random HCFormer differ in class and mask, which are all alike else."""
+    """Make the queries of a random HCFormer differ in class and mask."""
     head = getattr(model, "panoptic_head", None) or model.decode_head
     if not hasattr(head, "mask_embed"):
         return  # a per-pixel classifier
@@ -47,11 +47,7 @@ def diversify(model: nn.Module) -> None:
 
 
 def write_model(folder: Path, path: str = SHAPES_CONFIG) -> tuple[Path, Path]:
-    """A config and a checkpoint as the runner leaves them.
-
-    Returns:
-        Their files.
-    """
+    """Paths of a config and a checkpoint, written as the runner writes them."""
     config = outspoken_config(path)
     config.dump(folder / "config.py")
     model = build_model(config)
@@ -62,12 +58,12 @@ def write_model(folder: Path, path: str = SHAPES_CONFIG) -> tuple[Path, Path]:
 
 
 def scene(seed: int, size: tuple[int, int] = (96, 128)) -> NDArray[np.uint8]:
-    """An image with regions, ``(H, W, 3)`` uint8, BGR, of about that size."""
+    """An image with regions, ``(H, W, 3)`` uint8, BGR, of about this size."""
     return np.ascontiguousarray(render_scene((seed,), size=size).image[..., ::-1])
 
 
 def random_sample(height, width, seed=0):
-    """A data sample with everything: cups and dogs on field and sky, and void."""
+    """A data sample of all kinds: cups and dogs on field and sky, and void."""
     generator = torch.Generator().manual_seed(seed)
     #   1000 and 2001 are the first objects; 4 is void; 2 and 3 stuff
     values = torch.tensor([1000, 2001, 3001, 2, 3, 4], dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""Results in the formats of COCO and of label maps, by definition and as the host has them."""
+"""Results in the formats of COCO and label maps, by definition and as mmdet has them."""
 
 import json
 
@@ -58,14 +58,14 @@ def test_nothing_found():
     assert encode_instances(none, 1, range(4)) == []
 
 
-def test_panoptic_encoding_is_that_of_the_host(tmp_path):
+def test_panoptic_encoding_is_that_of_mmdet(tmp_path):
     sample = random_sample(24, 33)
     panoptic = segments_of(sample, CLASSES, score_thr=0.5)
     ids, info = encode_panoptic(panoptic, range(4))
-    metric = CocoPanopticMetric(outfile_prefix=str(tmp_path / "host"), format_only=True)
+    metric = CocoPanopticMetric(outfile_prefix=str(tmp_path / "mmdet"), format_only=True)
     metric.dataset_meta = dict(classes=CLASSES.names, thing_classes=["cup", "dog"])
     theirs = metric._parse_predictions(sample.to_dict(), 3, "a.png")
-    image = mmcv.imread(str(tmp_path / "host.panoptic" / "a.png"), channel_order="rgb")
+    image = mmcv.imread(str(tmp_path / "mmdet.panoptic" / "a.png"), channel_order="rgb")
     their_ids = rgb2id(image)
     assert len(info) == len(theirs["segments_info"]) == 5
     for ours, other in zip(info, theirs["segments_info"], strict=True):

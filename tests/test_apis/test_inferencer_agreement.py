@@ -1,4 +1,4 @@
-"""The inferencers of both hosts run our configs and checkpoints, and predict what ours does."""
+"""mmdet's and mmseg's inferencers run our configs and checkpoints and predict what ours does."""
 
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from hcformer_mm.apis.inference import inference_pipeline
 from hcformer_mm.apis.inputs import open_images
 from hcformer_mm.apis.result_writer import ResultWriter
 from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
-from tests.helpers.predictions import scene, write_model
 
 DETECTORS = [SHAPES_CONFIG, "configs/shapes/hcformer_r18_shapes-instance.py"]
 SEGMENTORS = [SEMANTIC_CONFIG, "configs/shapes/hc-fcn32s_r18_shapes-semantic.py"]
@@ -26,30 +25,22 @@ ZOO = sorted(Path("configs").glob("[!_]*/*.py"))
 
 
 @pytest.fixture(scope="module")
-def images():
-    return [scene(i) for i in range(2)]
+def paths(folder):
+    return [str(folder / f"scene{i}.png") for i in range(2)]
 
 
-@pytest.fixture(scope="module")
-def paths(images, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("images")
-    for i, image in enumerate(images):
-        mmcv.imwrite(image, str(folder / f"scene{i}.png"))
-    return [str(folder / f"scene{i}.png") for i in range(len(images))]
+@pytest.fixture(params=DETECTORS)
+def detector(request, model_files):
+    return [str(path) for path in model_files(request.param)]
 
 
-@pytest.fixture(scope="module", params=DETECTORS)
-def detector(request, tmp_path_factory):
-    return [str(path) for path in write_model(tmp_path_factory.mktemp("model"), request.param)]
-
-
-@pytest.fixture(scope="module", params=SEGMENTORS)
-def segmentor(request, tmp_path_factory):
-    return [str(path) for path in write_model(tmp_path_factory.mktemp("model"), request.param)]
+@pytest.fixture(params=SEGMENTORS)
+def segmentor(request, model_files):
+    return [str(path) for path in model_files(request.param)]
 
 
 def predictions(sample):
-    """All that is predicted, by name."""
+    """Predicted tensors by name."""
     found = {}
     for name, value in sample.items():
         if name.startswith(("pred", "seg")) and isinstance(value, BaseDataElement):
@@ -58,7 +49,6 @@ def predictions(sample):
 
 
 def assert_same(samples, expected):
-    assert len(samples) == len(expected) == 2
     for sample, other in zip(samples, expected, strict=True):
         one, two = predictions(sample), predictions(other)
         assert set(one) == set(two) != set()
@@ -68,35 +58,32 @@ def assert_same(samples, expected):
 
 def test_detectors(detector, paths, images):
     ours = HCFormerInferencer(*detector, "cpu", fast=False)
-    host = DetInferencer(*detector, device="cpu", show_progress=False)
-    for given in (paths, images):
-        assert_same(ours(given), host(given, return_datasamples=True)["predictions"])
-    assert_same(
-        ours(paths, batch_size=2),
-        host(paths, batch_size=2, return_datasamples=True)["predictions"],
-    )
-    assert host.model.dataset_meta["classes"] == ours.model.dataset_meta["classes"]
-    assert host.model.dataset_meta["palette"] == ours.model.dataset_meta["palette"]
+    theirs = DetInferencer(*detector, device="cpu", show_progress=False)
+    for given, batch_size in ((paths, 1), (images[:2], 1), (paths, 2)):
+        expected = theirs(given, batch_size=batch_size, return_datasamples=True)["predictions"]
+        assert_same(ours(given, batch_size=batch_size), expected)
+    assert theirs.model.dataset_meta["classes"] == ours.model.dataset_meta["classes"]
+    assert theirs.model.dataset_meta["palette"] == ours.model.dataset_meta["palette"]
     model = init_detector(*detector, device="cpu")
     assert_same(ours(paths), inference_detector(model, paths))
 
 
 def test_segmentors(segmentor, paths, images):
     ours = HCFormerInferencer(*segmentor, "cpu", fast=False)
-    host = MMSegInferencer(*segmentor, device="cpu", show_progress=False)
-    for given in (paths, images):
-        assert_same(ours(given, logits=True), host(given, return_datasamples=True))
+    theirs = MMSegInferencer(*segmentor, device="cpu", show_progress=False)
+    for given in (paths, images[:2]):
+        assert_same(ours(given, logits=True), theirs(given, return_datasamples=True))
     assert len(predictions(ours(paths[0])[0])) == 1  # without logits
     model = init_model(*segmentor, device="cpu")
     assert_same(ours(paths, logits=True), [inference_model(model, path) for path in paths])
 
 
 def test_files_of_detectors(detector, paths, tmp_path):
-    """Those of the host's data samples are ours; the host's own have the same segments."""
+    """From mmdet's data samples we write the same files; mmdet's own have the same segments."""
     ours = HCFormerInferencer(*detector, "cpu", fast=False)
     ours(paths, out_dir=tmp_path / "ours")
-    host = DetInferencer(*detector, device="cpu", show_progress=False)
-    samples = host(paths, return_datasamples=True)["predictions"]
+    theirs = DetInferencer(*detector, device="cpu", show_progress=False)
+    samples = theirs(paths, return_datasamples=True)["predictions"]
     with ResultWriter(tmp_path / "samples", ours.classes) as writer:
         for image, sample in zip(open_images(paths), samples, strict=True):
             writer.add(image, sample)
@@ -104,17 +91,17 @@ def test_files_of_detectors(detector, paths, tmp_path):
         other = tmp_path / "samples" / file.relative_to(tmp_path / "ours")
         assert file.read_bytes() == other.read_bytes()
 
-    host(paths, out_dir=str(tmp_path / "host"), no_save_pred=False)
+    theirs(paths, out_dir=str(tmp_path / "theirs"), no_save_pred=False)
     for path in paths:
         name = Path(path).name
-        assert (tmp_path / "host" / "vis" / name).is_file()
+        assert (tmp_path / "theirs" / "vis" / name).is_file()
         assert (tmp_path / "ours" / "vis" / name).is_file()
         if (tmp_path / "ours" / "panoptic").exists():
             one, other = (
                 np.asarray(Image.open(tmp_path / file)).reshape(-1, 3)
                 for file in (
                     f"ours/panoptic/{name}",
-                    f"host/preds/{Path(path).stem}_panoptic_seg.png",
+                    f"theirs/preds/{Path(path).stem}_panoptic_seg.png",
                 )
             )
             pairs = np.unique(np.concatenate([one, other], axis=1), axis=0)
@@ -123,14 +110,14 @@ def test_files_of_detectors(detector, paths, tmp_path):
 
 @pytest.mark.parametrize("path", ZOO, ids=lambda path: path.stem)
 def test_pipelines_of_every_config(path, paths):
-    """The hosts' inferencers see an image as ours does, by a file as by an array."""
+    """mmdet's and mmseg's inferencers prepare files and arrays as ours does."""
     config = Config.fromfile(path)
     init_default_scope(config.default_scope)
     assert "visualizer" in config
     ours = [inference_pipeline(config, arrays=arrays) for arrays in (False, True)]
     kind = MMSegInferencer if config.default_scope == "mmseg" else DetInferencer
-    host = kind.__new__(kind)._init_pipeline(config.copy())
-    expected = host(paths[0])["inputs"]
+    theirs = kind.__new__(kind)._init_pipeline(config.copy())
+    expected = theirs(paths[0])["inputs"]
     assert torch.equal(ours[0](dict(img_path=paths[0], img_id=0))["inputs"], expected)
     image = mmcv.imread(paths[0])
     assert torch.equal(ours[1](dict(img=image, img_id=0))["inputs"], expected)

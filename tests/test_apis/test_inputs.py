@@ -1,4 +1,4 @@
-"""Where images come from: files, folders, videos, arrays, streams."""
+"""Input images: files, folders, videos, arrays and streams."""
 
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ def pixels(height, width, seed=0):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Four images, and what is none."""
+    """Four images and other files."""
     folder = tmp_path / "images"
     (folder / "deeper.png").mkdir(parents=True)
     for i, name in enumerate(["b.PNG", "a.bmp", "c.x.png", "d.png"]):

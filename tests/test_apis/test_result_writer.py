@@ -1,4 +1,4 @@
-"""Results as files, read back by the tools that evaluate them."""
+"""Files of results, read back by the tools that evaluate them."""
 
 import io
 import json
@@ -31,7 +31,7 @@ IDS = {"cup": 47, "dog": 18, "field": 193, "sky": 187}
 
 @pytest.fixture
 def files(tmp_path):
-    """Images of the sizes, and ground truth of COCO that lists them in another order."""
+    """Images of the sizes, and COCO annotations that list them in another order."""
     folder = tmp_path / "images"
     for i, (height, width) in enumerate(SIZES):
         image = np.full((height, width, 3), 40 * i, np.uint8)
@@ -83,10 +83,14 @@ def test_all_files_are_written(files, tmp_path):
         CLASSES,
     )
     assert np.array_equal(drawn, expected)
+    for png, sample in zip(pngs, samples, strict=True):
+        labels = Image.open(out / "semantic" / png)
+        assert labels.mode == "L"
+        assert np.array_equal(np.asarray(labels), sample.pred_sem_seg.sem_seg[0].numpy())
 
 
 @pytest.mark.parametrize("kind", ["panoptic", "instances", "semantic"])
-def test_only_what_is_predicted(kind, files, tmp_path):
+def test_only_predicted_kinds_are_written(kind, files, tmp_path):
     samples = [random_sample(*size) for size in SIZES]
     names = dict(panoptic="pred_panoptic_seg", instances="pred_instances", semantic="pred_sem_seg")
     for sample in samples:
@@ -108,7 +112,7 @@ def test_panoptic_files_are_ground_truth_without_faults(files, tmp_path):
     for i, (size, sample) in enumerate(zip(SIZES, samples, strict=True)):
         panoptic = truth.read(f"p{i}.jpg", size)
         predicted = sample.pred_panoptic_seg.sem_seg[0].numpy()
-        # One to one: the segments of the host, with the same classes; void is 0.
+        # The segments are mmdet's, one to one, with the same classes; void is 0.
         pairs = np.stack([panoptic.segments.ravel(), predicted.ravel()], axis=1)
         pairs = np.unique(pairs, axis=0).tolist()
         assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
@@ -120,7 +124,7 @@ def test_panoptic_files_are_ground_truth_without_faults(files, tmp_path):
 
 
 def test_panoptic_quality_of_files(files, tmp_path, capsys):
-    """The results, taken for ground truth, are perfect; cut in half, they are not."""
+    """Results are perfect against themselves, and worse without a class."""
     folder, annotations = files
     samples = write(tmp_path / "truth", folder, ann_file=annotations)
     truth = tmp_path / "truth" / "panoptic.json"
@@ -155,7 +159,7 @@ def test_instances_are_read_by_pycocotools(files, tmp_path):
 
 
 def test_average_precision_of_files(files, tmp_path):
-    """What is found is taken for ground truth: the average precision of masks is 1."""
+    """Mask AP of results against themselves is 1."""
     folder, path = files
     write(tmp_path / "out", folder, ann_file=path)
     content = read_json(path)
@@ -173,14 +177,6 @@ def test_average_precision_of_files(files, tmp_path):
         evaluation.accumulate()
         evaluation.summarize()
     assert evaluation.stats[0] == pytest.approx(1)
-
-
-def test_label_maps(files, tmp_path):
-    samples = write(tmp_path / "out", files[0])
-    for i, sample in enumerate(samples):
-        image = Image.open(tmp_path / "out" / "semantic" / f"p{i}.png")
-        assert image.mode == "L"
-        assert np.array_equal(np.asarray(image), sample.pred_sem_seg.sem_seg[0].numpy())
 
 
 def test_ids_of_annotations(files, tmp_path):
@@ -219,21 +215,17 @@ def test_nothing_to_write(files, tmp_path):
         ResultWriter(tmp_path / "file", CLASSES)
 
 
-def test_an_error_leaves_no_json(files, tmp_path):
-    samples = [random_sample(*size) for size in SIZES]
-    samples[2] = DetDataSample()
+@pytest.mark.parametrize("again", [False, True])
+def test_an_error_leaves_no_json(again, files, tmp_path):
+    """Neither of this run nor of an earlier one."""
+    out, samples = tmp_path / "out", [random_sample(*size) for size in SIZES]
+    if again:
+        write(out, files[0], samples)
+        assert (out / "panoptic.json").is_file()
     with pytest.raises(ValueError, match="got nothing"):
-        write(tmp_path / "out", files[0], samples)
-    assert list((tmp_path / "out").glob("*.json")) == []
-    assert len(list((tmp_path / "out" / "vis").iterdir())) == 2
-
-
-def test_an_error_leaves_no_json_of_an_earlier_run(files, tmp_path):
-    write(tmp_path / "out", files[0], [random_sample(*size) for size in SIZES])
-    assert (tmp_path / "out" / "panoptic.json").is_file()
-    with pytest.raises(ValueError, match="got nothing"):
-        write(tmp_path / "out", files[0], [DetDataSample()] * len(SIZES))
-    assert list((tmp_path / "out").glob("*.json")) == []
+        write(out, files[0], [*samples[:2], DetDataSample(), samples[3]])
+    assert list(out.glob("*.json")) == []
+    assert len(list((out / "vis").iterdir())) == (4 if again else 2)
 
 
 def test_files_are_whole_or_not_there(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The Shapes datasets, through the pipelines and metrics of the config that trains on them."""
+"""The Shapes datasets in the pipelines and metrics of the config that trains on them."""
 
 import json
 from pathlib import Path
@@ -81,11 +81,11 @@ class TestPanopticDataset:
 
 
 class TestMetrics:
-    """Feeding back the ground truth, or a known corruption of it, must give known scores."""
+    """Ground truth as prediction, or a known corruption of it, gives known scores."""
 
     @staticmethod
     def predict(sample, root, *, relabel=lambda label: label):
-        """Write the annotation files' content into the sample as if a model had predicted it."""
+        """Put the annotations into the sample as predictions."""
         folder = root / "annotations"
         panoptic = json.loads((folder / "panoptic_val.json").read_text())
         annotation = next(a for a in panoptic["annotations"] if a["image_id"] == sample.img_id)

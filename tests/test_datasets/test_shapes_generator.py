@@ -1,4 +1,4 @@
-"""The Shapes renderer: what it promises about scenes, and that it keeps the promise everywhere."""
+"""The Shapes renderer: properties of its scenes, and the same bits on every machine."""
 
 import hashlib
 
@@ -45,7 +45,7 @@ def label_map(scene):
 
 class TestRenderScene:
     def test_same_bits_everywhere(self):
-        """The digests were written down once; a machine that renders others is at fault."""
+        """Digests of scenes that were rendered once."""
         labels, pixels = hashlib.sha256(), hashlib.sha256()
         for index in range(4):
             scene = render_scene((0, 1, index))

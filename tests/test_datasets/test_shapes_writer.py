@@ -1,4 +1,4 @@
-"""The files of the Shapes dataset, and how they come to be."""
+"""Files of the Shapes dataset, and the folder that they replace."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The demo that draws what a model makes of images, as it is typed."""
+"""Command line of demo/image_demo.py."""
 
 import importlib.util
 import json
@@ -49,7 +49,7 @@ def run(tool, model, monkeypatch, tmp_path):
     return run
 
 
-def test_a_image_into_a_file(run, model, images, tmp_path, capsys):
+def test_an_image_into_a_file(run, model, images, tmp_path, capsys):
     run(images / "scene0.png", "--out", "deep/scene.png")
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["scene.png"]
     assert capsys.readouterr().out.splitlines()[-1] == "deep/scene.png"
