@@ -87,16 +87,6 @@ def soft_assign_maps(
 
     Raises:
         ValueError: The shapes or devices do not fit each other.
-
-    Example:
-        >>> from hcformer_mm.ops import FeatureProjection
-        >>> fine, coarse = torch.randn(2, 8, 5, 7), torch.randn(2, 16, 3, 4)
-        >>> to_features = [
-        ...     FeatureProjection(torch.ones(c), torch.zeros(c), torch.randn(4, c), eps=1e-5)
-        ...     for c in (8, 16)
-        ... ]
-        >>> soft_assign_maps(fine, coarse, 0.1, *to_features).shape
-        torch.Size([2, 9, 5, 7])
     """
     _check_maps(fine, coarse)
     for x, projection in ((fine, fine_projection), (coarse, coarse_projection)):

@@ -142,13 +142,8 @@ def connected_parts(labels: Tensor) -> Tensor:
     Returns:
         ``(B, H, W)`` int64; the parts of each image numbered 0, 1, … in the order of their first
         pixels, row by row.
-
-    Example:
-        >>> connected_parts(torch.tensor([[[7, 7, 3, 7], [3, 7, 3, 7]]]))
-        tensor([[[0, 0, 1, 2],
-                 [3, 0, 1, 2]]])
     """
-    # Union-find: the root of a pixel starts as the first pixel of its run in the row.
+    # Union-find; at first, the root of a pixel is the first pixel of its run in the row.
     starts = F.pad(labels[..., 1:] != labels[..., :-1], (1, 0), value=True)
     index = torch.arange(labels.numel(), device=labels.device).view_as(labels)
     root = index.masked_fill(~starts, 0).flatten().cummax(0).values

@@ -64,10 +64,10 @@ def check_step(masks: Tensor, assignment: Tensor) -> None:
     if masks.dim() != 4:
         raise ValueError(f"expected masks (B, Q, h, w), got {tuple(masks.shape)}")
     check_assignment(assignment)
-    if masks.shape[0] != assignment.shape[0]:
+    if masks.shape[0] != assignment.shape[0] or masks.device != assignment.device:
         raise ValueError(
-            f"expected masks and assignment of one batch size, got {masks.shape[0]} and "
-            f"{assignment.shape[0]}"
+            f"expected masks and assignment of one batch size and device, got {masks.shape[0]} on "
+            f"{masks.device} and {assignment.shape[0]} on {assignment.device}"
         )
     expected = coarse_size(*assignment.shape[-2:])
     if tuple(masks.shape[-2:]) != expected:
@@ -75,9 +75,4 @@ def check_step(masks: Tensor, assignment: Tensor) -> None:
             f"expected masks of (⌈H/2⌉, ⌈W/2⌉) = {expected} for an assignment of "
             f"{tuple(assignment.shape[-2:])}, got {tuple(masks.shape[-2:])}; "
             "are the assignments ordered finest first?"
-        )
-    if masks.device != assignment.device:
-        raise ValueError(
-            f"expected masks and assignment on one device, got {masks.device} and "
-            f"{assignment.device}"
         )

@@ -44,12 +44,6 @@ def modulated_deform_conv2d(
 
     Raises:
         ValueError: The shapes of offset and mask do not fit the kernel and the map.
-
-    Example:
-        >>> x, weight = torch.randn(1, 4, 8, 10), torch.randn(6, 4, 3, 3)
-        >>> offset, mask = torch.randn(1, 18, 4, 5), torch.rand(1, 9, 4, 5)
-        >>> modulated_deform_conv2d(x, offset, mask, weight, stride=2, padding=1).shape
-        torch.Size([1, 6, 4, 5])
     """
     batch, channels, height, width = x.shape
     kernel = weight.shape[-1]

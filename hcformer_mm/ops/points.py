@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from .decoding import check_step, decode_hierarchy
 from .linear_taps import linear_taps
-from .neighborhood import channels_last
+from .neighborhood import channels_last, pad_border
 
 # A point lies between 2×2 pixels; their parents are among 2×2 cells, their candidates among 4×4.
 _SIDE = 4
@@ -46,57 +46,55 @@ def decode_points(masks: Tensor, assignments: Sequence[Tensor], points: Tensor) 
         return F.grid_sample(masks, grid, align_corners=False).squeeze(3)
     cells = decode_hierarchy(masks, assignments[1:])
     check_step(cells, assignments[0])
-    batch, channels, rows, cols = cells.shape
     dtype = torch.promote_types(cells.dtype, assignments[0].dtype)
-    index, weights = _cells_around(assignments[0].to(dtype), points, (rows, cols))
-    first = torch.arange(batch, device=index.device).view(-1, 1, 1) * (rows * cols)
-    table = channels_last(cells).to(dtype).flatten(0, 2)
+    table = pad_border(channels_last(cells).to(dtype))
+    index, weights = _cells_around(assignments[0].to(dtype), points, *table.shape[1:3])
     values = F.embedding_bag(
-        (index + first).flatten(0, 1), table, per_sample_weights=weights.flatten(0, 1), mode="sum"
+        index.flatten(0, 1),
+        table.flatten(0, 2),
+        per_sample_weights=weights.flatten(0, 1),
+        mode="sum",
     )
-    return values.view(batch, points.shape[1], channels).transpose(1, 2)
+    return values.view(*points.shape[:2], masks.shape[1]).transpose(1, 2)
 
 
 def _cells_around(
-    assignment: Tensor, points: Tensor, size: tuple[int, int]
+    assignment: Tensor, points: Tensor, rows: int, cols: int
 ) -> tuple[Tensor, Tensor]:
     """Flat index and weight of the 4×4 cells that every point may mix.
 
     Args:
         assignment: ``(B, 9, H, W)``.
         points: ``(B, P, 2)``.
-        size: Height and width of the map of cells.
+        rows: Height of the padded map of cells.
+        cols: Width of the padded map of cells.
 
     Returns:
         Index ``(B, P, 16)`` and weights ``(B, P, 16)``.
     """
-    batch, _, height, width = assignment.shape
+    height, width = assignment.shape[-2:]
     x, y = points.to(assignment.dtype).unbind(dim=-1)
     x, y = x * width - 0.5, y * height - 0.5
     x_pixels, x_weights = linear_taps(x, width)
     y_pixels, y_weights = linear_taps(y, height)
-    pixels = y_pixels[..., :, None] * width + x_pixels[..., None, :]  # (B, P, 2, 2)
-    bilinear = y_weights[..., :, None] * x_weights[..., None, :]
-    first = torch.arange(batch, device=points.device).view(-1, 1, 1, 1) * (height * width)
-    shares = channels_last(assignment).flatten(0, 2)[pixels + first]  # (B, P, 2, 2, 9)
+    image = torch.arange(len(points), device=points.device).view(-1, 1, 1, 1)
+    pixels = (image * height + y_pixels.unsqueeze(-1)) * width + x_pixels.unsqueeze(-2)
+    bilinear = y_weights.unsqueeze(-1) * x_weights.unsqueeze(-2)  # (B, P, 2, 2)
+    shares = channels_last(assignment).flatten(0, 2)[pixels]  # (B, P, 2, 2, 9)
     shares = shares * bilinear.unsqueeze(-1)
 
     # The top left of the 4×4 cells is the first candidate of the top left pixel.
-    step = torch.arange(2, device=points.device)
-    y_first = (y.floor().long().unsqueeze(-1) + step) // 2 - 1
-    x_first = (x.floor().long().unsqueeze(-1) + step) // 2 - 1
+    step = torch.arange(_SIDE, device=points.device)
+    y_first = (y.floor().long().unsqueeze(-1) + step[:2]) // 2
+    x_first = (x.floor().long().unsqueeze(-1) + step[:2]) // 2
     top, left = y_first[..., :1], x_first[..., :1]
     down, right = y_first - top, x_first - left
-    candidate = torch.arange(3, device=points.device)
-    slot = (down[..., :, None, None, None] + candidate[:, None]) * _SIDE
-    slot = slot + right[..., None, :, None, None] + candidate  # (B, P, 2, 2, 3, 3)
+    slot = (down[..., :, None, None, None] + step[:3, None]) * _SIDE
+    slot = slot + right[..., None, :, None, None] + step[:3]  # (B, P, 2, 2, 3, 3)
     weights = shares.new_zeros(*points.shape[:2], _SIDE**2)
     weights = weights.scatter_add(2, slot.flatten(2), shares.flatten(2))
 
-    offset = torch.arange(_SIDE, device=points.device)
-    rows, cols = top + offset, left + offset  # (B, P, 4)
-    inside = ((rows >= 0) & (rows < size[0]))[..., :, None]
-    inside = inside & ((cols >= 0) & (cols < size[1]))[..., None, :]
-    rows, cols = rows.clamp(0, size[0] - 1), cols.clamp(0, size[1] - 1)
-    index = rows[..., :, None] * size[1] + cols[..., None, :]
-    return index.flatten(2), weights * inside.flatten(2)
+    # Cells beyond the border have no weight.
+    y_cells, x_cells = (top + step).clamp(0, rows - 1), (left + step).clamp(0, cols - 1)
+    index = (image * rows + y_cells.unsqueeze(-1)) * cols + x_cells.unsqueeze(-2)
+    return index.flatten(2), weights

@@ -99,7 +99,7 @@ def test_memory_formats_agree_and_answer_is_channels_last():
     ("masks", "assignment", "message"),
     [
         ((1, 2, 3, 3), (1, 9, 8, 8), r"\(4, 4\) for an assignment of \(8, 8\), got \(3, 3\)"),
-        ((1, 2, 4, 4), (2, 9, 8, 8), "one batch size, got 1 and 2"),
+        ((1, 2, 4, 4), (2, 9, 8, 8), "one batch size and device, got 1 on cpu and 2 on cpu"),
         ((1, 2, 4, 4), (1, 4, 8, 8), r"assignment of \(B, 9, H, W\) .* got \(1, 4, 8, 8\)"),
         ((2, 4, 4), (1, 9, 8, 8), r"masks \(B, Q, h, w\), got \(2, 4, 4\)"),
     ],

@@ -51,9 +51,9 @@ def needed_queries(class_logits: Tensor, test_cfg: dict[str, Any], num_classes: 
     Returns:
         Bool ``(Q,)``.
     """
+    needed = class_logits.new_zeros(len(class_logits), dtype=torch.bool)
     if test_cfg.get("semantic_on", False):
-        return torch.ones(len(class_logits), dtype=torch.bool, device=class_logits.device)
-    needed = torch.zeros(len(class_logits), dtype=torch.bool, device=class_logits.device)
+        return ~needed
     if test_cfg.get("panoptic_on", True):
         needed |= panoptic_queries(class_logits, test_cfg, num_classes)[0]
     if test_cfg.get("instance_on", False):
@@ -155,14 +155,8 @@ class PanopticResult:
 class InstanceResult:
     """Instances of mmdet's ``MaskFormerFusionHead``, for any number of queries.
 
-    mmdet asks for ``max_per_image`` pairs of a query and a class even if there are fewer.
-
-    Args:
-        class_logits: ``(Q, K + 1)``.
-        size: Height and width of the image.
-        test_cfg: ``max_per_image``.
-        num_things: Number of thing classes.
-        num_classes: Number of classes.
+    mmdet asks for ``max_per_image`` pairs of a query and a class even if there are fewer. Arguments
+    are those of :class:`PanopticResult`; ``test_cfg`` has ``max_per_image``.
     """
 
     def __init__(
