@@ -1,4 +1,4 @@
-# The host's runtime, counted in iterations instead of epochs.
+# mmdet's runtime, counted in iterations instead of epochs.
 _base_ = "mmdet::_base_/default_runtime.py"
 
 default_hooks = dict(checkpoint=dict(by_epoch=False, save_last=True, max_keep_ckpts=3))

@@ -1,4 +1,4 @@
-# FCN-32s from scratch: what HC-FCN-32s adds clusters to.
+# FCN-32s from scratch: the parent of HC-FCN-32s.
 _base_ = [
     "../_base_/models/fcn32s.py",
     "../_base_/models/parts/per_pixel_r18.py",

@@ -1,4 +1,4 @@
-# The same model as for panoptic segmentation, trained on the things alone.
+# The model of the panoptic config, trained on things only.
 _base_ = [
     "../_base_/models/hcformer_r18_small.py",
     "../_base_/datasets/shapes_instance.py",

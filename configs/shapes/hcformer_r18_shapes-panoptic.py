@@ -1,4 +1,4 @@
-# HCFormer with a ResNet-18, from scratch, on the embedded Shapes dataset: what `make demo` trains.
+# HCFormer with a ResNet-18, from scratch, on the embedded Shapes dataset (`make demo`).
 _base_ = [
     "../_base_/models/hcformer_r18_small.py",
     "../_base_/datasets/shapes_panoptic.py",

@@ -1,4 +1,4 @@
-# The same model as for panoptic segmentation, as a segmentor of MMSegmentation.
+# The model of the panoptic config as a segmentor of mmseg.
 _base_ = [
     "../_base_/models/hcformer_r18_small_semantic.py",
     "../_base_/datasets/shapes_semantic.py",

@@ -1,5 +1,5 @@
-# COCO instances with large-scale jittering: the host's dataset with the pipeline of the panoptic
-# one, and with the boundary AP beside the AP of masks.
+# COCO instances with large-scale jittering: mmdet's dataset with the panoptic pipeline, and
+# boundary AP beside mask AP.
 _base_ = ["mmdet::_base_/datasets/coco_instance.py", "lsj.py"]
 
 data_root = "data/coco/"
@@ -9,7 +9,7 @@ train_pipeline = [
     dict(**_base_.lsj_load_image, backend_args=backend_args),
     dict(type="mmdet.LoadAnnotations", with_bbox=True, with_mask=True, backend_args=backend_args),
     *_base_.lsj_steps,
-    # What the crop has cut away.
+    # Drop instances that the crop has cut away.
     dict(type="mmdet.FilterAnnotations", min_gt_bbox_wh=(1e-5, 1e-5), by_mask=True),
     dict(type="mmdet.PackDetInputs"),
 ]

@@ -1,5 +1,5 @@
-# COCO panoptic with large-scale jittering: the host's dataset with another training pipeline and
-# with more evaluators.
+# COCO panoptic with large-scale jittering: mmdet's dataset with another training pipeline and more
+# evaluators.
 _base_ = ["mmdet::_base_/datasets/coco_panoptic.py", "lsj.py"]
 
 data_root = "data/coco/"

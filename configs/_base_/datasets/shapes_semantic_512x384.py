@@ -1,5 +1,5 @@
-# The same at twice the size, learned from crops of the size of an image there: an iteration costs
-# the same, and a thing covers four times as many cells of a map of stride 32.
+# Shapes at twice the size, trained on crops of 256x192: an iteration costs no more, but a thing
+# covers four times as many cells of stride 32.
 _base_ = "shapes_semantic.py"
 
 image_scale = (512, 384)

@@ -1,5 +1,5 @@
 # Semantic FPN as MMSegmentation carries it: FCN-32s with a simple pixel decoder. The auxiliary head
-# reads the same stage as that of the others, behind the neck.
+# reads the stage that those of the other models read, behind the neck.
 _base_ = "per_pixel.py"
 
 model = dict(

@@ -17,7 +17,7 @@ model = dict(
     decode_head=dict(
         type="hcformer_mm.HCFormerSegHead", **_base_.hc_head, train_cfg=_base_.hc_matching
     ),
-    # The host wants both; those of the head stand in the head.
+    # mmseg requires both; the head's settings are in the head.
     train_cfg=dict(),
     test_cfg=dict(mode="whole"),
     init_cfg=None,

@@ -1,4 +1,4 @@
-# What the per-pixel classifiers of the paper's Appendix F.1 have in common: a ResNet-101 of output
+# Shared by the per-pixel classifiers of the paper's Appendix F.1: a ResNet-101 of output
 # stride 32, and PSPNet's settings of heads and auxiliary loss as MMSegmentation has them. Models
 # add the type of their decode head; datasets the numbers of classes and the size of crops.
 norm_cfg = dict(type="SyncBN", requires_grad=True)

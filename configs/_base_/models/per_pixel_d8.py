@@ -1,4 +1,4 @@
-# The same with dilated convolutions in place of the last two downsamplings: output stride 8.
+# per_pixel.py with dilated convolutions instead of the last two downsamplings: output stride 8.
 _base_ = "per_pixel.py"
 
 model = dict(backbone=dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)))

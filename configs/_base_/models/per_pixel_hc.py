@@ -1,5 +1,5 @@
-# The same with hierarchical clustering: the backbone stays that of FCN-32s, of output stride 32. So
-# does its downsampling: the paper speaks of DCNv2 for HCFormer, not for these models.
+# per_pixel.py with hierarchical clustering: backbone (output stride 32) and downsampling stay those
+# of FCN-32s; the paper mentions DCNv2 for HCFormer, not for these models.
 _base_ = ["per_pixel.py", "parts/clustering.py"]
 
 model = dict(

@@ -5,9 +5,9 @@ before_head = dict(lr_mult=0.1, decay_mult=1.0)
 before_head_no_decay = dict(lr_mult=0.1, decay_mult=0.0)
 no_decay = dict(decay_mult=0.0)
 
-# A custom key takes the place of norm_decay_mult, so the norms of backbone and neck have keys of
-# their own: of the keys that are part of a parameter's name, the longest decides. The BatchNorm of
-# ResNets is frozen by default. A backbone whose norms have other names needs keys for them.
+# A custom key overrides norm_decay_mult, so the norms of backbone and neck need their own keys; the
+# longest key in a parameter's name decides. The BatchNorm of ResNets is frozen by default. Other
+# names of norms need keys too.
 norms_before_head = (
     "downsample.1.",  # ResNet, where it is not frozen
     *(f".bn{i}.{name}" for i in (1, 2, 3) for name in ("weight", "bias")),

@@ -1,4 +1,4 @@
-# The same over 160k iterations.
+# The schedule of sgd_poly_80k.py over 160k iterations.
 _base_ = "sgd_poly_80k.py"
 
 max_iters = 160000

@@ -1,6 +1,6 @@
 # PSPNet's protocol as MMSegmentation carries it, for all per-pixel classifiers: "the training
 # protocol follows [72]" (paper, Appendix F.1). PSPNet itself was trained for 90k iterations on
-# Cityscapes and for 150k on ADE20K; the host's schedules next to these are 80k and 160k.
+# Cityscapes and for 150k on ADE20K; mmseg's nearest schedules are 80k and 160k.
 _base_ = "../mmseg_runtime.py"
 
 max_iters = 80000

@@ -1,5 +1,5 @@
 # From scratch on two CPU cores in twenty minutes: few iterations, a short warm-up, cosine decay.
-# Goes with the runtime of either host; a leaf hands `checkpoints` to its hook.
+# For the runtimes of mmdet and mmseg alike; a leaf passes `checkpoints` to its hook.
 max_iters = 3000
 warmup = 100
 

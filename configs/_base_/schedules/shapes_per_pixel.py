@@ -1,4 +1,4 @@
-# The same with fewer iterations, for seven models.
+# The schedule of shapes.py with fewer iterations, for seven models.
 _base_ = "shapes.py"
 
 max_iters = 2000

@@ -1,5 +1,5 @@
-# The head of HCFormer as in the paper (Secs. 2.3 and 4.1), whichever the task: its settings but for
-# the channels that it reads and the classes that it tells apart, and how it is matched in training.
+# The head of HCFormer (paper, Secs. 2.3 and 4.1) and its matching, for every task; the models add
+# in_channels and the number of classes.
 attention = dict(embed_dims=256, num_heads=8, dropout=0.0, batch_first=True)
 
 hc_head = dict(
@@ -24,7 +24,6 @@ hc_head = dict(
         init_cfg=None,
     ),
     positional_encoding=dict(num_feats=128, normalize=True),
-    # The weights of the classes follow from their number.
     no_object_weight=0.1,
     loss_cls=dict(
         type="mmdet.CrossEntropyLoss", use_sigmoid=False, loss_weight=2.0, reduction="mean"

@@ -1,4 +1,4 @@
-# Instances of COCO in place of its panoptic segments: what differs in the model.
+# Changes of the model from COCO panoptic to COCO instances.
 coco_things = dict(num_things_classes=80, num_stuff_classes=0)
 things_alone = dict(
     panoptic_head=coco_things,

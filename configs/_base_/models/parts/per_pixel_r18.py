@@ -1,5 +1,5 @@
-# What makes a small per-pixel classifier to train from scratch on Shapes: a ResNet-18 of half the
-# width, so that output stride 8 takes minutes on a CPU core, and heads of a quarter of theirs.
+# Parts of a small per-pixel classifier to train from scratch on Shapes: a ResNet-18 of half the
+# width, so that output stride 8 takes minutes on a CPU core, and heads of a quarter of the width.
 small_data_preprocessor = dict(size_divisor=32)
 small_norm = dict(type="BN", requires_grad=True)
 small_backbone = dict(

@@ -1,4 +1,4 @@
-# What makes a small HCFormer to train from scratch: a ResNet-18 whose normalization is trained,
+# Parts of a small HCFormer to train from scratch: a ResNet-18 with trained normalization,
 # three decoder layers of width 128 and 20 queries.
 _base_ = "resnet50.py"
 

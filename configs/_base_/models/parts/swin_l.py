@@ -1,4 +1,4 @@
-# A Swin-L with clusters, pretrained on ImageNet-22K at 384 pixels: what differs from Swin-S.
+# A Swin-L with clusters, pretrained on ImageNet-22K at 384 pixels: the differences from Swin-S.
 _base_ = "swin_s.py"
 
 hc_backbone = dict(
