@@ -1,6 +1,6 @@
-"""Names and shapes of the released implementation's tensors, and random weights under them.
+"""Names and shapes of the released implementation's tensors, and random weights for them.
 
-Written from a list of the names of five released model classes, and on nothing of the package.
+Written from a list of the names in five released model classes; nothing of the package is used.
 """
 
 import gzip
@@ -202,7 +202,7 @@ def _feed_forward_shapes(name: str, channels: int, hidden: int) -> Shapes:
 
 
 def position_index(window: int) -> Tensor:
-    """Row of the bias table for every pair of cells of a window: their offset, row-major."""
+    """Row of the bias table for every pair of cells of a window, by their offset, row-major."""
     cells = list(product(range(window), repeat=2))
     side = 2 * window - 1
     return torch.tensor(
@@ -211,7 +211,7 @@ def position_index(window: int) -> Tensor:
 
 
 def random_state(shapes: Shapes, seed: int = 0) -> State:
-    """Random weights of a size at which every tensor shows in the result, and nothing overflows."""
+    """Random weights at scales where every tensor affects the outputs and nothing overflows."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, shape in shapes.items():
@@ -223,7 +223,7 @@ def random_state(shapes: Shapes, seed: int = 0) -> State:
             state[name] = 0.5 + torch.rand(shape, generator=generator)
         elif kind == "temp":
             state[name] = 0.1 + 0.05 * noise.abs()
-        elif kind == "weight" and len(shape) == 1:  # of a norm; small where residuals add up
+        elif kind == "weight" and len(shape) == 1:  # of a norm: small where residuals add up
             state[name] = (0.4 if module.endswith("bn3") else 1.0) * (1 + 0.2 * noise)
         elif kind in ("bias", "in_proj_bias", "running_mean"):
             state[name] = 0.2 * noise

@@ -1,10 +1,12 @@
 """The released implementation's forward pass, as slow, obvious functions.
 
-Written from the paper and from notes on that implementation, on plain tensors under their released
-names, and on nothing of the package. See ``docs/converting.md`` for what the notes leave open.
+It is written from the paper and from notes on that implementation, on plain tensors under their
+released names, and uses nothing of the package. ``docs/converting.md`` says what the notes leave
+open.
 """
 
 import math
+import re
 from collections.abc import Iterable
 from itertools import product
 from typing import Any, NamedTuple
@@ -21,12 +23,12 @@ PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of
 
 
 class Prediction(NamedTuple):
-    """What a released model computes in evaluation.
+    """Outputs of a released model in evaluation mode.
 
     Attributes:
         classes: Class logits (B, Q, K + 1) of the last layer.
         masks: Its mask logits (B, Q, H/32, W/32).
-        decoded: These at stride 4 (B, Q, H/4, W/4); of level L at stride 32 / 2^L.
+        decoded: The mask logits decoded to stride 4 (B, Q, H/4, W/4); with level L, to 32 / 2^L.
         assignments: (B, 9, H, W) of every level, finest first.
     """
 
@@ -51,14 +53,8 @@ def predict(
     """Run a released model in evaluation mode on a normalized, padded image (B, 3, H, W)."""
     if "backbone.stem.0.weight" in state:
         pairs, x = _resnet(state, image)
-        names = sorted(
-            (
-                n
-                for n in state
-                if n.startswith("backbone.clustering_layers.") and n.endswith(".temp")
-            ),
-            reverse=True,  # the released modules begin with the coarsest level
-        )
+        names = [n for n in state if re.fullmatch(r"backbone\.clustering_layers\.\d\.temp", n)]
+        names.sort(reverse=True)  # the released modules begin with the coarsest level
     else:
         pairs, x = _swin(state, image, list(swin_heads))
         names = sorted(n for n in state if n.endswith(".clustering.temp"))
@@ -134,7 +130,7 @@ def strided_conv(state: State, name: str, x: Tensor, stride: int, padding: int) 
 
 
 def frozen_batch_norm(state: State, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Normalisation by stored statistics."""
+    """Normalize with stored statistics."""
     mean, variance, weight, bias = (
         state[f"{name}.{kind}"][:, None, None]
         for kind in ("running_mean", "running_var", "weight", "bias")
@@ -181,8 +177,8 @@ def swin_block(state: State, block: str, x: Tensor, heads: int, *, shifted: bool
 def window_attention(state: State, attn: str, x: Tensor, heads: int, *, shifted: bool) -> Tensor:
     """Attention within windows of a map (B, H, W, C), padded by zeros to whole windows.
 
-    Shifted windows are those of the map moved up and left by half a window, and around; cells that
-    only the moving around made neighbors get -100.
+    For shifted windows the map is rolled up and left by half a window; pairs of cells that are
+    neighbors only after rolling get -100.
     """
     table = state[f"{attn}.relative_position_bias_table"]
     window = (math.isqrt(len(table)) + 1) // 2
@@ -197,18 +193,16 @@ def window_attention(state: State, attn: str, x: Tensor, heads: int, *, shifted:
     out = torch.zeros_like(padded)
 
     def part(position: int, side: int) -> int:
-        """Which part of the moved map: never at the border, beside the seam, beyond it."""
+        """Part of the rolled map: outside the last window, before its seam, or after it."""
         return 0 if position < side - window else 1 if position < side - shift else 2
 
     for top, left in product(range(0, rows, window), range(0, cols, window)):
         cells = [(top + y, left + x) for y, x in product(range(window), repeat=2)]
         parts = torch.tensor([[part(y, rows), part(x, cols)] for y, x in cells])
-        apart = (
-            (parts[:, None] != parts[None]).any(-1) if shift else torch.zeros(1, dtype=torch.bool)
-        )
+        apart = (parts[:, None] != parts[None]).any(-1) & (shift > 0)
         tokens = torch.stack([padded[:, y, x] for y, x in cells], dim=1)  # (B, w², C)
         qkv = _apply(state, f"{attn}.qkv", tokens)
-        q, k, v = (  # one after the other, each of all heads
+        q, k, v = (  # packed in this order, each with all heads
             part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1)
         )
         scores = (q @ k.transpose(-1, -2)) / math.sqrt(channels // heads) + bias
@@ -220,7 +214,7 @@ def window_attention(state: State, attn: str, x: Tensor, heads: int, *, shifted:
 
 
 def sine_position(rows: int, cols: int, channels: int) -> Tensor:
-    """The normalized sine position encoding (C, h, w): first of the row, then of the column."""
+    """The normalized sine position encoding (C, h, w): first the row's half, then the column's."""
     half = channels // 2
     encoding = torch.zeros(channels, rows, cols, dtype=torch.float64)
     for i in range(half):
@@ -281,14 +275,9 @@ def _masked(
         ignored = masks.sigmoid().flatten(2) < 0.5  # (B, Q, h·w)
         ignored[ignored.all(-1)] = False
         cross = f"{PREDICTOR}.transformer_cross_attention_layers.{i}"
+        query, key = queries + query_position, memory + position
         attended = attention(
-            state,
-            f"{cross}.multihead_attn",
-            queries + query_position,
-            memory + position,
-            memory,
-            num_heads,
-            ignored,
+            state, f"{cross}.multihead_attn", query, key, memory, num_heads, ignored
         )
         queries = _layer_norm(state, f"{cross}.norm", queries + attended)
         own = f"{PREDICTOR}.transformer_self_attention_layers.{i}"
@@ -317,18 +306,11 @@ def _standard(
         query = queries + query_position
         attended = attention(state, f"{layer}.self_attn", query, query, queries, num_heads)
         queries = _layer_norm(state, f"{layer}.norm1", queries + attended)
-        attended = attention(
-            state,
-            f"{layer}.multihead_attn",
-            queries + query_position,
-            memory + position,
-            memory,
-            num_heads,
-        )
+        query, key = queries + query_position, memory + position
+        attended = attention(state, f"{layer}.multihead_attn", query, key, memory, num_heads)
         queries = _layer_norm(state, f"{layer}.norm2", queries + attended)
-        queries = _layer_norm(
-            state, f"{layer}.norm3", queries + _feed_forward(state, layer, queries)
-        )
+        attended = _feed_forward(state, layer, queries)
+        queries = _layer_norm(state, f"{layer}.norm3", queries + attended)
         i += 1
     return _heads(state, "transformer.decoder.norm", queries, mask_features)
 
@@ -336,7 +318,7 @@ def _standard(
 def _heads(
     state: State, norm: str, queries: Tensor, mask_features: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Classes and masks of queries."""
+    """Class and mask logits of queries."""
     x = _layer_norm(state, f"{PREDICTOR}.{norm}", queries)
     classes = _apply(state, f"{PREDICTOR}.class_embed", x)
     for k in range(3):
@@ -354,7 +336,7 @@ def attention(
     num_heads: int,
     ignored: Tensor | None = None,
 ) -> Tensor:
-    """Multi-head attention whose three projections are packed: query, key, value."""
+    """Multi-head attention with the projections of query, key and value packed in one matrix."""
     inputs = zip(
         (query, key, value),
         state[f"{name}.in_proj_weight"].chunk(3),

@@ -1,4 +1,4 @@
-"""Small HCFormers in both namings: as a released checkpoint, and as a config with overrides."""
+"""Small HCFormers, each as a released checkpoint and as a config with overrides."""
 
 from copy import deepcopy
 from functools import cache
@@ -16,18 +16,9 @@ from tests.helpers.released_checkpoints import (
     random_state,
 )
 
-COCO = {
-    "R50": "hcformer_r50_8xb2-lsj-50e_coco-panoptic",
-    "Swin-S": "hcformer_swin-s-p4-w7-224_8xb2-lsj-50e_coco-panoptic",
-}
-COCO_PLUS = {
-    "R50": "hcformer-plus_r50_8xb2-lsj-100e_coco-panoptic",
-    "Swin-S": "hcformer-plus_swin-s-p4-w7-224_8xb2-lsj-100e_coco-panoptic",
-}
-ADE20K = {
-    "R50": "hcformer_r50_8xb2-160k_ade20k-512x512",
-    "Swin-S": "hcformer_swin-s-p4-w7-224_8xb2-160k_ade20k-512x512",
-}
+COCO = "hcformer_{}_8xb2-lsj-50e_coco-panoptic"
+COCO_PLUS = "hcformer-plus_{}_8xb2-lsj-100e_coco-panoptic"
+ADE20K = "hcformer_{}_8xb2-160k_ade20k-512x512"
 SWIN = SwinShape(width=16, depths=(2, 2, 2, 2), heads=(1, 2, 2, 4), window=4)
 CHANNELS, HEADS, HIDDEN, LAYERS, QUERIES, EMBED = 64, 8, 96, 3, 30, 24
 
@@ -87,21 +78,15 @@ def small(
     attention = dict(embed_dims=CHANNELS, num_heads=HEADS)
     ffn_cfg = dict(embed_dims=CHANNELS, feedforward_channels=HIDDEN)
     layer_cfg = dict(self_attn_cfg=attention, ffn_cfg=ffn_cfg)
+    wrapper = dict(hierarchical_level=level, embed_channels=EMBED)
     if backbone == "R50":
-        wrapped = dict(base_channels=4)
+        wrapper["backbone"] = dict(base_channels=4)
+        wrapper["downsampling"] = "deform" if deformable else "original"
     else:
-        wrapped = dict(
-            embed_dims=SWIN.width,
-            depths=SWIN.depths,
-            num_heads=SWIN.heads,
-            window_size=SWIN.window,
-        )
+        size = dict(depths=SWIN.depths, num_heads=SWIN.heads, window_size=SWIN.window)
+        wrapper["backbone"] = dict(embed_dims=SWIN.width, **size)
     last = shape.channels[-1]
-    model = dict(
-        backbone=dict(backbone=wrapped, hierarchical_level=level, embed_channels=EMBED),
-    )
-    if backbone == "R50":
-        model["backbone"]["downsampling"] = "deform" if deformable else "original"
+    model = dict(backbone=wrapper)
     model[head] = dict(
         in_channels=CHANNELS if plus else last,
         feat_channels=CHANNELS,
@@ -120,14 +105,13 @@ def small(
             encoder=dict(num_layers=2, layer_cfg=layer_cfg),
             positional_encoding=dict(num_feats=CHANNELS // 2),
         )
-    names = ADE20K if semantic else COCO_PLUS if plus else COCO
-    return Small(
-        random_state(shapes, seed), names[backbone], dict(flatten(model, "model")), SWIN.heads
-    )
+    name = ADE20K if semantic else COCO_PLUS if plus else COCO
+    name = name.format("r50" if backbone == "R50" else "swin-s-p4-w7-224")
+    return Small(random_state(shapes, seed), name, dict(flatten(model, "model")), SWIN.heads)
 
 
 def flatten(options: dict[str, Any], prefix: str) -> Any:
-    """Paths and values, as on a command line."""
+    """Yield paths and values, as on a command line."""
     for key, value in options.items():
         path = f"{prefix}.{key}"
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The rules between the two namings, and the architectures that names tell."""
+"""Rules between the two namings, and architectures found by names and shapes."""
 
 from collections import OrderedDict
 
@@ -29,13 +29,8 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_shapes_of_the_oracle_are_the_released(name):
-    assert model_shapes(**MODELS[name]) == released_keys()[name]
-
-
-def test_all_released_models_are_listed():
-    assert set(MODELS) == set(released_keys())
+def test_model_shapes_equal_the_released_ones():
+    assert {name: model_shapes(**shape) for name, shape in MODELS.items()} == released_keys()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -70,7 +65,7 @@ def test_a_rule_fits_whole_names():
 
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_clustering_modules(level):
-    """The released ResNet begins with the coarsest, Swin has that of a stage with the stage."""
+    """The released ResNet begins with the coarsest level; Swin stores a module in each stage."""
     for family, released in {
         "ResNet": "backbone.clustering_layers.0.temp",
         "SwinTransformer": "backbone.layers.2.clustering.temp",
@@ -86,7 +81,7 @@ def test_clustering_modules(level):
 
 
 def test_order_of_patch_merging():
-    """A number says row, column and channel: 100·row + 10·column + channel."""
+    """Every number encodes its place as 100·row + 10·column + channel."""
     released = torch.tensor([0, 1, 2, 100, 101, 102, 10, 11, 12, 110, 111, 112])
     ours = torch.tensor([0, 10, 100, 110, 1, 11, 101, 111, 2, 12, 102, 112])
     assert torch.equal(PATCH_MERGING.to_ours(released), ours)
@@ -100,33 +95,18 @@ def test_order_of_patch_merging():
         assert torch.equal(PATCH_MERGING.to_released(PATCH_MERGING.to_ours(value)), value)
 
 
-NAMES = {
-    "hcformer_r50_coco_panoptic": "hcformer_r50_8xb2-lsj-50e_coco-panoptic",
-    "hcformer_plus_r50_coco_panoptic": "hcformer-plus_r50_8xb2-lsj-100e_coco-panoptic",
-    "hcformer_swin_s_coco_panoptic": "hcformer_swin-s-p4-w7-224_8xb2-lsj-50e_coco-panoptic",
-    "hcformer_plus_swin_l_coco_panoptic": (
-        "hcformer-plus_swin-l-p4-w12-384-in21k_8xb2-lsj-200e_coco-panoptic"
-    ),
-    "hcformer_plus_r50_standard_decoder_coco_panoptic": (
-        "hcformer-plus_r50_standard-decoder_8xb2-lsj-100e_coco-panoptic"
-    ),
-}
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_finds_the_config_of_the_released_models(name):
-    path, options = choose_config(find_architecture(released_keys()[name]))
-    assert path.stem == NAMES[name]
-    assert options == {}
-
-
+R50 = "hcformer_r50_8xb2-lsj-50e_coco-panoptic"
+R50_STANDARD = "hcformer-plus_r50_standard-decoder_8xb2-lsj-100e_coco-panoptic"
+SWIN_S = "hcformer_swin-s-p4-w7-224_8xb2-lsj-50e_coco-panoptic"
+SWIN_L_PLUS = "hcformer-plus_swin-l-p4-w12-384-in21k_8xb2-lsj-200e_coco-panoptic"
 HEAD, LAYERS = "model.panoptic_head", "transformer_decoder.num_layers"
 LEVEL, DOWNSAMPLING = "model.backbone.hierarchical_level", "model.backbone.downsampling"
-R50, R50_STANDARD, SWIN_S = (
-    NAMES[f"hcformer_{name}_coco_panoptic"]
-    for name in ("r50", "plus_r50_standard_decoder", "swin_s")
-)
-OTHERS = [
+CONFIGS_OF_SHAPES = [
+    (MODELS["hcformer_r50_coco_panoptic"], R50, {}),
+    (dict(encoder_layers=6), "hcformer-plus_r50_8xb2-lsj-100e_coco-panoptic", {}),
+    (MODELS["hcformer_swin_s_coco_panoptic"], SWIN_S, {}),
+    (MODELS["hcformer_plus_swin_l_coco_panoptic"], SWIN_L_PLUS, {}),
+    (dict(encoder_layers=6, standard=True), R50_STANDARD, {}),
     (dict(level=2), R50, {LEVEL: 2}),
     (dict(level=0), R50, {LEVEL: 0, DOWNSAMPLING: "original"}),
     (dict(backbone=ResNetShape(deformable=False)), R50, {DOWNSAMPLING: "original"}),
@@ -149,11 +129,10 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize(("shape", "name", "options"), OTHERS)
+@pytest.mark.parametrize(("shape", "name", "options"), CONFIGS_OF_SHAPES)
 def test_finds_config_and_overrides(shape, name, options):
-    path, found = choose_config(
-        find_architecture(model_shapes(**dict(backbone=ResNetShape()) | shape))
-    )
+    shapes = model_shapes(**dict(backbone=ResNetShape()) | shape)
+    path, found = choose_config(find_architecture(shapes))
     assert (path.stem, found) == (name, options)
 
 
@@ -166,9 +145,7 @@ def test_every_config_is_found():
 
 def test_no_config_fits():
     architecture = find_architecture(model_shapes(ResNetShape(), classes=65))
-    with pytest.raises(
-        ValueError, match=r"one of the models of configs/hcformer, got .*65 classes"
-    ):
+    with pytest.raises(ValueError, match=r"models of configs/hcformer, got .*65 classes"):
         choose_config(architecture)
     architecture = find_architecture(model_shapes(ResNetShape(depths=(3, 4, 23, 3))))
     with pytest.raises(ValueError, match=r"got HCFormer R101,.*(--config)"):
