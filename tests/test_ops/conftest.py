@@ -1,9 +1,9 @@
 import pytest
 
 
-@pytest.fixture(params=["bands of a row", "at once"])
+@pytest.fixture(params=["bands of a row", "one band"])
 def bands(request, monkeypatch):
-    """Whether maps are worked on in many bands or in a single one."""
+    """Whether a map is split into many bands."""
     if request.param == "bands of a row":
         for name in (
             "bands.BAND_NUMEL",
@@ -13,8 +13,8 @@ def bands(request, monkeypatch):
             monkeypatch.setattr(f"hcformer_mm.ops.{name}", 1)
 
 
-@pytest.fixture(params=["kernel of CPUs", "shifted maps"])
+@pytest.fixture(params=["embedding_bag", "shifted maps"])
 def form(request, monkeypatch):
-    """Which of their two forms the local products take."""
+    """Which of their two forms the neighborhood products take."""
     if request.param == "shifted maps":
         monkeypatch.setattr("hcformer_mm.ops.neighborhood_products._by_rows", lambda _: False)
