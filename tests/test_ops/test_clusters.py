@@ -1,4 +1,4 @@
-"""Hard labels of every level against loops that follow each pixel by hand."""
+"""Hard labels of every level equal loops that follow each pixel."""
 
 import itertools
 import math
@@ -101,7 +101,7 @@ def test_one_hot_assignment_is_read_back(height: int, width: int) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0, float("nan")])
 def test_choice_is_inside_whatever_the_weights(value: float) -> None:
-    # All nine candidates tie, the outside ones included: the first inside one must win.
+    # All nine candidates tie, those out of bounds included: the first one inside wins.
     result = hard_assignment(torch.full((1, 9, 3, 5), value))[0]
     #   coarse map 2×3; parents of the columns 0..4: 0 0 1 1 2, first candidate: parent - 1 or 0
     assert result.tolist() == [[0, 0, 0, 0, 1], [0, 0, 0, 0, 1], [0, 0, 0, 0, 1]]
@@ -120,34 +120,24 @@ def test_half_precision_and_channels_last() -> None:
     assert torch.equal(hard_assignment(channels_last), expected)
 
 
+def check_nested(labels: tuple[Tensor, ...]) -> None:
+    for finer, coarser in itertools.pairwise(labels):
+        for some, others in zip(finer, coarser, strict=True):
+            assert len(different_pairs(some, others)) == len(some.unique()), "two parents"
+
+
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_hierarchy_equals_loop(height: int, width: int) -> None:
     assignments = random_hierarchy(2, height, width, 3)
-    result = hierarchical_clusters(assignments, dense=False)
-    assert len(result) == 3
-    for level, labels in enumerate(result):
-        assert labels.tolist() == [loop_labels(assignments, image, level) for image in range(2)]
-
-
-@pytest.mark.parametrize(("height", "width"), SIZES)
-@pytest.mark.parametrize("dense", [True, False])
-def test_levels_are_nested(height: int, width: int, dense: bool) -> None:
-    labels = hierarchical_clusters(random_hierarchy(2, height, width, 3), dense=dense)
-    for finer, coarser in itertools.pairwise(labels):
-        for image in range(2):
-            pairs = different_pairs(finer[image], coarser[image])
-            assert len(pairs) == len(finer[image].unique()), "a cluster has two parents"
-
-
-def test_dense_labels_have_no_gaps_and_the_same_regions() -> None:
-    assignments = random_hierarchy(3, 13, 9, 3)
-    dense = hierarchical_clusters(assignments)
     sparse = hierarchical_clusters(assignments, dense=False)
-    for some, others in zip(dense, sparse, strict=True):
-        for image in range(3):
-            assert some[image].unique().tolist() == list(range(len(others[image].unique())))
-            pairs = different_pairs(some[image], others[image])
-            assert len(pairs) == len(others[image].unique())
+    dense = hierarchical_clusters(assignments)
+    assert len(sparse) == len(dense) == 3
+    for level, labels in enumerate(sparse):
+        assert labels.tolist() == [loop_labels(assignments, image, level) for image in range(2)]
+        for image in range(2):  # dense labels keep the order of the cells and leave no gaps
+            assert torch.equal(dense[level][image], labels[image].unique(return_inverse=True)[1])
+    check_nested(sparse)
+    check_nested(dense)
 
 
 @pytest.mark.parametrize("image_size", [(1, 1), (3, 30), (17, 22), (28, 40), (25, 37)])
@@ -163,8 +153,7 @@ def test_image_labels_are_those_of_the_cells(image_size: tuple[int, int], dense:
         expected = torch.empty(2, *image_size, dtype=torch.long)
         for y, x in itertools.product(*map(range, image_size)):
             expected[:, y, x] = cells[level][:, y // stride, x // stride]
-        if dense:
-            # Only clusters that the image shows are counted, in the order of their cells.
+        if dense:  # clusters that the image does not show are not counted
             for image in range(2):
                 expected[image] = torch.unique(expected[image], return_inverse=True)[1]
         assert torch.equal(result[level], expected)
@@ -178,12 +167,12 @@ def test_relabel_by_hand() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, dict(connected=True), dict(output_size=(1365, 2731))])
-def test_large_image_is_quick(options: dict) -> None:
+def test_large_image_is_fast(options: dict) -> None:
     """A 2048×1024 image at stride 4 with three levels, in well under a second."""
     torch.manual_seed(0)
     assignments = [torch.rand(1, 9, 256 >> i, 512 >> i) for i in range(3)]
     seconds = []
-    for _ in range(3):  # the best of three, as another process may take the core away
+    for _ in range(3):  # best of three: another process may take the core
         start = time.perf_counter()
         labels = hierarchical_clusters(assignments, image_size=(1024, 2048), stride=4, **options)
         seconds.append(time.perf_counter() - start)
@@ -207,14 +196,18 @@ def test_wrong_hierarchy() -> None:
         hierarchical_clusters(fine)
 
 
-def test_wrong_image_size() -> None:
-    assignments = random_hierarchy(1, 5, 6, 2)
-    with pytest.raises(ValueError, match=r"at most \(20, 24\)"):
-        hierarchical_clusters(assignments, image_size=(21, 24), stride=4)
-    with pytest.raises(ValueError, match="expected stride >= 1"):
-        hierarchical_clusters(assignments, image_size=(20, 24))
-    with pytest.raises(ValueError, match="expected image_size together with stride"):
-        hierarchical_clusters(assignments, stride=4)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(image_size=(21, 24), stride=4), r"at most \(20, 24\)"),
+        (dict(image_size=(20, 24)), "expected stride >= 1"),
+        (dict(stride=4), "expected image_size together with stride"),
+        (dict(output_size=(4, 4)), r"expected image_size .*output_size=\(4, 4\) only"),
+    ],
+)
+def test_wrong_image_size(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        hierarchical_clusters(random_hierarchy(1, 5, 6, 2), **options)
 
 
 @pytest.mark.parametrize("labels", [torch.rand(1, 3), torch.ones(1, 3) > 0, torch.tensor([[-1]])])
@@ -249,17 +242,31 @@ def test_connected_parts_by_hand() -> None:
     assert connected_parts(labels).tolist() == [[[0, 0, 1, 2], [3, 0, 1, 2], [4, 1, 1, 1]]]
 
 
+@pytest.mark.parametrize("stride", [None, 3])
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_connected_parts_equal_flooding_and_are_nested(height: int, width: int) -> None:
+def test_connected_parts_equal_flooding_and_are_nested(
+    height: int, width: int, stride: int | None
+) -> None:
     assignments = random_hierarchy(2, height, width, 3)
-    whole = hierarchical_clusters(assignments)
-    parts = hierarchical_clusters(assignments, connected=True)
-    for some, others in zip(whole, parts, strict=True):
+    place = {}
+    if stride is not None:  # some cells show no pixel
+        image_size = (stride * height, stride * width)
+        place = dict(stride=stride, image_size=image_size, output_size=(height + 2, 2 * width))
+    parts = hierarchical_clusters(assignments, **place, connected=True)
+    for some, others in zip(hierarchical_clusters(assignments, **place), parts, strict=True):
         assert others.tolist() == [loop_parts(image) for image in some.tolist()]
-    for finer, coarser in itertools.pairwise(parts):
-        for image in range(2):
-            pairs = different_pairs(finer[image], coarser[image])
-            assert len(pairs) == len(finer[image].unique())
+    check_nested(parts)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_connected_parts_of_noise_and_of_a_spiral(seed: int) -> None:
+    noise = torch.randint(2, (2, 23, 31), generator=torch.Generator().manual_seed(seed))
+    assert connected_parts(noise).tolist() == [loop_parts(image) for image in noise.tolist()]
+    winding = torch.zeros(1, 4 * seed + 3, 20, dtype=torch.uint8)
+    winding[:, ::2] = 1
+    winding[:, 1::4, -1] = winding[:, 3::4, 0] = 1
+    assert connected_parts(winding).tolist() == [loop_parts(winding[0].tolist())]
+    assert connected_parts(noise[:0]).shape == (0, 23, 31)
 
 
 @pytest.mark.parametrize("output_size", [(1, 1), (17, 22), (34, 11), (9, 50)])
@@ -283,10 +290,4 @@ def test_labels_of_the_size_before_resizing(output_size: tuple[int, int]) -> Non
             expected[:, y, x] = labels[:, v, u]
         assert torch.equal(result[level], expected)
         for image in range(2):
-            # What no pixel of the smaller image shows is not counted.
             assert torch.equal(dense[level][image], expected[image].unique(return_inverse=True)[1])
-
-
-def test_output_size_needs_an_image() -> None:
-    with pytest.raises(ValueError, match=r"expected image_size .*output_size=\(4, 4\) only"):
-        hierarchical_clusters(random_hierarchy(1, 5, 6, 1), output_size=(4, 4))

@@ -1,4 +1,4 @@
-"""Decoding at points against decoding everywhere and reading there."""
+"""Decoding at points equals sampling the decoded masks."""
 
 import pytest
 import torch
@@ -22,30 +22,25 @@ def hierarchy(height, width, levels, batch=2):
     return masks, assignments, torch.cat((corners.expand(batch, -1, -1), anywhere), dim=1)
 
 
-def read(maps, points):
-    """Bilinear reading, pixel by pixel; zero outside."""
-    batch, channels, height, width = maps.shape
-    values = maps.new_zeros(batch, channels, points.shape[1])
-    for b in range(batch):
-        for p, (x, y) in enumerate(points[b]):
-            u, v = float(x) * width - 0.5, float(y) * height - 0.5
-            for row in range(height):
-                for col in range(width):
-                    share = max(0, 1 - abs(v - row)) * max(0, 1 - abs(u - col))
-                    values[b, :, p] = values[b, :, p] + share * maps[b, :, row, col]
-    return values
+def sample(maps, points):
+    """Bilinear sampling as a sum over all pixels; zero outside."""
+    x_share, y_share = (
+        (1 - (points[..., axis, None] * side - 0.5 - torch.arange(side)).abs()).clamp_min(0)
+        for axis, side in ((0, maps.shape[3]), (1, maps.shape[2]))
+    )
+    return torch.einsum("bpy,bpx,bcyx->bcp", y_share, x_share, maps)
 
 
 @pytest.mark.parametrize("levels", [0, 1, 2, 3])
 @pytest.mark.parametrize("size", SIZES)
-def test_equals_reading_the_decoded_masks_with_gradients(size, levels):
+def test_equals_sampling_the_decoded_masks_with_gradients(size, levels):
     masks, assignments, points = hierarchy(*size, levels)
     values = decode_points(masks, assignments, points)
     expected = masks
     for assignment in reversed(assignments):
         matrix = reference.to_matrix(assignment)
         expected = reference.decode(expected, matrix, *assignment.shape[-2:])
-    expected = read(expected, points)
+    expected = sample(expected, points)
     torch.testing.assert_close(values, expected, rtol=1e-10, atol=1e-10)
 
     weight = torch.randn_like(expected)
@@ -55,7 +50,7 @@ def test_equals_reading_the_decoded_masks_with_gradients(size, levels):
     torch.testing.assert_close(gradients, oracle, rtol=1e-9, atol=1e-9)
 
 
-def test_weights_of_candidates_outside_the_map_do_not_count():
+def test_candidates_out_of_bounds_do_not_count():
     masks, assignments, points = hierarchy(5, 7, 1)
     full = torch.ones_like(assignments[0])
     allowed = reference.to_candidates(reference.neighbors(5, 7).double().expand(2, -1, -1), 5, 7)
@@ -65,7 +60,7 @@ def test_weights_of_candidates_outside_the_map_do_not_count():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_answers_in_the_wider_type(dtype):
+def test_result_has_the_wider_dtype(dtype):
     masks, assignments, points = hierarchy(6, 8, 2)
     values = decode_points(
         masks.detach().to(dtype), [a.detach().float() for a in assignments], points.float()
