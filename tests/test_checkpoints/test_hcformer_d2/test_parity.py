@@ -1,4 +1,4 @@
-"""The converted model is the released one: the same numbers on the same padded input."""
+"""A converted model computes the same numbers as the released one from the same padded input."""
 
 from itertools import product
 
@@ -21,22 +21,24 @@ from tests.helpers.released_small import HEADS, SWIN, small
 TOLERANCE = dict(rtol=0, atol=1e-4)
 
 
-def converted(state, config):
+def converted(state, config, state_dict=None):
     """Our model with the weights of a released one, in evaluation mode."""
     model = build(config)
-    model.load_state_dict(convert(state, config).state_dict)
-    # ResNet.eval() of some hosts returns None.
-    model.eval()
+    model.load_state_dict(state_dict or convert(state, config).state_dict)
+    model.eval()  # some versions of mmdet return None here
     return model
+
+
+def head_of(model):
+    return model.panoptic_head if hasattr(model, "panoptic_head") else model.decode_head
 
 
 @torch.no_grad()
 def predict(model, image):
-    """The same as the oracle predicts."""
+    """Outputs of our model, as the released one gives them."""
     features = model.extract_feat(image)
-    head = model.panoptic_head if hasattr(model, "panoptic_head") else model.decode_head
-    classes, decoded = head(features)
-    _, masks = head.group(features[-1])
+    classes, decoded = head_of(model)(features)
+    _, masks = head_of(model).group(features[-1])
     return released.Prediction(classes[-1], masks[-1], decoded[-1], list(features.assignments))
 
 
@@ -44,31 +46,26 @@ def image(size=(64, 96), batch=2):
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
-def assert_same(ours, theirs, **tolerance):
-    assert len(ours.assignments) == len(theirs.assignments)
-    pairs = zip(
-        (ours.classes, ours.masks, ours.decoded, *ours.assignments),
-        (theirs.classes, theirs.masks, theirs.decoded, *theirs.assignments),
-        strict=True,
-    )
-    for one, other in pairs:
-        torch.testing.assert_close(one, other, **tolerance)
-        # Predictions that say nothing would agree as well.
-        assert other.std() > 1e-2
+def both(model, state, image, swin_heads, heads=HEADS):
+    """Pairs of our outputs and the released ones."""
+    theirs = released.predict(state, image, num_heads=heads, swin_heads=swin_heads)
+    ours = predict(model, image)
+    flat = ((*outputs[:3], *outputs.assignments) for outputs in (ours, theirs))
+    return list(zip(*flat, strict=True))
+
+
+def assert_same(pairs, **tolerance):
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, **tolerance)
+        assert theirs.std() > 1e-2  # constant outputs would agree as well
 
 
 @torch.no_grad()
-def parts_are_looked_at(model, image):
-    """Whether the attention of some query is masked, but not everywhere, in some layer."""
-    head = model.panoptic_head if hasattr(model, "panoptic_head") else model.decode_head
-    _, masks = head.group(model.extract_feat(image)[-1])
+def attention_is_masked(model, image):
+    """Whether some query attends to some cells, but not to all, in some layer."""
+    _, masks = head_of(model).group(model.extract_feat(image)[-1])
     hidden = [logits.flatten(2) < 0 for logits in masks[:-1]]
     return any((mask.any(-1) & ~mask.all(-1)).any() for mask in hidden)
-
-
-def both(model, state, image, heads, swin_heads):
-    theirs = released.predict(state, image, num_heads=heads, swin_heads=swin_heads)
-    return predict(model, image), theirs
 
 
 CASES = [
@@ -91,56 +88,37 @@ CASES = [
 def test_small_models(case):
     state, _, _, swin_heads = model = small(**case)
     ours = converted(state, model.config)
-    assert_same(*both(ours, state, image(), HEADS, swin_heads), **TOLERANCE)
-    assert case.get("standard") or parts_are_looked_at(ours, image())
-    # Without float32's rounding: whatever is left is the encoding of positions, which is float32.
+    assert_same(both(ours, state, image(), swin_heads), **TOLERANCE)
+    assert case.get("standard") or attention_is_masked(ours, image())
+    # In float64, only the position encoding is still rounded, as mmdet computes it in float32.
     double = {name: x.double() if x.is_floating_point() else x for name, x in state.items()}
-    assert_same(
-        *both(ours.double(), double, image((32, 96)).double(), HEADS, swin_heads),
-        rtol=0,
-        atol=1e-6,
-    )
+    pairs = both(ours.double(), double, image((32, 96)).double(), swin_heads)
+    assert_same(pairs, rtol=0, atol=1e-6)
 
 
-SIZES = {
-    "hcformer_r50_coco_panoptic": (64, 96),
-    "hcformer_plus_r50_coco_panoptic": (96, 64),
-    "hcformer_plus_r50_standard_decoder_coco_panoptic": (64, 64),
-    "hcformer_swin_s_coco_panoptic": (64, 96),
-}
-
-
-def assert_released_model_is_ours(name, size, swin_heads):
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("hcformer_r50_coco_panoptic", (64, 96)),
+        ("hcformer_plus_r50_coco_panoptic", (96, 64)),
+        ("hcformer_plus_r50_standard_decoder_coco_panoptic", (64, 64)),
+        ("hcformer_swin_s_coco_panoptic", (64, 96)),
+        pytest.param("hcformer_plus_swin_l_coco_panoptic", (64, 96), marks=pytest.mark.slow),
+    ],
+)
+def test_released_models(name, size):
+    """The real widths, on a tiny image."""
+    swin_heads = (6, 12, 24, 48) if "swin_l" in name else (3, 6, 12, 24)
     state = random_state(released_keys()[name], seed=1)
     path, options = choose_config(find_architecture(shapes_of(state)))
-    config = Config.fromfile(path)
     assert not options
-    model = converted(state, config)
-    assert_same(*both(model, state, image(size, 1), 8, swin_heads), **TOLERANCE)
-    assert "standard" in name or parts_are_looked_at(model, image(size, 1))
-
-
-@pytest.mark.parametrize(("name", "size"), SIZES.items())
-def test_released_models(name, size):
-    """At their real widths, on a tiny image."""
-    assert_released_model_is_ours(name, size, (3, 6, 12, 24))
-
-
-@pytest.mark.slow
-def test_released_swin_l():
-    assert_released_model_is_ours("hcformer_plus_swin_l_coco_panoptic", (64, 96), (6, 12, 24, 48))
-
-
-def swap(state_dict, ending, change):
-    """Change the tensors whose names end so; there are some."""
-    names = [name for name in state_dict if name.endswith(ending)]
-    assert names
-    for name in names:
-        state_dict[name] = change(state_dict[name])
+    model = converted(state, Config.fromfile(path))
+    assert_same(both(model, state, image(size, 1), swin_heads, heads=8), **TOLERANCE)
+    assert "standard" in name or attention_is_masked(model, image(size, 1))
 
 
 def rotated(packed):
-    """Query, key, value in the order value, query, key."""
+    """Pack query, key and value in the order value, query, key."""
     return torch.cat([packed.chunk(3)[i] for i in (2, 0, 1)])
 
 
@@ -160,17 +138,14 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_would_show(mistake):
-    """The comparison sees each of the tensors that a map of names may get wrong."""
+    """The comparison sees every tensor that the rules might get wrong."""
     backbone, ending, change = MISTAKES[mistake]
     state, _, _, swin_heads = model = small(backbone)
-    config = model.config
-    ours = build(config)
-    state_dict = convert(state, config).state_dict
-    swap(state_dict, ending, change)
-    ours.load_state_dict(state_dict)
-    ours.eval()
-    one, other = both(ours, state, image(), HEADS, swin_heads)
-    pairs = zip((*one[:3], *one.assignments), (*other[:3], *other.assignments), strict=True)
+    state_dict = convert(state, model.config).state_dict
+    names = [name for name in state_dict if name.endswith(ending)]
+    assert names
+    state_dict.update({name: change(state_dict[name]) for name in names})
+    pairs = both(converted(state, model.config, state_dict), state, image(), swin_heads)
     assert max((a - b).abs().max().item() for a, b in pairs) > 50 * TOLERANCE["atol"]
 
 
@@ -187,7 +162,7 @@ def swin():
 
 
 def test_clustering_modules_are_in_order(resnet):
-    """The released ResNet stores the coarsest first, ours the finest."""
+    """The released ResNet stores the coarsest level first, ours the finest."""
     state, model = resnet
     for index, clustering in enumerate(model.backbone.clusterings):
         module = f"backbone.clustering_layers.{2 - index}"
@@ -200,55 +175,54 @@ def test_clustering_modules_are_in_order(resnet):
 
 @pytest.mark.parametrize("module", ["clustering", "encoder", "bn", "swin"])
 def test_eps(module, resnet, swin):
-    """On values so small that another eps gives another result."""
+    """Norms of values so small that another eps changes the result."""
     torch.manual_seed(0)
-    small_values = 1e-3 * torch.randn(1, 64, 6, 10)
+    x = 1e-3 * torch.randn(1, 64, 6, 10)
+    state, model = resnet if module in ("clustering", "bn") else swin
+
+    def weights(name, kinds=("weight", "bias")):
+        return [state[f"{name}.{kind}"] for kind in kinds]
+
     with torch.no_grad():
         if module == "clustering":
-            state, model = resnet
-            fine, coarse = small_values[:, :16], small_values[:, :32, ::2, ::2]
+            fine, coarse = x[:, :16], x[:, :32, ::2, ::2]
             ours = reference.to_matrix(model.backbone.clusterings[0](fine, coarse))
-            name = "backbone.clustering_layers.2"
-            theirs, other = (
-                released.cluster(state, name, fine, coarse, eps) for eps in (1e-5, 1e-6)
-            )
+
+            def theirs(eps):
+                name = "backbone.clustering_layers.2"
+                return released.cluster(state, name, fine, coarse, eps)
         elif module == "encoder":
-            state, model = swin
-            norm = model.neck.input_proj.gn
-            ours = norm(small_values)
-            weights = [state[f"backbone.aux.input_proj.1.{kind}"] for kind in ("weight", "bias")]
-            theirs, other = (
-                nn.functional.group_norm(small_values, 32, *weights, eps) for eps in (1e-5, 1e-6)
-            )
+            ours = model.neck.input_proj.gn(x)
+            parameters = weights("backbone.aux.input_proj.1")
+
+            def theirs(eps):
+                return nn.functional.group_norm(x, 32, *parameters, eps)
         elif module == "bn":
-            state = dict(resnet[0])
-            state["backbone.layer1.0.bn1.running_var"] = torch.full((4,), 1e-5)
-            norm = nn.BatchNorm2d(4).eval()
-            norm.eps = resnet[1].backbone.backbone.layer1[0].bn1.eps
-            prefix = "backbone.layer1.0.bn1"
+            name, x = "backbone.layer1.0.bn1", x[:, :4]
+            state = {**state, f"{name}.running_var": torch.full((4,), 1e-5)}
+            norm = nn.BatchNorm2d(4, eps=model.backbone.backbone.layer1[0].bn1.eps).eval()
             kinds = ("weight", "bias", "running_mean", "running_var")
-            norm.load_state_dict({k: state[f"{prefix}.{k}"] for k in kinds}, strict=False)
-            x = small_values[:, :4]
+            parameters = dict(zip(kinds, weights(name, kinds), strict=True))
+            norm.load_state_dict(parameters, strict=False)
             ours = norm(x)
-            theirs, other = (
-                released.frozen_batch_norm(state, prefix, x, eps) for eps in (1e-5, 1e-3)
-            )
+
+            def theirs(eps):
+                return released.frozen_batch_norm(state, name, x, eps)
         else:
-            state, model = swin
-            x = small_values[:, :16].movedim(1, -1)
-            norm = model.backbone.backbone.stages[0].blocks[0].norm1
-            ours = norm(x)
-            weights = [state[f"backbone.layers.0.blocks.0.norm1.{k}"] for k in ("weight", "bias")]
-            theirs, other = (
-                nn.functional.layer_norm(x, (16,), *weights, eps) for eps in (1e-5, 1e-6)
-            )
-    torch.testing.assert_close(ours, theirs)
-    assert (ours - other).abs().max() > 1e-2
+            x = x[:, :16].movedim(1, -1)
+            ours = model.backbone.backbone.stages[0].blocks[0].norm1(x)
+            parameters = weights("backbone.layers.0.blocks.0.norm1")
+
+            def theirs(eps):
+                return nn.functional.layer_norm(x, (16,), *parameters, eps)
+
+        torch.testing.assert_close(ours, theirs(1e-5))
+        assert (ours - theirs(1e-3 if module == "bn" else 1e-6)).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3, 4])
 def test_blocks_with_frozen_statistics(stage, resnet):
-    """Deformable ones with their biases, too; statistics stay as they are in training."""
+    """Blocks, deformable ones with biases included, keep their statistics in training."""
     state, model = resnet
     block = getattr(model.backbone.backbone, f"layer{stage}")[0]
     x = torch.randn(2, block.conv1.in_channels, 8, 12)
@@ -284,7 +258,7 @@ def test_patch_merging(stage, size, swin):
 @pytest.mark.parametrize("size", [(8, 4), (7, 9), (3, 2), (1, 5)])
 @pytest.mark.parametrize("shifted", [False, True])
 def test_windows(shifted, size, swin):
-    """Padding to whole windows, moved windows, their masks, the bias and the packing of heads."""
+    """Padding to whole windows, shifted windows, their masks, the bias and the packing of heads."""
     state, model = swin
     attention = model.backbone.backbone.stages[1].blocks[int(shifted)].attn
     x = torch.randn(2, *size, 32)
@@ -311,7 +285,7 @@ def test_attention_is_packed_alike(resnet):
 
 @pytest.mark.parametrize("semantic", [False, True])
 def test_pixels(semantic):
-    """An image as the hosts read it, blue first, becomes what the released model sees."""
+    """An image as mmdet and mmseg load it, blue first, becomes the released model's input."""
     config = small(semantic=semantic).config
     with DefaultScope.overwrite_default_scope("mmseg" if semantic else "mmdet"):
         preprocessor = build(config).data_preprocessor
