@@ -70,8 +70,7 @@ def convert(released: Mapping[str, Tensor], config: Config) -> Conversion:
     architecture = find_architecture(shapes_of(released))
     _check_architecture(architecture, config)
     model = build(config)
-    _check_settings(model, config)
-    _check_pixels(released)
+    _check_settings(model, config, released)
     dropped = {name: reason for name, reason in DROPPED.items() if name in released}
     weights = {name: value for name, value in released.items() if name not in dropped}
     renamed, faults = _rename(
@@ -190,48 +189,38 @@ def _rename(
     return renamed, faults
 
 
-def _check_settings(model: BaseModel, config: Config) -> None:
-    """Raise a ValueError if a setting that no released tensor reveals differs."""
+def _check_settings(model: BaseModel, config: Config, released: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError if a setting differs that names and shapes do not reveal."""
     preprocessor = model.data_preprocessor
     faults = []
-    for setting in ("mean", "std"):
-        values = getattr(preprocessor, setting, torch.empty(0)).flatten().double()
-        if not _close(values, PIXELS[setting]):
-            got = [round(value, 3) for value in values.tolist()]
-            faults.append(f"data_preprocessor.{setting}: expected {PIXELS[setting]}, got {got}")
+    for setting, values in PIXELS.items():
+        wanted = torch.tensor(values, dtype=torch.float64)
+        for name, got in (
+            (f"data_preprocessor.{setting}", getattr(preprocessor, setting, torch.empty(0))),
+            (f"pixel_{setting} of the file", released.get(f"pixel_{setting}", wanted)),
+        ):
+            got = got.flatten().double().cpu()
+            if got.shape != wanted.shape or not torch.allclose(got, wanted):
+                rounded = [round(value, 3) for value in got.tolist()]
+                faults.append(f"{name}: expected {values}, got {rounded}")
     # mmdet's attribute, and mmseg's.
     flags = ("_channel_conversion", "channel_conversion")
     if not any(getattr(preprocessor, flag, False) for flag in flags):
         faults.append("data_preprocessor.bgr_to_rgb: expected True, got False")
-    for kinds, setting, wanted in (
+    for kinds, setting, wanted_value in (
         ((nn.MultiheadAttention,), "num_heads", HEADS),
         (NORMS, "eps", EPS),
     ):
         others: dict[float, list[str]] = {}
         for name, module in model.named_modules():
-            if isinstance(module, kinds) and getattr(module, setting) != wanted:
+            if isinstance(module, kinds) and getattr(module, setting) != wanted_value:
                 others.setdefault(getattr(module, setting), []).append(name)
         faults += [
-            f"{setting}: expected {wanted}, got {value} in {some(names)}"
+            f"{setting}: expected {wanted_value}, got {value} in {some(names)}"
             for value, names in others.items()
         ]
     if faults:
         raise ValueError(_list(f"the settings of the released models in {config.filename}", faults))
-
-
-def _check_pixels(released: Mapping[str, Tensor]) -> None:
-    """Raise a ValueError if a file states another normalization of its pixels."""
-    for name, setting in (("pixel_mean", "mean"), ("pixel_std", "std")):
-        if name in released and not _close(released[name].flatten(), PIXELS[setting]):
-            raise ValueError(
-                f"expected {name} of {PIXELS[setting]}, as in every released model, "
-                f"got {released[name].flatten().tolist()}"
-            )
-
-
-def _close(values: Tensor, expected: list[float]) -> bool:
-    wanted = torch.tensor(expected, dtype=torch.float64)
-    return values.shape == wanted.shape and torch.allclose(values.to(wanted), wanted)
 
 
 def _check_architecture(architecture: Architecture, config: Config) -> None:

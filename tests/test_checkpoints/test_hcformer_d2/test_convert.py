@@ -161,7 +161,7 @@ def test_pixels_are_checked():
     conversion = convert(model.state, model.config)
     assert set(conversion.dropped) == {"pixel_mean", "pixel_std"}
     model.state["pixel_mean"] = model.state["pixel_mean"].flip(0)
-    refused(model, r"expected pixel_mean of \[123.67.*, got \[103.5")
+    refused(model, r"pixel_mean of the file: expected \[123.67.*, got \[103.5")
 
 
 CLASS, MASK = "sem_seg_head.predictor.class_embed", "sem_seg_head.predictor.mask_proj"
