@@ -1,29 +1,28 @@
 """Slow, obvious oracles of the paper's equations, written with explicit matrices and loops."""
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def parent(y: int, x: int) -> tuple[int, int]:
-    """The coarse cell of a fine pixel: downsampling halves both sides."""
-    return y // 2, x // 2
+def candidates(height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
+    """Candidates inside the map: fine pixel y and x, number 0 to 8, flat index of the coarse cell.
+
+    They are the parent cell and the eight around it (paper, Sec. 2.4 and Fig. 3).
+    """
+    rows, cols = (height + 1) // 2, (width + 1) // 2
+    for y, x, k in itertools.product(range(height), range(width), range(9)):
+        cy, cx = y // 2 + k // 3 - 1, x // 2 + k % 3 - 1
+        if 0 <= cy < rows and 0 <= cx < cols:
+            yield y, x, k, cy * cols + cx
 
 
 def neighbors(height: int, width: int) -> Tensor:
-    """Which of the N_d coarse cells each of the N fine pixels may choose: bool (N, N_d).
-
-    The parent cell and the eight around it, those that exist (paper, Sec. 2.4 and Fig. 3).
-    """
-    rows, cols = (height + 1) // 2, (width + 1) // 2
-    allowed = torch.zeros(height * width, rows * cols, dtype=torch.bool)
-    for y in range(height):
-        for x in range(width):
-            py, px = parent(y, x)
-            for cy in range(max(py - 1, 0), min(py + 2, rows)):
-                for cx in range(max(px - 1, 0), min(px + 2, cols)):
-                    allowed[y * width + x, cy * cols + cx] = True
-    return allowed
+    """Which of the N_d coarse cells each of the N fine pixels may choose: bool (N, N_d)."""
+    return to_matrix(torch.ones(1, 9, height, width))[0] > 0
 
 
 def assignment_matrix(fine: Tensor, coarse: Tensor, scale: Tensor | float) -> Tensor:
@@ -42,31 +41,20 @@ def hard_assignment_matrix(fine: Tensor, coarse: Tensor) -> Tensor:
 
 
 def to_candidates(matrix: Tensor, height: int, width: int) -> Tensor:
-    """The same assignment in the layout of the package: (B, N, N_d) → (B, 9, H, W)."""
-    rows, cols = (height + 1) // 2, (width + 1) // 2
+    """Convert an assignment to the layout of the package: (B, N, N_d) → (B, 9, H, W)."""
     assignment = matrix.new_zeros(matrix.shape[0], 9, height, width)
-    for y in range(height):
-        for x in range(width):
-            py, px = parent(y, x)
-            for k in range(9):
-                cy, cx = py + k // 3 - 1, px + k % 3 - 1
-                if 0 <= cy < rows and 0 <= cx < cols:
-                    assignment[:, k, y, x] = matrix[:, y * width + x, cy * cols + cx]
+    for y, x, k, cell in candidates(height, width):
+        assignment[:, k, y, x] = matrix[:, y * width + x, cell]
     return assignment
 
 
 def to_matrix(assignment: Tensor) -> Tensor:
     """Undo :func:`to_candidates`: (B, 9, H, W) → (B, N, N_d)."""
     batch, _, height, width = assignment.shape
-    rows, cols = (height + 1) // 2, (width + 1) // 2
-    matrix = assignment.new_zeros(batch, height * width, rows * cols)
-    for y in range(height):
-        for x in range(width):
-            py, px = parent(y, x)
-            for k in range(9):
-                cy, cx = py + k // 3 - 1, px + k % 3 - 1
-                if 0 <= cy < rows and 0 <= cx < cols:
-                    matrix[:, y * width + x, cy * cols + cx] = assignment[:, k, y, x]
+    cells = ((height + 1) // 2) * ((width + 1) // 2)
+    matrix = assignment.new_zeros(batch, height * width, cells)
+    for y, x, k, cell in candidates(height, width):
+        matrix[:, y * width + x, cell] = assignment[:, k, y, x]
     return matrix
 
 
@@ -75,26 +63,28 @@ def decode(masks: Tensor, matrix: Tensor, height: int, width: int) -> Tensor:
     return torch.einsum("bnm,bqm->bqn", matrix, masks.flatten(2)).unflatten(2, (height, width))
 
 
+def decode_hierarchy(masks: Tensor, assignments: list[Tensor]) -> Tensor:
+    """Eq. (5) level by level; assignments (B, 9, H_i, W_i), finest first."""
+    for assignment in reversed(assignments):
+        masks = decode(masks, to_matrix(assignment), *assignment.shape[-2:])
+    return masks
+
+
 def probability_logits(logits: Tensor, assignments: list[Tensor]) -> Tensor:
     """Eqs. (4)-(5) to the letter, as logits: decode Sigmoid(M), then take the log-odds."""
-    probabilities = logits.sigmoid()
-    for assignment in reversed(assignments):
-        probabilities = decode(probabilities, to_matrix(assignment), *assignment.shape[-2:])
+    probabilities = decode_hierarchy(logits.sigmoid(), assignments)
     return torch.log(probabilities / (1 - probabilities))
 
 
 def class_probability_logits(logits: Tensor, assignments: list[Tensor]) -> Tensor:
-    """The same for classes that exclude each other: decode Softmax(.), then take the logarithm."""
-    probabilities = logits.softmax(dim=1)
-    for assignment in reversed(assignments):
-        probabilities = decode(probabilities, to_matrix(assignment), *assignment.shape[-2:])
-    return torch.log(probabilities)
+    """Eqs. (4)-(5) for exclusive classes: decode Softmax(.), then take the logarithm."""
+    return torch.log(decode_hierarchy(logits.softmax(dim=1), assignments))
 
 
 def deform_conv(
     x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int
 ) -> Tensor:
-    """DCNv2: every tap of the kernel reads bilinearly at its own moved, modulated place."""
+    """DCNv2: every tap samples bilinearly at its own moved position and is modulated."""
     batch, _, height, width = x.shape
     kernel = weight.shape[-1]
     rows, cols = offset.shape[-2:]
@@ -105,22 +95,20 @@ def deform_conv(
             return x[b, :, py, px]
         return torch.zeros_like(x[b, :, 0, 0])
 
-    for b in range(batch):
-        for i in range(rows):
-            for j in range(cols):
-                for k in range(kernel**2):
-                    py = i * stride - padding + k // kernel + offset[b, 2 * k, i, j]
-                    px = j * stride - padding + k % kernel + offset[b, 2 * k + 1, i, j]
-                    top, left = int(py.floor()), int(px.floor())
-                    fy, fx = py - top, px - left
-                    sample = (
-                        (1 - fy) * (1 - fx) * pixel(b, top, left)
-                        + (1 - fy) * fx * pixel(b, top, left + 1)
-                        + fy * (1 - fx) * pixel(b, top + 1, left)
-                        + fy * fx * pixel(b, top + 1, left + 1)
-                    )
-                    kernel_tap = weight[:, :, k // kernel, k % kernel]
-                    y[b, :, i, j] = y[b, :, i, j] + kernel_tap @ (mask[b, k, i, j] * sample)
+    positions = (range(batch), range(rows), range(cols), range(kernel**2))
+    for b, i, j, k in itertools.product(*positions):
+        py = i * stride - padding + k // kernel + offset[b, 2 * k, i, j]
+        px = j * stride - padding + k % kernel + offset[b, 2 * k + 1, i, j]
+        top, left = int(py.floor()), int(px.floor())
+        fy, fx = py - top, px - left
+        sample = (
+            (1 - fy) * (1 - fx) * pixel(b, top, left)
+            + (1 - fy) * fx * pixel(b, top, left + 1)
+            + fy * (1 - fx) * pixel(b, top + 1, left)
+            + fy * fx * pixel(b, top + 1, left + 1)
+        )
+        kernel_tap = weight[:, :, k // kernel, k % kernel]
+        y[b, :, i, j] = y[b, :, i, j] + kernel_tap @ (mask[b, k, i, j] * sample)
     return y
 
 
@@ -140,7 +128,7 @@ def attention(
 
 
 def layer_norm(x: Tensor, norm: torch.nn.LayerNorm) -> Tensor:
-    """Normalise over the last dimension, with the weights of torch's module."""
+    """Normalize over the last dimension, with the weights of torch's module."""
     centered = x - x.mean(dim=-1, keepdim=True)
     variance = (centered**2).mean(dim=-1, keepdim=True)
     return centered / (variance + norm.eps).sqrt() * norm.weight + norm.bias
@@ -152,7 +140,7 @@ def feed_forward(x: Tensor, first: torch.nn.Linear, second: torch.nn.Linear) -> 
 
 
 def encoder_layer(layer: torch.nn.Module, x: Tensor, position: Tensor) -> Tensor:
-    """A layer of DETR's encoder (B, N, C), normalized afterwards; no position in the values."""
+    """A layer of DETR's encoder (B, N, C), post-norm; values carry no position."""
     linear = [m for m in layer.ffn.modules() if isinstance(m, torch.nn.Linear)]
     x = layer_norm(
         x + attention(layer.self_attn.attn, x + position, x + position, x), layer.norms[0]
@@ -163,7 +151,7 @@ def encoder_layer(layer: torch.nn.Module, x: Tensor, position: Tensor) -> Tensor
 def decoder_layer(
     layer: torch.nn.Module, x: Tensor, memory: Tensor, query_position: Tensor, position: Tensor
 ) -> Tensor:
-    """A layer of DETR's decoder (B, Q, C): attend to the queries, then to the memory, then FFN."""
+    """A layer of DETR's decoder (B, Q, C), post-norm: self-attention, cross-attention, FFN."""
     linear = [m for m in layer.ffn.modules() if isinstance(m, torch.nn.Linear)]
     query = x + query_position
     x = layer_norm(x + attention(layer.self_attn.attn, query, query, x), layer.norms[0])
@@ -191,27 +179,25 @@ def patch_merging(
     norm_bias: Tensor,
     reduction: Tensor,
 ) -> Tensor:
-    """Swin's patch merging as its authors describe it: tokens (B, H·W, C) → (B, ⌈H/2⌉·⌈W/2⌉, 2C).
+    """Swin's patch merging as in its paper: tokens (B, H·W, C) → (B, ⌈H/2⌉·⌈W/2⌉, 2C).
 
     The four tokens of a window, (row, column) = (0, 0), (1, 0), (0, 1), (1, 1), zero outside the
-    map, are put one after the other, normalized together and reduced by one matrix.
+    map, are concatenated, normalized together and reduced by one matrix.
     """
     height, width = size
     channels = tokens.shape[-1]
     merged = []
-    for top in range(0, height, 2):
-        for left in range(0, width, 2):
-            parts = []
-            for row, col in ((0, 0), (1, 0), (0, 1), (1, 1)):
-                y, x = top + row, left + col
-                inside = y < height and x < width
-                parts.append(tokens[:, y * width + x] if inside else tokens.new_zeros(channels))
-            parts = [part.expand(len(tokens), channels) for part in parts]
-            window = torch.cat(parts, dim=1)
-            mean = window.mean(dim=1, keepdim=True)
-            variance = ((window - mean) ** 2).mean(dim=1, keepdim=True)
-            window = (window - mean) / (variance + 1e-5).sqrt() * norm_weight + norm_bias
-            merged.append(window @ reduction.T)
+    for top, left in itertools.product(range(0, height, 2), range(0, width, 2)):
+        parts = []
+        for row, col in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            y, x = top + row, left + col
+            inside = y < height and x < width
+            parts.append(tokens[:, y * width + x] if inside else tokens.new_zeros(channels))
+        window = torch.cat([part.expand(len(tokens), channels) for part in parts], dim=1)
+        mean = window.mean(dim=1, keepdim=True)
+        variance = ((window - mean) ** 2).mean(dim=1, keepdim=True)
+        window = (window - mean) / (variance + 1e-5).sqrt() * norm_weight + norm_bias
+        merged.append(window @ reduction.T)
     return torch.stack(merged, dim=1)
 
 
@@ -244,18 +230,17 @@ def boundary_pixels(labels: Tensor) -> set[tuple[int, int]]:
     """Pixels with another label above, below, left or right of them."""
     height, width = labels.shape
     found = set()
-    for y in range(height):
-        for x in range(width):
-            for v, u in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
-                if 0 <= v < height and 0 <= u < width and labels[v, u] != labels[y, x]:
-                    found.add((y, x))
+    for y, x in itertools.product(range(height), range(width)):
+        for v, u in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+            if 0 <= v < height and 0 <= u < width and labels[v, u] != labels[y, x]:
+                found.add((y, x))
     return found
 
 
 def boundary_hits(
     ours: set[tuple[int, int]], theirs: set[tuple[int, int]], tolerance: int
 ) -> float:
-    """Part of our pixels with one of theirs no further away than the tolerance, along each axis."""
+    """Share of our pixels with one of theirs within the tolerance along each axis."""
     hits = sum(
         any(abs(y - v) <= tolerance and abs(x - u) <= tolerance for v, u in theirs) for y, x in ours
     )
@@ -263,7 +248,7 @@ def boundary_hits(
 
 
 def compactness(labels: Tensor) -> float:
-    """Mean over the pixels of 4π · area / perimeter² of their clusters."""
+    """Mean over the pixels of 4π · area / perimeter² of their cluster."""
     height, width = labels.shape
     total = 0.0
     for label in labels.unique().tolist():
@@ -293,8 +278,8 @@ def explained_variation(labels: Tensor, image: Tensor) -> float:
 def listing_clustering(fine: Tensor, coarse: Tensor, scale: Tensor) -> Tensor:
     """Listing 1, eq. (3) by unfold, einsum and fold: fine (B, C, H, W), H and W even.
 
-    Candidates outside the map are zeros with the similarity 0, not left out as by the package:
-    pixels whose parent lies at the border differ. Mended: ``downscaled_feat`` in the paper is
+    Candidates outside the map have similarity 0, where the package leaves them out: pixels with a
+    parent at the border differ. Corrected: ``downscaled_feat`` in the paper is
     ``downsampled_feat``, and einsum gets its operands without a tuple.
     """
     batch, channels, height, width = fine.shape
@@ -310,7 +295,7 @@ def listing_clustering(fine: Tensor, coarse: Tensor, scale: Tensor) -> Tensor:
 def listing_decode(masks: Tensor, assignment: Tensor) -> Tensor:
     """Listing 2, eq. (5) by unfold, einsum and fold; assignment (B, 9, H, W) with even H, W.
 
-    Mended: einsum's output is ``bkpn``, not ``bkpnn``.
+    Corrected: einsum's output is ``bkpn``, not ``bkpnn``.
     """
     batch, _, height, width = assignment.shape
     channels = masks.shape[1]

@@ -36,11 +36,7 @@ def sample(maps, points):
 def test_equals_sampling_the_decoded_masks_with_gradients(size, levels):
     masks, assignments, points = hierarchy(*size, levels)
     values = decode_points(masks, assignments, points)
-    expected = masks
-    for assignment in reversed(assignments):
-        matrix = reference.to_matrix(assignment)
-        expected = reference.decode(expected, matrix, *assignment.shape[-2:])
-    expected = sample(expected, points)
+    expected = sample(reference.decode_hierarchy(masks, assignments), points)
     torch.testing.assert_close(values, expected, rtol=1e-10, atol=1e-10)
 
     weight = torch.randn_like(expected)
