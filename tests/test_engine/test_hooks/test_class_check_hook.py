@@ -1,11 +1,9 @@
 """A model with other classes than its data is refused before anything runs."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from mmdet.datasets import CocoPanopticDataset
-from mmengine.config import Config
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
@@ -13,11 +11,8 @@ from mmseg.datasets import ADE20KDataset
 from torch import nn
 
 from hcformer_mm.datasets import ShapesInstanceDataset, ShapesPanopticDataset
-from hcformer_mm.datasets.shapes_writer import write_shapes
-from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
-from tests.helpers.tools import run_tool
-
-ROOT = Path(__file__).parents[3]
+from tests.helpers.models import SEMANTIC_CONFIG
+from tests.helpers.tools import quick_config, run_tool
 
 
 class Loop(BaseLoop):
@@ -128,28 +123,9 @@ def test_other_models_and_datasets_are_left_alone():
     check(maskformer(3))
 
 
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "shapes"
-    write_shapes(root, num_train=2, num_val=1, size=(72, 96), workers=1)
-    return root
-
-
-def shapes_config(data_root, work_dir, path=SHAPES_CONFIG):
-    config = Config.fromfile(ROOT / path)
-    config.work_dir = str(work_dir)
-    for split in ("train", "val", "test"):
-        loader = config[f"{split}_dataloader"]
-        loader.update(num_workers=0, persistent_workers=False)
-        loader.dataset.data_root = f"{data_root}/"
-    evaluator = "mmseg.IoUMetric" if path == SEMANTIC_CONFIG else "mmdet.SemSegMetric"
-    config.val_evaluator = config.test_evaluator = dict(type=evaluator)
-    return config
-
-
 @pytest.mark.parametrize("run", ["train", "val", "test"])
-def test_runner_refuses(data_root, tmp_path, run):
-    config = shapes_config(data_root, tmp_path)
+def test_runner_refuses(shapes, tmp_path, run):
+    config = quick_config(shapes, tmp_path)
     config.model.panoptic_head.num_things_classes = 5
     runner = Runner.from_cfg(config)
     with pytest.raises(ValueError, match=r"panoptic_head.num_things_classes is 5") as raised:
@@ -161,9 +137,9 @@ def test_runner_refuses(data_root, tmp_path, run):
     assert runner.iter == 0
 
 
-def test_class_that_the_file_lacks_is_refused(data_root, tmp_path):
+def test_class_that_the_file_lacks_is_refused(shapes, tmp_path):
     """After a misspelt class, labels would be those of other classes."""
-    config = shapes_config(data_root, tmp_path)
+    config = quick_config(shapes, tmp_path)
     meta = ShapesPanopticDataset.METAINFO
     config.test_dataloader.dataset.metainfo = dict(
         classes=("disk", *meta["classes"][1:]), thing_classes=("disk", *meta["thing_classes"][1:])
@@ -174,9 +150,9 @@ def test_class_that_the_file_lacks_is_refused(data_root, tmp_path):
         Runner.from_cfg(config).test()
 
 
-def test_train_tool_refuses(data_root, tmp_path):
+def test_train_tool_refuses(shapes, tmp_path):
     """The runtime of a segmentor's config switches the hook on."""
-    config = shapes_config(data_root, tmp_path, SEMANTIC_CONFIG)
+    config = quick_config(shapes, tmp_path, SEMANTIC_CONFIG)
     config.model.decode_head.num_classes = 3
     config.dump(tmp_path / "config.py")
     expected = r"decode_head\.num_classes is 3, but ShapesSemanticDataset \(train_dataloader"

@@ -1,6 +1,5 @@
 """Sheets of clusters during validation and test, through the real runner and its backends."""
 
-from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +8,6 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.registry import HOOKS, VISBACKENDS
 from mmengine.runner import Runner
 from mmengine.visualization import BaseVisBackend
@@ -17,16 +15,12 @@ from torch import nn
 
 from hcformer_mm.apis.cluster_inferencer import ClusterInferencer
 from hcformer_mm.datasets.ground_truth import open_ground_truth
-from hcformer_mm.datasets.shapes_writer import write_shapes
 from hcformer_mm.engine.hooks import cluster_visualization_hook
 from hcformer_mm.structures.data_samples import predicted_segments
 from hcformer_mm.structures.image_clusters import ImageClusters
 from hcformer_mm.visualization import cluster_sheet
 from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
-
-ROOT = Path(__file__).parents[3]
-INSTANCE_CONFIG = "configs/shapes/hcformer_r18_shapes-instance.py"
-NAMES = iter(f"cluster_visualization_{number}" for number in count())
+from tests.helpers.tools import INSTANCE_CONFIG, quick_config
 
 
 @VISBACKENDS.register_module()
@@ -51,45 +45,20 @@ class RecordingVisBackend(BaseVisBackend):
     _init_env = add_config = add_graph = add_scalar = add_scalars = ignore
 
 
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data") / "shapes"
-    write_shapes(root, num_train=2, num_val=3, size=(72, 96), workers=1)
-    return root
-
-
 @pytest.fixture
-def build(data_root: Path, tmp_path: Path):
+def build(shapes: Path, tmp_path: Path):
     """The runner of a config with the hook, and its recording backend."""
 
     def runner(
         path: str = SHAPES_CONFIG, *, batch_size: int = 1, backends: Any = (), **options: Any
     ) -> tuple[Runner, RecordingVisBackend]:
-        config = Config.fromfile(ROOT / path)
-        config.work_dir = str(tmp_path / "work_dir")
-        for split in ("train", "val", "test"):
-            loader = config[f"{split}_dataloader"]
-            loader.update(batch_size=batch_size, num_workers=0, persistent_workers=False)
-            loader.dataset.data_root = f"{data_root}/"
-            for step in loader.dataset.pipeline:
-                if "scale" in step:
-                    step.scale = (128, 96)
-        kind = dict(type="mmseg.IoUMetric" if path == SEMANTIC_CONFIG else "mmdet.SemSegMetric")
-        if path == INSTANCE_CONFIG:
-            kind = dict(
-                type="mmdet.CocoMetric",
-                ann_file=str(data_root / "annotations/instances_val.json"),
-                metric="segm",
-            )
-        config.val_evaluator = config.test_evaluator = kind
-        config.train_cfg.update(max_iters=2, val_interval=1)
-        config.default_hooks.checkpoint = dict(type="CheckpointHook", interval=100)
         hook = dict(type="hcformer_mm.ClusterVisualizationHook", side=96, **options)
-        config.custom_hooks = [hook]
-        config.visualizer.update(
-            name=next(NAMES), vis_backends=[dict(type="RecordingVisBackend"), *backends]
-        )
-        config.randomness = dict(seed=0)
+        config = quick_config(shapes, tmp_path / "work_dir", path, hooks=[hook])
+        config.val_dataloader.batch_size = config.test_dataloader.batch_size = batch_size
+        config.train_cfg.val_interval = 1
+        config.visualizer.vis_backends = [dict(type="RecordingVisBackend"), *backends]
+        if options.get("max_images") == 1:
+            config.val_dataloader.dataset.indices = 2
         built = Runner.from_cfg(config)
         return built, built.visualizer.get_backend("RecordingVisBackend")
 
@@ -110,15 +79,15 @@ def test_every_second_image_in_every_validation(build) -> None:
     assert not runner.model._forward_hooks and not runner.model.backbone._forward_hooks
 
 
-def test_sheets_are_those_of_the_inferencer(build, data_root: Path, tmp_path: Path) -> None:
+def test_sheets_are_those_of_the_inferencer(build, shapes: Path, tmp_path: Path) -> None:
     """The inferencer draws the same from the same weights, images and ground truth."""
-    gt = data_root / "annotations/panoptic_val.json"
+    gt = shapes / "annotations/panoptic_val.json"
     runner, backend = build(interval=1, gt=str(gt))
     torch.save({"state_dict": runner.model.state_dict()}, tmp_path / "weights.pth")
     runner.test()
     inferencer = ClusterInferencer(runner.cfg, tmp_path / "weights.pth", device="cpu")
     truth = open_ground_truth(gt, inferencer.classes)
-    images = inferencer(data_root / "val")
+    images = inferencer(shapes / "val")
     assert len(images) == len(backend.images) == 3
     for image in images:
         expected = cluster_sheet(
@@ -163,7 +132,7 @@ def test_number_of_images_is_limited(build) -> None:
     assert len(backend.images) == 3
 
 
-def test_ground_truth_of_the_samples(build, data_root: Path) -> None:
+def test_ground_truth_of_the_samples(build, shapes: Path) -> None:
     """The pipelines load it for panoptic and semantic segmentation, not for instances."""
     heights = {}
     for config in (SHAPES_CONFIG, SEMANTIC_CONFIG, INSTANCE_CONFIG):
@@ -171,7 +140,7 @@ def test_ground_truth_of_the_samples(build, data_root: Path) -> None:
         runner.val()
         heights[config] = backend.images["val_clusters_000000", 0].shape[0]
     assert heights[SHAPES_CONFIG] == heights[SEMANTIC_CONFIG] > heights[INSTANCE_CONFIG]
-    gt = str(data_root / "annotations/instances_val.json")
+    gt = str(shapes / "annotations/instances_val.json")
     runner, backend = build(INSTANCE_CONFIG, max_images=1, gt=gt)
     runner.val()
     assert backend.images["val_clusters_000000", 0].shape[0] == heights[SHAPES_CONFIG]

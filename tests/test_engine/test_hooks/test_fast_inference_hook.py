@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hcformer_mm.apis.inference import build_model
-from hcformer_mm.datasets.shapes_writer import write_shapes
 from hcformer_mm.engine import FastInferenceHook, FastTrainingHook
 from tests.helpers.models import SHAPES_CONFIG
 from tests.helpers.predictions import diversify, outspoken_config
+from tests.helpers.tools import quick_config
 
 FCN = "configs/shapes/hc-fcn32s_r18_shapes-semantic.py"
 
@@ -52,13 +52,6 @@ class HowItRuns(BaseMetric):
 
 
 @pytest.fixture(scope="module")
-def data_root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "shapes"
-    write_shapes(root, num_train=2, num_val=3, size=(72, 96), workers=1)
-    return root
-
-
-@pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """Weights of the panoptic model, with other BatchNorms than those of a new one."""
     model = build_model(outspoken_config())
@@ -73,28 +66,16 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def build(data_root, tmp_path):
+def build(shapes, tmp_path):
     """The runner of a config on three images."""
 
     def runner(path=SHAPES_CONFIG, hooks=(), load_from=None):
-        config = outspoken_config(path)
-        config.work_dir = str(tmp_path)
-        config.experiment_name = f"{tmp_path.name}-{len(list(tmp_path.iterdir()))}"
+        config = quick_config(shapes, tmp_path, path, hooks=hooks)
+        if path == SHAPES_CONFIG:
+            config.model.test_cfg.update(object_mask_thr=0.0, iou_thr=0.0)  # keeps every segment
         config.load_from = load_from
-        for split in ("train", "val", "test"):
-            loader = config[f"{split}_dataloader"]
-            loader.update(batch_size=1, num_workers=0, persistent_workers=False)
-            loader.dataset.data_root = f"{data_root}/"
-            for step in loader.dataset.pipeline:
-                if "scale" in step:
-                    step.scale = (128, 96)
-        figures = dict(type="mmdet.SemSegMetric" if path == SHAPES_CONFIG else "mmseg.IoUMetric")
-        config.val_evaluator = config.test_evaluator = [dict(type="HowItRuns"), figures]
-        config.train_cfg.update(max_iters=2, val_interval=2)
-        config.default_hooks.checkpoint = dict(type="CheckpointHook", interval=100)
-        config.custom_hooks = list(hooks)
-        config.model.backbone.backbone.init_cfg = None
-        config.randomness = dict(seed=0)
+        config.test_evaluator = [dict(type="HowItRuns"), *config.test_evaluator]
+        config.val_evaluator = config.test_evaluator
         built = Runner.from_cfg(config)
         HowItRuns.model, HowItRuns.error = built.model, None
 

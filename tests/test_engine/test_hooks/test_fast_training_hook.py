@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner, set_random_seed
 
 from hcformer_mm.checkpoints.io import load_checkpoint
-from hcformer_mm.datasets.shapes_writer import write_shapes
-from tests.helpers.models import SHAPES_CONFIG
+from tests.helpers.tools import quick_config
 
 
 def overridden(model):
@@ -32,35 +30,16 @@ class Watch(Hook):
             raise KeyError("of a hook")
 
 
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "shapes"
-    write_shapes(root, num_train=2, num_val=1, size=(64, 96), workers=1)
-    return root
-
-
 @pytest.fixture
-def build(data_root, tmp_path):
+def build(shapes, tmp_path):
+    """The runner of a config with frozen BatchNorm."""
+
     def runner(name, *hooks):
-        config = Config.fromfile(SHAPES_CONFIG)
-        config.work_dir = str(tmp_path / name)
-        config.experiment_name = f"{tmp_path.name}-{name}"
-        for split in ("train", "val", "test"):
-            loader = config[f"{split}_dataloader"]
-            loader.update(batch_size=2, num_workers=0, persistent_workers=False)
-            loader.dataset.data_root = f"{data_root}/"
-            for step in loader.dataset.pipeline:
-                if "scale" in step:
-                    step.scale = (96, 64)
-        config.val_dataloader.batch_size = config.test_dataloader.batch_size = 1
-        config.val_evaluator = config.test_evaluator = [dict(type="mmdet.SemSegMetric")]
-        config.train_cfg.update(max_iters=2, val_interval=2)
-        config.default_hooks.checkpoint = dict(type="CheckpointHook", interval=2, by_epoch=False)
+        config = quick_config(shapes, tmp_path / name, batch_size=2, hooks=hooks)
         config.default_hooks.logger.interval = 1
-        config.custom_hooks = list(hooks)
-        inner = config.model.backbone.backbone
-        inner.update(init_cfg=None, norm_cfg=dict(type="BN", requires_grad=False), norm_eval=True)
-        config.randomness = dict(seed=0)
+        config.model.backbone.backbone.update(
+            norm_cfg=dict(type="BN", requires_grad=False), norm_eval=True
+        )
         return Runner.from_cfg(config)
 
     return runner
