@@ -91,39 +91,28 @@ def test_path_and_maps_are_those_of_a_loop(options):
     pixels += zip(random.integers(height, size=30), random.integers(width, size=30), strict=True)
     for y, x in pixels:
         # Exact in integers: the center of the pixel in the input of the network.
-        row, col = (
-            (2 * place + 1) * seen_by / (2 * shown) // stride
-            for place, seen_by, shown in zip(
-                (int(y), int(x)), input_size, (height, width), strict=True
-            )
+        cell = (
+            (2 * int(y) + 1) * input_size[0] // (2 * height * stride),
+            (2 * int(x) + 1) * input_size[1] // (2 * width * stride),
         )
-        cell = (int(row), int(col))
         steps = trace(seen, (y, x))
         assert len(steps) == seen.num_levels == len(seen.assignments)
         assert seen.maps[0][y, x] == cell[0] * seen.assignments[0].shape[2] + cell[1]
-        for level, (step, assignment) in enumerate(
-            zip(steps, seen.assignments, strict=True), start=1
-        ):
+        for level, step in enumerate(steps, start=1):
+            assignment = seen.assignments[level - 1]
             assert step.level == level
             assert step.cell == cell
             assert step.candidates == (cell[0] // 2 - 1, cell[1] // 2 - 1)
             weights = assignment[:, cell[0], cell[1]].numpy()
             assert np.array_equal(step.weights.ravel(), weights)
+            assert step.weights.sum() == pytest.approx(1)
+            for i, j in itertools.product(range(3), range(3)):
+                place = (step.candidates[0] + i, step.candidates[1] + j)
+                inside = 0 <= place[0] < step.size[0] and 0 <= place[1] < step.size[1]
+                assert step.inside[i, j] == inside
             cell = best_parent(assignment, *cell)
             assert step.chosen == cell
             assert seen.maps[level][y, x] == cell[0] * step.size[1] + cell[1]
-
-
-@pytest.mark.parametrize("options", SIZES, ids=str)
-def test_weights_sum_to_one_inside_the_map(options):
-    seen = exploration(**options)
-    for pixel in [(0, 0), (seen.image.shape[0] - 1, seen.image.shape[1] - 1)]:
-        for step in trace(seen, pixel):
-            assert step.weights.sum() == pytest.approx(1)
-            assert (step.weights[~step.inside] == 0).all()
-            for i, j in itertools.product(range(3), range(3)):
-                row, col = step.candidates[0] + i, step.candidates[1] + j
-                assert step.inside[i, j] == (0 <= row < step.size[0] and 0 <= col < step.size[1])
 
 
 def test_counts():

@@ -90,12 +90,6 @@ def one_thread():
     torch.set_num_threads(number)
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def server(checkpoint, images, tmp_path_factory):
     """Address of an explorer without a network, and the log of machines that it asked for."""
@@ -104,9 +98,9 @@ def server(checkpoint, images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     log = folder / "asked.txt"
     (folder / "sitecustomize.py").write_text(NO_NETWORK.format(log=str(log)))
-    command = [sys.executable, SCRIPT, SHAPES_CONFIG, checkpoint, "--port", free_port()]
+    options = ["--device", "cpu", "--examples", images[0]]
     process = subprocess.Popen(
-        [*map(str, command), "--device", "cpu", "--examples", str(images[0])],
+        [sys.executable, SCRIPT, SHAPES_CONFIG, checkpoint, *options],
         cwd=ROOT,
         env=os.environ | dict(PYTHONPATH=str(folder), TMPDIR=str(folder), OMP_NUM_THREADS="1"),
         stdout=subprocess.PIPE,
@@ -174,16 +168,15 @@ def read(page, source):
 
 def wait_for_image(page, expected):
     """Wait until the page shows exactly this image."""
-    seen = page.locator("#shown img")
     source = None
     while source is None or not np.array_equal(read(page, source), expected):
-        # The link changes whenever the image does; the last one has to be the expected one.
+        # The URL changes with the image; the last one has to be the expected one.
         page.wait_for_function(
             "old => { const now = document.querySelector('#shown img')?.src;"
             " return now && now !== old; }",
             arg=source,
         )
-        source = seen.get_attribute("src")
+        source = page.locator("#shown img").get_attribute("src")
 
 
 def test_page(page, server, model, images, one_thread):
