@@ -9,9 +9,9 @@ import numpy as np
 from mmdet.structures.mask import encode_mask_results
 from mmengine.structures import BaseDataElement, InstanceData
 from numpy.typing import NDArray
+from panopticapi.evaluation import VOID
 from skimage.measure import regionprops
 
-from ..datasets.panoptic_check import VOID
 from ..structures.panoptic import Classes, Panoptic
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from mmengine.utils import track_parallel_progress, track_progress
 from numpy.typing import NDArray
+from panopticapi.evaluation import VOID
 from panopticapi.utils import rgb2id
 from PIL import ExifTags, Image
 
-VOID = 0
 _SEGMENT_KEYS = ("id", "category_id", "iscrowd", "area", "bbox")
 
 Entry = dict[str, Any]
