@@ -1,1 +1,1 @@
-"""Export to ONNX and torch.export, and verification of what was exported."""
+"""Export to ONNX and torch.export, and verification of exported files."""

@@ -7,8 +7,8 @@ open.
 
 import math
 import re
-from collections.abc import Iterable
-from itertools import product
+from collections.abc import Iterable, Iterator
+from itertools import count, product, takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -96,12 +96,11 @@ def _resnet(state: State, x: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tenso
     x = F.max_pool2d(frozen_batch_norm(state, "backbone.stem.1", x).relu(), 3, 2, padding=1)
     pairs = []
     for stage in range(1, 5):
-        before, i = x, 0
-        while f"backbone.layer{stage}.{i}.conv1.weight" in state:
-            x = bottleneck(state, f"backbone.layer{stage}.{i}", x, 2 if stage > 1 and i == 0 else 1)
-            if i == 0 and stage > 1:
+        for i, block in enumerate(_layers(state, f"backbone.layer{stage}")):
+            is_strided, before = i == 0 and stage > 1, x
+            x = bottleneck(state, block, x, 2 if is_strided else 1)
+            if is_strided:
                 pairs.append((before, x))
-            i += 1
     return pairs, x
 
 
@@ -146,11 +145,8 @@ def _swin(
     x = _layer_norm(state, "backbone.patch_embed.norm", x)  # (B, H, W, C)
     pairs = []
     for stage in range(4):
-        i = 0
-        while f"backbone.layers.{stage}.blocks.{i}.norm1.weight" in state:
-            block = f"backbone.layers.{stage}.blocks.{i}"
+        for i, block in enumerate(_layers(state, f"backbone.layers.{stage}.blocks")):
             x = swin_block(state, block, x, heads[stage], shifted=i % 2 == 1)
-            i += 1
         if stage < 3:
             batch, height, width, _ = x.shape
             name = f"backbone.layers.{stage}.downsample"
@@ -227,6 +223,13 @@ def sine_position(rows: int, cols: int, channels: int) -> Tensor:
     return encoding
 
 
+def _layers(state: State, prefix: str) -> Iterator[str]:
+    """Names of the layers ``prefix.0``, ``prefix.1`` and so on that a model has."""
+    layers = (f"{prefix}.{i}." for i in count())
+    found = takewhile(lambda layer: any(name.startswith(layer) for name in state), layers)
+    return (layer.removesuffix(".") for layer in found)
+
+
 def _encode(state: State, x: Tensor, num_heads: int) -> Tensor:
     """HCFormer+'s encoder on the last map."""
     aux = "backbone.aux"
@@ -235,14 +238,12 @@ def _encode(state: State, x: Tensor, num_heads: int) -> Tensor:
     x = F.group_norm(x, 32, weight, bias, 1e-5)
     _, channels, rows, cols = x.shape
     position = sine_position(rows, cols, channels).to(x).flatten(1).T
-    cells, i = x.flatten(2).transpose(1, 2), 0
-    while f"{aux}.encoder.layers.{i}.norm1.weight" in state:
-        layer = f"{aux}.encoder.layers.{i}"
+    cells = x.flatten(2).transpose(1, 2)
+    for layer in _layers(state, f"{aux}.encoder.layers"):
         query = cells + position
         attended = attention(state, f"{layer}.self_attn", query, query, cells, num_heads)
         cells = _layer_norm(state, f"{layer}.norm1", cells + attended)
         cells = _layer_norm(state, f"{layer}.norm2", cells + _feed_forward(state, layer, cells))
-        i += 1
     return cells.transpose(1, 2).unflatten(2, (rows, cols))
 
 
@@ -251,68 +252,44 @@ def _predictor(state: State, x: Tensor, num_heads: int) -> tuple[Tensor, Tensor]
     mask_features = _conv(state, f"{PREDICTOR}.mask_proj", x)
     if f"{PREDICTOR}.input_proj.weight" in state:
         x = _conv(state, f"{PREDICTOR}.input_proj", x)
-    _, channels, rows, cols = x.shape
-    position = sine_position(rows, cols, channels).to(x).flatten(1).T
+    position = sine_position(*x.shape[-2:], x.shape[1]).to(x).flatten(1).T
     memory = x.flatten(2).transpose(1, 2)
     query_position = state[f"{PREDICTOR}.query_embed.weight"]
-    decode = _standard if f"{PREDICTOR}.transformer.decoder.norm.weight" in state else _masked
-    return decode(state, memory, position, query_position, mask_features, num_heads)
 
+    def cross(name: str, norm: str, queries: Tensor, ignored: Tensor | None = None) -> Tensor:
+        query, key = queries + query_position, memory + position
+        attended = attention(state, name, query, key, memory, num_heads, ignored)
+        return _layer_norm(state, norm, queries + attended)
 
-def _masked(
-    state: State,
-    memory: Tensor,
-    position: Tensor,
-    query_position: Tensor,
-    mask_features: Tensor,
-    num_heads: int,
-) -> tuple[Tensor, Tensor]:
+    def own(name: str, norm: str, queries: Tensor) -> Tensor:
+        query = queries + query_position
+        attended = attention(state, name, query, query, queries, num_heads)
+        return _layer_norm(state, norm, queries + attended)
+
+    def feed_forward(name: str, norm: str, queries: Tensor) -> Tensor:
+        return _layer_norm(state, norm, queries + _feed_forward(state, name, queries))
+
+    if f"{PREDICTOR}.transformer.decoder.norm.weight" in state:
+        queries = torch.zeros_like(query_position).expand(len(memory), -1, -1)
+        for layer in _layers(state, f"{PREDICTOR}.transformer.decoder.layers"):
+            queries = own(f"{layer}.self_attn", f"{layer}.norm1", queries)
+            queries = cross(f"{layer}.multihead_attn", f"{layer}.norm2", queries)
+            queries = feed_forward(layer, f"{layer}.norm3", queries)
+        return _heads(state, "transformer.decoder.norm", queries, mask_features)
+
     memory = memory + state[f"{PREDICTOR}.level_embed.weight"][0]
     queries = state[f"{PREDICTOR}.query_feat.weight"].expand(len(memory), -1, -1)
     classes, masks = _heads(state, "decoder_norm", queries, mask_features)
-    i = 0
-    while f"{PREDICTOR}.transformer_ffn_layers.{i}.norm.weight" in state:
+    for feed in _layers(state, f"{PREDICTOR}.transformer_ffn_layers"):
         ignored = masks.sigmoid().flatten(2) < 0.5  # (B, Q, h·w)
         ignored[ignored.all(-1)] = False
-        cross = f"{PREDICTOR}.transformer_cross_attention_layers.{i}"
-        query, key = queries + query_position, memory + position
-        attended = attention(
-            state, f"{cross}.multihead_attn", query, key, memory, num_heads, ignored
-        )
-        queries = _layer_norm(state, f"{cross}.norm", queries + attended)
-        own = f"{PREDICTOR}.transformer_self_attention_layers.{i}"
-        query = queries + query_position
-        attended = attention(state, f"{own}.self_attn", query, query, queries, num_heads)
-        queries = _layer_norm(state, f"{own}.norm", queries + attended)
-        ffn = f"{PREDICTOR}.transformer_ffn_layers.{i}"
-        queries = _layer_norm(state, f"{ffn}.norm", queries + _feed_forward(state, ffn, queries))
+        layer = feed.replace("ffn", "cross_attention")
+        queries = cross(f"{layer}.multihead_attn", f"{layer}.norm", queries, ignored)
+        layer = feed.replace("ffn", "self_attention")
+        queries = own(f"{layer}.self_attn", f"{layer}.norm", queries)
+        queries = feed_forward(feed, f"{feed}.norm", queries)
         classes, masks = _heads(state, "decoder_norm", queries, mask_features)
-        i += 1
     return classes, masks
-
-
-def _standard(
-    state: State,
-    memory: Tensor,
-    position: Tensor,
-    query_position: Tensor,
-    mask_features: Tensor,
-    num_heads: int,
-) -> tuple[Tensor, Tensor]:
-    queries = torch.zeros_like(query_position).expand(len(memory), -1, -1)
-    i = 0
-    while f"{PREDICTOR}.transformer.decoder.layers.{i}.norm1.weight" in state:
-        layer = f"{PREDICTOR}.transformer.decoder.layers.{i}"
-        query = queries + query_position
-        attended = attention(state, f"{layer}.self_attn", query, query, queries, num_heads)
-        queries = _layer_norm(state, f"{layer}.norm1", queries + attended)
-        query, key = queries + query_position, memory + position
-        attended = attention(state, f"{layer}.multihead_attn", query, key, memory, num_heads)
-        queries = _layer_norm(state, f"{layer}.norm2", queries + attended)
-        attended = _feed_forward(state, layer, queries)
-        queries = _layer_norm(state, f"{layer}.norm3", queries + attended)
-        i += 1
-    return _heads(state, "transformer.decoder.norm", queries, mask_features)
 
 
 def _heads(
