@@ -33,8 +33,7 @@ def agree(output, expected, tensors, tolerance):
     weight = torch.randn_like(expected)
     gradients = torch.autograd.grad((output * weight).sum(), tensors)
     oracle = torch.autograd.grad((expected * weight).sum(), tensors)
-    for gradient, wanted in zip(gradients, oracle, strict=True):
-        torch.testing.assert_close(gradient, wanted, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(gradients, oracle, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -47,7 +46,7 @@ def test_equals_the_oracle_with_gradients(case):
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.5, 20.0])
-def test_equals_the_host_with_gradients(spread):
+def test_equals_mmcv_with_gradients(spread):
     tensors = inputs(3, 2, 1, (19, 33), 2, dtype=torch.float32, spread=spread)
     output = modulated_deform_conv2d(*tensors, stride=2, padding=1)
     expected = mmcv.ops.modulated_deform_conv2d(*tensors, 2, 1)
@@ -55,7 +54,7 @@ def test_equals_the_host_with_gradients(spread):
 
 
 class Convolution(torch.nn.Module):
-    """The convolution as a module, whose inputs are all of its tensors."""
+    """The convolution as a module without parameters: all tensors are inputs."""
 
     def __init__(self, stride, padding):
         super().__init__()

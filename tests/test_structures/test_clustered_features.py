@@ -40,18 +40,20 @@ def test_replace_keeps_the_clustering():
     assert replaced.scales is features.scales
 
 
-def test_levels_out_of_order():
-    with pytest.raises(ValueError, match=r"finest first.*\(2, 2\) under \(4, 4\), got \(8, 8\)"):
-        ClusteredFeatures([], assignments=assignments((4, 4), (8, 8)), scales=[0, 0])
-
-
-def test_scales_missing():
-    with pytest.raises(ValueError, match="1 assignments and 0 scales"):
-        ClusteredFeatures([], assignments=assignments((4, 4)), scales=[])
+@pytest.mark.parametrize(
+    ("sizes", "scales", "message"),
+    [
+        ([(4, 4), (8, 8)], [0, 0], r"finest first.*\(2, 2\) under \(4, 4\), got \(8, 8\)"),
+        ([(4, 4)], [], "1 assignments and 0 scales"),
+    ],
+)
+def test_levels_that_do_not_fit(sizes, scales, message):
+    with pytest.raises(ValueError, match=message):
+        ClusteredFeatures([], assignments=assignments(*sizes), scales=scales)
 
 
 def clusters():
-    """An image of 30×44 that was resized to 15×22 and padded to 16×24, two levels at stride 4."""
+    """A 30×44 image, resized to 15×22 and padded to 16×24: two levels, finest at stride 4."""
     torch.manual_seed(0)
     return ImageClusters(
         assignments=(torch.rand(9, 4, 6), torch.rand(9, 2, 3)),
@@ -62,22 +64,17 @@ def clusters():
 
 
 def test_labels_of_an_image_at_three_sizes():
+    def enlarge(labels, factor):
+        return labels.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+
     image = clusters()
     assert image.num_levels == 2
-    cells, resized, given = (image.labels(size) for size in ("cells", "input", "image"))
-    for level in range(2):
-        assert [labels[level].shape for labels in (cells, resized, given)] == [
-            (4, 6),
-            (15, 22),
-            (30, 44),
-        ]
-        # Every cell shows in the image here, so the numbers of the clusters agree.
-        for y in range(30):
-            for x in range(44):
-                assert given[level][y, x] == resized[level][y // 2, x // 2]
-        assert torch.equal(
-            resized[level], cells[level].repeat_interleave(4, 0).repeat_interleave(4, 1)[:15, :22]
-        )
+    sizes = (image.labels(size) for size in ("cells", "input", "image"))
+    for cells, resized, original in zip(*sizes, strict=True):
+        # The image shows every cell here, so clusters have equal numbers at all sizes.
+        assert cells.shape == (4, 6)
+        assert torch.equal(resized, enlarge(cells, 4)[:15, :22])
+        assert torch.equal(original, enlarge(resized, 2))
 
 
 def test_connected_labels_of_an_image_are_finer():

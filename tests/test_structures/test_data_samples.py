@@ -1,4 +1,4 @@
-"""Predictions and ground truth of both hosts' data samples, as segmentations."""
+"""Segmentations from the data samples of mmdet and mmseg."""
 
 import numpy as np
 import torch
@@ -31,18 +31,17 @@ def test_nothing_is_predicted() -> None:
     assert predicted_segments(detection(pred_instances=boxes), CLASSES) is None
 
 
-def test_semantic_predictions_of_both_hosts() -> None:
+def test_semantic_predictions_of_mmdet_and_mmseg() -> None:
     labels = torch.tensor([[[1, 0, 0, 1]]])
-    of_mmdet = detection(pred_sem_seg=PixelData(sem_seg=labels))
-    of_mmseg = SegDataSample(pred_sem_seg=PixelData(data=labels))
-    for sample in (of_mmdet, of_mmseg):
+    mmdet_sample = detection(pred_sem_seg=PixelData(sem_seg=labels))
+    for sample in (mmdet_sample, SegDataSample(pred_sem_seg=PixelData(data=labels))):
         prediction = predicted_segments(sample, CLASSES)
         assert prediction.segments.tolist() == [[1, 0, 0, 1]]
         assert prediction.categories == {0: 0, 1: 1}
 
 
 def test_panoptic_predictions_go_first() -> None:
-    """The third cup, the field, and void, whose label is the number of classes."""
+    """The third cup, the field, and void (label 2, the number of classes)."""
     sample = detection(
         pred_panoptic_seg=PixelData(sem_seg=torch.tensor([[[3000, 1, 2, 2]]])),
         pred_sem_seg=PixelData(sem_seg=torch.tensor([[[0, 0, 0, 0]]])),
@@ -69,23 +68,25 @@ def test_instances_are_painted_by_score() -> None:
     assert none.segments.tolist() == [[0] * 4] and none.categories == {}
 
 
-def test_semantic_truth_of_both_hosts() -> None:
+def test_semantic_truth_of_mmdet_and_mmseg() -> None:
     labels = torch.tensor([[[1, 0, 255, 1]]], dtype=torch.uint8)
-    of_mmseg = SegDataSample(
+    mmseg_sample = SegDataSample(
         metainfo=dict(ori_shape=(1, 4)), gt_sem_seg=PixelData(data=labels.long())
     )
-    for sample in (detection(gt_sem_seg=PixelData(sem_seg=labels)), of_mmseg):
+    for sample in (detection(gt_sem_seg=PixelData(sem_seg=labels)), mmseg_sample):
         truth = true_segments(sample, CLASSES)
         assert truth.segments.tolist() == [[1, 0, 255, 1]]
         assert truth.categories == {0: 0, 1: 1}
         assert truth.ignore.tolist() == [[False, False, True, False]]
 
 
+def cups(*masks) -> InstanceData:
+    bitmaps = BitmapMasks(np.array(masks, np.uint8), 1, 4)
+    return InstanceData(masks=bitmaps, labels=torch.zeros(len(masks), dtype=torch.long))
+
+
 def test_true_instances_lie_on_stuff() -> None:
-    instances = InstanceData(
-        masks=BitmapMasks(np.array([mask(0), mask(1, 2)], np.uint8), 1, 4),
-        labels=torch.tensor([0, 0]),
-    )
+    instances = cups(mask(0), mask(1, 2))
     truth = true_segments(detection(gt_instances=instances), CLASSES)
     assert truth.segments.tolist() == [[1000, 2000, 2000, 0]]
     assert truth.categories == {1000: 0, 2000: 0}
@@ -98,10 +99,7 @@ def test_true_instances_lie_on_stuff() -> None:
 
 
 def test_pixels_of_several_true_instances_are_not_scored() -> None:
-    instances = InstanceData(
-        masks=BitmapMasks(np.array([mask(0, 1), mask(1, 2)], np.uint8), 1, 4),
-        labels=torch.tensor([0, 0]),
-    )
+    instances = cups(mask(0, 1), mask(1, 2))
     truth = true_segments(detection(gt_instances=instances), CLASSES)
     assert truth.segments.tolist() == [[1000, 2000, 2000, 0]]
     assert truth.ignore.tolist() == [[False, True, False, False]]
