@@ -15,21 +15,14 @@ from tests.helpers.models import SHAPES_CONFIG, data_sample, detector
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/distributed.md"
 STEPS = 3
-# Segments that are left of each image, and the weight of "no object". Of four images, one process
-# gets the first and the third, the other one the second and the fourth.
+# Numbers of segments that each image keeps, and the weight of "no object". One process gets the
+# first and the third of the four images, the other process gets the second and the fourth.
 SCENARIOS = {
     "as_many": ((2, 2, 0, 0), 0.1),
     "one_has_none": ((3, 0, 2, 0), 1.0),
     "none_at_all": ((0, 0, 0, 0), 0.1),
     "different": ((3, 1, 2, 0), 0.1),
 }
-
-
-@pytest.fixture
-def shapes(tmp_path):
-    """A folder with four images."""
-    write_shapes(tmp_path / "shapes", num_train=4, num_val=1, size=(64, 96), workers=1)
-    return tmp_path
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +44,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_processes(folder):
-    """Mean losses of two processes, by scenario and step."""
+    """Mean losses of two processes, for every scenario and step."""
     return {name: mean(*ranks) for name, ranks in launch(folder).items()}
 
 
@@ -65,18 +58,18 @@ def mean(first, second):
 
 @pytest.mark.parametrize("name", ["as_many", "one_has_none", "none_at_all"])
 def test_loss_curve_is_that_of_one_process(folder, two_processes, name):
-    """Images without objects included: no hang, and no parameter that takes no part."""
+    """Images without objects do not stop DDP: every parameter gets a gradient."""
     alone = train(folder / f"{name}.py")
     together = two_processes[name]
     assert len(alone) == len(together) == STEPS
     for one, two in zip(alone, together, strict=True):
         assert two == pytest.approx(one, abs=1e-4)
-    # The same images three times: what a step has learned shows in the next loss.
+    # The images repeat, so the next loss shows what a step has learned.
     assert abs(alone[-1]["loss"] - alone[0]["loss"]) > 0.1
 
 
 def test_classification_is_normalized_in_each_process(folder, two_processes):
-    """By the host, as in DETR: with other numbers of objects in each, weights of images differ."""
+    """mmdet normalizes it so, as DETR does; images weigh more where a process has fewer objects."""
     alone = train(folder / "different.py")[0]
     together = two_processes["different"][0]
     apart = [key for key in alone if abs(alone[key] - together[key]) > 1e-4]
@@ -89,7 +82,7 @@ def test_classification_is_normalized_in_each_process(folder, two_processes):
     ids=["nothing", "stuff", "things"],
 )
 def test_every_parameter_takes_part(objects):
-    """Else the wrapper of distributed models would wait for gradients that never come."""
+    """Otherwise DDP would wait for gradients that never come."""
     model = detector()
     samples = [data_sample((64, 96), **objects)] * 2
     loss, _ = model.parse_losses(model.loss(torch.rand(2, 3, 64, 96), samples))
@@ -101,7 +94,7 @@ GLOO = dict(launcher="pytorch", env_cfg=dict(dist_cfg=dict(backend="gloo")))
 
 
 @pytest.mark.parametrize("wrong", [dict(launcher="slurm"), dict(env_cfg=dict())])
-def test_gpus_are_asked_for_what_they_alone_can(wrong):
+def test_gloo_needs_torchrun_and_its_backend(wrong):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(ValueError, match="expected launcher 'pytorch' and backend 'gloo'"):
@@ -116,7 +109,7 @@ def test_one_process_needs_no_group():
 
 
 def page_configs():
-    """What docs/distributed.md shows, by strategy, on top of the Shapes config."""
+    """Configs in docs/distributed.md by strategy, on top of the Shapes config."""
     base = Config.fromfile(ROOT / SHAPES_CONFIG)
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), flags=re.M | re.S)
     found = {}
@@ -128,7 +121,7 @@ def page_configs():
 
 
 def test_page_shows_configs(tmp_path):
-    """DeepSpeed's can be read and inherits all but the clipping, which is the strategy's."""
+    """DeepSpeed's inherits all but the clipping, which is an option of the strategy."""
     assert set(page_configs()) == {"FSDPStrategy", "DeepSpeedStrategy"}
     (block,) = re.findall(r"^```python\n([^`]*DeepSpeed.*?)^```", PAGE.read_text(), re.M | re.S)
     path = tmp_path / "config.py"
@@ -140,19 +133,20 @@ def test_page_shows_configs(tmp_path):
 
 
 @pytest.mark.slow
-def test_sharded_model_learns_the_same_and_is_loaded_by_one_process(shapes):
-    """MMEngine's FSDP: two processes, two steps, a checkpoint of the whole model."""
+def test_sharded_model_learns_the_same_and_is_loaded_by_one_process(tmp_path):
+    """MMEngine's FSDP in two processes: two steps, and a checkpoint of the whole model."""
+    write_shapes(tmp_path / "shapes", num_train=4, num_val=1, size=(64, 96), workers=1)
     segments = (2, 2, 0, 0)
-    # The host's clipping would take the norm of each process's own part.
+    # MMEngine would clip by the norm of each process's shard.
     common = dict(optim_wrapper__clip_grad=None)
-    write_config(shapes, "alone", segments, steps=3, **common)
-    alone = train(shapes / "alone.py")
-    (shapes / "alone.py").unlink()
+    write_config(tmp_path, "alone", segments, steps=3, **common)
+    alone = train(tmp_path / "alone.py")
+    (tmp_path / "alone.py").unlink()
     sharded = page_configs()["FSDPStrategy"]
     sharded["strategy"]["model_wrapper"]["device_id"] = "cpu"
-    write_config(shapes, "sharded", segments, steps=2, **common, **sharded)
-    for one, two in zip(alone, mean(*launch(shapes)["sharded"]), strict=False):
+    write_config(tmp_path, "sharded", segments, steps=2, **common, **sharded)
+    for one, two in zip(alone, mean(*launch(tmp_path)["sharded"]), strict=False):
         assert two == pytest.approx(one, abs=1e-4)
-    checkpoint = str(shapes / "sharded/iter_2.pth")
-    write_config(shapes, "loaded", segments, steps=1, load_from=checkpoint, **common)
-    assert train(shapes / "loaded.py")[0] == pytest.approx(alone[2], abs=1e-4)
+    checkpoint = str(tmp_path / "sharded/iter_2.pth")
+    write_config(tmp_path, "loaded", segments, steps=1, load_from=checkpoint, **common)
+    assert train(tmp_path / "loaded.py")[0] == pytest.approx(alone[2], abs=1e-4)

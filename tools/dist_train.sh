@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Train on the GPUs of a machine, by torchrun:
+# Train on the GPUs of a machine by torchrun:
 #   bash tools/dist_train.sh CONFIG GPUS [arguments of tools/train.py]
-# Several machines: NNODES, NODE_RANK and MASTER_ADDR, the same on all but for NODE_RANK. Two runs on
-# a machine need a PORT each. PYTHON is the interpreter. Without GPUs, add
+# With several machines, set NNODES, NODE_RANK and MASTER_ADDR; only NODE_RANK differs. Two runs on
+# a machine need different PORTs. PYTHON names the interpreter. Without GPUs, add
 #   --cfg-options env_cfg.dist_cfg.backend=gloo
 set -euo pipefail
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Test on a cluster with Slurm:
 #   bash tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [arguments of tools/test.py]
-# GPUS (8) processes, GPUS_PER_NODE (8) on a machine, with CPUS_PER_TASK (5) each. SRUN_ARGS holds
-# further arguments of srun, and PYTHON is the interpreter. Two jobs on a machine need a MASTER_PORT
-# each.
+# It starts GPUS (8) processes, GPUS_PER_NODE (8) on a machine, with CPUS_PER_TASK (5) each. SRUN_ARGS
+# holds further arguments of srun, and PYTHON names the interpreter. Two jobs on a machine need
+# different MASTER_PORTs.
 set -euo pipefail
 
 if [ $# -lt 4 ]; then

@@ -1,7 +1,7 @@
-"""Trains configs, in one process or in those that torchrun starts, and writes down the losses.
+"""Training runs in one process, or in those that torchrun starts, which record their losses.
 
-As a script, ``distributed_training.py FOLDER`` runs every config in the folder and leaves the
-losses of all steps as ``<config>.rank<rank>.json`` beside it.
+As a script, ``distributed_training.py FOLDER`` runs every config in the folder and writes the
+losses of all steps to ``<config>.rank<rank>.json``.
 """
 
 import json
@@ -24,9 +24,9 @@ rand = torch.rand
 
 
 def fixed_points(*size, **options):
-    """As ``torch.rand``, but the same numbers at each call, and for each image or mask.
+    """Replace ``torch.rand`` by the same numbers at each call and for each image or mask.
 
-    The points at which a mask is compared then depend on nothing but the mask.
+    So the points at which a mask is compared do not depend on the batch.
     """
     shape = size if isinstance(size[0], int) else size[0]
     points = rand(shape[1:], generator=torch.Generator().manual_seed(0))
@@ -49,9 +49,9 @@ def write_config(folder, name, segments, *, steps, **changes):
     Args:
         folder: Holds the set as ``shapes``.
         name: Name of the config.
-        segments: How many segments are left of each image; one batch has them all.
-        steps: Iterations.
-        changes: Of the config, with ``__`` for a dot.
+        segments: Number of segments that each image keeps; one batch has all images.
+        steps: Number of iterations.
+        changes: Options of the config, with ``__`` for a dot.
     """
     root = folder / "shapes"
     content = json.loads((root / "annotations/panoptic_train.json").read_text())
@@ -78,18 +78,18 @@ def write_config(folder, name, segments, *, steps, **changes):
             **{key.replace("__", "."): value for key, value in changes.items()},
         }
     )
-    # Images of one size and without a flip: padding and chance would tell batches apart.
+    # With one size and no flip, an image does not depend on the others of its batch.
     resize, flip = config.train_dataloader.dataset.pipeline[2:4]
     resize.update(scale=(96, 64), keep_ratio=False)
     flip.prob = 0.0
-    # At the full rate from the beginning, so that a step shows in the next loss.
+    # The full rate from the beginning, so that a step shows in the next loss.
     config.param_scheduler = None
     config.val_cfg = config.val_dataloader = config.val_evaluator = None
     config.dump(folder / f"{name}.py")
 
 
 def train(path, launcher="none"):
-    """Run a config; returns its losses, a dict a step."""
+    """Run a config and return its losses, one dict per step."""
     config = Config.fromfile(path)
     config.launcher = launcher
     config.work_dir = str(path.with_suffix(""))
@@ -106,7 +106,7 @@ def train(path, launcher="none"):
 
 
 def launch(folder):
-    """Run all configs of a folder in two processes; returns their losses, by name and rank."""
+    """Run all configs of a folder in two processes and return their losses by name and rank."""
     arguments = ("--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *arguments, __file__, str(folder)],
