@@ -1,4 +1,4 @@
-"""Time operators and models side by side on one machine: medians, spread, ratios, memory."""
+"""Time operators and models side by side: medians, spread, ratios and peak memory."""
 
 import argparse
 import shlex
@@ -16,9 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import measure, workloads
 from hcformer_mm.apis.inference import check_device
 
+SHAPE_HELP = "image sizes, pairs of multiples of 32"
+
 
 def at_least(minimum: int) -> Callable[[str], int]:
-    """Type of an argument: an integer that is not below ``minimum``."""
+    """Argument type: an integer of at least ``minimum``."""
 
     def parse(text: str) -> int:
         if not text.lstrip("-").isdecimal() or int(text) < minimum:
@@ -36,34 +38,33 @@ def report_file(text: str) -> Path:
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--repeats", type=at_least(1), default=7, help="rounds that count (default: 7)")
-    add("--warmup", type=at_least(0), default=1, help="rounds before those (default: 1)")
-    threads = "numbers of threads (default: PyTorch's own choice)"
-    add("--threads", type=at_least(1), nargs="+", metavar="N", help=threads)
+    add("--repeats", type=at_least(1), default=7, help="timed rounds (default: 7)")
+    add("--warmup", type=at_least(0), default=1, help="untimed rounds before those (default: 1)")
+    own, threads = [torch.get_num_threads()], "numbers of threads (default: PyTorch's choice)"
+    add("--threads", type=at_least(1), nargs="+", default=own, metavar="N", help=threads)
     add("--seed", type=int, default=0, help="seed of weights, maps and images (default: 0)")
     add("--device", default="cpu", help="cpu or a CUDA device (default: cpu)")
-    profile = "list the N operators that take longest (default: 12), too"
+    profile = "also list the N slowest operators (12 if N is left out)"
     add("--profile", type=at_least(1), nargs="?", const=12, metavar="N", help=profile)
-    files = "write the results to these files, *.json or *.md"
+    files = "write the report to these files, *.json or *.md"
     add("--out", type=report_file, nargs="+", default=[], metavar="FILE", help=files)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     configs = (
-        "file, name in the zoo, or package::path of a config of mmdet or mmseg; settings of this "
-        "one alone follow as @key=value, @fuse-conv-bn or @channels-last"
+        "config file, name of a config of this package, or package::path for mmdet and mmseg; its "
+        "own settings follow as @key=value, @fuse-conv-bn or @channels-last"
     )
     add("configs", nargs="+", metavar="CONFIG[@SETTING]...", help=configs)
-    shapes = "image sizes, pairs of multiples of 32"
-    add("--shape", type=int, nargs="+", required=True, metavar=("H", "W"), help=shapes)
+    add("--shape", type=int, nargs="+", required=True, metavar=("H", "W"), help=SHAPE_HELP)
     baseline = "ratios are to the I-th config, counted from 1 (default: 1)"
     add("--baseline", type=at_least(1), default=1, metavar="I", help=baseline)
     add("--fuse-conv-bn", action="store_true", help="@fuse-conv-bn for all configs")
     add("--channels-last", action="store_true", help="@channels-last for all configs")
     overrides = "override settings of all configs, as key=value"
     add("--cfg-options", nargs="+", action=DictAction, default={}, help=overrides)
-    weights = "weights of each config, a file or 'random' (default: all random)"
+    weights = "weights of each config, a file or 'random'; all random if left out"
     add("--checkpoints", nargs="+", metavar="FILE", help=weights)
 
 
@@ -71,51 +72,52 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     subcommands = parser.add_subparsers(required=True, metavar="SUBCOMMAND")
 
-    ops = subcommands.add_parser("ops", help="operators beside plain versions of them")
+    text = "time operators against reference implementations"
+    ops = subcommands.add_parser("ops", help=text, description=text)
     ops.set_defaults(cases=workloads.operators, baseline=1)
     add = ops.add_argument
     operators = workloads.OPERATORS
     add("--operator", nargs="+", choices=operators, default=operators, help="default: all")
-    shapes = (
-        "pairs of multiples of 32 (default: 800 1344; deform 512 672; post-processing 800 1216)"
-    )
+    shapes = f"{SHAPE_HELP}; 800 1344 (deform: 512 672, post-processing: 800 1216) if left out"
     add("--shape", type=int, nargs="+", metavar=("H", "W"), help=shapes)
     strides = list(workloads.RESNET50_CHANNELS)
     add("--stride", type=int, nargs="+", choices=strides, default=strides, help="default: all")
+    masks = [20, 100, 1000]
     channels = "numbers of masks to decode (default: 20 100 1000)"
-    add("--channels", type=at_least(1), nargs="+", default=[20, 100, 1000], help=channels)
-    queries = "queries in post-processing, all of which are kept (default: 100)"
+    add("--channels", type=at_least(1), nargs="+", default=masks, metavar="Q", help=channels)
+    queries = "queries in post-processing, all kept (default: 100)"
     add("--kept-queries", type=at_least(1), default=100, metavar="N", help=queries)
     passes = workloads.PASSES
     add("--pass", nargs="+", choices=passes, default=passes, dest="passes", help="default: both")
     add("--compile", action="store_true", help="add ours under torch.compile")
     add_common_arguments(ops)
 
-    model = subcommands.add_parser("model", help="inference of models of any config")
+    text = "time inference of any config's model"
+    model = subcommands.add_parser("model", help=text, description=text)
     model.set_defaults(cases=workloads.inference)
     add_config_arguments(model)
     add = model.add_argument
-    modes = "predict has pre- and post-processing, too (default: forward predict)"
+    modes = "predict adds pre- and post-processing to forward (default: forward predict)"
     add("--mode", nargs="+", choices=workloads.MODES, default=["forward", "predict"], help=modes)
-    dtypes = "all but float32 by autocast (default: float32)"
-    names = ["float32", "bfloat16", "float16"]
-    add("--dtype", nargs="+", choices=names, default=["float32"], help=dtypes)
-    kept = "let N queries of mask transformers pass as objects (default: as the weights say)"
+    dtypes = ["float32", "bfloat16", "float16"]
+    lower = "lower ones by autocast (default: float32)"
+    add("--dtype", nargs="+", choices=dtypes, default=dtypes[:1], help=lower)
+    kept = "force N queries of mask transformers to be objects; the weights decide if left out"
     add("--kept-queries", type=at_least(0), metavar="N", help=kept)
     add_common_arguments(model)
 
-    train = subcommands.add_parser("train", help="training of models of any config")
+    text = "time training of any config's model"
+    train = subcommands.add_parser("train", help=text, description=text)
     train.set_defaults(cases=workloads.training)
     add_config_arguments(train)
     add = train.add_argument
-    phases = "a whole step, or the head alone (default: step)"
+    phases = "whole step, or head alone (default: step)"
     add("--phase", nargs="+", choices=workloads.PHASES, default=["step"], help=phases)
-    add("--batch", type=at_least(1), default=2, help="images of a step (default: 2)")
-    add("--objects", type=at_least(1), default=10, help="objects in an image (default: 10)")
+    add("--batch", type=at_least(1), default=2, help="images per step (default: 2)")
+    add("--objects", type=at_least(1), default=10, help="objects per image (default: 10)")
     add_common_arguments(train)
 
     args = parser.parse_args()
-    args.threads = args.threads or [torch.get_num_threads()]
     sides = args.shape or []
     # Models pad other sizes differently: ratios would compare different images.
     if len(sides) % 2 or any(side < 32 or side % 32 for side in sides):
@@ -128,9 +130,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> list[measure.Row]:
-    """Rows of all cases, with time per pixel for operators and peaks of memory for all but models.
+    """Measure every case at every number of threads.
 
-    A whole step of training is repeated in a process of its own for the peak of resident memory.
+    Operators and training also get peak extra memory; a whole training step is repeated in a fresh
+    process for its peak resident memory.
     """
     results: list[measure.Row] = []
     for setting, calls in args.cases(args):
@@ -176,9 +179,7 @@ def main() -> None:
     report = dict(
         command=shlex.join(["python", *sys.argv]),
         conditions=conditions | measure.environment(args.device),
-        baseline=results[args.baseline - 1]["name"]
-        if hasattr(args, "configs")
-        else "the first row",
+        baseline=results[args.baseline - 1]["name"] if "configs" in args else "the first row",
         results=results,
     )
     print(measure.as_markdown(report))

@@ -1,4 +1,4 @@
-"""Time calls side by side, tell their peaks of memory, and report both."""
+"""Time calls side by side, measure their peak memory, and report both."""
 
 import json
 import os
@@ -32,14 +32,18 @@ def measure(
     profile_rows: int | None = None,
     device: str = "cpu",
 ) -> list[Row]:
-    """Time calls in turn: one row of statistics per call, with its name and the setting.
+    """Time calls in turn and return one row of statistics per call.
 
-    Every round calls each once, so that a machine that slows down for a while slows all of them.
-    (``Timer`` of PyTorch times one statement after the other, so only its clock serves here.)
-    ``ratio`` is the median over the rounds of the time over the baseline's in the same round.
-    Peaks of memory and profiles take one more call each. A call that fails raises a RuntimeError.
+    Each round runs every call once, so a machine that slows down for a while slows all of them.
+    (PyTorch's ``Timer`` would run one call many times, and twice before each measurement; only its
+    clock serves here, which waits for the accelerator.) ``ratio`` is the median over the rounds of
+    the time divided by the baseline's. Peaks of memory and profiles take one more call each.
+
+    Raises:
+        RuntimeError: A call fails.
     """
-    print("timing", *setting.values(), flush=True)
+    where = ", ".join(f"{key} {value}" for key, value in setting.items())
+    print("timing", where, flush=True)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(warmup + repeats):
         for name, call in calls.items():
@@ -47,8 +51,7 @@ def measure(
             try:
                 call()
             except Exception as error:
-                text = ", ".join(f"{key} {value}" for key, value in setting.items())
-                raise RuntimeError(f"{name} does not run ({text}): {error}") from error
+                raise RuntimeError(f"{name} does not run ({where}): {error}") from error
             seconds[name].append(timer() - start)
     rows = []
     reference = list(seconds.values())[baseline][warmup:]
@@ -65,19 +68,19 @@ def measure(
             with profile() as profiler:
                 call()
             key = f"self_{'cpu' if device == 'cpu' else 'device'}_time_total"
-            averages = profiler.key_averages()
-            row["profile"] = averages.table(sort_by=key, row_limit=profile_rows)
+            table = profiler.key_averages().table(sort_by=key, row_limit=profile_rows)
+            row["profile"] = f"{row['name']}, {where}:\n\n```\n{table}\n```"
     return rows
 
 
 def add_peaks(rows: list[Row], kind: str, peaks: list[int], baseline: int) -> None:
-    """Add peaks of memory in bytes to the rows of one setting, with ratios to the baseline's."""
+    """Add peak memory (bytes) and its ratio to the baseline's to the rows of one setting."""
     for row, peak in zip(rows, peaks, strict=True):
         row |= {f"peak {kind} (MiB)": peak / 2**20, f"{kind} ratio": peak / peaks[baseline]}
 
 
 def peak_extra(call: Call, device: str = "cpu") -> int:
-    """Most bytes that PyTorch's allocator holds at a time during a call, over those before it."""
+    """Peak bytes that PyTorch's allocator hands out during a call, beyond those before it."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -94,10 +97,10 @@ def peak_extra(call: Call, device: str = "cpu") -> int:
 
 
 def _peak(events: Iterable[Mapping[str, Any]]) -> int:
-    """Peak in bytes of memory events on the CPU, in the order in which they happened.
+    """Peak bytes of the profiler's memory events on the CPU, given in order of time.
 
-    The profiler also reports the freeing of memory that was allocated before it started, at times
-    with the size of something older at the same address: so bytes are added up by address.
+    Bytes are tracked by address: the profiler also reports frees of memory allocated before it
+    started, sometimes with the size of an older allocation at that address.
     """
     live: dict[int, int] = {}
     held = peak = 0
@@ -112,10 +115,10 @@ def _peak(events: Iterable[Mapping[str, Any]]) -> int:
 
 
 def peak_resident() -> int:
-    """Most bytes of physical memory that this process has held so far.
+    """Peak bytes of physical memory of this process.
 
-    A process cannot take its peak back, so whatever is measured needs a process of its own, and
-    ``getrusage()`` would begin with the peak of its parent.
+    The peak never falls, so each measurement needs a fresh process; ``getrusage()`` would report
+    the peak of its parent.
     """
     status = Path("/proc/self/status")
     if not status.is_file():
@@ -125,7 +128,7 @@ def peak_resident() -> int:
 
 
 def environment(device: str = "cpu") -> dict[str, str]:
-    """Machine and versions that times depend on."""
+    """Hardware and versions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -138,7 +141,7 @@ def environment(device: str = "cpu") -> dict[str, str]:
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:
-    """Command, conditions, table and profiles of a report, which read well on a screen, too."""
+    """Render a report: command, conditions, table and profiles."""
     rows = report["results"]
     table = [{k: v for k, v in row.items() if k not in ("seconds", "profile")} for row in rows]
     parts = [
@@ -148,12 +151,11 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         f"Ratios are to {report['baseline']} in the same setting: the median over the rounds of "
         "the ratio of the two times of a round.",
     ]
-    profiles = [f"{row['name']}:\n\n```\n{row['profile']}\n```" for row in rows if "profile" in row]
-    return "\n\n".join(parts + profiles) + "\n"
+    return "\n\n".join([*parts, *(row["profile"] for row in rows if "profile" in row)]) + "\n"
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
-    """Write the whole of a report or nothing, as Markdown to ``*.md`` and as JSON otherwise."""
+    """Write a report atomically, as Markdown (``*.md``) or JSON."""
     text = as_markdown(report) if path.suffix == ".md" else json.dumps(report, indent=2) + "\n"
     with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What is timed: operators on random maps, inference on a random image, training on a batch."""
+"""Calls to time: operators on random maps, inference on a random image, training on a batch."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping
@@ -44,20 +44,20 @@ from tests.helpers.reference import listing_decode, listing_module
 
 Shape = tuple[int, int]
 Functions = dict[str, Callable[..., Any]]
-Inputs = tuple[Functions, list[Tensor], list[Tensor]]  # with maps and parameters
-Case = tuple[dict[str, Any], dict[str, Call]]  # a setting, and what is timed in it
+Inputs = tuple[Functions, list[Tensor], list[Tensor]]  # and their maps and parameters
+Case = tuple[dict[str, Any], dict[str, Call]]  # a setting and its calls by name
 OPERATORS = ("clustering", "decoding", "deform", "post-processing")
 PASSES = ("forward", "forward+backward")
 MODES = ("backbone", "forward", "predict")
 PHASES = ("step", "head")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
-SHAPES = {"deform": (512, 672)}
+SHAPES = {"deform": (512, 672), "post-processing": (800, 1216)}
 # Channels of the maps that a ResNet-50 downsamples, by stride; there are twice as many after.
 RESNET50_CHANNELS = {4: 256, 8: 512, 16: 1024}
 
 
 def operators(args: Namespace) -> Iterator[Case]:
-    """Operators beside what computes the same, which comes first."""
+    """Operators and their reference implementations; the first call of a case is the baseline."""
     if args.device != "cpu":
         torch.set_default_device(args.device)
     for operator in args.operator:
@@ -86,7 +86,7 @@ def operators(args: Namespace) -> Iterator[Case]:
 
 
 def clustering(shape: Shape, stride: int) -> Inputs:
-    """Listing 1 and ours at one level of a ResNet-50, with norms and projections."""
+    """Listing 1 and ours at one level of a ResNet-50, including norms and projections."""
     channels = RESNET50_CHANNELS[stride]
     module = ClusteringModule(channels, 2 * channels)
     size = shape[0] // stride, shape[1] // stride
@@ -96,7 +96,7 @@ def clustering(shape: Shape, stride: int) -> Inputs:
 
 
 def decoding(shape: Shape, stride: int, masks: int) -> Inputs:
-    """Listing 2 and ours, from ``2 * stride`` to ``stride``."""
+    """Listing 2 and ours, decoding masks from ``2 * stride`` to ``stride``."""
     size = shape[0] // stride, shape[1] // stride
     assignment = torch.randn(1, NUM_CANDIDATES, *size).softmax(dim=1)
     maps = [torch.randn(1, masks, *coarse_size(*size)), assignment]
@@ -104,7 +104,7 @@ def decoding(shape: Shape, stride: int, masks: int) -> Inputs:
 
 
 def deform(shape: Shape) -> Inputs:
-    """DCNv2 in the six layers of a ResNet-50 that downsample; plain convolutions show the scale."""
+    """DCNv2 in the six downsampling layers of a ResNet-50; plain convolutions show the scale."""
     layers: list[Any] = []
     maps: list[Tensor] = []
     network = ResNet(depth=50)
@@ -146,20 +146,20 @@ def calls_on_maps(
     backward: bool,
     compiled: bool,
 ) -> dict[str, Call]:
-    """Calls of every function on contiguous and on channels-last maps: each has one that suits it.
+    """Call every function on contiguous and on channels-last maps.
 
-    Backward passes begin with a random gradient in the memory format of the output, and end at
-    maps and parameters.
+    Backward passes start from a random gradient in the output's memory format and return the
+    gradients of maps and parameters.
     """
     given = {
         layout: [x.contiguous(memory_format=memory).requires_grad_(backward) for x in maps]
         for layout, memory in LAYOUTS.items()
     }
-    # mmcv reads any memory as contiguous: its results for channels-last maps are wrong.
+    # mmcv reads channels-last maps as if they were contiguous.
     named = [(n, layout, f) for n, f in functions.items() for layout in LAYOUTS]
     named = [call for call in named if call[:2] != ("mmcv", "channels-last")]
     if compiled:
-        torch.compiler.reset()  # PyTorch stops compiling what it has compiled for many shapes.
+        torch.compiler.reset()  # PyTorch stops recompiling after many shapes.
         ours = torch.compile(functions["ours"], dynamic=False)
         named.append(("ours compiled", "channels-last", ours))
     gradients: dict[tuple[object, ...], Tensor] = {}
@@ -185,7 +185,7 @@ def _differentiate(forward: Callable[[], Any], inputs: list[Tensor], grads: list
 
 
 def post_processing_calls(shape: Shape, queries: int) -> dict[str, Call]:
-    """``panoptic_postprocess`` of mmdet's fusion head and of ours; every query wins some pixels."""
+    """``panoptic_postprocess`` of mmdet's fusion head and ours; every query wins some pixels."""
     classes: dict[str, Any] = dict(num_things_classes=80, num_stuff_classes=53)
     class_logits = confident_class_logits(queries, queries, sum(classes.values()))
     # A band of columns for every query, with a ragged border.
@@ -202,10 +202,10 @@ def post_processing_calls(shape: Shape, queries: int) -> dict[str, Call]:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A config with overrides, its checkpoint (None: random weights), and flags.
+    """A config with overrides, a checkpoint (None: random weights) and flags.
 
-    Of the flags, ``fuse-conv-bn`` fuses BatchNorm into convolutions, for training only frozen one;
-    ``channels-last`` lays out weights so, for training only images.
+    ``fuse-conv-bn`` fuses BatchNorm into convolutions (in training, frozen BatchNorm only);
+    ``channels-last`` changes the memory format of weights (in training, of images).
     """
 
     name: str
@@ -220,7 +220,7 @@ class ModelSpec:
         return config
 
     def build(self, args: Namespace, *, training: bool = False) -> BaseModel:
-        """The model in evaluation mode; raises a ValueError where a flag does not apply."""
+        """Build the model in evaluation mode; raise a ValueError if a flag does not apply."""
         model = build_model(self.config(), self.checkpoint, device=args.device, seed=args.seed)
         if "fuse-conv-bn" in self.flags:
             (fuse_frozen_bn if training else fuse_conv_bn)(model)
@@ -232,9 +232,9 @@ class ModelSpec:
 
 
 def parse_specs(args: Namespace) -> list[ModelSpec]:
-    """Specs of ``args.configs``, each ``CONFIG[@key=value][@fuse-conv-bn][@channels-last]``.
+    """Parse ``args.configs``, each ``CONFIG[@key=value][@fuse-conv-bn][@channels-last]``.
 
-    Overrides of one config go before those of all.
+    A config's own overrides take precedence over ``--cfg-options``.
     """
     checkpoints = args.checkpoints or ["random"] * len(args.configs)
     if len(checkpoints) != len(args.configs):
@@ -258,7 +258,7 @@ def parse_specs(args: Namespace) -> list[ModelSpec]:
         own = parser.parse_args(["--cfg-options", *pairs]).cfg_options
         file = find_config(config)
         names.append("@".join([file.stem, *settings]))
-        # The ratio of a config to itself shows how far ratios can be trusted.
+        # A config may appear twice: the ratio to itself shows the noise.
         number = names.count(names[-1])
         name = f"{names[-1]} ({number})" if number > 1 else names[-1]
         weights = None if checkpoint == "random" else checkpoint
@@ -267,7 +267,7 @@ def parse_specs(args: Namespace) -> list[ModelSpec]:
 
 
 def inference(args: Namespace) -> Iterator[Case]:
-    """Models on one random image, which is the same for all."""
+    """Inference of every model on one random image."""
     models = {spec.name: spec.build(args) for spec in parse_specs(args)}
     if args.kept_queries is not None:
         for model in models.values():
@@ -281,16 +281,15 @@ def inference(args: Namespace) -> Iterator[Case]:
 def inference_call(
     model: BaseModel, shape: Shape, *, mode: str, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Call:
-    """A call of a model on one random image.
+    """Call of a model on one random image.
 
-    Mode ``'backbone'`` begins with the normalized image and returns feature maps; ``'forward'``
-    returns what the head does; ``'predict'`` includes pre- and post-processing. A dtype other than
-    float32 is that of autocast.
+    ``'backbone'`` takes the normalized image to feature maps, ``'forward'`` to the head's output;
+    ``'predict'`` adds pre- and post-processing. A dtype other than float32 means autocast.
     """
     device = next(model.parameters()).device.type
 
     def preprocess() -> Any:
-        # A new sample each time: models leave their results in it.
+        # A new sample each time: models write their results to it.
         return model.data_preprocessor(random_image(model, shape, seed=seed), False)
 
     def predict() -> Any:
@@ -310,17 +309,17 @@ def inference_call(
 
 
 def keep_queries(model: nn.Module, number: int) -> None:
-    """Make so many queries of a mask transformer pass as objects, whatever it sees.
+    """Force a number of queries of a mask transformer to be objects.
 
-    With random weights no query is sure of a class, and post-processing has nothing to do. So a
-    hook on ``panoptic_head.cls_embed`` replaces the class logits that the head has computed.
+    With random weights no query is confident, and post-processing has nothing to do. A hook on
+    ``panoptic_head.cls_embed`` replaces the class logits after the head has computed them.
     """
     head: Any = getattr(model, "panoptic_head", None)
     layer = getattr(head, "cls_embed", None)
     if not isinstance(layer, nn.Linear):
         raise ValueError(
-            "expected a detector with a linear panoptic_head.cls_embed to keep queries of, as mask "
-            f"transformers have, got {type(model).__name__}"
+            "expected a mask transformer with a linear panoptic_head.cls_embed for --kept-queries, "
+            f"got {type(model).__name__}"
         )
     if number > head.num_queries:
         raise ValueError(f"expected at most {head.num_queries} queries to keep, got {number}")
@@ -329,16 +328,16 @@ def keep_queries(model: nn.Module, number: int) -> None:
 
 
 def confident_class_logits(queries: int, kept: int, num_classes: int) -> Tensor:
-    """Class logits ``(Q, K + 1)``, all sure: ``kept`` queries of a class, the others of none."""
+    """Class logits ``(Q, K + 1)``: ``kept`` confident objects, the other queries no object."""
     best = torch.full((queries,), num_classes)
-    sure = torch.arange(kept) * queries // max(kept, 1)
-    # Steps by a number that is coprime to most K, so that few queries meet things and stuff, too.
-    best[sure] = torch.arange(kept) * 37 % num_classes
+    objects = torch.arange(kept) * queries // max(kept, 1)
+    # 37 is coprime to most K, so a few queries already cover things and stuff.
+    best[objects] = torch.arange(kept) * 37 % num_classes
     return 20.0 * F.one_hot(best, num_classes + 1)
 
 
 def training(args: Namespace) -> Iterator[Case]:
-    """Models in training on a random batch."""
+    """Training of every model on a random batch."""
     specs = parse_specs(args)
     models = [spec.build(args, training=True) for spec in specs]
     for phase, shape in product(args.phase, args.shape):
@@ -350,10 +349,10 @@ def training(args: Namespace) -> Iterator[Case]:
 
 
 def random_batch(model: BaseModel, shape: Shape, *, batch: int, objects: int) -> dict[str, Any]:
-    """Random images with random boxes and masks on four stripes of stuff, the same in every run.
+    """Random images with random boxes and masks on four stripes of stuff, equal in every run.
 
     Detectors get instances, and semantic maps if their head has stuff; segmentors get semantic
-    maps alone.
+    maps only.
     """
     segmentor, stuff = isinstance(model, BaseSegmentor), 0
     if segmentor:
@@ -367,7 +366,7 @@ def random_batch(model: BaseModel, shape: Shape, *, batch: int, objects: int) ->
             "expected a panoptic_head, or a test set in the config that names classes, to make "
             f"ground truth for {type(model).__name__}, got neither"
         )
-    # Classes count from 1 on there; the semantic maps are noise, in which every class is present.
+    # Labels start at 1 there, and its semantic maps are noise that contains every class.
     options = dict(num_items=[objects] * batch, num_classes=things + 1, use_box_type=True)
     data = demo_mm_inputs(batch, (3, *shape), with_mask=True, **options)
     first, number = (things, stuff) if stuff else (0, things)
@@ -388,15 +387,14 @@ def random_batch(model: BaseModel, shape: Shape, *, batch: int, objects: int) ->
 def training_call(
     model: BaseModel, config: Config, data: Mapping[str, Any], phase: str = "step"
 ) -> Call:
-    """A call that trains a model on a batch, with images of the size that they have.
+    """Call that trains a model on a batch, without resizing its images.
 
-    Phase ``'step'`` is preprocessing, forward, losses, backward and a step of the config's
-    optimizer (AdamW if it has none), without mixed precision. ``'head'`` is forward, losses and
-    backward of the head alone, with gradients of its parameters and of the feature maps, which are
-    computed once.
+    ``'step'`` is preprocessing, forward, losses, backward and the config's optimizer (AdamW by
+    default) without mixed precision. ``'head'`` is forward, losses and backward of the head, from
+    feature maps computed once to the gradients of these maps and of its parameters.
     """
     model.train()
-    # Models would see different images if some padded or resized them.
+    # Otherwise models that pad or resize would see other images than the rest.
     model.data_preprocessor.batch_augments = None
     segmentor = isinstance(model, BaseSegmentor)
     if segmentor:
@@ -409,14 +407,14 @@ def training_call(
         scope = config.get("default_scope", "mmdet")
         with DefaultScope.overwrite_default_scope(scope), logging_from("ERROR"):
             optimizer = build_optim_wrapper(model, deepcopy(settings | {"type": "OptimWrapper"}))
-        # Models change samples in place, which a data loader makes anew.
+        # Models change samples in place.
         return lambda: model.train_step(deepcopy(dict(data)), optimizer)
 
     head = getattr(model, "decode_head" if segmentor else "panoptic_head", None)
     if head is None:
         raise ValueError(
-            "expected a detector with a panoptic_head or a segmentor with a decode_head, to train "
-            f"the head alone, got {type(model).__name__}"
+            "expected a detector with a panoptic_head or a segmentor with a decode_head for "
+            f"--phase head, got {type(model).__name__}"
         )
     prepared = model.data_preprocessor(deepcopy(dict(data)), True)
     with torch.no_grad():
@@ -439,10 +437,9 @@ def training_call(
 
 
 def peak_of_training(args: Namespace, index: int, shape: Shape, threads: int) -> int:
-    """Most bytes of physical memory of this process, after three steps of one of the configs.
+    """Train one config for three steps; return the peak resident bytes of this process.
 
-    The second step holds the optimizer's state, which the first one makes, beside its activations;
-    the third is for what the allocator keeps.
+    The first step creates the optimizer state, so memory peaks in the second or third.
     """
     torch.set_num_threads(threads)
     spec = parse_specs(args)[index]
