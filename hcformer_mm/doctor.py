@@ -28,7 +28,7 @@ CONFIG = PACKAGE / ".mim/configs/shapes/hcformer_r18_shapes-panoptic.py"
 MMCV_SCRIPT = (PACKAGE / ".mim/tools/misc/mmcv_wheel.py").resolve()
 # Needed without being declared: mmcv brings OpenCV, and panopticapi-lite is installed without its
 # dependencies, since it asks for a numpy<2 that it does not need.
-UNDECLARED = (Requirement("opencv-python"), Requirement("panopticapi-lite"))
+UNDECLARED = ("opencv-python", "panopticapi-lite")
 MODULES = {"scikit-image": "skimage", "opencv-python": "cv2", "panopticapi-lite": "panopticapi"}
 
 
@@ -39,13 +39,13 @@ class Environment(NamedTuple):
         versions: installed versions by distribution.
         errors: import errors by module, in the order of the attempts.
         machine: hardware and compilers, as reported by mmcv's ``collect_env``.
-        requirements: what hcformer_mm needs besides OpenMMLab.
+        requirements: what hcformer_mm needs besides OpenMMLab, by module.
     """
 
     versions: Mapping[str, str]
     errors: Mapping[str, str]
     machine: Mapping[str, Any]
-    requirements: Sequence[Requirement]
+    requirements: Mapping[str, Requirement]
 
 
 class Problem(NamedTuple):
@@ -70,57 +70,46 @@ def pip(*arguments: str) -> str:
 
 def diagnose(found: Environment) -> Iterator[Problem]:
     """Yield the problems of an environment, in the order in which to mend them."""
-    for wanted in found.requirements:
-        options = ["--no-deps"] if wanted.name == "panopticapi-lite" else []
-        install = pip("install", *options, str(wanted))
-        yield from check(found, module_of(wanted.name), wanted, install)
-
-    counts = {
-        kind: sum(getattr(library, kind) in found.versions for library in LIBRARIES.values())
-        for kind in ("fork", "original")
-    }
-    own, other = sorted(counts, key=counts.__getitem__, reverse=True)
-    libraries = {
-        name: Requirement(f"{getattr(each, own)}{each.window}") for name, each in LIBRARIES.items()
-    }
-    installs = {name: pip("install", str(wanted)) for name, wanted in libraries.items()}
-    installs["mmcv"] = (
-        f"{short(sys.executable)} {short(MMCV_SCRIPT)}"
-        if own == "fork"
-        else f"{pip('install', 'openmim')} && mim install '{libraries['mmcv']}'"
+    # The maintained forks, unless more of the installed libraries are originals.
+    kind = max(
+        ("fork", "original"),
+        key=lambda kind: sum(getattr(each, kind) in found.versions for each in LIBRARIES.values()),
     )
-    mixed = [name for name, each in LIBRARIES.items() if getattr(each, other) in found.versions]
-    if mixed:
-        strangers = ", ".join(getattr(LIBRARIES[name], other) for name in mixed)
-        # Both distributions of a library own the same files: removing one breaks the other.
-        remove = pip("uninstall", "-y", *(each for name in mixed for each in LIBRARIES[name][:2]))
-        kind = "maintained forks (onedl-*)" if own == "fork" else "original distributions"
-        what = f"{strangers}: mixed with the {kind} of OpenMMLab, which install the same modules."
-        yield Problem(what, " && ".join([remove, *(installs[name] for name in mixed)]))
-    lite = "mmcv-lite" in found.versions
-    for name, wanted in libraries.items():
-        if name not in mixed and not (name == "mmcv" and lite):
-            severity = "warning" if name == "mmpretrain" else "error"
-            yield from check(found, name, wanted, installs[name], severity)
-
-    cuda = found.machine.get("CUDA available"), found.machine.get("MMCV CUDA Compiler")
-    if lite:
-        command = f"{pip('uninstall', '-y', 'mmcv-lite')} && {installs['mmcv']}"
-        yield Problem("mmcv-lite has no compiled operators.", command)
-    elif error := root_error(found, "mmcv.ops"):
+    wanted = dict(found.requirements)
+    for module, library in LIBRARIES.items():
+        wanted[module] = Requirement(f"{getattr(library, kind)}{library.window}")
+    installs = {module: pip("install", str(each)) for module, each in wanted.items()}
+    installs["panopticapi"] = pip("install", "--no-deps", "panopticapi-lite")
+    if kind == "fork":
+        installs["mmcv"] = f"{short(sys.executable)} {short(MMCV_SCRIPT)}"
+    else:
+        installs["mmcv"] = f"{pip('install', 'openmim')} && mim install '{wanted['mmcv']}'"
+    for module, requirement in wanted.items():
+        yield from check(found, module, requirement, installs[module])
+    error = root_error(found, "mmcv.ops")
+    if error and "mmcv-lite" not in found.versions:
         yield Problem(f"torch cannot load mmcv's operators: {error}", installs["mmcv"])
-    elif cuda == (True, "not available"):
+    built_for = found.machine.get("MMCV CUDA Compiler")
+    if found.machine.get("CUDA available") and built_for == "not available":
         what = "There is a GPU, but mmcv's operators are compiled for the CPU only."
         yield Problem(what, installs["mmcv"], "warning")
 
 
-def check(
-    found: Environment, module: str, wanted: Requirement, install: str, severity: str = "error"
-) -> Iterator[Problem]:
-    """Yield the problem of one package, if any: missing, unsupported or broken."""
+def check(found: Environment, module: str, wanted: Requirement, install: str) -> Iterator[Problem]:
+    """Yield the problem of one package, if any: conflicting, missing, unsupported or broken."""
     name, version = wanted.name, found.versions.get(wanted.name)
     error = root_error(found, module)
-    if error and "libGL" in error:
+    names = (f"{module}-lite", *LIBRARIES[module][:2]) if module in LIBRARIES else ()
+    rivals = [each for each in names if each != name and each in found.versions]
+    severity = "warning" if module == "mmpretrain" else "error"
+    if rivals:
+        # Two distributions of one module own the same files: removing one breaks the other.
+        command = f"{pip('uninstall', '-y', *rivals, name)} && {install}"
+        why = f"does not match the other libraries of OpenMMLab; {name} does"
+        if rivals[0] == "mmcv-lite":
+            why = "has no compiled operators"
+        yield Problem(f"{rivals[0]} {why}.", command)
+    elif error and "libGL" in error:
         command = "sudo apt-get install libgl1   # Fedora: sudo dnf install mesa-libGL"
         yield Problem("OpenCV needs the system library libGL.", command)
     elif module in found.errors and version is None:
@@ -139,11 +128,6 @@ def root_error(found: Environment, module: str) -> str | None:
     return error if first == module else None
 
 
-def module_of(distribution: str) -> str:
-    """The module that a distribution installs."""
-    return MODULES.get(distribution, distribution.replace("-", "_"))
-
-
 def examine() -> Environment:
     """Collect the facts about the environment of the running interpreter.
 
@@ -152,15 +136,15 @@ def examine() -> Environment:
     """
     if not CONFIG.exists():
         raise metadata.PackageNotFoundError("hcformer_mm")
-    declared = map(Requirement, metadata.requires("hcformer_mm") or ())
-    requirements = [*(each for each in declared if each.marker is None), *UNDECLARED]
-    packages = [each.name for each in requirements]
+    lines = [*(metadata.requires("hcformer_mm") or ()), *UNDECLARED]
+    declared = [each for each in map(Requirement, lines) if each.marker is None]
+    requirements = {MODULES.get(each.name, each.name.replace("-", "_")): each for each in declared}
     versions, machine = {}, {}
-    for name in (*packages, "mmcv-lite", *WINDOWS):
+    for name in (*(each.name for each in declared), "mmcv-lite", *WINDOWS):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     libraries = ("mmengine", "mmcv", "mmcv.ops", "mmdet", "mmseg", "mmpretrain")
-    errors = try_imports([*map(module_of, packages), *libraries])
+    errors = try_imports([*requirements, *libraries])
     if not errors.keys() & {"mmcv", "mmcv.ops"}:
         from mmcv.utils import collect_env
 

@@ -18,7 +18,10 @@ def requirements(name):
     return [Requirement(line) for line in lines if not line.startswith("#")]
 
 
-REQUIREMENTS = [*requirements("runtime"), *doctor.UNDECLARED]
+REQUIREMENTS = {
+    doctor.MODULES.get(each.name, each.name.replace("-", "_")): each
+    for each in [*requirements("runtime"), *map(Requirement, doctor.UNDECLARED)]
+}
 FORKS = {each.name: str(each.specifier).strip("=") for each in requirements("mminstall")}
 ORIGINALS = {
     "mmengine": "0.10.5",
@@ -80,7 +83,8 @@ def test_operators_missing(versions, command):
 def test_mmcv_lite():
     versions = {**without(ORIGINALS, "mmcv"), "mmcv-lite": "2.1.0"}
     found = problem(versions, {"mmcv.ops": NO_EXT})
-    assert found.command == f"{pip('uninstall', '-y', 'mmcv-lite')} && {MIM}"
+    assert found.command == f"{pip('uninstall', '-y', 'mmcv-lite', 'mmcv')} && {MIM}"
+    assert found.what == "mmcv-lite has no compiled operators."
 
 
 def test_gpu_without_operators_for_it_is_a_warning():
@@ -89,28 +93,40 @@ def test_gpu_without_operators_for_it_is_a_warning():
 
 
 @pytest.mark.parametrize(
-    ("versions", "removed", "installs"),
+    ("versions", "stranger", "removed", "install"),
     [
         (
-            {**without(FORKS, "onedl-mmengine", "onedl-mmcv"), "mmcv": "2.1.0", "mmengine": "0.7"},
-            "onedl-mmengine mmengine onedl-mmcv mmcv",
-            [pip("install", "onedl-mmengine<1.0.0,>=0.10.0"), MMCV_WHEEL],
+            {**without(FORKS, "onedl-mmengine"), "mmengine": "0.10.5"},
+            "mmengine",
+            "mmengine onedl-mmengine",
+            pip("install", "onedl-mmengine<1.0.0,>=0.10.0"),
         ),
         # Both distributions of mmcv own the same files: both go before one comes back.
-        ({**FORKS, "mmcv": "2.1.0"}, "onedl-mmcv mmcv", [MMCV_WHEEL]),
-        # A version outside the window does not matter where the distribution has to go.
-        ({**FORKS, "mmdet": "2.28.0"}, "onedl-mmdetection mmdet", [FORKED_MMDET]),
+        ({**FORKS, "mmcv": "2.1.0"}, "mmcv", "mmcv onedl-mmcv", MMCV_WHEEL),
+        # A version outside the window does not matter if the distribution has to go.
+        ({**FORKS, "mmdet": "2.28.0"}, "mmdet", "mmdet onedl-mmdetection", FORKED_MMDET),
         (
             {**without(ORIGINALS, "mmdet"), "onedl-mmdetection": "3.5.1"},
+            "onedl-mmdetection",
             "onedl-mmdetection mmdet",
-            [pip("install", "mmdet<4.0.0,>=3.0.0")],
+            pip("install", "mmdet<4.0.0,>=3.0.0"),
         ),
     ],
 )
-def test_mixed_distributions(versions, removed, installs):
+def test_mixed_distributions(versions, stranger, removed, install):
     found = problem(versions)
-    assert "mixed" in found.what
-    assert found.command.split(" && ") == [pip("uninstall", "-y", removed), *installs]
+    assert found.what.startswith(f"{stranger} does not match the other libraries of OpenMMLab")
+    assert found.command == f"{pip('uninstall', '-y', removed)} && {install}"
+
+
+def test_originals_under_a_forked_detector():
+    versions = {
+        **without(FORKS, "onedl-mmengine", "onedl-mmcv"),
+        "mmcv": "2.1.0",
+        "mmengine": "0.7",
+    }
+    strangers = [each.what.split()[0] for each in problems(versions)]
+    assert strangers == ["mmengine", "mmcv"]
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
