@@ -1,5 +1,5 @@
-# Every target sets up what it needs: .venv with the pinned stack of requirements/.
-# PYTHON=python3.12 make ... chooses the interpreter of .venv (3.10 and newer).
+# Every target first installs the pinned stack of requirements/ into .venv.
+# PYTHON=python3.12 make ... chooses the interpreter of .venv (3.10 or newer).
 
 export PYTHON
 CANDIDATES = $(or $(PYTHON),python3.11 python3.12 python3.10 python3)
@@ -14,10 +14,10 @@ help:  ## Show the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
 		printf '  make %-8s %s\n' "$$target" "$$text"; done
 	@echo
-	@echo '  PYTHON=python3.12 make install   choose the interpreter (3.10 and newer)'
+	@echo '  PYTHON=python3.12 make install   choose the interpreter (3.10 or newer)'
 	@echo '  Other variables: see tools/misc/install.py and tools/misc/mmcv_wheel.py'
 
-# A launcher of a version manager can be on PATH and still fail, so each candidate is run.
+# A version manager's launcher can be on PATH and still fail, so each candidate is run.
 install:  ## Create .venv and install everything into it
 	@for python in $(CANDIDATES); do \
 		if "$$python" -c '$(IS_NEW_ENOUGH)' 2>/dev/null; then exec "$$python" tools/misc/install.py; fi; \
@@ -27,7 +27,7 @@ install:  ## Create .venv and install everything into it
 	echo '    Fedora:          sudo dnf install python3 python3-devel' >&2; \
 	echo 'or name one:         PYTHON=/path/to/python3.11 make install' >&2; exit 1
 
-demo: install  ## Make the Shapes set, train and evaluate an HCFormer on it, draw its results
+demo: install  ## Write the Shapes set, train and evaluate an HCFormer on it, draw its results
 	@$(RUN) demo/shapes.py
 
 # worksteal starts each worker on a run of neighbors, so most module fixtures are set up only once.
@@ -39,9 +39,9 @@ lint: install  ## Check style and types
 	@$(RUN) -m ruff format --check
 	@$(RUN) -m mypy hcformer_mm
 
-format: install  ## Put style right where that can be done by itself
+format: install  ## Fix the style automatically
 	@$(RUN) -m ruff check --fix
 	@$(RUN) -m ruff format
 
-clean:  ## Remove .venv and caches; data and results stay
+clean:  ## Remove .venv and caches, but no data and results
 	rm -rf .venv .ruff_cache .mypy_cache .pytest_cache hcformer_mm.egg-info hcformer_mm/.mim

@@ -13,8 +13,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "hcformer_mm"
-# What mim and mmengine look for under hcformer_mm/.mim. The requirements go along because
-# tools/misc/mmcv_wheel.py reads mmcv's version there.
+# mim and MMEngine look for these under hcformer_mm/.mim; tools/misc/mmcv_wheel.py reads mmcv's
+# version from the requirements.
 MIM = ("configs", "tools", "requirements", "model-index.yml")
 JUNK = shutil.ignore_patterns("__pycache__", "*.py[co]", ".*")
 
@@ -36,7 +36,7 @@ def version() -> str:
 
 
 class BuildWithMim(build_py):
-    """Adds hcformer_mm/.mim: copies in a wheel, links into the clone when installed editable."""
+    """Adds hcformer_mm/.mim: copies in a wheel, links into the clone if installed as editable."""
 
     def run(self) -> None:
         """Build the package, then .mim."""
@@ -58,7 +58,7 @@ class BuildWithMim(build_py):
                 shutil.copy2(source, mim / source.name)
 
 
-# Not in the clone: files of an earlier build there would end up in every later wheel.
+# Outside the clone, since files of an earlier build would end up in every later wheel.
 build_folder = tempfile.mkdtemp(prefix=f"{PACKAGE}-build-")
 atexit.register(shutil.rmtree, build_folder, ignore_errors=True)
 extras = {name: requirements(name) for name in ("mminstall", "optional", "tests")}
