@@ -78,11 +78,8 @@ def operators(args: Namespace) -> Iterator[Case]:
                 settings = [("4, 8, 16", "-", partial(deform, shape))]
             for (stride, number, make), one in product(settings, args.passes):
                 setting |= {"stride": stride, "channels": number, "pass": one}
-                backward = one == "forward+backward"
-                yield (
-                    dict(setting),
-                    calls_on_maps(*make(), backward=backward, compiled=args.compile),
-                )
+                flags = dict(backward=one == "forward+backward", compiled=args.compile)
+                yield dict(setting), calls_on_maps(*make(), **flags)
 
 
 def clustering(shape: Shape, stride: int) -> Inputs:
@@ -247,7 +244,7 @@ def parse_specs(args: Namespace) -> list[ModelSpec]:
     specs: list[ModelSpec] = []
     names: list[str] = []
     for text, checkpoint in zip(args.configs, checkpoints, strict=True):
-        config, *settings = f"{text}{common}".split("@")
+        config, *settings = dict.fromkeys(f"{text}{common}".split("@"))
         pairs = [setting for setting in settings if "=" in setting]
         flags = frozenset(settings) - set(pairs)
         if not flags <= {"fuse-conv-bn", "channels-last"}:
@@ -287,10 +284,12 @@ def inference_call(
     ``'predict'`` adds pre- and post-processing. A dtype other than float32 means autocast.
     """
     device = next(model.parameters()).device.type
+    data = random_image(model, shape, seed=seed)
 
     def preprocess() -> Any:
-        # A new sample each time: models write their results to it.
-        return model.data_preprocessor(random_image(model, shape, seed=seed), False)
+        # Models write their results to the samples.
+        samples = [sample.clone() for sample in data["data_samples"]]
+        return model.data_preprocessor({**data, "data_samples": samples}, False)
 
     def predict() -> Any:
         return model(**preprocess(), mode="predict")

@@ -121,7 +121,9 @@ def test_specs(specs_of):
     assert own.options == {queries: 7, "b": [1, 2]} and other.options == {queries: 9, "b": [1, 2]}
     assert own.config().model.panoptic_head.num_queries == 7
     assert [s.checkpoint for s in (own, other, again)] == [None, None, "x"]
-    assert specs_of(NAME, "--fuse-conv-bn")[0].flags == {"fuse-conv-bn"}
+    for text in (NAME, f"{NAME}@fuse-conv-bn"):
+        (spec,) = specs_of(text, "--fuse-conv-bn")
+        assert (spec.name, spec.flags) == (f"{NAME}@fuse-conv-bn", {"fuse-conv-bn"})
 
 
 def test_models_are_prepared_one_by_one(model_of):
