@@ -1,0 +1,49 @@
+"""Fixtures for tests of the tools that look at clusters."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from hcformer_mm.apis.inference import build_model
+from hcformer_mm.datasets.shapes_writer import write_shapes
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """A Shapes set of three validation images of 72 × 96 pixels; tests only read it."""
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    write_shapes(root, num_train=1, num_val=3, size=(72, 96), workers=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """Save the untrained weights of a config of this project, once."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def save(config):
+        path = folder / f"{Path(config).stem}.pth"
+        if not path.exists():
+            model = build_model(Config.fromfile(ROOT / config))
+            torch.save(dict(state_dict=model.state_dict()), path)
+        return path
+
+    return save
+
+
+@pytest.fixture
+def run_tool(monkeypatch):
+    """Run a tool with a command line, in this process."""
+
+    def run(tool, *arguments):
+        path = str(ROOT / "tools" / tool)
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        runpy.run_path(path, run_name="__main__")
+
+    return run
