@@ -111,10 +111,8 @@ def _is_frozen(module: nn.Module) -> bool:
 
 def _is_observed(module: nn.Module) -> bool:
     """Whether hooks, or a ``forward`` of its own, see or change what a module computes."""
-    hooks = module._forward_hooks or module._forward_pre_hooks
-    return bool(hooks or module._backward_hooks or module._backward_pre_hooks) or (
-        "forward" in vars(module)
-    )
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return "forward" in vars(module) or any(getattr(module, name) for name in hooks)
 
 
 def _fuse(
@@ -269,8 +267,7 @@ def _trace(model: nn.Module, layers: list[nn.Module]) -> _Trace:
         handles += [layer.register_forward_hook(trace.leave) for layer in layers]
         try:
             with trace:
-                outputs = _run(model, size)
-            trace.note_reads(outputs)
+                trace.note_reads(_run(model, size))
         # Every model has its own way to refuse a size.
         except Exception as error:
             failure = failure or error

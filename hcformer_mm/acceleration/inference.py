@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import wraps
 from typing import Any
 
@@ -14,11 +15,7 @@ from torch import Tensor, nn
 from ..models.layers.deformable_downsampling import DeformableDownsampling
 from .conv_bn_fusion import fuse_conv_bn
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Precisions of inference by name; all but float32 run under autocast."""
 
 Step = Callable[..., list[BaseDataElement]]
@@ -41,22 +38,15 @@ def prepare_for_inference(model: nn.Module) -> Callable[[], None]:
     Raises:
         ValueError: The model is in training mode.
     """
-    unfuse = None
+    undo = ExitStack()
     try:
-        unfuse = fuse_conv_bn(model)
+        undo.callback(fuse_conv_bn(model))
     except RuntimeError as error:
         warnings.warn(f"BatchNorm is not fused: {error}", stacklevel=2)
-    channels_last = find_contiguous_only_layer(model) is None
-    if channels_last:
+    if find_contiguous_only_layer(model) is None:
         to_channels_last(model)
-
-    def undo() -> None:
-        if unfuse is not None:
-            unfuse()
-        if channels_last:
-            model.to(memory_format=torch.contiguous_format)
-
-    return undo
+        undo.callback(model.to, memory_format=torch.contiguous_format)
+    return undo.close
 
 
 def to_channels_last(model: nn.Module) -> nn.Module:

@@ -8,11 +8,9 @@ import sys
 
 import pytest
 import torch
-from mmengine.config import Config
 
 from hcformer_mm.datasets.shapes_writer import write_shapes
-from tests.helpers.models import SHAPES_CONFIG
-from tests.helpers.tools import ROOT, read_metrics, run_tool
+from tests.helpers.tools import ROOT, quick_config, read_metrics, run_tool
 
 SCRIPTS = sorted(ROOT.glob("tools/*.sh"))
 
@@ -106,13 +104,7 @@ def config(tmp_path_factory):
     """A Shapes config for one iteration on the CPU."""
     folder = tmp_path_factory.mktemp("launchers")
     write_shapes(folder / "shapes", num_train=2, num_val=3, size=(72, 96), workers=1)
-    config = Config.fromfile(ROOT / SHAPES_CONFIG)
-    config.work_dir = str(folder / "work_dir")
-    for split in ("train", "val", "test"):
-        loader = config[f"{split}_dataloader"]
-        loader.update(num_workers=0, persistent_workers=False, batch_size=1)
-        loader.dataset.data_root = f"{folder}/shapes/"
-    config.val_evaluator = config.test_evaluator = dict(type="mmdet.SemSegMetric")
+    config = quick_config(folder / "shapes", folder / "work_dir")
     config.train_cfg.update(max_iters=1, val_interval=1)
     config.dump(folder / "config.py")
     return folder / "config.py"

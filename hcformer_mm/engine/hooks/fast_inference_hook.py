@@ -9,12 +9,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ...acceleration.inference import (
-    Step,
-    autocast_test_step,
-    check_dtype,
-    prepare_for_inference,
-)
+from ...acceleration.inference import autocast_test_step, check_dtype, prepare_for_inference
 from ...registry import HOOKS
 
 
@@ -58,7 +53,7 @@ class FastInferenceHook(Hook):
         model = unwrap(runner.model, "FastInferenceHook (--fast, --dtype)")
         if self.fast:
             self._undo.callback(prepare_for_inference(model))
-        own: Step | None = vars(model).get("test_step")  # perhaps a compiled one
+        own = vars(model).get("test_step")  # perhaps a compiled one
         model.test_step = autocast_test_step(model, self.dtype)
         if own is None:
             self._undo.callback(delattr, model, "test_step")
