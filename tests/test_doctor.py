@@ -9,7 +9,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from hcformer_mm import doctor
-from hcformer_mm.doctor import Environment, Problem, diagnose, pip, try_imports, try_model
+from hcformer_mm.doctor import Environment, diagnose, pip, try_imports, try_model
 from hcformer_mm.version import LIBRARIES
 
 
@@ -34,22 +34,23 @@ NO_EXT = "ModuleNotFoundError: No module named 'mmcv._ext'"
 NO_TORCH = "ModuleNotFoundError: No module named 'torch'"
 NO_GL = "ImportError: libGL.so.1: cannot open shared object file"
 GPU = {"CUDA available": True}
-MMCV_WHEEL = f"{doctor.short(sys.executable)} " + doctor.short(doctor.MMCV_SCRIPT)
+MMCV_WHEEL = f"{doctor.short(sys.executable)} {doctor.short(doctor.MMCV_SCRIPT)}"
 MIM = f"{pip('install', 'openmim')} && mim install 'mmcv<3.0.0,>=2.0.0rc4'"
+FORKED_MMENGINE = pip("install", "onedl-mmengine<1.0.0,>=0.10.0")
 FORKED_MMDET = pip("install", "onedl-mmdetection<4.0.0,>=3.0.0")
+FORKED_MMSEG = pip("install", "onedl-mmsegmentation<2.0.0,>=1.0.0")
 
 
 def problems(versions=FORKS, errors=None, machine=None):
     return list(diagnose(Environment(versions, errors or {}, machine or {}, REQUIREMENTS)))
 
 
-def problem(*arguments, **options) -> Problem:
-    (only,) = problems(*arguments, **options)
-    return only
-
-
 def without(versions, *names):
     return {name: version for name, version in versions.items() if name not in names}
+
+
+def replaced(*names):
+    return f"{pip('uninstall', '-y', *names)} && "
 
 
 @pytest.mark.parametrize("versions", [FORKS, ORIGINALS], ids=["forks", "originals"])
@@ -59,102 +60,98 @@ def test_sound_environments(versions, machine):
 
 
 @pytest.mark.parametrize(
-    ("name", "version", "command"),
+    ("versions", "what", "command"),
     [
-        ("torch", "2.4.1+cpu", pip("install", "torch>=2.5")),
-        ("onedl-mmengine", "0.7.0", pip("install", "onedl-mmengine<1.0.0,>=0.10.0")),
-        ("onedl-mmdetection", "4.0.0", FORKED_MMDET),
-        ("onedl-mmcv", "3.0.0", MMCV_WHEEL),
+        (
+            {"torch": "2.4.1+cpu"},
+            "torch is 2.4.1+cpu; supported is torch>=2.5.",
+            pip("install", "torch>=2.5"),
+        ),
+        ({"onedl-mmengine": "0.7.0"}, "onedl-mmengine is 0.7.0; supported is", FORKED_MMENGINE),
+        ({"onedl-mmdetection": "4.0.0"}, "onedl-mmdetection is 4.0.0; supp", FORKED_MMDET),
+        ({"onedl-mmcv": "3.0.0"}, "onedl-mmcv is 3.0.0; supported is onedl-mmcv", MMCV_WHEEL),
+        # Both distributions of mmcv own the same files: both go before one comes back.
+        ({"mmcv": "2.1.0"}, "mmcv does not match", replaced("mmcv", "onedl-mmcv") + MMCV_WHEEL),
+        # A version outside the window does not matter if the distribution has to go.
+        (
+            {"mmdet": "2.28.0"},
+            "mmdet does not match the other libraries of OpenMMLab; onedl-mmdetection does.",
+            replaced("mmdet", "onedl-mmdetection") + FORKED_MMDET,
+        ),
     ],
 )
-def test_version_outside_the_window(name, version, command):
-    found = problem({**FORKS, name: version})
-    assert found.what.startswith(f"{name} is {version}; supported is {name}")
+def test_forks_and_an_unsuitable_version(versions, what, command):
+    (found,) = problems(FORKS | versions)
+    assert found.what.startswith(what) and found.severity == "error"
     assert found.command == command
 
 
-@pytest.mark.parametrize(("versions", "command"), [(FORKS, MMCV_WHEEL), (ORIGINALS, MIM)])
-def test_operators_missing(versions, command):
-    """Only the cause is named, although mmdet fails to import as well."""
-    found = problem(versions, {"mmcv.ops": NO_EXT, "mmdet": NO_EXT})
-    assert found == (f"torch cannot load mmcv's operators: {NO_EXT}", command, "error")
-
-
-def test_mmcv_lite():
-    versions = {**without(ORIGINALS, "mmcv"), "mmcv-lite": "2.1.0"}
-    found = problem(versions, {"mmcv.ops": NO_EXT})
-    assert found.command == f"{pip('uninstall', '-y', 'mmcv-lite', 'mmcv')} && {MIM}"
-    assert found.what == "mmcv-lite has no compiled operators."
-
-
-def test_gpu_without_operators_for_it_is_a_warning():
-    found = problem(machine=GPU | {"MMCV CUDA Compiler": "not available"})
-    assert found.severity == "warning" and "CPU only" in found.what
-
-
-@pytest.mark.parametrize(
-    ("versions", "stranger", "removed", "install"),
-    [
-        (
-            {**without(FORKS, "onedl-mmengine"), "mmengine": "0.10.5"},
-            "mmengine",
-            "mmengine onedl-mmengine",
-            pip("install", "onedl-mmengine<1.0.0,>=0.10.0"),
-        ),
-        # Both distributions of mmcv own the same files: both go before one comes back.
-        ({**FORKS, "mmcv": "2.1.0"}, "mmcv", "mmcv onedl-mmcv", MMCV_WHEEL),
-        # A version outside the window does not matter if the distribution has to go.
-        ({**FORKS, "mmdet": "2.28.0"}, "mmdet", "mmdet onedl-mmdetection", FORKED_MMDET),
-        (
-            {**without(ORIGINALS, "mmdet"), "onedl-mmdetection": "3.5.1"},
-            "onedl-mmdetection",
-            "onedl-mmdetection mmdet",
-            pip("install", "mmdet<4.0.0,>=3.0.0"),
-        ),
-    ],
-)
-def test_mixed_distributions(versions, stranger, removed, install):
-    found = problem(versions)
-    assert found.what.startswith(f"{stranger} does not match the other libraries of OpenMMLab")
-    assert found.command == f"{pip('uninstall', '-y', removed)} && {install}"
+def test_fork_among_originals():
+    (found,) = problems(without(ORIGINALS, "mmdet") | {"onedl-mmdetection": "3.5.1"})
+    assert found.what.startswith("onedl-mmdetection does not match")
+    install = pip("install", "mmdet<4.0.0,>=3.0.0")
+    assert found.command == replaced("onedl-mmdetection", "mmdet") + install
 
 
 def test_originals_under_a_forked_detector():
-    versions = {
-        **without(FORKS, "onedl-mmengine", "onedl-mmcv"),
-        "mmcv": "2.1.0",
-        "mmengine": "0.7",
-    }
-    strangers = [each.what.split()[0] for each in problems(versions)]
-    assert strangers == ["mmengine", "mmcv"]
+    versions = {"mmengine": "0.7", "mmcv": "2.1.0"} | without(FORKS, "onedl-mmengine", "onedl-mmcv")
+    assert [each.what.split()[0] for each in problems(versions)] == ["mmengine", "mmcv"]
+
+
+@pytest.mark.parametrize(
+    ("errors", "what", "command"),
+    [
+        # Only the cause is named, although later imports fail because of it.
+        ({"mmcv.ops": NO_EXT, "mmdet": NO_EXT}, "torch cannot load mmcv's operators", MMCV_WHEEL),
+        (
+            {"mmseg": "ImportError: no such name"},
+            "onedl-mmsegmentation 1.4.2 cannot be imported: ImportError: no such name",
+            replaced("onedl-mmsegmentation") + FORKED_MMSEG,
+        ),
+        (
+            dict.fromkeys(["torch", "mmcv.ops", "mmdet"], NO_TORCH),
+            "torch is missing.",
+            pip("install", "torch>=2.5"),
+        ),
+        (
+            dict.fromkeys(["cv2", "mmcv", "mmdet"], NO_GL),
+            "OpenCV needs the system library libGL.",
+            "sudo apt-get install libgl1   # Fedora: sudo dnf install mesa-libGL",
+        ),
+        (
+            {"panopticapi": "ModuleNotFoundError: No module named 'panopticapi'"},
+            "panopticapi-lite is missing.",
+            pip("install", "--no-deps", "panopticapi-lite"),
+        ),
+    ],
+)
+def test_failed_imports(errors, what, command):
+    (found,) = problems(errors=errors)
+    assert found.what.startswith(what) and found.severity == "error"
+    assert found.command == command
+
+
+def test_operators_of_originals_missing():
+    (found,) = problems(ORIGINALS, {"mmcv.ops": NO_EXT})
+    assert found.command == MIM
+    lite = {**without(ORIGINALS, "mmcv"), "mmcv-lite": "2.1.0"}
+    (found,) = problems(lite, {"mmcv.ops": NO_EXT})
+    assert found.what == "mmcv-lite has no compiled operators."
+    assert found.command == replaced("mmcv-lite", "mmcv") + MIM
+
+
+def test_gpu_without_operators_for_it_is_a_warning():
+    (found,) = problems(machine=GPU | {"MMCV CUDA Compiler": "not available"})
+    assert found.severity == "warning" and "CPU only" in found.what
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_library_missing(name):
     fork = LIBRARIES[name].fork
-    found = problem(without(FORKS, fork), {name: f"ModuleNotFoundError: No module named '{name}'"})
+    error = f"ModuleNotFoundError: No module named '{name}'"
+    (found,) = problems(without(FORKS, fork), {name: error})
     assert found.what == f"{fork} is missing."
     assert found.severity == ("warning" if name == "mmpretrain" else "error")
-
-
-def test_library_that_does_not_import():
-    found = problem(errors={"mmseg": "ImportError: no such name"})
-    assert found.what == "onedl-mmsegmentation 1.4.2 cannot be imported: ImportError: no such name"
-    install = pip("install", "onedl-mmsegmentation<2.0.0,>=1.0.0")
-    assert found.command == f"{pip('uninstall', '-y', 'onedl-mmsegmentation')} && {install}"
-
-
-@pytest.mark.parametrize(
-    ("errors", "command"),
-    [
-        (dict.fromkeys(["torch", "mmcv.ops", "mmdet"], NO_TORCH), pip("install", "torch>=2.5")),
-        (dict.fromkeys(["cv2", "mmcv", "mmdet"], NO_GL), "sudo apt-get install libgl1   # Fedora:"),
-        ({"panopticapi": "no module"}, pip("install", "--no-deps", "panopticapi-lite")),
-    ],
-)
-def test_consequences_of_a_missing_package_are_not_problems(errors, command):
-    found = problem(errors=errors)
-    assert found.command.startswith(command) and found.severity == "error"
 
 
 def test_empty_environment_names_everything():
