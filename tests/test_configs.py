@@ -1,5 +1,7 @@
 """Every config builds, takes a training step and predicts; sizes and costs are the reference's."""
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,10 +30,11 @@ R50_CITYSCAPES = f"{HCFORMER}_r50_8xb2-90k_cityscapes-512x1024.py"
 SWIN_S = "swin-s-p4-w7-224_8xb2"
 SWIN_L = "swin-l-p4-w12-384-in21k_8xb2"
 
-# Trained parameters of the released model classes, in millions.
+# Trained parameters of the released model classes, in millions; to the last one where it is known.
 PARAMETERS = {
     R50: 38.39,
-    R50_PLUS: 45.82,
+    R50_PLUS: 45.819555,
+    f"{HCFORMER}-plus_r50_standard-decoder_8xb2-lsj-100e_coco-panoptic.py": 45.793699,
     f"{HCFORMER}_{SWIN_S}-lsj-50e_coco-panoptic.py": 62.41,
     f"{HCFORMER}-plus_{SWIN_S}-lsj-100e_coco-panoptic.py": 70.17,
     f"{HCFORMER}_{SWIN_L}-lsj-100e_coco-panoptic.py": 209.47,
@@ -62,8 +65,14 @@ MULTIPLY_ADDS = [
 ]
 
 
+@cache
+def _read(path):
+    return Config.fromfile(ROOT / path)
+
+
 def read(path, options=None):
-    config = Config.fromfile(ROOT / path)
+    """A config of its own, with options; files are parsed once."""
+    config = deepcopy(_read(path))
     config.merge_from_dict(options or {})
     init_default_scope(config.default_scope)
     return config
@@ -89,13 +98,6 @@ def zoo(request):
 
 def test_configs_are_found():
     assert {SHAPES_CONFIG, *PARAMETERS, R50_ADE, R50_CITYSCAPES} <= set(CONFIGS)
-
-
-def reads(config):
-    """Names of the metrics of a config."""
-    evaluators = config.test_evaluator
-    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
-    return {evaluator.type.split(".")[-1] for evaluator in evaluators}
 
 
 def batch(config, model, size, original):
@@ -140,7 +142,9 @@ def test_trains_a_step_and_predicts_what_the_metrics_read(zoo):
     model.eval()
     with torch.no_grad():
         prediction = model.test_step(batch(config, model, size, original))[0]
-    metrics = reads(config)
+    evaluators = config.test_evaluator
+    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+    metrics = {evaluator.type.split(".")[-1] for evaluator in evaluators}
     assert metrics
     if "CocoPanopticMetric" in metrics:
         assert prediction.pred_panoptic_seg.sem_seg.shape == (1, *original)
@@ -169,7 +173,8 @@ def test_trains_a_step_and_predicts_what_the_metrics_read(zoo):
 def test_parameters(zoo):
     path, _, model = zoo
     if path in PARAMETERS:
-        assert trained(model) == pytest.approx(PARAMETERS[path], abs=0.01)
+        known = len(str(PARAMETERS[path]).partition(".")[2])
+        assert trained(model) == pytest.approx(PARAMETERS[path], abs=0.01 if known == 2 else 1e-9)
     folder = (ROOT / path).parent
     if (folder / "metafile.yml").is_file():
         listed = yaml.safe_load((folder / "metafile.yml").read_text())["Models"]
@@ -179,7 +184,11 @@ def test_parameters(zoo):
 
 @pytest.mark.parametrize(("options", "reference"), PARAMETERS_OF_VARIANTS)
 def test_parameters_of_variants(options, reference):
-    assert trained(build(read(R50, options))) == pytest.approx(reference, abs=0.01)
+    model = build(read(R50, options))
+    assert trained(model) == pytest.approx(reference, abs=0.01)
+    # The affine terms of the frozen normalization do not count.
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad) / 1e6
+    assert frozen == pytest.approx(0.053, abs=1e-3)
 
 
 @pytest.mark.parametrize(("path", "options", "size", "reference"), MULTIPLY_ADDS)
@@ -188,26 +197,20 @@ def test_multiply_adds(path, options, size, reference):
     assert count == pytest.approx(reference, rel=0.02)
 
 
-@pytest.mark.parametrize("path", CONFIGS)
-def test_pipelines_are_built(path):
-    config = read(path)
-    pipelines = [
-        config[f"{split}_dataloader"].dataset.pipeline for split in ("train", "val", "test")
-    ]
-    if "tta_pipeline" in config:
-        pipelines.append(config.tta_pipeline)
-    for steps in pipelines:
+def test_pipelines_are_built(zoo):
+    _, config, _ = zoo
+    splits = ("train", "val", "test")
+    pipelines = [config[f"{split}_dataloader"].dataset.pipeline for split in splits]
+    for steps in [*pipelines, config.get("tta_pipeline", [])]:
         assert len(Compose(steps).transforms) == len(steps)
 
 
-@pytest.mark.parametrize("path", CONFIGS)
-def test_leaves_are_short(path):
-    assert len((ROOT / path).read_text().splitlines()) <= 30
+def test_leaves_are_short():
+    assert all(len((ROOT / path).read_text().splitlines()) <= 30 for path in CONFIGS)
 
 
-@pytest.mark.parametrize("path", CONFIGS)
-def test_classes_are_those_of_the_dataset(path):
-    config = read(path)
+def test_classes_are_those_of_the_dataset(zoo):
+    _, config, _ = zoo
     with DATASETS.switch_scope_and_registry(None) as registry:
         metainfo = registry.get(config.test_dataloader.dataset.type).METAINFO
     if config.default_scope == "mmseg":

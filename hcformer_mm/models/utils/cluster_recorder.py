@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.model import is_model_wrapper
 from mmengine.structures import BaseDataElement
-from torch import Tensor, nn
+from torch import nn
 
 from ...structures.clustered_features import ClusteredFeatures
 from ...structures.image_clusters import ImageClusters
@@ -65,20 +65,31 @@ class ClusterRecorder:
                 "sliding windows do not make clusters of the image; set model.test_cfg.mode='whole'"
             )
         padded, features = calls[0]
-        assignments = clusters_of(features, self._model)
-        stride = cell_size(padded, assignments[0])
+        if not isinstance(features, ClusteredFeatures) or not features.assignments:
+            raise ValueError(
+                "expected hcformer_mm.HCBackbone with hierarchical_level >= 1 as backbone, got "
+                f"{type(self._model.backbone).__name__} of {type(self._model).__name__}, which "
+                "clusters nothing"
+            )
+        assignments = features.assignments
+        rows, cols = assignments[0].shape[-2:]
+        stride = finest_stride(padded, (rows, cols))
         for i, sample in enumerate(output):
             if sample.metainfo.get("flip"):
                 raise ValueError(
                     "expected images that are not flipped, whose clusters would be mirrored; leave "
                     "RandomFlip out of the test pipeline"
                 )
+            input_size, image_size = (
+                (int(height), int(width))
+                for height, width, *_ in (sample.img_shape, sample.ori_shape)
+            )
             clusters = ImageClusters(
                 # A copy: a view would keep the assignments of the whole batch.
                 assignments=tuple(a[i].detach().to("cpu", copy=True) for a in assignments),
                 stride=stride,
-                input_size=_size(sample.metainfo["img_shape"]),
-                image_size=_size(sample.metainfo["ori_shape"]),
+                input_size=input_size,
+                image_size=image_size,
             )
             sample.set_field(clusters, "clusters")
 
@@ -93,45 +104,23 @@ def record_clusters(model: nn.Module) -> Iterator[ClusterRecorder]:
         recorder.remove()
 
 
-def clusters_of(features: Any, model: nn.Module) -> tuple[Tensor, ...]:
-    """Return the assignments among a backbone's features.
-
-    Raises:
-        ValueError: There are none.
-    """
-    assignments = getattr(features, "assignments", ())
-    if not isinstance(features, ClusteredFeatures) or not assignments:
-        raise ValueError(
-            "expected hcformer_mm.HCBackbone with hierarchical_level >= 1 as backbone, got "
-            f"{type(model.backbone).__name__} of {type(model).__name__}, which clusters nothing"
-        )
-    return assignments
-
-
-def cell_size(padded: tuple[int, int], finest: Tensor) -> int:
+def finest_stride(padded: tuple[int, int], cells: tuple[int, int]) -> int:
     """Return the stride of the finest map: the side in pixels of its cells.
 
     Args:
         padded: Height and width of the backbone's input, in pixels.
-        finest: Assignment of the finest level, ``(B, 9, ⌈H / stride⌉, ⌈W / stride⌉)``.
+        cells: Height and width of the finest map.
 
     Raises:
         ValueError: No stride gives this map.
     """
-    rows, cols = finest.shape[-2:]
-    sides = range(1, max(padded) + 1)
-    covering = [s for s in sides if (-(-padded[0] // s), -(-padded[1] // s)) == (rows, cols)]
-    if covering:
-        # Small images allow several; prefer whole cells, then powers of 2.
-        return min(
-            covering,
-            key=lambda side: (padded != (side * rows, side * cols), side & (side - 1) != 0, side),
+    strides = [
+        s for s in range(1, max(padded) + 1) if cells == (-(-padded[0] // s), -(-padded[1] // s))
+    ]
+    if not strides:
+        raise ValueError(
+            f"expected a finest map of square cells over an image of {tuple(padded)}, got one of "
+            f"{cells[0]}x{cells[1]}"
         )
-    raise ValueError(
-        f"expected a finest map of square cells over an image of {tuple(padded)}, got one of "
-        f"{rows}x{cols}"
-    )
-
-
-def _size(shape: Sequence[int]) -> tuple[int, int]:
-    return int(shape[0]), int(shape[1])
+    # Small images allow several; prefer whole cells, then powers of 2.
+    return min(strides, key=lambda s: (padded != (s * cells[0], s * cells[1]), s & (s - 1) != 0, s))

@@ -1,4 +1,4 @@
-"""What every backbone in an HCBackbone keeps to, whatever family it is of."""
+"""The contract of HCBackbone, for every family of backbones."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +18,10 @@ class Family:
 
     Attributes:
         config: Its config, without ``out_indices``.
-        outs: Which ``out_indices`` give the maps of strides 4 to 32, or the last ones of them.
+        outs: ``out_indices`` of the maps of strides 4 to 32.
         taps: Its taps, where the family has no default.
         rounds_up: Whether its downsamplings keep the last line of an odd side.
-        undeformable: What the error says when DCNv2 is asked for; None where it can be had.
+        undeformable: Error message for ``downsampling="deform"``; None where it works.
     """
 
     config: dict[str, Any]
@@ -108,12 +108,17 @@ def test_assignments(family):
     for assignment in features.assignments:
         torch.testing.assert_close(assignment.sum(1), torch.ones_like(assignment[:, 0]))
 
+    odd = torch.randn(1, 3, 76, 52)  # maps of 19×13, 10×7, 5×4 and 3×2, where sides round up
+    if family.rounds_up:
+        sizes = [tuple(assignment.shape[-2:]) for assignment in model(odd).assignments]
+        assert sizes == [(19, 13), (10, 7), (5, 4)]
+    else:
+        with pytest.raises(ValueError, match=r"to halve a map of \(19, 13\) .*pad images"):
+            model(odd)
 
-@over_families
-def test_the_deepest_levels_are_clustered(family):
-    every, model = family.build(), family.build(hierarchical_level=1)
-    assert model.taps == every.taps[2:]
-    assert len(model.eval()(torch.randn(1, 3, 64, 96)).assignments) == 1
+    deepest = family.build(hierarchical_level=1)
+    assert deepest.taps == model.taps[2:]
+    assert len(deepest.eval()(torch.randn(1, 3, 64, 96)).assignments) == 1
 
 
 @over_families
@@ -125,66 +130,38 @@ def test_is_the_bare_backbone_bit_for_bit(family, training):
         f"backbone.{name}" for name in bare.state_dict()
     }
     bare.load_state_dict(model.backbone.state_dict())
-    outputs = []
     image = torch.randn(2, 3, 64, 96)
-    for network in (model, bare):
-        network.train(training)
+
+    def run(network):
+        network.train(training)  # some return None
         torch.manual_seed(1)
-        outputs.append(network(image))
-    for ours, theirs in zip(*outputs, strict=True):
+        return network(image)
+
+    features = run(model)
+    for ours, theirs in zip(features, run(bare), strict=True):
         assert torch.equal(ours, theirs)
     # Statistics that a step in training mode updates.
     theirs = bare.state_dict()
     for name, ours in model.backbone.state_dict().items():
         assert torch.equal(ours, theirs[name]), name
+    # The same seed gives the same assignments.
+    for first, second in zip(features.assignments, run(model).assignments, strict=True):
+        assert torch.equal(first, second)
 
 
 @over_families
-def test_every_parameter_gets_a_finite_gradient(family):
+def test_gradients(family):
+    """The deepest assignment reaches the stem; maps and assignments reach every parameter."""
     model = family.build().train()
     features = model(torch.randn(2, 3, 64, 96))
-    loss = sum((f**2).mean() for f in features) + sum((a**2).mean() for a in features.assignments)
-    loss.backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-
-
-@over_families
-def test_the_gradient_of_an_assignment_reaches_the_stem(family):
-    model = family.build().train()
-    features = model(torch.randn(2, 3, 64, 96))
-    (features.assignments[-1] ** 2).sum().backward()
     # The first parameter of every family belongs to the stem.
     stem = next(iter(model.backbone.parameters()))
-    assert stem.grad is not None and stem.grad.abs().sum() > 0
-
-
-@over_families
-@pytest.mark.parametrize("training", [False, True])
-def test_is_deterministic(family, training):
-    model = family.build()
-    model.train(training)
-    image = torch.randn(2, 3, 64, 96)
-    runs = []
-    for _ in range(2):
-        torch.manual_seed(1)
-        runs.append(model(image))
-    for first, second in zip(*runs, strict=True):
-        assert torch.equal(first, second)
-    for first, second in zip(runs[0].assignments, runs[1].assignments, strict=True):
-        assert torch.equal(first, second)
-
-
-@over_families
-def test_odd_maps(family):
-    model = family.build().eval()
-    image = torch.randn(1, 3, 76, 52)  # Maps of 19×13, 10×7, 5×4 and 3×2, where sides round up.
-    if not family.rounds_up:
-        with pytest.raises(ValueError, match=r"to halve a map of \(19, 13\) .*pad images"):
-            model(image)
-        return
-    sizes = [tuple(assignment.shape[-2:]) for assignment in model(image).assignments]
-    assert sizes == [(19, 13), (10, 7), (5, 4)]
+    squares = [(a**2).mean() for a in features.assignments]
+    (gradient,) = torch.autograd.grad(squares[-1], stem, retain_graph=True)
+    assert gradient.abs().sum() > 0
+    (sum((f**2).mean() for f in features) + sum(squares)).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
 @over_families

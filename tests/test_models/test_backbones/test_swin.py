@@ -1,4 +1,4 @@
-"""HCBackbone around Swin: its maps are tokens, and its checkpoints come in several namings."""
+"""HCBackbone around Swin, whose maps are tokens and whose checkpoints have several namings."""
 
 from itertools import product
 
@@ -31,7 +31,7 @@ def wrapped(scope, **options):
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("size", [(64, 96), (76, 52), (4, 4), (5, 41)])
 def test_clusters_tokens_around_patch_merging(scope, size):
-    """At every size: the tokens before and after patch merging, laid out as maps."""
+    """It reads the tokens before and after patch merging, laid out as maps."""
     model = wrapped(scope).eval()
     seen = []
     for stage in model.backbone.stages:
@@ -55,7 +55,7 @@ def test_clusters_tokens_around_patch_merging(scope, size):
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_fine_map_is_not_normalized(scope):
-    """The output norms stand beside the path; what patch merging reads has not passed them."""
+    """Patch merging reads the tokens before the output norms."""
     model = wrapped(scope).eval()
     image = torch.randn(1, 3, 64, 64)
     before = model(image)
@@ -109,7 +109,7 @@ def authors_checkpoint():
         if i < 3:
             shapes[f"layers.{i}.downsample.reduction.weight"] = (2 * width, 4 * width)
             shapes |= {f"layers.{i}.downsample.norm.{k}": (4 * width,) for k in ("weight", "bias")}
-    # What classification alone needs.
+    # For classification only.
     shapes |= {"norm.weight": (128,), "norm.bias": (128,), "head.weight": (10, 128)}
     generator = torch.Generator().manual_seed(0)
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
@@ -124,7 +124,7 @@ def pretrained(scope, path, **options):
     projections = [c.fine_proj.weight.clone() for c in model.clusterings]
     for network in (bare, model):
         network.init_weights()
-    # Nothing of the file names the clustering modules: they keep their own initialization.
+    # The clustering modules, which are not in the file, keep their initialization.
     for clustering, projection in zip(model.clusterings, projections, strict=True):
         assert torch.equal(clustering.fine_proj.weight, projection)
         assert clustering.scale.item() == pytest.approx(0.1)
@@ -184,12 +184,13 @@ def test_loads_checkpoints_of_the_authors(scope, tmp_path):
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("size", [(6, 4), (5, 3), (1, 1)])
-def test_patch_merging_is_that_of_the_authors(scope, size, tmp_path):
-    """The host unfolds a window in another order than the authors; loading reorders the weights."""
+def test_patch_merging_is_that_of_the_authors(scope, tmp_path):
+    """OpenMMLab unfolds a window in another order; loading reorders the weights."""
     _, model = load_the_authors(scope, tmp_path)
     theirs = {name: value.double() for name, value in authors_checkpoint().items()}
-    for i, stage in enumerate(model.backbone.double().stages[:3]):
+    for (i, stage), size in product(
+        enumerate(model.backbone.double().stages[:3]), [(6, 4), (5, 3), (1, 1)]
+    ):
         tokens = torch.randn(2, size[0] * size[1], 16 * 2**i, dtype=torch.float64)
         merged, _ = stage.downsample(tokens, size)
         name = f"layers.{i}.downsample"

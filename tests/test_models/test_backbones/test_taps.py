@@ -10,7 +10,7 @@ from tests.helpers.models import resnet
 
 
 class Merging(nn.Module):
-    """Halves a map by its mean; takes and hands on what it is told to."""
+    """Halves a map by its mean; takes and yields a map or tokens."""
 
     def __init__(self, takes_tokens, yields_tokens):
         super().__init__()
@@ -81,7 +81,7 @@ class Returning(nn.Module):
     ids=["none", "empty", "tokens alone", "class token", "volume", "maps", "text", "maps of a "
     "backbone", "dict"],
 )  # fmt: skip
-def test_what_is_no_map(output):
+def test_other_outputs_are_ignored(output):
     model = nn.Sequential(Returning(output))
     tapping.attach(model, ["0"])
     with tapping.recording() as captured:
@@ -164,9 +164,8 @@ def test_dry_run_finds_a_size(accepted):
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_dry_run_reads_the_channels_off_the_stem(channels):
-    stem = nn.Conv2d(channels, 8, 3, stride=2, padding=1)
-    assert tapping.halving_modules(nn.Sequential(stem)) == ["0"]
+def test_dry_run_reads_the_channels_of_the_stem(channels):
+    assert tapping.halving_modules(nn.Sequential(nn.Conv2d(channels, 8, 3, 2, 1))) == ["0"]
 
 
 def test_dry_run_without_convolutions():

@@ -1,4 +1,4 @@
-"""Per-pixel classifiers on clusters: decoding, losses and prediction of the host's own heads."""
+"""Per-pixel classifiers on clusters: decoding, losses and prediction of mmseg's heads."""
 
 import pytest
 import torch
@@ -23,11 +23,11 @@ SPACES = ["logit", "probability"]
 
 
 class HCSegformerHead(ClusteredDecodeHead, SegformerHead):
-    """One line makes SegFormer's head take part."""
+    """SegFormer's head, clustered by one line."""
 
 
 class HCUPerHead(ClusteredDecodeHead, UPerHead):
-    """And UPerNet's."""
+    """UPerNet's head, likewise."""
 
 
 class HCEncHead(ClusteredDecodeHead, EncHead):
@@ -44,7 +44,7 @@ def twins(head, **options):
     torch.manual_seed(0)
     clustered = head(**head_options(**options), **own).double().eval()
     parent = head.__mro__[2](**head_options(**options)).double().eval()
-    # The host starts from weights so small that the classes would hardly differ.
+    # mmseg starts from weights so small that the classes would hardly differ.
     torch.nn.init.normal_(clustered.conv_seg.weight, std=0.5)
     parent.load_state_dict(clustered.state_dict())
     return clustered, parent
@@ -118,7 +118,7 @@ def total(losses):
 @pytest.mark.parametrize("mask_space", SPACES)
 @pytest.mark.parametrize("sizes", [[(9, 14), (5, 7)], [(1, 11), (1, 6), (1, 3)], [(8, 1)]])
 @pytest.mark.parametrize("head", PARENTS)
-def test_logits_are_those_of_the_host_decoded(head, sizes, mask_space):
+def test_logits_are_mmsegs_decoded(head, sizes, mask_space):
     """Values and gradients, at odd and one-pixel sizes, against explicit matrices."""
     features = random_features(*sizes)
     clustered, parent = twins(head, mask_space=mask_space)
@@ -141,19 +141,6 @@ def test_logits_are_those_of_the_host_decoded(head, sizes, mask_space):
         torch.testing.assert_close(gradient, other, rtol=1e-8, atol=1e-9)
 
 
-def test_class_probabilities_are_decoded_to_the_letter():
-    """What softmax makes of the decoded logits are the decoded probabilities."""
-    features = random_features((9, 14), (5, 7))
-    logits = torch.randn(2, 4, 3, 4).double() * 5
-    decoded = decode_class_logits(logits, features.assignments, "probability")
-    torch.testing.assert_close(decoded.logsumexp(1), torch.zeros(2, 9, 14).double())
-    probabilities = logits.softmax(1)
-    for assignment in reversed(features.assignments):
-        matrix = reference.to_matrix(assignment)
-        probabilities = reference.decode(probabilities, matrix, *assignment.shape[-2:])
-    torch.testing.assert_close(decoded.softmax(1), probabilities)
-
-
 def test_class_probabilities_that_vanish_stay_finite():
     assignments = [a.float() for a in random_features((6, 6)).assignments]
     logits = torch.tensor([400.0, 0.0]).view(1, 2, 1, 1).repeat(2, 1, 3, 3).requires_grad_()
@@ -163,14 +150,14 @@ def test_class_probabilities_that_vanish_stay_finite():
     assert (decoded[:, 0] > decoded[:, 1]).all()
 
 
-def test_half_precision_is_decoded_in_full():
+@pytest.mark.parametrize("mask_space", SPACES)
+def test_half_precision_is_decoded_in_full(mask_space):
     assignments = [a.float() for a in random_features((6, 6)).assignments]
     logits = torch.randn(2, 4, 3, 3).bfloat16()
-    for mask_space in SPACES:
-        decoded = decode_class_logits(logits, assignments, mask_space)
-        torch.testing.assert_close(
-            decoded, decode_class_logits(logits.float(), assignments, mask_space)
-        )
+    decoded, expected = (
+        decode_class_logits(x, assignments, mask_space) for x in (logits, logits.float())
+    )
+    torch.testing.assert_close(decoded, expected)
 
 
 @pytest.mark.parametrize("mask_space", SPACES)
@@ -198,7 +185,7 @@ def test_single_channel_is_a_binary_mask(mask_space):
     ],
     ids=["plain", "align_corners", "OHEM", "two losses"],
 )
-def test_losses_and_predictions_are_those_of_the_host_on_decoded_logits(options):
+def test_losses_and_predictions_are_mmsegs_on_decoded_logits(options):
     features = random_features((9, 14), (5, 7))
     clustered, parent = twins(HCFCNHead, **options)
     decoded = decoded_by_reference(parent(features), features.assignments, "logit")
@@ -228,7 +215,7 @@ def test_scale_regularizer_has_a_weight_and_a_gradient():
 
 @pytest.mark.parametrize("mask_space", SPACES)
 @pytest.mark.parametrize(("head", "parent"), PARENTS.items())
-def test_level_zero_is_the_host_bit_for_bit(head, parent, mask_space):
+def test_level_zero_is_mmseg_bit_for_bit(head, parent, mask_space):
     clustered = segmentor(f"hcformer_mm.{head.__name__}", level=0)
     clustered.decode_head.mask_space = mask_space
     plain = segmentor(f"mmseg.{parent}", level=None)
@@ -257,12 +244,9 @@ def test_prediction_on_whole_images_and_in_windows(mask_space):
     model.decode_head.mask_space = mask_space
     images, _ = batch((61, 90))
     predictions = {}
-    for name, test_cfg in {
-        "whole": dict(mode="whole"),
-        "one window": dict(mode="slide", crop_size=(61, 90), stride=(32, 32)),
-        "windows": dict(mode="slide", crop_size=(48, 64), stride=(32, 32)),
-    }.items():
-        model.test_cfg = ConfigDict(test_cfg)
+    for name, crop in (("whole", None), ("one window", (61, 90)), ("windows", (48, 64))):
+        slide = dict(mode="slide", crop_size=crop, stride=(32, 32))
+        model.test_cfg = ConfigDict(slide if crop else dict(mode="whole"))
         with torch.no_grad():
             predictions[name] = model.predict(images)[1].seg_logits.data
     assert predictions["windows"].shape == (NUM_CLASSES, 61, 90)
@@ -271,7 +255,7 @@ def test_prediction_on_whole_images_and_in_windows(mask_space):
     assert not torch.allclose(predictions["windows"], predictions["whole"])
 
 
-def test_auxiliary_heads_are_the_hosts():
+def test_auxiliary_heads_are_mmsegs():
     """They read inner maps of the clustered features as of any tuple, and add nothing."""
     model = segmentor("hcformer_mm.HCFCNHead").eval()
     images, samples = batch()
@@ -284,11 +268,11 @@ def test_auxiliary_heads_are_the_hosts():
     assert "decode.loss_scale" in losses
 
 
-@pytest.mark.parametrize("downsampling", ["original", "deform"])
 @pytest.mark.parametrize(
-    ("variant", "depth"), [("ResNetV1c", 18), ("ResNetV1c", 50), ("ResNet", 50)]
+    ("variant", "depth", "downsampling"),
+    [("ResNetV1c", 18, "deform"), ("ResNetV1c", 50, "original"), ("ResNet", 50, "deform")],
 )
-def test_backbones_of_the_host(variant, depth, downsampling):
+def test_backbones_of_mmseg(variant, depth, downsampling):
     """With the normalization of the real configs; every parameter learns."""
     wrapped = resnet("mmseg", depth) | dict(
         type=f"mmseg.{variant}", norm_cfg=dict(type="SyncBN", requires_grad=True)
@@ -304,7 +288,7 @@ def test_backbones_of_the_host(variant, depth, downsampling):
 
 
 @pytest.mark.parametrize("head", [HCSegformerHead, HCUPerHead])
-def test_any_head_of_the_host_takes_part_by_one_line(head):
+def test_any_head_of_mmseg_is_clustered_by_one_line(head):
     model = segmentor(
         "mmseg.FCNHead", decode_head=dict(type=head, **head_options([512], in_index=[3]))
     )
@@ -320,29 +304,24 @@ def test_any_head_of_the_host_takes_part_by_one_line(head):
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_logits_must_be_those_of_the_coarsest_cells():
-    model = segmentor(
-        "mmseg.FCNHead",
-        decode_head=dict(
-            type=HCUPerHead, **head_options([64, 128, 256, 512], in_index=[0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            dict(type=HCUPerHead, in_channels=[64, 128, 256, 512], in_index=[0, 1, 2, 3]),
+            ValueError,
+            r"coarsest cells, \(2, 3\), got logits of \(16, 24\).*in_in",
         ),
-    )
-    with pytest.raises(
-        ValueError, match=r"coarsest cells, \(2, 3\), got logits of \(16, 24\).*in_in"
-    ):
-        model.loss(*batch())
-
-
-def test_more_than_logits_are_refused():
-    model = segmentor(
-        "mmseg.FCNHead",
-        decode_head=dict(
-            type=HCEncHead, **head_options([512], in_index=[3], num_codes=4, use_se_loss=True)
+        (
+            dict(type=HCEncHead, in_channels=[512], in_index=[3], num_codes=4, use_se_loss=True),
+            TypeError,
+            "expected HCEncHead to return one map of logits, got tuple",
         ),
-    )
-    with pytest.raises(
-        TypeError, match="expected HCEncHead to return one map of logits, got tuple"
-    ):
+    ],
+)
+def test_heads_that_cannot_be_clustered_are_refused(options, error, message):
+    model = segmentor("mmseg.FCNHead", decode_head=head_options(**options))
+    with pytest.raises(error, match=message):
         model.loss(*batch())
 
 

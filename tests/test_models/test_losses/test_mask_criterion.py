@@ -1,11 +1,11 @@
-"""Losses that decode what they need, against the host's on masks that are all decoded."""
+"""Losses that decode only what they need, against mmdet's on fully decoded masks."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from hcformer_mm.models.losses import mask_criterion as matched_losses
+from hcformer_mm.models.losses import mask_criterion
 from tests.helpers.models import COCO_CONFIG, data_sample, detector, seg_sample, segmentor
 
 
@@ -63,7 +63,7 @@ def check_equal(build, samples, size=(64, 96)):
     ids=str,
 )
 @pytest.mark.parametrize("things", [(2, 2), (5, 0)])
-def test_equal_to_the_losses_of_the_host(same_points, options, things):
+def test_equal_to_mmdets_losses(same_points, options, things):
     samples = [data_sample((64, 96), things=number) for number in things]
 
     def build(matched_only):
@@ -100,21 +100,16 @@ def test_without_any_object(same_points):
 
 
 def test_only_matched_masks_are_decoded(monkeypatch):
-    """By their number: three segments an image, matched at each of four stages."""
+    """By their number: three segments an image, matched at each of four layers."""
     decoded = []
 
     def spy(logits, assignments, mask_space):
         decoded.append(tuple(logits.shape[:2]))
         return decode(logits, assignments, mask_space)
 
-    decode = matched_losses.decode_mask_logits
-    monkeypatch.setattr(matched_losses, "decode_mask_logits", spy)
-    model = detector().train()
+    decode = mask_criterion.decode_mask_logits
+    monkeypatch.setattr(mask_criterion, "decode_mask_logits", spy)
+    model = detector().train()  # the default
+    assert detector(COCO_CONFIG).panoptic_head.decode_matched_only
     model.loss(torch.randn(2, 3, 64, 96), [data_sample((64, 96)) for _ in range(2)])
     assert decoded == [(1, 12), (1, 12)]
-
-
-def test_on_by_default_and_off_by_option():
-    assert detector(COCO_CONFIG).panoptic_head.decode_matched_only
-    model = detector(**{"panoptic_head.decode_matched_only": False}).train()
-    assert not model.panoptic_head.decode_matched_only

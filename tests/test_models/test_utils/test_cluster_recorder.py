@@ -1,11 +1,15 @@
-"""Predictions that carry their clustering, of both hosts."""
+"""Predictions of mmdet's and mmseg's models that carry their clustering."""
 
 import pytest
 import torch
 from mmengine.config import ConfigDict
 from torch import nn
 
-from hcformer_mm.models.utils.cluster_recorder import ClusterRecorder, cell_size, record_clusters
+from hcformer_mm.models.utils.cluster_recorder import (
+    ClusterRecorder,
+    finest_stride,
+    record_clusters,
+)
 from tests.helpers.models import data_sample, detector, seg_sample, segmentor
 
 
@@ -96,7 +100,7 @@ def test_flipped_images(model):
         model.test_step(inputs)
 
 
-def test_a_image_does_not_keep_its_batch(model):
+def test_an_image_does_not_keep_its_batch(model):
     with record_clusters(model):
         samples = predict(model, (64, 64), (64, 64))
     for assignment in samples[0].clusters.assignments:
@@ -126,13 +130,13 @@ def test_model_without_a_backbone():
 
 
 @pytest.mark.parametrize(
-    ("padded", "cells", "side"),
+    ("padded", "cells", "stride"),
     [((64, 96), (16, 24), 4), ((33, 41), (9, 11), 4), ((1, 1), (1, 1), 1), ((42, 56), (3, 4), 14)],
 )
-def test_cell_size(padded, cells, side):
-    assert cell_size(padded, torch.zeros(1, 9, *cells)) == side
+def test_finest_stride(padded, cells, stride):
+    assert finest_stride(padded, cells) == stride
 
 
 def test_cells_that_are_not_square():
     with pytest.raises(ValueError, match=r"square cells over an image of \(64, 64\), .* 16x8"):
-        cell_size((64, 64), torch.zeros(1, 9, 16, 8))
+        finest_stride((64, 64), (16, 8))
