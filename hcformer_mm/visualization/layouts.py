@@ -81,8 +81,8 @@ def cluster_sheet(
         prediction: The model's prediction.
         ground_truth: The ground truth.
         layout: Name of one of :data:`LAYOUTS`, or a layout.
-        side: Approximate longer side of each panel in pixels; images are enlarged or reduced by an
-            integer.
+        side: Approximate longer side of each panel in pixels; see
+            :func:`~hcformer_mm.visualization.arrays.panel_size`.
 
     Raises:
         ValueError: The layout is unknown, there are no clusters, or a map is not of the image's
@@ -141,10 +141,10 @@ class _Drawing:
 
     def level(self, index: int, kind: str, *, titled: bool) -> Panel:
         """Panel of one level; the first of a column has the level as its title."""
-        labels = self.clusters[index]
+        labels, title = self.clusters[index], _LEVEL_TITLES[kind]
         drawn = self._level_image(kind, labels)
         if not titled:
-            return Panel(drawn, _LEVEL_TITLES[kind])
+            return Panel(drawn, title)
         return Panel(drawn, f"Level {index + 1}", f"{len(np.unique(labels)):,} clusters")
 
     def _level_image(self, kind: str, labels: Labels) -> RGBImage:
