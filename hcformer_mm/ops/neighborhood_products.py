@@ -50,7 +50,7 @@ def neighborhood_av(cells: Tensor, weights: Tensor) -> Tensor:
     Returns:
         Pixels ``(B, H, W, C)``.
     """
-    return _AV.apply(cells, weights) if _needs_grad(cells, weights) else _av(cells, weights)
+    return _apply("av", cells, weights)
 
 
 def neighborhood_av_transpose(pixels: Tensor, weights: Tensor) -> Tensor:
@@ -63,9 +63,7 @@ def neighborhood_av_transpose(pixels: Tensor, weights: Tensor) -> Tensor:
     Returns:
         Padded cells ``(B, ⌈H/2⌉ + 2, ⌈W/2⌉ + 2, C)``.
     """
-    if _needs_grad(pixels, weights):
-        return _AVTranspose.apply(pixels, weights)
-    return _av_transpose(pixels, weights)
+    return _apply("av_transpose", pixels, weights)
 
 
 def neighborhood_qk(pixels: Tensor, cells: Tensor) -> Tensor:
@@ -78,80 +76,47 @@ def neighborhood_qk(pixels: Tensor, cells: Tensor) -> Tensor:
     Returns:
         ``(B, H, W, 9)``.
     """
-    return _QK.apply(pixels, cells) if _needs_grad(pixels, cells) else _qk(pixels, cells)
+    return _apply("qk", pixels, cells)
 
 
-class _AV(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, cells: Tensor, weights: Tensor) -> Tensor:
-        _save(ctx, cells, weights)
-        return _av(cells, weights)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        cells, weights = ctx.saved_tensors
-        return (
-            neighborhood_av_transpose(grad, weights) if ctx.needs_input_grad[0] else None,
-            neighborhood_qk(grad, cells) if ctx.needs_input_grad[1] else None,
-        )
+def _apply(name: str, first: Tensor, second: Tensor) -> Tensor:
+    recorded = torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)
+    # A trace records the operators that the product is made of.
+    if recorded and not torch.jit.is_tracing():
+        return _Product.apply(name, first, second)
+    return _compute(name, first, second)
 
 
-class _AVTranspose(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, pixels: Tensor, weights: Tensor) -> Tensor:
-        _save(ctx, pixels, weights)
-        return _av_transpose(pixels, weights)
+class _Product(torch.autograd.Function):
+    """One of the three products; its derivatives are the other two."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        pixels, weights = ctx.saved_tensors
-        return (
-            neighborhood_av(grad, weights) if ctx.needs_input_grad[0] else None,
-            neighborhood_qk(pixels, grad) if ctx.needs_input_grad[1] else None,
-        )
-
-
-class _QK(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, pixels: Tensor, cells: Tensor) -> Tensor:
-        _save(ctx, pixels, cells)
-        return _qk(pixels, cells)
+    def forward(ctx: Any, name: str, first: Tensor, second: Tensor) -> Tensor:
+        ctx.name = name
+        _, by_first, by_second = ctx.needs_input_grad
+        ctx.save_for_backward(first if by_second else None, second if by_first else None)
+        return _compute(name, first, second)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        pixels, cells = ctx.saved_tensors
-        return (
-            neighborhood_av(cells, grad) if ctx.needs_input_grad[0] else None,
-            neighborhood_av_transpose(pixels, grad) if ctx.needs_input_grad[1] else None,
-        )
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        first, second = ctx.saved_tensors
+        _, by_first, by_second = ctx.needs_input_grad
+        if ctx.name == "av":
+            grad_first = neighborhood_av_transpose(grad, second) if by_first else None
+            grad_second = neighborhood_qk(grad, first) if by_second else None
+        elif ctx.name == "av_transpose":
+            grad_first = neighborhood_av(grad, second) if by_first else None
+            grad_second = neighborhood_qk(first, grad) if by_second else None
+        else:
+            grad_first = neighborhood_av(second, grad) if by_first else None
+            grad_second = neighborhood_av_transpose(first, grad) if by_second else None
+        return None, grad_first, grad_second
 
 
-def _needs_grad(*operands: Tensor) -> bool:
-    """Whether autograd records the product; a trace records the operators of the product itself."""
-    needed = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
-    return needed and not torch.jit.is_tracing()
-
-
-def _save(ctx: Any, first: Tensor, second: Tensor) -> None:
-    """Save each operand only if the gradient by the other one is needed."""
-    needed = ctx.needs_input_grad
-    ctx.save_for_backward(first if needed[1] else None, second if needed[0] else None)
-
-
-def _av(cells: Tensor, weights: Tensor) -> Tensor:
-    with torch.autocast(cells.device.type, enabled=False):
-        return (_av_rows if _by_rows(cells) else _av_shifted)(cells, weights)
-
-
-def _av_transpose(pixels: Tensor, weights: Tensor) -> Tensor:
-    with torch.autocast(pixels.device.type, enabled=False):
-        product = _av_transpose_rows if _by_rows(pixels) else _av_transpose_shifted
-        return product(pixels, weights)
-
-
-def _qk(pixels: Tensor, cells: Tensor) -> Tensor:
-    with torch.autocast(pixels.device.type, enabled=False):
-        return (_qk_rows if _by_rows(pixels) else _qk_shifted)(pixels, cells)
+def _compute(name: str, first: Tensor, second: Tensor) -> Tensor:
+    rows, shifted = _FORMS[name]
+    with torch.autocast(first.device.type, enabled=False):
+        return (rows if _by_rows(first) else shifted)(first, second)
 
 
 def _by_rows(x: Tensor) -> bool:
@@ -279,3 +244,10 @@ def _av_transpose_shifted(pixels: Tensor, weights: Tensor) -> Tensor:
 def _children(fine: Tensor) -> Tensor:
     """The four pixels of every cell: ``(B, H, W, C)`` → ``(B·h·w, 4, C)``."""
     return group_by_parent(fine).transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+
+_FORMS = {
+    "av": (_av_rows, _av_shifted),
+    "av_transpose": (_av_transpose_rows, _av_transpose_shifted),
+    "qk": (_qk_rows, _qk_shifted),
+}
