@@ -149,6 +149,8 @@ class TestTextures:
         assert pattern.min() >= -1.0
         assert pattern.max() <= 1.0
         assert pattern.std() > 0.15
+        region = x > y  # any set of points
+        assert STUFF_TEXTURES[name](rng, x[region], y[region]).shape == (region.sum(),)
 
     @pytest.mark.parametrize("filling", FILLINGS)
     def test_fillings(self, filling, rng):
@@ -160,12 +162,6 @@ class TestTextures:
 
     def test_every_thing_class_prefers_a_filling(self):
         assert len(FILLINGS) == len(set(FILLINGS)) == len(FIGURES)
-
-    @pytest.mark.parametrize("name", STUFF_TEXTURES)
-    def test_works_on_any_set_of_points(self, name, rng):
-        x, y = pixel_grid(40, 50)
-        region = x > y
-        assert STUFF_TEXTURES[name](rng, x[region], y[region]).shape == (region.sum(),)
 
 
 class TestExact:
