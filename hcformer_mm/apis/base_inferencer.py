@@ -24,8 +24,8 @@ class BaseInferencer:
     """Runs a detector of mmdet or a segmentor of mmseg on images.
 
     Not a subclass of MMEngine's ``BaseInferencer``, which keeps the results of all images before
-    it returns any, finds models by name only in a fixed list of packages, and unpickles checkpoints
-    as code.
+    it returns any, finds models by name only in a fixed list of packages, and unpickles
+    checkpoints, which can run code.
 
     Args:
         model: A ``Config``, the path of a config file, or the name of a config of this package.
