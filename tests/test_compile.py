@@ -53,7 +53,7 @@ def test_networks_are_one_graph(name):
 
 
 def agree(backbone, compiled):
-    """Maps, assignments, scales and gradients; what comes out is of the same type."""
+    """Type, maps, assignments, scales and gradients agree."""
     image = torch.randn(1, 3, 64, 96)
     outputs, expected = compiled(image), backbone(image)
     assert type(outputs) is type(expected)
@@ -77,7 +77,7 @@ def agree(backbone, compiled):
 @pytest.mark.parametrize("name", ["detector", "detector of tokens"])
 def test_backbone_agrees(name):
     backbone = lively_model(read_config(*MODELS[name])).backbone
-    # fullgraph: with gradients, too, it never leaves the graph.
+    # fullgraph: it never leaves the graph, with gradients either.
     agree(backbone, torch.compile(backbone, backend="aot_eager", fullgraph=True))
 
 
@@ -89,8 +89,8 @@ def test_backbone_agrees_on_generated_code(name):
 
 
 @pytest.mark.slow
-def test_training_leaves_the_graph_in_the_host_alone():
-    """Ground truth of a number that is not known before, and matching on the CPU."""
+def test_training_leaves_the_graph_in_mmdet_only():
+    """Matching is done on the CPU, for an unknown number of objects."""
     model = lively_model(read_config(TINY_CONFIG, TINY)).train()
     data = model.data_preprocessor(batch(), True)
     explanation = dynamo.explain(lambda: model(**data, mode="loss"))()
@@ -103,7 +103,7 @@ def test_training_leaves_the_graph_in_the_host_alone():
     "options",
     [
         dict(backend="aot_eager"),
-        # By default generated code has random numbers of its own.
+        # By default generated code draws its own random numbers.
         pytest.param(dict(options={"fallback_random": True}), marks=pytest.mark.slow),
     ],
 )
@@ -132,9 +132,9 @@ def test_training_step_agrees(options):
 
 @pytest.mark.slow
 def test_runner_compiles(small_shapes, tmp_path):  # noqa: F811
-    """`compile=True` on the command line, with AdamW: the losses are those without it.
+    """`compile=True` on the command line, with AdamW, gives the losses of eager training.
 
-    But for the points of the masks: generated code samples others.
+    They differ slightly, as generated code samples other points of the masks.
     """
     logs = []
     for name, options in (("eager", []), ("compiled", ["compile=True"])):

@@ -71,7 +71,7 @@ def _read(path):
 
 
 def read(path, options=None):
-    """A config of its own, with options; files are parsed once."""
+    """Return a fresh copy of a config, with options merged; each file is parsed once."""
     config = deepcopy(_read(path))
     config.merge_from_dict(options or {})
     init_default_scope(config.default_scope)
@@ -79,7 +79,7 @@ def read(path, options=None):
 
 
 def build(config):
-    """The model with random weights; nothing is downloaded, as nothing is initialized."""
+    """Build the model with random weights, without init_weights, which would download."""
     torch.manual_seed(0)
     return revert_sync_batchnorm(MODELS.build(config.model))
 
@@ -91,7 +91,7 @@ def trained(model):
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def zoo(request):
-    """Path, config and model of one config after the other."""
+    """Path, config and model of each config."""
     config = read(request.param)
     return request.param, config, build(config)
 
@@ -122,7 +122,7 @@ def batch(config, model, size, original):
 def test_trains_a_step_and_predicts_what_the_metrics_read(zoo):
     _, config, model = zoo
     size, original = (64, 96), (80, 120)
-    # Images stay as small as they are.
+    # No padding to the crop size.
     if config.default_scope == "mmseg":
         model.data_preprocessor.size, model.data_preprocessor.size_divisor = None, 32
     else:

@@ -58,7 +58,7 @@ def rows(section):
 
 
 def shape(text):
-    """A size such as 800×1088 that a text names."""
+    """Parse a size such as 800×1088 in a text."""
     height, width = re.search(r"(\d+)×(\d+)", text).groups()
     return int(height), int(width)
 
@@ -121,7 +121,7 @@ def test_metafiles_follow_the_schema():
             assert Path(model["Config"]).parent == Path(name).parent
             for result in model["Results"]:
                 assert_has(result, RESULT)
-            # Figures are of weights that one can have.
+            # Results belong to published weights.
             assert not model["Results"] or model["Weights"].startswith("https://")
 
 
@@ -172,11 +172,11 @@ def test_the_readme_lists_every_row_of_the_paper():
     [pytest.param(c, o, row, id=f"{t} {o[-1]}") for t, c, o, row, _ in ABLATIONS],
 )
 def test_ablations_build(config, options, row):
-    """The line of the README gives a model of the parameters that stand beside it."""
+    """The options in the README give a model with the number of parameters beside them."""
     for option in options:
         node = read(config)
         for name in option.split("=", 1)[0].split("."):
-            # A misspelt key would be added without a word.
+            # A misspelled key would be added silently.
             assert name in node, option
             node = node[name]
     parameters = parameters_of(config, tuple(options))

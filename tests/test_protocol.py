@@ -45,7 +45,7 @@ SEMANTIC = {  # shorter side in the test, crop
 
 
 def optimizer(config, model):
-    """The wrapped optimizer; that of mixed precision needs a GPU, what it wraps does not."""
+    """Build the optimizer without mixed precision, which needs a GPU."""
     assert config.optim_wrapper.type == "AmpOptimWrapper"
     config.optim_wrapper.type = "OptimWrapper"
     return build_optim_wrapper(model, config.optim_wrapper)
@@ -125,7 +125,7 @@ def test_schedule_on_coco(epochs, task):
     assert config.train_cfg.max_iters == config.param_scheduler.end == iterations
     assert config.param_scheduler.milestones == milestones
     assert config.param_scheduler.gamma == 0.1
-    # The last validation is the one at the end.
+    # The last validation is at the end.
     ((start, interval),) = config.train_cfg.dynamic_intervals
     assert iterations - config.train_cfg.val_interval < start - 1 <= iterations == interval
 
@@ -189,7 +189,7 @@ def test_pipeline_of_semantic_segmentation(path):
         result = resize(dict(img=np.zeros((30, 40, 3), np.uint8), seg_fields=[]))
         chosen.add(min(result["img_shape"]))
     assert chosen == {int(side * tenths / 10) for tenths in range(5, 21)}
-    # Four times the side is the most that the longer side becomes.
+    # The longer side becomes four times as long at most.
     result = resize(dict(img=np.zeros((100, 1000, 3), np.uint8), seg_fields=[]))
     assert result["img_shape"][1] == 4 * side
     assert (cut.crop_size, cut.cat_max_ratio) == (crop, 1.0)

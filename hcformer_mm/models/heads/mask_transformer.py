@@ -22,8 +22,8 @@ Decoder = Literal["masked", "standard"]
 class MaskTransformer(Mask2FormerHead):
     """Mask2Former's or DETR's transformer decoder on a single feature map (paper, Fig. 4).
 
-    It is the part of :class:`~hcformer_mm.models.HCFormerHead` that has parameters, and takes its
-    arguments. What it inherits are mmdet's losses and ``_forward_head``.
+    It holds the parameters of :class:`~hcformer_mm.models.HCFormerHead` and takes its arguments;
+    mmdet's head provides the losses and ``_forward_head``.
 
     Raises:
         ValueError: ``decoder`` is unknown, or the widths of the decoder differ from

@@ -53,7 +53,7 @@ class DeformableDownsampling(ModulatedDeformConv2d):
         self.reset_offsets()
 
     def reset_offsets(self) -> None:
-        """Reset offsets and modulation to their start at zero."""
+        """Zero the convolution that predicts them: offsets 0, modulation 0.5."""
         for parameter in self.conv_offset.parameters():
             nn.init.zeros_(parameter)
 

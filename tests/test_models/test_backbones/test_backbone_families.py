@@ -188,7 +188,7 @@ def test_without_taps_the_error_lists_them(name):
 
 @over_families
 def test_trains_and_predicts_in_maskformer(family):
-    """With the last map alone, which the head reads, no parameter is left without a gradient."""
+    """Every parameter gets a gradient from the last map, the only one that the head reads."""
     model = family.build(outs=family.outs[-1:])
     with torch.no_grad():
         (last,) = model.eval()(torch.randn(1, 3, 64, 96))

@@ -140,7 +140,7 @@ def test_dry_run_leaves_no_trace():
 
 
 class Demanding(nn.Module):
-    """Registers another convolution before its stem, and refuses images that it does not like."""
+    """Registers another convolution before its stem, and accepts some image sizes only."""
 
     def __init__(self, channels, accepted):
         super().__init__()

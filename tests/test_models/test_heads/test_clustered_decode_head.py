@@ -256,7 +256,7 @@ def test_prediction_on_whole_images_and_in_windows(mask_space):
 
 
 def test_auxiliary_heads_are_mmsegs():
-    """They read inner maps of the clustered features as of any tuple, and add nothing."""
+    """They read inner maps of the clustered features as of any tuple; no regularizer is added."""
     model = segmentor("hcformer_mm.HCFCNHead").eval()
     images, samples = batch()
     features = model.extract_feat(images)

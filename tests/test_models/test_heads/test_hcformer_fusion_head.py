@@ -102,7 +102,7 @@ def adversarial(kind, random):
     if kind == "equal masks and scores":
         masks[:] = masks[:1]
     elif kind == "at one half":
-        # 0 is at the threshold; so is, after rounding, what lies just below it.
+        # 0 is at the threshold; so are, after rounding, values just below it.
         masks = torch.tensor([0.0, -1e-9, -1e-3])[torch.randint(3, masks.shape, generator=random)]
     elif kind == "nothing above one half":
         masks = -masks.abs() - 1
@@ -187,7 +187,7 @@ def test_needed_queries_have_all_results(seed):
 
 
 def test_confidence_in_half_precision():
-    """65,504 pixels are all that a sum in float16 can count."""
+    """A sum in float16 cannot count more than 65,504 pixels."""
     class_logits = torch.tensor([[9.0, 0, 0, 0]]).half()
     instances = fusion_head(max_per_image=1).instance_postprocess(
         class_logits, torch.full((1, 300, 300), 9.0).half()

@@ -77,7 +77,7 @@ def test_attention_looks_where_the_mask_is():
 
 @torch.no_grad()
 def randomize(module):
-    """Normalisations and biases start at 1 and 0, which would hide a mistake."""
+    """Draw all parameters at random: weights of 1 and biases of 0 would hide mistakes."""
     for parameter in module.parameters():
         parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
 
@@ -117,7 +117,7 @@ def test_standard_decoder_is_detrs():
 
 
 def test_standard_decoder_has_no_query_features():
-    """Its queries start at zero, so there is nothing before the first layer to predict from."""
+    """Its queries start at zero and predict nothing before the first layer."""
     masked, standard = (
         set(dict(detector(**{"panoptic_head.decoder": decoder}).panoptic_head.named_parameters()))
         for decoder in ("masked", "standard")
@@ -185,7 +185,7 @@ def test_images_without_segments():
         torch.manual_seed(1)
         losses.append(model.loss(images, truth))
     assert all(loss.isfinite() for loss in losses[0].values())
-    # The same seed gives the same losses, and what differs is the ground truth alone.
+    # Losses are reproducible, so the difference comes from the ground truth alone.
     torch.testing.assert_close(losses[0], losses[1])
     assert losses[0]["loss_mask"] != losses[2]["loss_mask"]
     empty = model.loss(torch.randn(1, 3, 64, 96), samples[1:])
@@ -230,7 +230,7 @@ def test_features_without_clustering_are_refused():
 
 
 def test_matching_does_not_overflow_in_half_precision():
-    """A large segment that every query is sure to exclude: the sum of its cost exceeds float16."""
+    """The cost of a large segment that every query excludes exceeds float16."""
     head = detector(**{"train_cfg.num_points": 12544}).panoptic_head
     ground_truth = InstanceData(labels=torch.tensor([0]), masks=torch.ones(1, 32, 32))
     losses = []
@@ -245,7 +245,7 @@ def test_matching_does_not_overflow_in_half_precision():
 
 
 def test_losses_under_autocast():
-    """So many masks and points that their product exceeds float16."""
+    """The number of masks times points exceeds float16."""
     model = detector(**{"train_cfg.num_points": 12544}).train()
     losses = {}
     for dtype in (None, torch.bfloat16, torch.float16):

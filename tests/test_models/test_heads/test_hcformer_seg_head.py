@@ -88,7 +88,7 @@ def test_losses_are_those_of_the_head_on_these_masks():
     head = model.decode_head
     torch.manual_seed(1)
     losses = head.loss(features, samples, model.train_cfg)
-    # The same head as mmdet's detector has it, on instances cut out by hand.
+    # The detector's head with the same weights, on instances cut out by hand.
     config = model_config(SEMANTIC_CONFIG).decode_head
     for name in ("type", "num_classes"):
         del config[name]
@@ -133,7 +133,7 @@ def test_every_parameter_learns_in_the_segmentor(level, decoder):
 
 @pytest.mark.parametrize("empty", [[True, True], [True, False]])
 def test_images_without_labels(empty):
-    """All parameters get a gradient, so that distributed training goes on."""
+    """All parameters get a gradient, which distributed training needs."""
     model = segmentor().train()
     samples = [seg_sample(torch.full((64, 96), 255) if e else stripes()) for e in empty]
     losses = model.loss(torch.randn(2, 3, 64, 96), samples)

@@ -67,7 +67,7 @@ def random_module_and_maps(size, requires_grad=True):
 
 
 def work_on(numbers, monkeypatch):
-    """Bands of so many numbers."""
+    """Set the number of elements per band."""
     for name in ("BAND_NUMEL", "BACKWARD_BAND_NUMEL"):
         monkeypatch.setattr(f"hcformer_mm.ops.bands.{name}", numbers)
 
@@ -99,7 +99,7 @@ def test_gradient_of_the_gradient(cached, monkeypatch):
 
 @pytest.mark.parametrize("frozen", ["fine", "coarse", "norms", "projections", "all weights"])
 def test_what_is_frozen_gets_no_gradient(frozen, monkeypatch):
-    """A frozen stem in front, or a module that is not to learn."""
+    """A frozen stem or a frozen clustering module."""
     work_on(1, monkeypatch)
     clustering, fine, coarse = random_module_and_maps((5, 8))
     inputs = {"fine": fine, "coarse": coarse, **dict(clustering.named_parameters())}
@@ -118,7 +118,7 @@ def test_what_is_frozen_gets_no_gradient(frozen, monkeypatch):
 
 
 def test_training_keeps_little(monkeypatch):
-    """For the backward pass: what is known of cells and the assignment; no feature of a pixel."""
+    """The backward pass keeps features of cells and the assignment, but none of pixels."""
     work_on(2**12, monkeypatch)
     clustering = ClusteringModule(64, 128, embed_channels=16)
     fine = torch.randn(1, 64, 32, 32).requires_grad_()

@@ -11,7 +11,7 @@ from tests.helpers.models import COCO_CONFIG, data_sample, detector, seg_sample,
 
 @pytest.fixture
 def same_points(monkeypatch):
-    """Random points that depend on their number alone, the same for every mask."""
+    """Random points shared by all masks, which depend on their number alone."""
 
     def rand(*size: Any, dtype: torch.dtype = torch.float32, **options: Any) -> torch.Tensor:
         first, number, axes = size[0] if len(size) == 1 else size
@@ -41,7 +41,7 @@ def check_equal(build, samples, size=(64, 96)):
     assert set(losses) == set(expected)
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value, rtol=1e-5, atol=1e-6, msg=name)
-    # What is zero but for rounding (a bias before a normalization) is compared with the whole.
+    # Gradients that are zero but for rounding (biases before a norm) are compared with the whole.
     whole = torch.stack([gradient.norm() for gradient in oracle.values()]).norm()
     assert whole > 0
     for name, gradient in oracle.items():
@@ -57,7 +57,7 @@ def check_equal(build, samples, size=(64, 96)):
         {"panoptic_head.decoder": "standard"},
         {"backbone.hierarchical_level": 1},
         {"backbone.hierarchical_level": 0},
-        # More objects than queries, so that some objects stay without one.
+        # More objects than queries: some objects stay unmatched.
         {"panoptic_head.num_queries": 2},
     ],
     ids=str,
@@ -100,7 +100,7 @@ def test_without_any_object(same_points):
 
 
 def test_only_matched_masks_are_decoded(monkeypatch):
-    """By their number: three segments an image, matched at each of four layers."""
+    """Three segments per image, matched at each of four layers."""
     decoded = []
 
     def spy(logits, assignments, mask_space):

@@ -106,7 +106,7 @@ def test_only_the_last_map_changes():
 
 
 def test_drops_in_training_alone():
-    """A tenth, in attention, after it and in the FFN; nothing in the decoder."""
+    """Dropout of 0.1 in attention, after it and in the FFN; none in the decoder."""
     model = detector(**plus()).train()
     for module, rate in ((model.neck, 0.1), (model.panoptic_head, 0.0)):
         for part in module.modules():
