@@ -197,16 +197,10 @@ def _gradients(
     lengths: Tensor,
     grad: Tensor,
 ) -> list[Tensor | None]:
-    """Gradients of :func:`_assign_maps`, band by band.
+    """Gradients of :func:`_assign_maps` by those of its nine tensors that need one.
 
-    Args:
-        eps: Epsilons of the two layer normalizations.
-        inputs: The maps, the scale and the six weights.
-        needed: Whether each of the inputs needs a gradient.
-        assignment: ``(B, H, W, 9)``.
-        cells: Padded features of the coarse map.
-        lengths: Norms that these were divided by, ``(B, h, w, 1)``.
-        grad: Gradient of the assignment, ``(B, H, W, 9)``.
+    ``cells`` are the padded features of the coarse map, ``lengths`` ``(B, h, w, 1)`` the norms that
+    they were divided by; ``assignment`` and its gradient are ``(B, H, W, 9)``.
     """
     fine, coarse, scale, *weights = inputs
     fine_projection, coarse_projection = _projections(eps, weights)

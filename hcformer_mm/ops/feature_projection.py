@@ -50,7 +50,7 @@ class ProjectedBand:
     Args:
         pixels: The rows, ``(B, r, W, C)``.
         weights: Weights.
-        known: Features and lengths of these rows, if they were computed before.
+        known: ``features`` and ``lengths``, if they were computed before.
 
     Attributes:
         features: :func:`project_features` of the rows, ``(B, r, W, C_F)``.

@@ -1,4 +1,4 @@
-"""Linear interpolation along one axis of a map: what bilinear sampling is made of."""
+"""Linear interpolation along one axis of a map, the building block of bilinear sampling."""
 
 import torch
 from torch import Tensor

@@ -61,16 +61,9 @@ def decode_points(masks: Tensor, assignments: Sequence[Tensor], points: Tensor) 
 def _cells_around(
     assignment: Tensor, points: Tensor, rows: int, cols: int
 ) -> tuple[Tensor, Tensor]:
-    """Flat index and weight of the 4×4 cells that every point may mix.
+    """Flat index ``(B, P, 16)`` and weight of the 4×4 padded cells that every point may mix.
 
-    Args:
-        assignment: ``(B, 9, H, W)``.
-        points: ``(B, P, 2)``.
-        rows: Height of the padded map of cells.
-        cols: Width of the padded map of cells.
-
-    Returns:
-        Index ``(B, P, 16)`` and weights ``(B, P, 16)``.
+    The padded map of cells has ``rows × cols``.
     """
     height, width = assignment.shape[-2:]
     x, y = points.to(assignment.dtype).unbind(dim=-1)

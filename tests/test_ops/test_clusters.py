@@ -87,18 +87,6 @@ def test_hard_assignment_equals_loop(height: int, width: int) -> None:
     assert result.tolist() == expected
 
 
-@pytest.mark.parametrize(("height", "width"), SIZES)
-def test_one_hot_assignment_is_read_back(height: int, width: int) -> None:
-    for k in range(9):
-        one_hot = torch.zeros(1, 9, height, width)
-        one_hot[:, k] = 1
-        result = hard_assignment(one_hot)[0]
-        for y, x in itertools.product(range(height), range(width)):
-            cell = candidate_cell(y, x, k)
-            if is_inside(cell, height, width):
-                assert result[y, x] == cell[0] * -(-width // 2) + cell[1]
-
-
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0, float("nan")])
 def test_choice_is_inside_whatever_the_weights(value: float) -> None:
     # All nine candidates tie, those out of bounds included: the first one inside wins.

@@ -41,27 +41,6 @@ def test_gradcheck_to_second_order(bands):
     assert torch.autograd.gradgradcheck(decode, inputs)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_constant_in_constant_out(size):
-    masks = torch.full_like(coarse_maps(*size), 2.5)
-    fine = decode(masks, random_assignment(*size))
-    torch.testing.assert_close(fine, torch.full_like(fine, 2.5))
-
-
-def test_one_hot_assignment_copies():
-    """From the clustering perspective, decoding copies a cluster's value to its elements."""
-    masks = coarse_maps(6, 8)
-    candidates = random_assignment(6, 8)
-    winner = candidates.argmax(1)
-    one_hot = torch.nn.functional.one_hot(winner, 9).permute(0, 3, 1, 2).double()
-    fine = decode(masks, one_hot)
-    for y in range(6):
-        for x in range(8):
-            k = int(winner[0, y, x])
-            cell = masks[0, :, y // 2 + k // 3 - 1, x // 2 + k % 3 - 1]
-            assert torch.equal(fine[0, :, y, x], cell)
-
-
 def test_hierarchy_is_the_product_of_matrices():
     sizes = [(11, 14), (6, 7), (3, 4)]
     assignments = [random_assignment(*size) for size in sizes]

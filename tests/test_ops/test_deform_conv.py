@@ -89,16 +89,6 @@ def test_onnx_equals_the_oracle():
     torch.testing.assert_close(output, reference.deform_conv(*tensors, 2, 1), rtol=1e-5, atol=1e-5)
 
 
-def test_undeformed_is_the_plain_convolution():
-    x, offset, mask, weight, bias = inputs(3, 2, 1, (9, 8), 2, spread=0.0)
-    output = modulated_deform_conv2d(
-        x, offset, torch.ones_like(mask), weight, bias, stride=2, padding=1
-    )
-    torch.testing.assert_close(
-        output, torch.nn.functional.conv2d(x, weight, bias, stride=2, padding=1)
-    )
-
-
 def test_channels_last_and_without_bias():
     x, offset, mask, weight, bias = inputs(3, 2, 1, (6, 6), 1)
     with_bias = modulated_deform_conv2d(x, offset, mask, weight, bias, stride=2, padding=1)
