@@ -80,24 +80,24 @@ def model_shapes(
             shapes[f"backbone.{name}.{side}_emb.weight"] = (embed, width, 1, 1)
             shapes |= _affine(f"backbone.{name}.{side}_norm", width)
     last = backbone.channels[-1]
+
+    def transformer_layer(name: str, *attentions: str) -> Shapes:
+        layer = _feed_forward_shapes(name, channels, hidden)
+        for k, attention in enumerate(attentions):
+            layer |= _attention_shapes(f"{name}.{attention}", channels)
+            layer |= _affine(f"{name}.norm{k + 1}", channels)
+        return layer | _affine(f"{name}.norm{len(attentions) + 1}", channels)
+
     if encoder_layers:
         shapes |= _linear("backbone.aux.input_proj.0", channels, last, 1, 1)
         shapes |= _affine("backbone.aux.input_proj.1", channels)
         for i in range(encoder_layers):
-            layer = f"backbone.aux.encoder.layers.{i}"
-            shapes |= _attention_shapes(f"{layer}.self_attn", channels)
-            shapes |= _feed_forward_shapes(layer, channels, hidden)
-            for k in (1, 2):
-                shapes |= _affine(f"{layer}.norm{k}", channels)
+            shapes |= transformer_layer(f"backbone.aux.encoder.layers.{i}", "self_attn")
         last = channels
     for i in range(decoder_layers):
         if standard:
             layer = f"{PREDICTOR}.transformer.decoder.layers.{i}"
-            shapes |= _attention_shapes(f"{layer}.self_attn", channels)
-            shapes |= _attention_shapes(f"{layer}.multihead_attn", channels)
-            shapes |= _feed_forward_shapes(layer, channels, hidden)
-            for k in (1, 2, 3):
-                shapes |= _affine(f"{layer}.norm{k}", channels)
+            shapes |= transformer_layer(layer, "self_attn", "multihead_attn")
         else:
             for kind, part in (("self", "self_attn"), ("cross", "multihead_attn")):
                 layer = f"{PREDICTOR}.transformer_{kind}_attention_layers.{i}"

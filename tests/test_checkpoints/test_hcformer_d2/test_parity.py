@@ -15,7 +15,7 @@ from hcformer_mm.checkpoints.hcformer_d2.convert import build, shapes_of
 from hcformer_mm.checkpoints.hcformer_d2.key_mapping import PATCH_MERGING
 from tests.helpers import reference
 from tests.helpers import released_model as released
-from tests.helpers.released_checkpoints import position_index, random_state, released_keys
+from tests.helpers.released_checkpoints import random_state, released_keys
 from tests.helpers.released_small import HEADS, SWIN, small
 
 TOLERANCE = dict(rtol=0, atol=1e-4)
@@ -266,21 +266,6 @@ def test_windows(shifted, size, swin):
     expected = released.window_attention(state, name, x, SWIN.heads[1], shifted=shifted)
     ours = attention(x.flatten(1, 2), size).unflatten(1, size)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_relative_positions(swin):
-    table = swin[1].backbone.backbone.stages[0].blocks[0].attn.w_msa.relative_position_index
-    assert torch.equal(table, position_index(SWIN.window))
-
-
-def test_attention_is_packed_alike(resnet):
-    state, model = resnet
-    attention = model.panoptic_head.transformer_decoder.layers[0].cross_attn.attn
-    query, key, value = torch.randn(2, 5, 64), torch.randn(2, 7, 64), torch.randn(2, 7, 64)
-    name = "sem_seg_head.predictor.transformer_cross_attention_layers.0.multihead_attn"
-    expected = released.attention(state, name, query, key, value, HEADS)
-    ours, _ = attention(*(x.transpose(0, 1) for x in (query, key, value)))
-    torch.testing.assert_close(ours.transpose(0, 1), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("semantic", [False, True])
