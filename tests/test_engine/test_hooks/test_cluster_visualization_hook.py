@@ -57,8 +57,8 @@ def build(shapes: Path, tmp_path: Path):
         config.val_dataloader.batch_size = config.test_dataloader.batch_size = batch_size
         config.train_cfg.val_interval = 1
         config.visualizer.vis_backends = [dict(type="RecordingVisBackend"), *backends]
-        if options.get("max_images") == 1:
-            config.val_dataloader.dataset.indices = 2
+        if "interval" not in options:  # the first batch alone is drawn
+            config.val_dataloader.dataset.indices = 1
         built = Runner.from_cfg(config)
         return built, built.visualizer.get_backend("RecordingVisBackend")
 

@@ -115,18 +115,18 @@ def assert_plain(model, before):
     assert "test_step" not in vars(model)
 
 
-def test_the_figures_stay(build, checkpoint):
+def test_metrics_stay(build, checkpoint):
     expected = build(load_from=checkpoint)
-    said, types, figures = how(expected.test())
+    said, types, metrics = how(expected.test())
     assert (said, types) == (PLAIN, ["float32", "float32"])
-    assert figures["mIoU"] > 0
+    assert metrics["mIoU"] > 0
     before = state(expected.model)
 
     fast = build(load_from=checkpoint, hooks=[hook()])
     for _ in range(2):  # A runner may test again.
         said, types, others = how(fast.test())
         assert (said, types) == (FAST, ["float32", "float32"])
-        assert others == pytest.approx(figures, abs=0.05)  # per cent
+        assert others == pytest.approx(metrics, abs=0.05)  # per cent
         assert_plain(fast.model, before)
 
 
@@ -158,7 +158,7 @@ def test_averaged_weights(build):
     """MMEngine's EMAHook exchanges weights before and after a test."""
     ema = dict(type="EMAHook", momentum=0.5)
     runners = [build(hooks=[ema]), build(hooks=[ema, hook()])]
-    figures = []
+    outputs = []
     for runner in runners:
         HowItRuns.model = runner.model
         set_random_seed(0)
@@ -175,10 +175,10 @@ def test_averaged_weights(build):
         said, _, _ = how(runner.test_loop.run())
         handle.remove()
         assert_plain(runner.model, before)
-        figures.append(torch.cat(logits[-3:]))
+        outputs.append(torch.cat(logits[-3:]))
     assert said == FAST
     # The last three are those of the images; the runs that fusing takes come before them.
-    assert torch.allclose(*figures, atol=1e-4 * figures[0].abs().max())
+    assert torch.allclose(*outputs, atol=1e-4 * outputs[0].abs().max())
 
 
 def test_after_an_error(build, checkpoint):
