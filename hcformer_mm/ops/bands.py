@@ -13,14 +13,13 @@ BACKWARD_BAND_NUMEL = 2**19
 """Elements of a map in one band of a backward pass, which holds gradients beside it."""
 
 
-def is_recorded() -> bool:
-    """Whether a model is being traced, compiled or exported."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
-
-
 def is_eager_cpu(x: Tensor) -> bool:
-    """Whether code tuned for CPUs pays off: eager, on a CPU. A GPU idles on parts of a map."""
-    return x.device.type == "cpu" and not is_recorded()
+    """Whether code tuned for CPUs serves: on a CPU, and no model is traced, compiled or exported.
+
+    A GPU idles on parts of a map, and loops over bands would be unrolled into a recorded model.
+    """
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return x.device.type == "cpu" and not recorded
 
 
 def row_bands(rows: int, row_numel: int, band_numel: int, *, multiple: int = 1) -> list[slice]:

@@ -94,6 +94,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, name: str, first: Tensor, second: Tensor) -> Tensor:
         ctx.name = name
         _, by_first, by_second = ctx.needs_input_grad
+        # The gradient by one operand needs the other.
         ctx.save_for_backward(first if by_second else None, second if by_first else None)
         return _compute(name, first, second)
 
@@ -114,6 +115,7 @@ class _Product(torch.autograd.Function):
 
 
 def _compute(name: str, first: Tensor, second: Tensor) -> Tensor:
+    """Compute a product in the form that suits the device, outside of autocast."""
     rows, shifted = _FORMS[name]
     with torch.autocast(first.device.type, enabled=False):
         return (rows if _by_rows(first) else shifted)(first, second)

@@ -57,7 +57,7 @@ class ImageClusters:
         return tuple(labels[0] for labels in batch)
 
     def to(self, device: torch.device | str, *args: object, **kwargs: object) -> "ImageClusters":
-        """Return a copy on another device; mmengine calls this with arguments of ``Tensor.to``."""
+        """Return a copy on another device; MMEngine calls this with arguments of ``Tensor.to``."""
         copy = bool(kwargs.get("copy", False))
         moved = tuple(assignment.to(device, copy=copy) for assignment in self.assignments)
         return replace(self, assignments=moved)
