@@ -145,8 +145,11 @@ def _load_torch(path: Path) -> Any:
             "a pickle (.pkl) that you trust, convert it where Detectron2 is installed: "
             "torch.save(pickle.load(open('model.pkl', 'rb'), encoding='latin1'), 'model.pth')"
         )
+    # The context removes its globals at the end, even those that force_weights_only has added.
+    present = torch.serialization.get_safe_globals()
+    missing = [item for item in _safe_globals() if item not in present]
     try:
-        with torch.serialization.safe_globals(_safe_globals()):
+        with torch.serialization.safe_globals(missing):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(

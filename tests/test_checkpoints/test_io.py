@@ -2,15 +2,16 @@
 
 import os
 import pickle
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from hcformer_mm.checkpoints.io import (
+    force_weights_only,
     load_checkpoint,
     save_checkpoint,
     sha256,
@@ -82,25 +83,34 @@ def test_refuses_code(attack, tmp_path):
     assert not trace.exists()
 
 
-def test_mmengine_refuses_code(tmp_path):
+@pytest.fixture
+def forced(monkeypatch):
+    """Call ``force_weights_only``, and undo it after the test."""
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0")
+    monkeypatch.setattr(mmengine_checkpoint, "get_torch_safe_globals", list, raising=False)
+    before = torch.serialization.get_safe_globals()
+    force_weights_only()
+    yield
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(before)
+
+
+@pytest.mark.parametrize("attack", [Touch, Constructor])
+def test_mmengine_refuses_code(attack, forced, tmp_path):
     """MMEngine alone would fall back to running it, and lists ``getattr`` as safe."""
-    trace = tmp_path / "trace"
-    paths = [tmp_path / f"{attack.__name__}.pth" for attack in (Touch, Constructor)]
-    for attack, path in zip((Touch, Constructor), paths, strict=True):
-        torch.save(dict(state_dict={}, extra=attack(trace)), path)
-    script = (
-        "import sys; from pickle import UnpicklingError; from torch import nn\n"
-        "from hcformer_mm.checkpoints.io import force_weights_only\n"
-        "from mmengine.runner.checkpoint import load_checkpoint\n"
-        "force_weights_only()\n"
-        "for path in sys.argv[1:]:\n"
-        "    try: load_checkpoint(nn.Linear(1, 1), path)\n"
-        "    except UnpicklingError: print('refused')\n"
-    )
-    command = [sys.executable, "-c", script, *paths]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.stdout.split().count("refused") == 2, result.stdout + result.stderr
+    trace, path = tmp_path / "trace", tmp_path / "hostile.pth"
+    torch.save(dict(state_dict={}, extra=attack(trace)), path)
+    with pytest.raises(pickle.UnpicklingError):
+        mmengine_checkpoint.load_checkpoint(torch.nn.Linear(1, 1), str(path))
     assert not trace.exists()
+
+
+def test_loading_keeps_the_safe_globals(forced, tmp_path):
+    before = torch.serialization.get_safe_globals()
+    assert HistoryBuffer in before
+    torch.save(dict(state_dict=STATE), tmp_path / "x.pth")
+    load_checkpoint(tmp_path / "x.pth")
+    assert len(torch.serialization.get_safe_globals()) == len(before)
 
 
 @pytest.mark.parametrize(
