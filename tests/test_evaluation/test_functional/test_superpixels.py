@@ -283,36 +283,27 @@ def test_labels_of_any_kind():
     assert (majority_map(CLUSTERS, SEGMENTS * 2**40) % 2**40 == 0).all()
 
 
+BAD_LABELS = r"labels as \(H, W\) integers, one pixel at least, got"
+BAD_IGNORE = r"expected ignore as an integer or as a bool mask of the size \(4, 6\), got"
+
+
 @pytest.mark.parametrize(
-    ("arguments", "options", "message"),
+    ("labels", "truth", "options", "message"),
     [
-        (
-            (CLUSTERS.astype(float), SEGMENTS),
-            {},
-            r"labels as \(H, W\) integers, .* got float64",
-        ),
-        ((CLUSTERS > 1, SEGMENTS), {}, "labels as .* got bool"),
-        ((CLUSTERS, SEGMENTS[None]), {}, r"ground_truth as .* of \(1, 4, 6\)"),
-        ((CLUSTERS[:0], SEGMENTS[:0]), {}, "one pixel at least"),
-        ((CLUSTERS, SEGMENTS[:2]), {}, r"of one size, got labels of \(4, 6\) .* of \(2, 6\)"),
-        *(
-            (
-                (CLUSTERS, SEGMENTS),
-                dict(ignore=ignore),
-                r"expected ignore as an integer or .* \(4, 6\), got",
-            )
-            for ignore in (0.5, SEGMENTS, np.zeros((2, 2), bool))
-        ),
-        (
-            (CLUSTERS, SEGMENTS),
-            dict(form="bergh"),
-            "expected form 'neubert-protzel' or 'levin', got 'bergh'",
-        ),
+        (CLUSTERS.astype(float), SEGMENTS, {}, f"{BAD_LABELS} float64"),
+        (CLUSTERS > 1, SEGMENTS, {}, f"{BAD_LABELS} bool"),
+        (CLUSTERS[:0], SEGMENTS[:0], {}, f"{BAD_LABELS} int64"),
+        (CLUSTERS, SEGMENTS[None], {}, r"ground_truth as .* of \(1, 4, 6\)"),
+        (CLUSTERS, SEGMENTS[:2], {}, r"of one size, got labels of \(4, 6\) .* of \(2, 6\)"),
+        (CLUSTERS, SEGMENTS, dict(ignore=0.5), f"{BAD_IGNORE} float64"),
+        (CLUSTERS, SEGMENTS, dict(ignore=SEGMENTS), f"{BAD_IGNORE} int64"),
+        (CLUSTERS, SEGMENTS, dict(ignore=np.zeros((2, 2), bool)), f"{BAD_IGNORE} bool"),
+        (CLUSTERS, SEGMENTS, dict(form="bergh"), "form 'neubert-protzel' or 'levin', got 'bergh'"),
     ],
 )
-def test_bad_arguments(arguments, options, message):
+def test_bad_arguments(labels, truth, options, message):
     with pytest.raises(ValueError, match=message):
-        undersegmentation_error(*arguments, **options)
+        undersegmentation_error(labels, truth, **options)
 
 
 def test_bad_tolerance_and_image():

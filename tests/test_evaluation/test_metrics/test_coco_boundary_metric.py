@@ -120,27 +120,23 @@ def test_stands_beside_mask_ap(ann_file):
     assert np.isnan(scores["coco/other_boundary_precision"])
 
 
-def test_hollow_prediction_is_not_a_match(ann_file):
-    """The ring has the boundary of the box but a third of its mask: the smaller IoU counts."""
-    assert evaluate(ann_file, predictions(ring()))["coco/boundary_mAP"] == 0.0
-
-
-def test_wide_boundary_is_the_mask(ann_file):
-    """Ten pixels, 0.1 of the diagonal: no pixel of the box is farther from its contour."""
-    scores = evaluate(ann_file, predictions(box(left=11)), dilation_ratio=0.1)
-    assert scores["coco/boundary_mAP"] == 0.9
-
-
-def test_better_scored_misses_cost_precision(ann_file):
-    """A miss before the hit: precision 1/2 at any recall."""
-    found = predictions(box(left=40), box(), scores=[0.9, 0.8])
-    assert evaluate(ann_file, found)["coco/boundary_mAP"] == 0.5
-
-
-def test_misses(ann_file):
-    wrong_class = predictions(box(), labels=[1])
-    for found in (wrong_class, predictions()):
-        assert evaluate(ann_file, found, predictions())["coco/boundary_mAP"] == 0.0
+@pytest.mark.parametrize(
+    ("found", "options", "expected"),
+    [
+        # The ring has the boundary of the box but a third of its mask: the smaller IoU counts.
+        (predictions(ring()), {}, 0.0),
+        # Ten pixels, 0.1 of the diagonal: no pixel of the box is farther from its contour.
+        (predictions(box(left=11)), dict(dilation_ratio=0.1), 0.9),
+        # A miss before the hit: precision 1/2 at any recall.
+        (predictions(box(left=40), box(), scores=[0.9, 0.8]), {}, 0.5),
+        (predictions(box(), labels=[1]), {}, 0.0),
+        (predictions(), {}, 0.0),
+    ],
+    ids=["hollow", "wide boundary", "better scored miss", "wrong class", "nothing"],
+)
+def test_other_predictions(ann_file, found, options, expected):
+    scores = evaluate(ann_file, found, predictions(), **options)
+    assert scores["coco/boundary_mAP"] == expected
 
 
 def test_ground_truth_of_the_samples():
