@@ -87,11 +87,7 @@ class ClusterVisualizationHook(Hook):
         self._drawn = 0
 
     def _before_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: dict | tuple | list | None = None,
-        mode: str = "train",
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, mode: str = "train"
     ) -> None:
         """Record the clusters of a batch that is to be drawn."""
         self._detach()  # of a batch that failed
@@ -103,7 +99,7 @@ class ClusterVisualizationHook(Hook):
         self,
         runner: Runner,
         batch_idx: int,
-        data_batch: dict | tuple | list | None = None,
+        data_batch: Any = None,
         outputs: Any = None,
         mode: str = "train",
     ) -> None:
