@@ -30,12 +30,13 @@ def losses_and_gradients(model, features, samples):
     return losses, dict(zip(parameters, gradients, strict=True))
 
 
-def check_equal(build, samples, size=(64, 96)):
+def check_equal(samples, build=detector, size=(64, 96), **options):
     torch.manual_seed(3)
     images = torch.randn(len(samples), 3, *size)
+    head = "panoptic_head" if build is detector else "decode_head"
     results = []
     for matched_only in (True, False):
-        model = build(matched_only).train()
+        model = build(**options, **{f"{head}.decode_matched_only": matched_only}).train()
         results.append(losses_and_gradients(model, images, samples))
     (losses, gradients), (expected, oracle) = results
     assert set(losses) == set(expected)
@@ -64,29 +65,17 @@ def check_equal(build, samples, size=(64, 96)):
 )
 @pytest.mark.parametrize("things", [(2, 2), (5, 0)])
 def test_equal_to_mmdets_losses(same_points, options, things):
-    samples = [data_sample((64, 96), things=number) for number in things]
-
-    def build(matched_only):
-        return detector(**options, **{"panoptic_head.decode_matched_only": matched_only})
-
-    check_equal(build, samples)
+    check_equal([data_sample((64, 96), things=number) for number in things], **options)
 
 
 def test_equal_with_an_odd_size(same_points):
-    check_equal(
-        lambda matched_only: detector(**{"panoptic_head.decode_matched_only": matched_only}),
-        [data_sample((75, 109), things=3)],
-        size=(75, 109),
-    )
+    check_equal([data_sample((75, 109), things=3)], size=(75, 109))
 
 
 def test_equal_in_a_segmentor(same_points):
     label_map = torch.arange(10).repeat_interleave(10).expand(64, -1)[:, :96].clone()
     label_map[:20] = 255
-    check_equal(
-        lambda matched_only: segmentor(**{"decode_head.decode_matched_only": matched_only}),
-        [seg_sample(label_map), seg_sample(label_map.flip(1))],
-    )
+    check_equal([seg_sample(label_map), seg_sample(label_map.flip(1))], segmentor)
 
 
 def test_without_any_object(same_points):
