@@ -95,8 +95,9 @@ def main() -> None:
     print(f"input       1 x 3 x {height} x {width}")
     print(f"parameters  {count_parameters(model) / 1e6:.2f} M")
     print(f"mult-adds   {counts.total() / 1e9:.2f} G: backbone, neck, head and decoding, of which")
+    longest = max(map(len, counts))
     for kind, count in counts.most_common():
-        print(f"  {kind:<16} {count / 1e9:8.2f} G")
+        print(f"  {kind:<{longest}} {count / 1e9:8.2f} G")
     print(
         "Counted by MMEngine's FlopAnalyzer. Deformable convolutions count as the plain "
         "convolutions they replace; the convolutions that predict their offsets count as well. "
