@@ -108,7 +108,8 @@ def random_colors(labels: Labels, *, seed: int = 0) -> RGBImage:
     preference = np.random.default_rng(seed).uniform(0, 30, (number, len(colors)))
     sides = [(labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])]
     first, second = np.concatenate([np.stack([a.ravel(), b.ravel()]) for a, b in sides], axis=1)
-    touching = csr_array((np.ones(len(first), np.int8), (first, second)), shape=(number, number))
+    # Booleans, since sums of integers would overflow, and a sum of zero is no neighbor.
+    touching = csr_array((np.ones(len(first), np.bool_), (first, second)), shape=(number, number))
     touching = csr_array(touching + touching.T)
     chosen = np.full(number, -1)
     for label in range(number):

@@ -115,6 +115,14 @@ def test_random_colors_tell_neighbors_apart(rng: np.random.Generator) -> None:
     assert len(np.unique(result.reshape(-1, 3), axis=0)) > 40
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_random_colors_tell_neighbors_of_long_borders_apart(seed: int) -> None:
+    colors = random_colors(blocks(2, 16, 256), seed=seed)[::256, ::256]
+    lab = rgb2lab(colors / 255.0)
+    assert np.linalg.norm(lab[1] - lab[0], axis=-1).min() > 25
+    assert np.linalg.norm(lab[:, 1:] - lab[:, :-1], axis=-1).min() > 25
+
+
 def test_random_colors_follow_the_seed() -> None:
     labels = blocks(6, 6, 2)
     assert np.array_equal(random_colors(labels, seed=3), random_colors(labels, seed=3))
