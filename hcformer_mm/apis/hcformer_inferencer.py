@@ -20,7 +20,7 @@ class HCFormerInferencer(BaseInferencer):
 
     Works with every detector of mmdet that predicts segments or masks and every segmentor of mmseg.
     mmdet's ``DetInferencer`` and mmseg's ``MMSegInferencer`` read the same configs and checkpoints
-    and predict the same, bit for bit if ``fast=False``. Arguments and attributes are those of
+    and give the same predictions, bit for bit if ``fast=False``. For arguments and attributes, see
     :class:`~hcformer_mm.apis.base_inferencer.BaseInferencer`.
 
     ::
@@ -48,22 +48,22 @@ class HCFormerInferencer(BaseInferencer):
             inputs: One or more images, folders or videos; see
                 :func:`~hcformer_mm.apis.inputs.open_images`.
             batch_size: Images per forward pass.
-            out_dir: Folder for files of the results; for these, and for ``ann_file``, ``draw`` and
-                ``score_thr``, see :class:`~hcformer_mm.apis.result_writer.ResultWriter`.
-            ann_file: COCO annotations whose image and category ids the files use.
+            out_dir: Folder for result files, which
+                :class:`~hcformer_mm.apis.result_writer.ResultWriter` describes; None writes none.
+            ann_file: COCO annotations from which the files take image and category ids.
             draw: Whether the files include drawings.
             score_thr: Minimum score of instances that are drawn.
-            logits: Whether samples of mmseg keep ``seg_logits``, one float per pixel and class.
+            logits: Whether mmseg's samples keep ``seg_logits``, one float per pixel and class.
             progress: Whether to show a progress bar.
 
         Returns:
-            One data sample per image, in order, on the CPU, at the image's size: ``DetDataSample``
-            with those of ``pred_panoptic_seg``, ``pred_instances`` and ``pred_sem_seg`` that the
-            model's ``test_cfg`` enables, or ``SegDataSample`` with ``pred_sem_seg``.
+            One data sample per image, in order, on the CPU, at the image's size. A
+            ``DetDataSample`` has ``pred_panoptic_seg``, ``pred_instances`` and ``pred_sem_seg``, as
+            far as the model's ``test_cfg`` enables them; a ``SegDataSample`` has ``pred_sem_seg``.
 
         Raises:
             ValueError: An input is not an image, two images would be written to the same file, or
-                the results cannot be written for another reason, which the message names.
+                the results cannot be written as requested.
             FileNotFoundError: No such file.
         """
         return list(
@@ -93,8 +93,8 @@ class HCFormerInferencer(BaseInferencer):
     ) -> Iterator[BaseDataElement]:
         """Yield the results of a call one by one, for more images than fit in memory.
 
-        Arguments and errors are those of a call. The model runs as results are requested; the JSON
-        files are written after the last image.
+        Arguments and errors are the same as for a call. The model runs only when the next result is
+        requested; the JSON files are written after the last image.
         """
         images = open_images(inputs)
         writer = None
@@ -115,14 +115,14 @@ class HCFormerInferencer(BaseInferencer):
 
         Args:
             image: The image, ``(H, W, 3)`` uint8, RGB.
-            sample: The data sample that a call returned for it.
+            sample: The data sample that a call returned for this image.
             score_thr: Minimum score of instances, if the model predicts nothing else.
 
         Returns:
             ``(H, W, 3)`` uint8, RGB.
 
         Raises:
-            ValueError: The sample has no segmentation, or one of another size.
+            ValueError: The sample has no segmentation, or its size differs from the image's.
         """
         segments = segments_of(sample, self.classes, score_thr=score_thr)
         return draw_panoptic(image, segments, self.classes)
@@ -137,8 +137,8 @@ def _finished(
     """Drop logits unless wanted, and write each result before it is yielded."""
     with writer or nullcontext():
         for image, sample in results:
-            if not logits:
-                sample.pop("seg_logits", None)
+            if not logits and "seg_logits" in sample:
+                del sample.seg_logits  # pop() would leave the data behind this property
             if writer is not None:
                 writer.add(image, sample)
             yield sample

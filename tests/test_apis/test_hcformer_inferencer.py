@@ -5,7 +5,6 @@ import subprocess
 import sys
 from itertools import islice
 
-import cv2
 import mmcv
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from PIL import Image
 import hcformer_mm.apis
 from hcformer_mm.apis import ClusterInferencer, HCFormerInferencer
 from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
-from tests.helpers.predictions import scene
+from tests.helpers.predictions import scene, write_video
 
 INSTANCE_CONFIG = "configs/shapes/hcformer_r18_shapes-instance.py"
 
@@ -73,6 +72,8 @@ def test_data_samples(kind, sample_type, fields, inferencers, folder, images):
 
 
 def test_logits_are_kept_on_request(inferencers, images):
+    (sample,) = inferencers["semantic"](images[0])
+    assert "_seg_logits" not in vars(sample)  # else they would fill the memory
     (sample,) = inferencers["semantic"](images[0], logits=True)
     assert sample.seg_logits.data.shape == (10, *images[0].shape[:2])
     assert torch.equal(sample.seg_logits.data.argmax(0), sample.pred_sem_seg.data[0])
@@ -105,17 +106,8 @@ def test_files(kind, written, inferencers, folder, tmp_path):
 
 
 def test_options_of_the_files(inferencer, folder, tmp_path):
-    names = enumerate(inferencer.classes.names)
-    content = dict(
-        images=[dict(id=50 + i, file_name=f"val/scene{i}.png") for i in range(3)],
-        categories=[dict(id=90 + i, name=name) for i, name in names],
-    )
-    (tmp_path / "gt.json").write_text(json.dumps(content))
-    inferencer(folder, out_dir=tmp_path / "out", ann_file=tmp_path / "gt.json", draw=False)
-    assert not (tmp_path / "out" / "vis").exists()
-    instances = json.loads((tmp_path / "out" / "instances.json").read_text())
-    assert {entry["image_id"] for entry in instances} == {50, 51, 52}
-    assert min(entry["category_id"] for entry in instances) >= 90
+    inferencer(folder, out_dir=tmp_path, draw=False)
+    assert not (tmp_path / "vis").exists()
     with pytest.raises(ValueError, match=r"expected out_dir for results with the ids of gt\.json"):
         inferencer(folder, ann_file="gt.json")
 
@@ -132,11 +124,7 @@ def test_instances_are_drawn_above_a_score(inferencers, images):
 
 
 def test_a_video_frame_by_frame(inferencer, tmp_path):
-    path = tmp_path / "street.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 5, (96, 64))
-    for i in range(4):
-        writer.write(scene(i)[:64, :96])
-    writer.release()
+    path = write_video(tmp_path / "street.avi", (scene(i)[:64, :96] for i in range(4)))
     frames = [inferencer(frame)[0] for frame in mmcv.VideoReader(str(path))]
     out = tmp_path / "out"
     results = inferencer.iterate(path, out_dir=out)
@@ -185,10 +173,3 @@ def test_clusters_come_with_the_same_prediction(inferencer, model_files, images)
     (image,) = clusters(images[0])
     (sample,) = inferencer(images[0])
     assert torch.equal(image.prediction.pred_panoptic_seg.sem_seg, sample.pred_panoptic_seg.sem_seg)
-
-
-def test_configs_by_name():
-    inferencer = HCFormerInferencer("hcformer_r18_shapes-panoptic")
-    assert inferencer.classes.names[0] == "disc"
-    with pytest.raises(ValueError, match="expected a config file"):
-        HCFormerInferencer("hcformer_r18_nowhere")
