@@ -21,7 +21,7 @@ from .neighborhood import (
 from .neighborhood_products import neighborhood_av, neighborhood_av_transpose, neighborhood_qk
 
 SCALE_EPS = 1e-8
-"""Added to ``|scale|``, so that a scale of zero is the hard assignment of eq. (2), not a NaN."""
+"""Added to ``|scale|``: a scale of zero then gives the hard assignment of eq. (2), not NaN."""
 
 
 def soft_assign(fine: Tensor, coarse: Tensor, scale: Tensor | float) -> Tensor:
@@ -31,8 +31,8 @@ def soft_assign(fine: Tensor, coarse: Tensor, scale: Tensor | float) -> Tensor:
 
     The parent of pixel ``(y, x)`` is the cell ``(y // 2, x // 2)``; the candidates are row-major. A
     candidate outside the coarse map has weight 0, whatever the features are. Similarities and
-    softmax are computed in float32 at least: divided by a small scale, the rounding of half
-    precision would change assignments.
+    softmax are computed in float32 or wider, because division by a small scale would amplify the
+    rounding errors of half precision.
 
     Args:
         fine: Features before downsampling, ``(B, C, H, W)``, of unit norm over C, any H, W ≥ 1.
@@ -44,7 +44,7 @@ def soft_assign(fine: Tensor, coarse: Tensor, scale: Tensor | float) -> Tensor:
         to 1 over dim 1.
 
     Raises:
-        ValueError: The shapes, dtypes or devices do not fit each other.
+        ValueError: Shapes, dtypes or devices do not match, or ``scale`` has several elements.
 
     Example:
         >>> fine = torch.nn.functional.normalize(torch.randn(2, 16, 5, 7), dim=1)
@@ -71,22 +71,22 @@ def soft_assign_maps(
     fine_projection: FeatureProjection,
     coarse_projection: FeatureProjection,
 ) -> Tensor:
-    """Project two maps to unit-norm features and assign them by :func:`soft_assign`.
+    """Project two maps to unit-norm features, then assign them as :func:`soft_assign` does.
 
-    On CPUs, features of the fine map exist for one band of rows at a time, never for the whole map.
+    On CPUs, the fine features are computed band by band and never stored for the whole map.
 
     Args:
         fine: Map before downsampling, ``(B, C, H, W)``, any H, W ≥ 1.
         coarse: Map after downsampling, ``(B, C', ⌈H/2⌉, ⌈W/2⌉)``.
         scale: The scale s; a number or a tensor of one element.
-        fine_projection: Weights for C channels.
-        coarse_projection: Weights for C' channels.
+        fine_projection: Weights that project the C channels of ``fine``.
+        coarse_projection: Weights that project the C' channels of ``coarse``.
 
     Returns:
-        The assignment ``(B, 9, H, W)`` in the dtype of the weights.
+        The assignment ``(B, 9, H, W)`` in the dtype of the weights and channels-last memory.
 
     Raises:
-        ValueError: The shapes or devices do not fit each other.
+        ValueError: Shapes or devices do not match, or ``scale`` has several elements.
     """
     _check_maps(fine, coarse)
     for x, projection in ((fine, fine_projection), (coarse, coarse_projection)):
@@ -129,7 +129,7 @@ def _assign_maps(
 ) -> Tensor:
     """Eq. (3) for maps ``(B, H, W, C)`` and ``(B, ⌈H/2⌉, ⌈W/2⌉, C')``.
 
-    ``weights`` are three for the projection of the fine map and three for that of the coarse map.
+    ``weights`` holds the three tensors of the fine projection, then those of the coarse one.
     """
     fine_projection, coarse_projection = _projections(eps, weights)
     cells = pad_border(project_features(coarse, coarse_projection))
@@ -144,7 +144,7 @@ def _projections(
 
 
 class _BandedAssignment(torch.autograd.Function):
-    """:func:`_assign_maps` band by band; the backward pass computes fine features again."""
+    """:func:`_assign_maps` band by band; the backward pass recomputes the fine features."""
 
     @staticmethod
     def forward(
@@ -180,7 +180,7 @@ class _BandedAssignment(torch.autograd.Function):
         assignment, cells, lengths, *inputs = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:]
         with torch.autocast(grad.device.type, enabled=False):
-            if torch.is_grad_enabled():  # create_graph=True: second derivatives need every step
+            if torch.is_grad_enabled():  # create_graph=True: record every step
                 chosen = [x for x, need in zip(inputs, needed, strict=True) if need]
                 output = _assign_maps(ctx.eps, *inputs)
                 found = iter(torch.autograd.grad(output, chosen, grad, create_graph=True))
@@ -197,14 +197,14 @@ def _gradients(
     lengths: Tensor,
     grad: Tensor,
 ) -> list[Tensor | None]:
-    """Gradients of :func:`_assign_maps` by those of its nine tensors that need one.
+    """Gradients with respect to the nine tensors of :func:`_assign_maps`; None where not needed.
 
-    ``cells`` are the padded features of the coarse map, ``lengths`` ``(B, h, w, 1)`` the norms that
-    they were divided by; ``assignment`` and its gradient are ``(B, H, W, 9)``.
+    ``cells`` are the padded features of the coarse map, and ``lengths`` ``(B, h, w, 1)`` the norms
+    of their projections; ``assignment`` and its gradient are ``(B, H, W, 9)``.
     """
     fine, coarse, scale, *weights = inputs
     fine_projection, coarse_projection = _projections(eps, weights)
-    # Bands overwrite their rows of the maps and add to the rest.
+    # A band writes its rows of the maps' gradients and adds to all other gradients.
     makers = (*[torch.empty_like] * 2, *[torch.zeros_like] * 7)
     totals = [make(x) if n else None for make, x, n in zip(makers, inputs, needed, strict=True)]
     grad_fine, grad_coarse, grad_scale, *grad_weights = totals

@@ -1,4 +1,4 @@
-"""Hard labels of every level: the hierarchy of clusters that soft assignments describe.
+"""Hard labels of every level: the hierarchy of clusters behind the soft assignments.
 
 As the scale of eq. (3) goes to 0, an assignment becomes the arg-max of eq. (2): every fine cell
 belongs to exactly one coarse cell. Following that choice from level to level gives a tree, and
@@ -28,9 +28,8 @@ from .neighborhood import (
 def hard_assignment(assignment: Tensor) -> Tensor:
     """Coarse cell that each fine cell belongs to: eq. (2) for a local assignment.
 
-    Only candidates inside the coarse map take part in the arg-max, by geometry and not by their
-    weights, so that the result is a valid cell whatever the weights are. Of equal weights the first
-    candidate in row-major order wins.
+    Candidates outside the coarse map are excluded by geometry, not by their weights, so the result
+    is a valid cell whatever the weights are. Ties go to the first candidate in row-major order.
 
     Args:
         assignment: ``(B, 9, H, W)``; weights of the row-major 3×3 candidates around the parent
@@ -76,31 +75,32 @@ def hierarchical_clusters(
     """Nested label maps of every level: a cluster lies inside one cluster of the next level.
 
     The label of a pixel at a level is the coarse cell reached by following the hard assignments up
-    to that level, so the labels of a level are a function of those of any level below it.
+    to that level, so the labels at any finer level determine it.
 
     Args:
         assignments: Soft assignments, finest first: ``(B, 9, H, W)``, then ``(B, 9, ⌈H/2⌉, ⌈W/2⌉)``
             and so on, the size halving (rounded up) from level to level.
         image_size: ``(h, w)`` of an image whose top-left corner is the top-left corner of the
             finest map. The labels are then of this size: pixel ``(y, x)`` takes the label of cell
-            ``(y // stride, x // stride)``, and padding beyond the image is cut off. By default the
-            labels are those of the finest map's cells.
+            ``(y // stride, x // stride)``, and padding beyond the image is cut off. By default
+            there is one label for each cell of the finest map.
         stride: Side in pixels of a cell of the finest map; needed with ``image_size``.
         output_size: ``(h', w')`` of the labels if it differs from ``image_size``: the size of the
             image before it was resized. Each pixel takes the label under its center.
         connected: Split every cluster into its connected parts; pixels that share a side are
             connected. The parts are nested too.
         dense: Number the clusters of each image and level 0, 1, … without gaps, in the order of
-            their cells; clusters that lie in the padding only are not counted. Otherwise a label is
+            their cells; clusters entirely in the padding are not counted. Otherwise a label is
             the flat row-major index of the cluster's cell in the coarse map of its level. Connected
             parts are always dense, in the order of their first pixels.
 
     Returns:
-        For each level, finest first, ``(B, H, W)``, ``(B, h, w)`` or ``(B, h', w')`` int64.
+        Int64 labels of each level, finest first: ``(B, H, W)``, or ``(B, h, w)`` with
+        ``image_size``, or ``(B, h', w')`` with ``output_size``.
 
     Raises:
-        ValueError: There are no assignments, their sizes do not halve, the image is larger than the
-            map covers or has no stride, or there is an output size without an image.
+        ValueError: There are no assignments, their sizes do not halve, ``image_size`` exceeds the
+            map or lacks ``stride``, or the other sizes are given without ``image_size``.
 
     Example:
         >>> assignments = [torch.rand(1, 9, 6, 8), torch.rand(1, 9, 3, 4)]
@@ -116,7 +116,7 @@ def hierarchical_clusters(
     pixels: tuple[Any, ...] = (...,)
     if image_size is not None:
         _check_image(image_size, stride, labels[0].shape[-2:])
-        # Cells that the image shows are numbered once, then repeated for their pixels.
+        # Number the cells that the image covers once, then repeat the labels for their pixels.
         (rows, row_of), (cols, col_of) = (
             cells_under(side, size, stride, labels[0].device).unique_consecutive(True)
             for side, size in zip(output_size or image_size, image_size, strict=True)
@@ -178,7 +178,7 @@ def relabel(labels: Tensor) -> Tensor:
         return labels.long()
     low, high = (int(bound) for bound in labels.aminmax())
     if low < 0:
-        raise ValueError(f"expected labels >= 0, got {low}; mark pixels to ignore some other way")
+        raise ValueError(f"expected labels >= 0, got {low}; mark ignored pixels separately")
     flat = labels.flatten(1).long()
     used = torch.zeros(flat.shape[0], high + 1, dtype=torch.long, device=flat.device)
     used.scatter_(1, flat, 1)
@@ -189,16 +189,16 @@ def relabel(labels: Tensor) -> Tensor:
 def cells_under(
     pixels: int, size: int, stride: int | None, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Cell under the center of each pixel along one side of an image, before it was resized.
+    """Cell under the center of each pixel along one side of the original image.
 
     Args:
         pixels: Pixels along the side of the original image.
         size: Pixels along the side of the resized image that the network sees.
-        stride: Side of a cell in pixels of the resized image.
+        stride: Side of a cell in pixels of the resized image; None for 1.
         device: Device of the result.
 
     Returns:
-        Int64 ``(pixels,)``, not decreasing.
+        Index of the cell along the side, int64 ``(pixels,)``, nondecreasing.
     """
     # In integers: (i + 1/2) * size / pixels, rounded down.
     centers = (2 * torch.arange(pixels, device=device) + 1) * size // (2 * pixels)
@@ -213,7 +213,7 @@ def _check_image(image_size: tuple[int, int], stride: int | None, map_size: Sequ
     covered = (map_size[0] * stride, map_size[1] * stride)
     if min(image_size) < 1 or image_size[0] > covered[0] or image_size[1] > covered[1]:
         raise ValueError(
-            f"expected an image of at most {covered}, which is what a map of {tuple(map_size)} "
+            f"expected an image of at most {covered}, the area that a map of {tuple(map_size)} "
             f"covers at stride {stride}, got {tuple(image_size)}"
         )
 

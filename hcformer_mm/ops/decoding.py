@@ -10,7 +10,7 @@ from .neighborhood_products import neighborhood_av
 
 
 def decode(masks: Tensor, assignment: Tensor) -> Tensor:
-    r"""Bring masks one level up: every fine pixel mixes its 3×3 candidate cells, eq. (5).
+    r"""Decode masks by one level: every fine pixel mixes its 3×3 candidate cells, eq. (5).
 
     .. math:: M^{(i)} = A^{(i)} M^{(i+1)}
 
@@ -20,10 +20,10 @@ def decode(masks: Tensor, assignment: Tensor) -> Tensor:
             ``(h, w) = (⌈H/2⌉, ⌈W/2⌉)``.
 
     Returns:
-        Fine maps ``(B, Q, H, W)`` in the wider dtype of the two and channels-last memory.
+        Fine maps ``(B, Q, H, W)`` in the wider of the two dtypes and channels-last memory.
 
     Raises:
-        ValueError: The shapes or devices do not fit each other.
+        ValueError: Shapes or devices do not match.
 
     Example:
         >>> assignment = torch.full((1, 9, 5, 7), 1 / 9)
@@ -37,7 +37,7 @@ def decode(masks: Tensor, assignment: Tensor) -> Tensor:
 
 
 def decode_hierarchy(masks: Tensor, assignments: Sequence[Tensor]) -> Tensor:
-    r"""Bring masks through all levels, :math:`\prod_i A^{(i)} M` (paper, Sec. 2.3).
+    r"""Decode masks through all levels, :math:`\prod_i A^{(i)} M` (paper, Sec. 2.3).
 
     Args:
         masks: Masks of the coarsest cells, ``(B, Q, h, w)``.
@@ -47,7 +47,7 @@ def decode_hierarchy(masks: Tensor, assignments: Sequence[Tensor]) -> Tensor:
         Masks of the finest level, ``(B, Q, H_0, W_0)``; ``masks`` itself if there is no level.
 
     Raises:
-        ValueError: A level does not fit the level above it.
+        ValueError: Shapes or devices of adjacent levels do not match.
 
     Example:
         >>> assignments = [torch.full((1, 9, 6, 8), 1 / 9), torch.full((1, 9, 3, 4), 1 / 9)]

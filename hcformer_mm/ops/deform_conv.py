@@ -1,7 +1,7 @@
 """Modulated deformable convolution (DCNv2) on channels-last maps, for devices without a kernel.
 
 mmcv's operator has a fast kernel for GPUs; on CPUs it samples one number at a time. Here sampling
-is one weighted sum of rows (a pixel's channels lie together), and the rest one matrix product.
+is a weighted sum of rows (the channels of a pixel), followed by one matrix product.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .linear_taps import linear_taps
 
-# PyTorch 2.6 and older cannot tell export from compilation; the form for export serves both.
+# PyTorch 2.6 and older cannot tell export from compilation: the code for export then runs in both.
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 """Whether a model is being exported, to run without the kernels of PyTorch and mmcv."""
 
@@ -27,8 +27,8 @@ def modulated_deform_conv2d(
 ) -> Tensor:
     """Convolve with a kernel whose taps are moved and modulated at every position.
 
-    A tap interpolates bilinearly between the four pixels around it; pixels outside the map count
-    as 0. Semantics are those of ``mmcv.ops.modulated_deform_conv2d`` with one group.
+    A tap interpolates bilinearly between the four pixels around it; pixels outside the map are 0.
+    Equivalent to ``mmcv.ops.modulated_deform_conv2d`` with one group.
 
     Args:
         x: Map ``(B, C, H, W)``.
@@ -43,7 +43,7 @@ def modulated_deform_conv2d(
         Map ``(B, C', H', W')`` in channels-last memory.
 
     Raises:
-        ValueError: The shapes of offset and mask do not fit the kernel and the map.
+        ValueError: The shapes of offset and mask do not match the kernel and the map.
     """
     batch, channels, height, width = x.shape
     kernel = weight.shape[-1]
@@ -63,7 +63,7 @@ def modulated_deform_conv2d(
 def _weighted_sums(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums of four rows each: rows ``(N, C)``, index and weights ``(M, 4)`` → ``(M, C)``.
 
-    Other runtimes have no ``embedding_bag``: exported models gather rows and multiply matrices.
+    Exported models gather rows and multiply matrices, since other runtimes lack ``embedding_bag``.
     """
     if is_exporting():
         return torch.bmm(weights.unsqueeze(1), F.embedding(index, rows)).squeeze(1)

@@ -1,4 +1,4 @@
-"""Unit-norm features in which pixels are compared (paper, Sec. 2.2 and Fig. 2)."""
+"""Unit-norm features by which pixels and cells are compared (paper, Sec. 2.2 and Fig. 2)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 NORM_EPS = 1e-12
-"""Least norm that features are divided by: the default of ``torch.nn.functional.normalize``."""
+"""Lower bound of the norm in the division: the default of ``torch.nn.functional.normalize``."""
 
 
 class FeatureProjection(NamedTuple):
@@ -32,7 +32,7 @@ def project_features(pixels: Tensor, weights: FeatureProjection) -> Tensor:
 
     Args:
         pixels: Map ``(B, H, W, C)`` of any floating-point dtype.
-        weights: Weights; their dtype is the one of the computation.
+        weights: Weights; the computation runs in their dtype.
 
     Returns:
         Features ``(B, H, W, C_F)``.
@@ -50,7 +50,7 @@ class ProjectedBand:
     Args:
         pixels: The rows, ``(B, r, W, C)``.
         weights: Weights.
-        known: ``features`` and ``lengths``, if they were computed before.
+        known: ``features`` and ``lengths``, if they have been computed already.
 
     Attributes:
         features: :func:`project_features` of the rows, ``(B, r, W, C_F)``.
@@ -80,7 +80,7 @@ class ProjectedBand:
     def backward(
         self, grad: Tensor, place: tuple[slice, slice], totals: Sequence[Tensor | None]
     ) -> None:
-        """Add the gradients of these rows to totals. May be called once.
+        """Add the gradients of these rows to ``totals``; call it once only, as it frees memory.
 
         Args:
             grad: Gradient of the features, ``(B, r, W, C_F)``.

@@ -8,7 +8,7 @@ def linear_taps(position: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Index and weight of the two pixels around each position, in a new last dim.
 
     Args:
-        position: Positions of any shape; pixel i lies at i.
+        position: Positions of any shape; the center of pixel i is at i.
         side: Number of pixels.
 
     Returns:
@@ -18,7 +18,7 @@ def linear_taps(position: Tensor, side: int) -> tuple[Tensor, Tensor]:
     fraction = position - lower
     index = torch.stack((lower, lower + 1), dim=-1)
     weight = torch.stack((1 - fraction, fraction), dim=-1)
-    # A position exactly one pixel outside, where an undeformed kernel over the padding starts, is
-    # outside: the weight has a kink there, and mmcv takes the derivative of this side.
+    # Exactly one pixel outside the map, where an undeformed kernel over the padding starts, the
+    # weight has a kink; as in mmcv, the derivative there is 0, that of the outer side.
     inside = (index >= 0) & (index <= side - 1) & (position > -1).unsqueeze(-1)
     return index.clamp(0, side - 1).long(), weight * inside

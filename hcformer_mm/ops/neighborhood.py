@@ -2,7 +2,7 @@
 
 A fine pixel ``(y, x)`` has the parent cell ``(y // 2, x // 2)``; its candidates are the parent and
 the eight cells around it, row-major. Tensors are channels-last, ``(B, H, W, C)``: the channels of a
-pixel lie together in memory. Many functions want the map of cells padded by one cell on each side.
+pixel lie together in memory. Many functions expect cells that are padded by one cell on each side.
 """
 
 import torch
@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 NUM_CANDIDATES = 9
-"""Candidates of a fine pixel: the cells of a 3×3 neighborhood."""
+"""Number of candidates of a fine pixel: the cells of a 3×3 neighborhood."""
 
 
 def coarse_size(height: int, width: int) -> tuple[int, int]:
-    """Size of the coarse map under a fine one: half, rounded up."""
+    """Size of the coarse map for a fine map: half of each side, rounded up."""
     return (height + 1) // 2, (width + 1) // 2
 
 
@@ -52,18 +52,18 @@ def pad_border(cells: Tensor) -> Tensor:
 
 
 def shift_neighbors(padded: Tensor) -> list[Tensor]:
-    """Nine shifted views ``(B, h, w, C)`` of padded cells: one per candidate, in their order."""
+    """Nine shifted views ``(B, h, w, C)`` of padded cells: one per candidate, row-major."""
     rows, cols = padded.shape[1] - 2, padded.shape[2] - 2
     return [padded[:, dy : dy + rows, dx : dx + cols] for dy in range(3) for dx in range(3)]
 
 
 def parent_rows(rows: slice) -> slice:
-    """Rows of the parents of fine rows; the first fine row is even."""
+    """Rows of the parents of fine rows; the first fine row must be even."""
     return slice(rows.start // 2, (rows.stop + 1) // 2)
 
 
 def candidate_rows(rows: slice) -> slice:
-    """Rows of the candidates of fine rows, in a padded map of cells; the first fine row is even."""
+    """Rows of padded cells that hold the candidates of fine rows; the first must be even."""
     parents = parent_rows(rows)
     return slice(parents.start, parents.stop + 2)
 

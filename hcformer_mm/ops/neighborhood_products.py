@@ -2,21 +2,22 @@ r"""The three products between fine pixels and the 3×3 cells around their paren
 
 Let :math:`A` be the matrix with the nine weights of every pixel in its row:
 
-- :func:`neighborhood_av` is :math:`A V`: decoding, eq. (5), and the gradient of the others by
-  pixels;
-- :func:`neighborhood_av_transpose` is :math:`A^\top P`: the gradient of eqs. (3) and (5) by cells;
+- :func:`neighborhood_av` is :math:`A V`: decoding, eq. (5), and the gradient of the other two with
+  respect to pixels;
+- :func:`neighborhood_av_transpose` is :math:`A^\top P`: the gradient of eqs. (3) and (5) with
+  respect to cells;
 - :func:`neighborhood_qk` is :math:`Q K^\top` where :math:`A` has entries: the similarities of
-  eq. (3), and the gradient of eq. (5) by the assignment.
+  eq. (3), and the gradient of eq. (5) with respect to the assignment.
 
-The derivatives of each product are the other two, so gradients of any order cost as much as the
-products, and autograd saves the operands alone.
+The gradients of each product are the other two, so gradients of any order cost as little as the
+products, and autograd saves only the operands.
 
 Tensors are channels-last: pixels ``(B, H, W, C)``, weights ``(B, H, W, 9)``, and cells padded by
 :func:`~hcformer_mm.ops.neighborhood.pad_border`, ``(B, ⌈H/2⌉ + 2, ⌈W/2⌉ + 2, C)``.
 :func:`neighborhood_av_transpose` fills the border with the sums for candidates out of bounds.
 
 Each product has two forms. On CPUs, ``embedding_bag`` sums weighted rows of a table: it reads the
-channels of a cell in place and accumulates in registers, with no temporary but the row indices. On
+channels of a cell in place and accumulates in registers, and only the row indices are temporary. On
 other devices, and in models that are traced, compiled or exported, nine shifted maps are used.
 """
 
@@ -37,7 +38,7 @@ from .neighborhood import (
 )
 
 INDEX_NUMEL = 2**15
-"""Row indices that are computed at a time."""
+"""Number of row indices that are computed at a time."""
 
 
 def neighborhood_av(cells: Tensor, weights: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ def neighborhood_av(cells: Tensor, weights: Tensor) -> Tensor:
 
 
 def neighborhood_av_transpose(pixels: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum, for every cell, of the pixels that it is a candidate of.
+    """Weighted sum, for every cell, of the pixels that have it as a candidate.
 
     Args:
         pixels: ``(B, H, W, C)``.
@@ -74,14 +75,14 @@ def neighborhood_qk(pixels: Tensor, cells: Tensor) -> Tensor:
         cells: Padded cells ``(B, ⌈H/2⌉ + 2, ⌈W/2⌉ + 2, C)``, of the same dtype.
 
     Returns:
-        ``(B, H, W, 9)``.
+        Similarities ``(B, H, W, 9)``.
     """
     return _apply("qk", pixels, cells)
 
 
 def _apply(name: str, first: Tensor, second: Tensor) -> Tensor:
     recorded = torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)
-    # A trace records the operators that the product is made of.
+    # A trace has to record the operators inside the product, not the autograd function.
     if recorded and not torch.jit.is_tracing():
         return _Product.apply(name, first, second)
     return _compute(name, first, second)
@@ -94,7 +95,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, name: str, first: Tensor, second: Tensor) -> Tensor:
         ctx.name = name
         _, by_first, by_second = ctx.needs_input_grad
-        # The gradient by one operand needs the other.
+        # The gradient with respect to one operand needs the other.
         ctx.save_for_backward(first if by_second else None, second if by_first else None)
         return _compute(name, first, second)
 
@@ -122,7 +123,7 @@ def _compute(name: str, first: Tensor, second: Tensor) -> Tensor:
 
 
 def _by_rows(x: Tensor) -> bool:
-    """Whether ``embedding_bag`` serves; it refuses rows without channels."""
+    """Whether to use ``embedding_bag``, which rejects rows without channels."""
     return is_eager_cpu(x) and x.numel() > 0
 
 
@@ -148,7 +149,7 @@ def _qk_rows(pixels: Tensor, cells: Tensor) -> Tensor:
     for rows in bands:
         count = (rows.stop - rows.start) * width
         for image in range(batch):
-            # The derivative of a weighted sum by its weights: inner products of rows.
+            # The gradient of a weighted sum with respect to its weights: inner products of rows.
             part = torch.ops.aten._embedding_bag_per_sample_weights_backward(
                 pixels[image, rows].reshape(-1, channels),
                 cells[image, candidate_rows(rows)].reshape(-1, channels),
@@ -187,7 +188,7 @@ def _candidate_index(height: int, width: int, cols: int) -> Tensor:
 
 
 def _transpose_index(cell_rows: slice, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Index of the 36 pixels that each padded cell in some rows is a candidate of.
+    """Index of the 36 pixels that have a padded cell as a candidate, for the cells of some rows.
 
     Returns:
         Flat index of the pixels, flat index of their weights for the cell, both int32, and a mask
@@ -203,7 +204,7 @@ def _transpose_index(cell_rows: slice, height: int, width: int) -> tuple[Tensor,
 
 
 def _transpose_index_1d(cells: slice, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Along one axis: pixels of each padded cell, its offset (0 to 2) as a candidate, invalid ones.
+    """:func:`_transpose_index` along one axis: pixels, offset (0 to 2) of the cell, invalid pixels.
 
     Returns:
         ``(cells, 6)`` clamped to the map, ``(6,)`` and bool ``(cells, 6)``.
@@ -215,7 +216,7 @@ def _transpose_index_1d(cells: slice, side: int) -> tuple[Tensor, Tensor, Tensor
 
 
 def _av_shifted(cells: Tensor, weights: Tensor) -> Tensor:
-    # Gathering the candidates for one matrix product would write nine times the map of cells.
+    # Gathering the candidates for one matrix product would write the map of cells nine times.
     grouped = group_by_parent(weights)  # (B, h, 2, w, 2, 9)
     neighbors = [cell[:, :, None, :, None] for cell in shift_neighbors(cells)]
     pixels = grouped[..., :1] * neighbors[0]  # (B, h, 2, w, 2, C)

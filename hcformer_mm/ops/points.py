@@ -1,4 +1,4 @@
-"""Decoding of coarse masks at points alone: eq. (5) where it is read, not on the whole map."""
+"""Decoding of coarse masks at sampled points only: eq. (5) without the whole map."""
 
 from collections.abc import Sequence
 
@@ -17,9 +17,9 @@ _SIDE = 4
 def decode_points(masks: Tensor, assignments: Sequence[Tensor], points: Tensor) -> Tensor:
     r"""Decode masks and sample them bilinearly at points.
 
-    Equals sampling :func:`~hcformer_mm.ops.decode_hierarchy` with zeros outside the map. Decoding
-    and sampling are linear, so the finest level, which costs three quarters of the whole, is
-    decoded at the points alone: a point mixes 4×4 cells.
+    Equivalent to sampling the result of :func:`~hcformer_mm.ops.decode_hierarchy` with zeros
+    outside the map. Decoding and sampling are linear, so the finest level, three quarters of the
+    cost, is decoded at the points only: a point mixes 4×4 cells.
 
     Args:
         masks: Masks of the coarsest cells, ``(B, Q, h, w)``.
@@ -27,10 +27,10 @@ def decode_points(masks: Tensor, assignments: Sequence[Tensor], points: Tensor) 
         points: Coordinates ``(B, P, 2)``, x before y; 0 and 1 are the borders of the map.
 
     Returns:
-        ``(B, Q, P)``.
+        Decoded values ``(B, Q, P)``.
 
     Raises:
-        ValueError: A level does not fit the level above it, or the points are not ``(B, P, 2)``.
+        ValueError: Shapes of adjacent levels do not match, or the points are not ``(B, P, 2)``.
 
     Example:
         >>> assignments = [torch.full((1, 9, 6, 8), 1 / 9), torch.full((1, 9, 3, 4), 1 / 9)]
