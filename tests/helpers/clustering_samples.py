@@ -5,8 +5,6 @@ samples and writes the metrics to ``rank<rank>.json`` in the folder.
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -24,8 +22,8 @@ from PIL import Image
 from hcformer_mm.datasets.shapes import METAINFO
 from hcformer_mm.datasets.shapes_writer import write_shapes
 from hcformer_mm.structures.image_clusters import ImageClusters
+from tests.helpers.tools import torchrun
 
-ROOT = Path(__file__).parents[2]
 NUMBER = 5
 CLASSES = METAINFO["classes"]
 THINGS = len(METAINFO["thing_classes"])
@@ -124,15 +122,7 @@ def evaluate(metrics, samples, size=None, *, classes=CLASSES):
 
 def launch(folder):
     """Evaluate in two processes and return the metrics of each."""
-    arguments = ("--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *arguments, __file__, str(folder)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    torchrun(__file__, folder)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
 
 
