@@ -1,4 +1,4 @@
-"""ClusteredFeatures: what a clustering backbone hands to necks and heads."""
+"""ClusteredFeatures: the output of a clustering backbone, which necks and heads read."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -34,8 +34,8 @@ class ClusteredFeatures(tuple[Tensor, ...]):
     ) -> "ClusteredFeatures":
         """Build from feature maps and the clustering of their levels.
 
-        The clustering has no default: wrappers that rebuild a tuple from its items then fail,
-        instead of losing it.
+        ``assignments`` and ``scales`` have no defaults, so that code which rebuilds the tuple from
+        its items fails instead of losing the clustering.
 
         Raises:
             ValueError: The numbers of assignments and scales differ, or a level is not half the
@@ -59,19 +59,19 @@ class ClusteredFeatures(tuple[Tensor, ...]):
         return features
 
     def replace(self, feature_maps: Iterable[Tensor]) -> "ClusteredFeatures":
-        """Return other feature maps with the same clustering, as a neck does."""
+        """Return new feature maps with the clustering of this instance, as a neck does."""
         return ClusteredFeatures(feature_maps, assignments=self.assignments, scales=self.scales)
 
 
 def require_clustering(features: Any) -> ClusteredFeatures:
-    """Return the features of a backbone, which must carry a clustering.
+    """Return ``features`` if they carry a clustering.
 
     Raises:
-        TypeError: They are not :class:`ClusteredFeatures`; the message says how to get these.
+        TypeError: ``features`` are not :class:`ClusteredFeatures`.
     """
     if not isinstance(features, ClusteredFeatures):
         raise TypeError(
-            f"expected ClusteredFeatures of an HCBackbone, got {type(features).__name__}; wrap the "
+            f"expected ClusteredFeatures from HCBackbone, got {type(features).__name__}; wrap the "
             "backbone: backbone=dict(type='hcformer_mm.HCBackbone', backbone=dict(...))"
         )
     return features

@@ -15,13 +15,13 @@ VOID_LABEL = 255
 """Void in the semantic ground truth of mmdet and mmseg: pixels of unknown class."""
 
 SCORE_THR = 0.5
-"""Least score of an instance that is drawn."""
+"""Default minimum score of predicted instances."""
 
 
 def predicted_segments(
     sample: BaseDataElement, classes: Classes, *, score_thr: float = SCORE_THR
 ) -> Panoptic | None:
-    """Prediction of a data sample: panoptic segments, else instances, else semantic regions.
+    """Read the prediction of a data sample: panoptic, else instance, else semantic.
 
     Args:
         sample: A ``DetDataSample`` or ``SegDataSample``.
@@ -29,8 +29,8 @@ def predicted_segments(
         score_thr: Instances below this score are left out.
 
     Returns:
-        None if there is no such prediction. Where instances overlap, the one with the higher score
-        is on top; pixels without an instance are void.
+        The predicted segments; None if the sample has no prediction. Where instances overlap, the
+        one with the higher score is on top; pixels without an instance are void.
     """
     if "pred_panoptic_seg" in sample:
         return _from_labels(_label_map(sample.pred_panoptic_seg), classes)
@@ -46,15 +46,15 @@ def predicted_segments(
 
 
 def true_segments(sample: BaseDataElement, classes: Classes) -> Panoptic | None:
-    """Ground truth of a data sample: semantic regions, instances, or instances on regions.
+    """Read the ground truth of a data sample: semantic regions, instances, or both combined.
 
     Args:
         sample: A ``DetDataSample`` or ``SegDataSample``.
         classes: The classes of the model.
 
     Returns:
-        None if there is no ground truth, or if its size is not the image's: it was loaded before
-        the image was resized.
+        The true segments; None if there is no ground truth, or if it was loaded before resizing and
+        so differs from the original image in size.
     """
     size = tuple(sample.ori_shape[:2])
     truth = None
@@ -78,8 +78,9 @@ def paint_instances(under: Panoptic, masks: Mask, labels: NDArray[Any]) -> Panop
         labels: Class index of each instance, ``(N,)``.
 
     Returns:
-        The visible segments. An instance has mmdet's id, class + 1000 · number from 1. Ignored are
-        the pixels that ``under`` ignores and no instance covers, and those of several instances.
+        The visible segments. Instance ids are mmdet's, class + 1000 · number, counted from 1.
+        ``ignore`` covers pixels of several instances, and pixels that ``under`` ignores and no
+        instance covers.
     """
     segments = under.segments.astype(np.int64)
     categories = dict(under.categories)

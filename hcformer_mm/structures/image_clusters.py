@@ -40,7 +40,7 @@ class ImageClusters:
         See :func:`~hcformer_mm.ops.hierarchical_clusters`.
 
         Args:
-            size: ``'image'`` for the size of the original image, ``'input'`` for that of the
+            size: ``'image'`` for the size of the original image, ``'input'`` for the size of the
                 resized image, ``'cells'`` for the finest map, padding included.
             connected: Split every cluster into its connected parts.
 

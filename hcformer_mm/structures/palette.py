@@ -12,7 +12,7 @@ from .arrays import RGBImage
 def distinct_colors(number: int) -> RGBImage:
     """A fixed sequence of clearly different colors of medium lightness and chroma, ``(number, 3)``.
 
-    Each color is the one, on a grid in RGB, that is farthest in Lab space from those before it.
+    Each color is the one on an RGB grid that is farthest, in Lab space, from the colors before it.
     """
     grid = np.stack(np.meshgrid(*[np.arange(0, 256, 15)] * 3), axis=-1).reshape(-1, 3)
     lab = rgb2lab(grid[None] / 255.0)[0]

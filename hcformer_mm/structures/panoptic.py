@@ -12,7 +12,7 @@ from .palette import distinct_colors
 
 @dataclass(frozen=True)
 class Panoptic:
-    """Segmentation of one image: panoptic, or made from instances or semantic regions.
+    """Segmentation of one image: panoptic, or derived from instances or semantic regions.
 
     Attributes:
         segments: Segment id of each pixel, ``(H, W)``.
@@ -45,7 +45,7 @@ class Classes:
         """Read the ``metainfo`` of a dataset of mmdet or mmseg.
 
         Raises:
-            ValueError: It has no classes.
+            ValueError: ``meta`` is empty or has no classes.
         """
         if not meta or not meta.get("classes"):
             raise ValueError(f"expected metainfo with 'classes', got {meta}")
