@@ -1,4 +1,4 @@
-"""Models: the clustering module, backbones around it, and the heads that read it."""
+"""Models: the clustering module, the backbone around it, and necks and heads that read clusters."""
 
 from .backbones import HCBackbone
 from .heads import (

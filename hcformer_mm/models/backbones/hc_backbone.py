@@ -34,15 +34,14 @@ class HCBackbone(BaseModule):
         downsampling: ``'deform'`` replaces the strided convolutions of the clustered downsamplings
             by DCNv2 (Sec. 2.5, for CNNs); ``'original'`` keeps them, as transformers need.
         taps: Names of the modules whose input is the fine and whose output is the coarse map,
-            finest first; maps, or tokens with their size. The default is known for ResNet,
-            ConvNeXt, Swin, PVT and MiT
-            (:func:`~hcformer_mm.models.backbones.taps.default_taps`).
+            finest first; maps, or tokens with their size. ResNet, ConvNeXt, Swin, PVT and MiT have
+            defaults (:func:`~hcformer_mm.models.backbones.taps.default_taps`).
         init_cfg: Initialization config of the whole module. The wrapped backbone has its own, in
             ``backbone``.
 
     Raises:
-        ValueError: The taps are unknown, do not halve the resolution, are fewer than
-            ``hierarchical_level``, or cannot be made deformable.
+        ValueError: ``downsampling`` is unknown, or the taps are unknown, do not halve the
+            resolution, are fewer than ``hierarchical_level``, or cannot be made deformable.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class HCBackbone(BaseModule):
             if level == 0:
                 return []
             raise ValueError(
-                f"expected taps for {type(self.backbone).__name__}, which has no default ones: "
+                f"expected taps for {type(self.backbone).__name__}, which has no defaults: "
                 "names of modules whose input is the fine and whose output is the coarse map, "
                 f"finest first; {tapping.candidates(self.backbone)}"
             )
@@ -130,10 +129,11 @@ class HCBackbone(BaseModule):
 
         Returns:
             The feature maps of the wrapped backbone with ``hierarchical_level`` assignments.
-            ``out_indices`` of the backbone may leave fewer maps than assignments.
+            There may be fewer maps than assignments, depending on the backbone's ``out_indices``.
 
         Raises:
-            ValueError: A downsampling rounds an odd side down, or the backbone returns no maps.
+            ValueError: A downsampling rounds an odd side down, or the backbone's outputs are not
+                maps.
             RuntimeError: Activation checkpointing cuts off the gradient of a tap.
         """
         with tapping.recording() as captured:

@@ -17,7 +17,7 @@ from ...ops.neighborhood import coarse_size
 
 DRY_RUN_SIZES = ((64, 96), (224, 224), (384, 384), (512, 512))
 """Sizes of the blank images of a dry run. The first is not square, so that pooling a whole map to a
-pixel does not look like halving it; the others are for fixed sizes and windows."""
+pixel does not look like halving it; the others serve backbones with fixed sizes or windows."""
 
 _LOCAL = threading.local()
 
@@ -44,7 +44,7 @@ def _read_map(values: Any) -> tuple[Tensor, bool] | None:
             several = any(isinstance(value, Tensor) and value.dim() == 4 for value in rest)
             return None if several else (x, False)
         case [Tensor() as x, [height, width], *_] if x.dim() == 3:
-            # Under tracing the sides are tensors without dimensions or symbols.
+            # Under tracing the sides are symbols or tensors of zero dimensions.
             sides = (height, width)
             scalar = all(
                 isinstance(s, int | torch.SymInt) or getattr(s, "shape", None) == () for s in sides
@@ -81,7 +81,7 @@ def attach(backbone: nn.Module, taps: Sequence[str]) -> list[Any]:
                 f"expected taps to name modules of {type(backbone).__name__}, got {name!r}; "
                 f"{candidates(backbone)}"
             )
-    # A partial of a plain function: copies of the model copy their hooks.
+    # The hooks hold no reference to the backbone, so those of a copied model work as well.
     return [
         modules[name].register_forward_hook(partial(_capture, name), with_kwargs=True)
         for name in taps
@@ -103,12 +103,12 @@ def recording() -> Iterator[dict[str, Pair]]:
 def default_taps(backbone: nn.Module) -> list[str] | None:
     """Names of the taps of a known family of backbones, finest first; None for others.
 
-    The structure tells the family:
+    The family is recognized by its structure:
 
     - ResNets list the names of their stages in ``res_layers``: the first block of every stage but
       the first;
     - ConvNeXts have ``downsample_layers``: all but the stem;
-    - Swins have ``stages`` with a module ``downsample``: these;
+    - Swins have ``stages`` with a module ``downsample``: all of these;
     - PVTs and MiTs have ``layers`` of lists that begin with a patch embedding: all but the first.
     """
     names = getattr(backbone, "res_layers", None)
@@ -162,7 +162,7 @@ def dry_run(backbone: nn.Module) -> dict[str, Pair]:
             with torch.no_grad(), torch.random.fork_rng(gpus), recording() as captured:
                 try:
                     backbone(parameter.new_zeros(shape))
-                # Every backbone has its own way to refuse a size.
+                # Backbones reject a size with exceptions of any type.
                 except Exception as error:
                     failure = failure or error
                 else:

@@ -15,27 +15,28 @@ from ..utils.mask_decoding import MaskSpace, check_mask_space, decode_class_logi
 
 
 class ClusteredDecodeHead(BaseDecodeHead):
-    r"""Base class that clusters a decode head of mmseg.
+    r"""Base class that adds hierarchical clustering to a decode head of mmseg.
 
     The wrapped head classifies the coarsest cells: it runs unchanged on the coarsest feature map.
     Its logits are decoded through the assignments (eq. (5)) before mmseg's loss and prediction. The
-    scale regularizer :math:`\lambda_{reg} \sum_i |s^{(i)}|` joins its losses. With
+    scale regularizer :math:`\lambda_{reg} \sum_i |s^{(i)}|` is added to its losses. With
     ``hierarchical_level=0`` nothing is decoded.
 
-    Name it before mmseg's head, which may be any whose ``forward`` returns one map of logits::
+    List it before mmseg's head among the bases. Any head works whose ``forward`` returns one map of
+    logits::
 
         @MODELS.register_module()
         class HCSegformerHead(ClusteredDecodeHead, SegformerHead): ...
 
-    A head that fuses several maps answers at the size of the finest; give it the coarsest alone
-    (``in_index=[3], in_channels=[2048]``).
+    A head that fuses several maps returns logits at the size of the finest, so pass it only the
+    coarsest (``in_index=[3], in_channels=[2048]``).
 
     Args:
         args: Arguments of mmseg's head.
         mask_space: ``'logit'`` or ``'probability'``; see
             :func:`~hcformer_mm.models.utils.mask_decoding.decode_class_logits`.
         loss_scale_weight: :math:`\lambda_{reg}`.
-        kwargs: Arguments of mmseg's head, which refuses unknown ones.
+        kwargs: Arguments of mmseg's head, which rejects unknown ones.
 
     Raises:
         ValueError: ``mask_space`` is unknown.
@@ -64,7 +65,7 @@ class ClusteredDecodeHead(BaseDecodeHead):
 
         Raises:
             TypeError: The features carry no clustering, or mmseg's head returns more than logits.
-            ValueError: mmseg's head does not answer at the size of the coarsest cells.
+            ValueError: The logits of mmseg's head do not have the size of the coarsest cells.
         """
         assignments = require_clustering(inputs).assignments
         logits = super().forward(inputs)  # (B, K, h, w)
@@ -79,8 +80,8 @@ class ClusteredDecodeHead(BaseDecodeHead):
         if tuple(logits.shape[-2:]) != expected:
             raise ValueError(
                 f"expected {name} to classify the coarsest cells, {expected}, got logits of "
-                f"{tuple(logits.shape[-2:])}; let it read the coarsest feature map alone, by "
-                f"in_index (now {self.in_index})"
+                f"{tuple(logits.shape[-2:])}; pass it only the coarsest feature map, by in_index "
+                f"(now {self.in_index})"
             )
         return decode_class_logits(logits, assignments, self.mask_space)
 

@@ -15,8 +15,8 @@ from ..utils.post_processing import InstanceResult, PanopticResult, SemanticResu
 class HCFormerFusionHead(MaskFormerFusionHead):
     """mmdet's fusion head with semantic results (paper, Sec. 4.1 and Appendix E).
 
-    It takes mmdet's ``test_cfg``: ``panoptic_on``, ``instance_on`` and ``semantic_on`` choose the
-    results; ``object_mask_thr``, ``iou_thr``, ``filter_low_score`` and ``max_per_image`` shape
+    It takes mmdet's ``test_cfg``: ``panoptic_on``, ``instance_on`` and ``semantic_on`` enable the
+    results; ``object_mask_thr``, ``iou_thr``, ``filter_low_score`` and ``max_per_image`` configure
     them.
 
     Each ``*_postprocess`` method turns the class logits ``(Q, K + 1)`` and mask logits
@@ -53,7 +53,7 @@ class HCFormerFusionHead(MaskFormerFusionHead):
         instance_on: bool = False,
         semantic_on: bool = False,
     ) -> list[Any]:
-        """Panoptic, instance and semantic result at ``size``; None for those not asked for."""
+        """Panoptic, instance and semantic result at ``size``; None for each that is off."""
         size = size or (mask_pred.shape[-2], mask_pred.shape[-1])
         numbers = (self.test_cfg, self.num_things_classes, self.num_classes)
         results = [
@@ -75,10 +75,10 @@ class HCFormerFusionHead(MaskFormerFusionHead):
         rescale: bool = False,
         **kwargs: Any,
     ) -> list[dict[str, Any]]:
-        """Turn class and mask logits into the results that ``test_cfg`` asks for.
+        """Turn class and mask logits into the results that ``test_cfg`` enables.
 
-        mmdet's detector accepts panoptic and instance results only, so semantic ones are attached
-        to the data samples here, as ``pred_sem_seg``, where every metric reads them.
+        mmdet's detector accepts panoptic and instance results only, so this method itself adds
+        semantic results to the data samples, as ``pred_sem_seg``, where every metric reads them.
 
         Args:
             mask_cls_results: Class logits ``(B, Q, K + 1)``.

@@ -22,7 +22,7 @@ from .mask_transformer import Decoder, MaskTransformer
 class HCFormerHead(MaskTransformer):
     r"""Group the coarsest cells into segments and decode them (paper, Secs. 2.2-2.3, Fig. 4).
 
-    The transformer decoder reads the last, coarsest feature map alone. Its mask logits are decoded
+    The transformer decoder reads only the last, coarsest feature map. Its mask logits are decoded
     through the assignments (eq. (5)) before the loss and the prediction. Matching and losses are
     mmdet's, as in ``Mask2FormerHead``, plus the scale regularizer
     :math:`\lambda_{reg} \sum_i |s^{(i)}|`.
@@ -34,27 +34,28 @@ class HCFormerHead(MaskTransformer):
         num_things_classes: Number of thing classes.
         num_stuff_classes: Number of stuff classes.
         num_queries: Number of queries, :math:`N_m`.
-        decoder: ``'masked'`` is Mask2Former's: learned query features attend inside the mask of the
-            layer before, and predict before the first layer too. ``'standard'`` is that of DETR
-            and MaskFormer (Table V): the queries start at zero and attend everywhere.
+        decoder: ``'masked'`` is Mask2Former's: learned query features attend inside the mask that
+            the previous layer predicts; the first mask is predicted before the first layer.
+            ``'standard'`` is the decoder of DETR and MaskFormer (Table V): the queries start at
+            zero and attend everywhere.
         transformer_decoder: Config of mmdet's ``Mask2FormerTransformerDecoder`` or
             ``DetrTransformerDecoder``, which take the same keys.
         positional_encoding: Config of mmdet's ``SinePositionalEncoding``.
         mask_space: ``'logit'`` or ``'probability'``; see
             :func:`~hcformer_mm.models.utils.mask_decoding.decode_mask_logits`.
-        no_object_weight: Weight of "no object" among classes of weight 1.
+        no_object_weight: Classification weight of "no object"; the classes have weight 1.
         loss_cls: Config of the classification loss. Its own ``class_weight``, if any, replaces
             ``no_object_weight``; it lists all classes and "no object".
         loss_mask: Config of the mask loss.
         loss_dice: Config of the dice loss.
         loss_scale_weight: :math:`\lambda_{reg}`.
         decode_matched_only: Whether training decodes only the masks that the losses read
-            (:mod:`~hcformer_mm.models.losses.mask_criterion`). Otherwise it decodes all of them,
-            in several times the time and memory, for the same losses.
+            (:mod:`~hcformer_mm.models.losses.mask_criterion`). Otherwise it decodes all masks,
+            which takes several times the time and memory and gives equal losses.
         train_cfg: ``assigner``, ``sampler``, ``num_points``, ``oversample_ratio`` and
             ``importance_sample_ratio``, as in mmdet.
-        test_cfg: The fusion head's, which mmdet's detector passes to both: it says which results
-            are wanted, and so which queries :meth:`predict` decodes.
+        test_cfg: Config of the fusion head, which mmdet's detector also passes here. The results
+            that it enables determine which queries :meth:`predict` decodes.
         init_cfg: Initialization config of MMEngine.
 
     Raises:
@@ -156,9 +157,9 @@ class HCFormerHead(MaskTransformer):
     ) -> tuple[Tensor, Tensor]:
         """Predict classes and masks at input size, for the queries that a result can need.
 
-        Class logits alone tell which ones, so the masks of the others are not decoded; see
-        :func:`~hcformer_mm.models.utils.post_processing.needed_queries`. The fusion head's results
-        are those of all queries.
+        Class logits alone determine these queries, so no other masks are decoded; see
+        :func:`~hcformer_mm.models.utils.post_processing.needed_queries`. The results of the fusion
+        head do not change.
 
         Args:
             x: Feature maps with their clustering.
@@ -167,6 +168,9 @@ class HCFormerHead(MaskTransformer):
         Returns:
             Class logits ``(B, Q', K + 1)`` and mask logits ``(B, Q', H, W)`` of the queries that
             any image of the batch needs, at least one; of all queries without ``test_cfg``.
+
+        Raises:
+            TypeError: The features carry no clustering.
         """
         assignments = require_clustering(x).assignments
         all_class_logits, all_mask_logits = self.group(x[-1])
@@ -185,15 +189,16 @@ class HCFormerHead(MaskTransformer):
         return class_logits, masks
 
     def loss(self, x: ClusteredFeatures, batch_data_samples: SampleList) -> dict[str, Tensor]:
-        """Mask2Former's losses on the decoded masks, and the scale regularizer (Sec. 4.1).
+        """Compute Mask2Former's losses on decoded masks, and the scale regularizer (Sec. 4.1).
 
         Args:
             x: Feature maps with their clustering.
             batch_data_samples: Data samples with ``gt_instances`` and, for stuff, ``gt_sem_seg``.
 
         Returns:
-            Losses by name. In training there are those of every decoder layer, the first under
-            ``d0.``; in evaluation those of the last. ``loss_scale`` is the regularizer.
+            Losses by name: in training those of every decoder layer, with the prefixes ``d0.``,
+            ``d1.``, ... before the last; in evaluation those of the last layer only. ``loss_scale``
+            is the regularizer.
 
         Raises:
             TypeError: The features carry no clustering.
@@ -258,5 +263,5 @@ class HCFormerHead(MaskTransformer):
         if not self.train_cfg:
             raise ValueError(
                 "expected train_cfg with assigner, sampler and num_points for a loss, got none; in "
-                "a segmentor it belongs into decode_head"
+                "a segmentor it belongs in decode_head"
             )

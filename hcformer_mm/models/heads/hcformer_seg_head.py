@@ -18,16 +18,18 @@ from .hcformer_head import HCFormerHead
 class HCFormerSegHead(HCFormerHead):
     """:class:`HCFormerHead` for semantic segmentation in mmseg's ``EncoderDecoder`` (Sec. 4.1).
 
-    It adds the ground truth, one mask per class of an image, and the semantic inference. Its scores
-    are sums of probabilities, not logits: their argmax needs no softmax. mmseg's ``SegTTAModel``
-    averages their softmax, which keeps their order.
+    It builds the ground truth, one mask per class of an image, and computes class scores. The
+    scores are sums of probabilities, not logits: their argmax needs no softmax. mmseg's
+    ``SegTTAModel`` averages the softmax of the scores of all views, which keeps the order of the
+    classes in each view.
 
-    As an attribute, ``out_channels`` is the number of classes, which is what mmseg expects.
+    The attribute ``out_channels`` is the number of classes, as mmseg expects; the option of that
+    name is the number of mask channels.
 
     Args:
         num_classes: Number of classes.
         ignore_index: Label of pixels without a class.
-        align_corners: How mmseg resizes the scores to the original size of an image.
+        align_corners: Option with which mmseg resizes the scores to the original size of an image.
         options: Arguments of :class:`~hcformer_mm.models.HCFormerHead` other than the numbers of
             classes and ``test_cfg``. ``train_cfg`` belongs to the head's own config.
 
@@ -44,7 +46,7 @@ class HCFormerSegHead(HCFormerHead):
         align_corners: bool = False,
         **options: Any,
     ) -> None:
-        # HCFormerHead refuses unknown options, and Python those that are passed twice.
+        # HCFormerHead rejects unknown options, and Python rejects options that are passed twice.
         super().__init__(
             num_things_classes=num_classes, num_stuff_classes=0, test_cfg=None, **options
         )
@@ -53,13 +55,13 @@ class HCFormerSegHead(HCFormerHead):
         self.align_corners = align_corners
 
     def masks_of_classes(self, label_map: Tensor) -> InstanceData:
-        """Cut a label map into one mask per class that it shows.
+        """Split a label map into one mask for each class in it.
 
         Args:
             label_map: Labels of the pixels, ``(1, H, W)``.
 
         Returns:
-            ``labels`` ``(N,)`` and ``masks`` ``(N, H, W)``; N = 0 where all pixels are ignored.
+            ``labels`` ``(N,)`` and ``masks`` ``(N, H, W)``; N = 0 if all pixels are ignored.
 
         Raises:
             ValueError: A label is neither a class nor ``ignore_index``.
@@ -86,7 +88,7 @@ class HCFormerSegHead(HCFormerHead):
     ) -> dict[str, Tensor]:
         """Compute the losses of :meth:`HCFormerHead.loss` on ``gt_sem_seg``.
 
-        ``train_cfg`` is the segmentor's and unused: the head has its own.
+        ``train_cfg``, which the segmentor passes, is unused: the head has its own.
         """
         return super().loss(x, batch_data_samples)
 
@@ -101,10 +103,14 @@ class HCFormerSegHead(HCFormerHead):
         Args:
             inputs: Feature maps with their clustering.
             batch_img_metas: Metainfo of the images, as mmseg's segmentor passes it.
-            test_cfg: The segmentor's; its ``mode`` says which metainfo is the size of the input.
+            test_cfg: Config of the segmentor; its ``mode`` determines where the size of the input
+                is found.
 
         Returns:
             Class scores ``(B, K, H, W)`` at the size of the input.
+
+        Raises:
+            TypeError: The features carry no clustering.
         """
         class_logits, mask_logits = self(inputs)
         masks = F.interpolate(
@@ -118,7 +124,7 @@ class HCFormerSegHead(HCFormerHead):
 
 def _input_size(img_meta: dict[str, Any], test_cfg: dict[str, Any]) -> Sequence[int]:
     """Height and width of the network's input."""
-    # For a sliding window, mmseg writes its size into img_shape and leaves pad_shape as it was.
+    # For a sliding window, mmseg sets img_shape to the window's size and leaves pad_shape as it is.
     if test_cfg.get("mode") == "slide":
         return img_meta["img_shape"][:2]
     return (img_meta.get("pad_shape") or img_meta["img_shape"])[:2]

@@ -44,7 +44,7 @@ class MaskTransformer(Mask2FormerHead):
         positional_encoding: dict[str, Any],
         init_cfg: dict[str, Any] | None,
     ) -> None:
-        # As in mmdet's mask heads: the constructors in between build anchors and a pixel decoder.
+        # Skip the constructors in between, which build anchors and a pixel decoder, as mmdet does.
         super(AnchorFreeHead, self).__init__(init_cfg=init_cfg)
         if decoder not in get_args(Decoder):
             raise ValueError(f"expected decoder among {get_args(Decoder)}, got {decoder!r}")
@@ -55,7 +55,7 @@ class MaskTransformer(Mask2FormerHead):
         self.num_queries = num_queries
 
         kind = Mask2FormerTransformerDecoder if decoder == "masked" else DetrTransformerDecoder
-        # Every layer is supervised, so every layer has to answer.
+        # Every layer is supervised, so every layer has to return its output.
         self.transformer_decoder: DetrTransformerDecoder = kind(
             **{**transformer_decoder, "return_intermediate": True}
         )
@@ -88,7 +88,7 @@ class MaskTransformer(Mask2FormerHead):
     def init_weights(self) -> None:
         """Initialize as mmdet's head with the same decoder does, or by ``init_cfg``."""
         is_first = not self.is_init
-        BaseModule.init_weights(self)  # Mask2FormerHead's wants a pixel decoder
+        BaseModule.init_weights(self)  # Mask2FormerHead's needs a pixel decoder
         if not is_first or is_pretrained(self):
             return
         for projection in (self.decoder_input_proj, self.mask_proj):
@@ -107,7 +107,7 @@ class MaskTransformer(Mask2FormerHead):
 
         Returns:
             Class logits ``(B, Q, K + 1)`` and mask logits ``(B, Q, h, w)`` of every decoder layer.
-            The masked decoder predicts from its query features first, so it has one pair more.
+            The masked decoder also predicts before its first layer, which gives one more pair.
         """
         mask_features = self.mask_proj(feature_map)
         memory = self.decoder_input_proj(feature_map).flatten(2).transpose(1, 2)  # (B, h·w, C)
@@ -133,7 +133,7 @@ class MaskTransformer(Mask2FormerHead):
         class_logits, mask_logits, ignored = self._forward_head(query, mask_features, size)
         all_class_logits, all_mask_logits = [class_logits], [mask_logits]
         for layer in self.transformer_decoder.layers:
-            # A query that may attend nowhere attends everywhere.
+            # A query whose mask is empty attends everywhere.
             ignored = ignored & ~ignored.all(dim=-1, keepdim=True)
             query = layer(
                 query=query, key=memory, value=memory, cross_attn_mask=ignored, **positions

@@ -7,14 +7,14 @@ from ...ops import FeatureProjection, soft_assign_maps
 
 
 class ClusteringModule(nn.Module):
-    r"""Cluster the pixels before a downsampling around those after it (paper, Sec. 2.2, Fig. 2).
+    r"""Assign the pixels before a downsampling to the cells after it (paper, Sec. 2.2, Fig. 2).
 
     Each map goes through layer normalization over its channels and a 1×1 convolution without bias;
     the features are normalized to unit length, so that the inner product in eq. (3) is the cosine
     similarity. The scale :math:`s` is learned.
 
-    It computes in float32 under autocast too: training makes the scale small, and features in half
-    precision would then choose other clusters.
+    The computation runs in float32 even under autocast: training makes the scale small, and
+    half-precision features would then be assigned to other cells.
 
     Args:
         fine_channels: Channels of the map before downsampling.

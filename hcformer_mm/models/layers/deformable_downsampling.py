@@ -18,14 +18,15 @@ class DeformableDownsampling(ModulatedDeformConv2d):
     """A modulated deformable convolution that replaces a plain strided one.
 
     The kernel keeps its name (``weight``) and values, so that pretrained checkpoints of the plain
-    network load. A 3×3 convolution of the same stride predicts offsets and modulation, whatever the
-    kernel size; it starts at zero: offsets 0, modulation 0.5.
+    network load. A 3×3 convolution of equal stride predicts offsets and modulation, whatever the
+    kernel size. Its weights start at zero, which gives offsets 0 and modulation 0.5.
 
     Args:
         conv: The convolution to replace; its weights are copied, and a bias is added.
 
     Raises:
-        ValueError: The convolution is grouped, dilated, not square or of a special kind.
+        ValueError: The convolution is grouped, dilated, not square, not padded by zeros, or of a
+            subclass with its own ``forward``.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -53,7 +54,7 @@ class DeformableDownsampling(ModulatedDeformConv2d):
         self.reset_offsets()
 
     def reset_offsets(self) -> None:
-        """Zero the convolution that predicts them: offsets 0, modulation 0.5."""
+        """Zero the convolution that predicts offsets and modulation, which gives 0 and 0.5."""
         for parameter in self.conv_offset.parameters():
             nn.init.zeros_(parameter)
 
@@ -135,7 +136,7 @@ def make_downsampling_deformable(block: nn.Module) -> list[str]:
     for name, conv in strided.items():
         parent, _, leaf = name.rpartition(".")
         deformable = DeformableDownsampling(conv)
-        # A frozen layer stays frozen, already before DDP and the optimizer read it.
+        # A frozen layer has to stay frozen before DDP and the optimizer read its parameters.
         deformable.requires_grad_(conv.weight.requires_grad)
         setattr(block.get_submodule(parent), leaf, deformable)
     return list(strided)

@@ -1,8 +1,9 @@
 """Mask losses that decode only the masks they need.
 
-Decoding is linear per mask (eq. (5)). Matching reads every query, but at random points only, so it
-decodes there. The mask losses read the matched queries only, so these are decoded in full, for all
-decoder layers at once. The losses are those of mmdet's ``Mask2FormerHead`` on fully decoded masks.
+Decoding is linear per mask (eq. (5)). Matching reads every mask, but only at random points, so it
+decodes masks at these points. The mask losses read only the matched masks, which are decoded in
+full, for all decoder layers at once. The losses equal those of mmdet's ``Mask2FormerHead`` on fully
+decoded masks.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ class Match:
         labels: Target class of every query, ``(Q,)``; K is "no object".
         queries: Matched queries, ``(N,)``.
         objects: Their ground-truth objects, ``(N,)``, ascending.
-        num_objects: Number of objects by which mmdet averages.
+        num_objects: Number of objects by which losses are averaged: the sampler's ``avg_factor``.
     """
 
     labels: Tensor
@@ -40,17 +41,17 @@ class Match:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskCriterion:
-    """Set criterion of ``Mask2FormerHead`` for masks that are still to be decoded.
+    """Set criterion of ``Mask2FormerHead`` for masks that are not decoded yet.
 
     Attributes:
         assigner: Assigns queries to objects by the logits at random points.
-        sampler: Lists the matched queries of an assignment.
+        sampler: Lists the queries that the assigner matched.
         loss_cls: Classification loss.
         loss_mask: Pointwise mask loss.
         loss_dice: Dice loss.
         class_weight: Weights of the K classes and of "no object".
-        num_points: Points at which a mask is read.
-        oversample_ratio: Random candidates per point.
+        num_points: Number of points at which a mask is sampled.
+        oversample_ratio: Number of random candidates per point.
         importance_sample_ratio: Share of the points that are the most uncertain candidates.
         mask_space: ``'logit'`` or ``'probability'``; see
             :func:`~hcformer_mm.models.utils.mask_decoding.decode_mask_logits`.
@@ -75,7 +76,9 @@ class MaskCriterion:
         batch_gt_instances: Sequence[InstanceData],
         batch_img_metas: Sequence[dict[str, Any]],
     ) -> dict[str, Tensor]:
-        """Match and compare the predictions of every decoder layer, never in half precision.
+        """Match the predictions of every decoder layer and return their losses.
+
+        The computation never runs in half precision.
 
         Args:
             all_class_logits: Class logits ``(B, Q, K + 1)`` of every decoder layer.
@@ -91,7 +94,7 @@ class MaskCriterion:
         all_class_logits = [full_precision(logits) for logits in all_class_logits]
         all_mask_logits = [full_precision(logits) for logits in all_mask_logits]
         targets = [
-            # Every decoder layer reads the masks at points: converted to floats once.
+            # Convert masks to floats once, since every decoder layer samples them.
             InstanceData(labels=gt.labels, masks=gt.masks.to(all_mask_logits[0].dtype))
             for gt in batch_gt_instances
         ]
@@ -162,7 +165,7 @@ class MaskCriterion:
             no_object = len(self.class_weight) - 1
             labels = gt.labels.new_full((len(scores),), no_object, dtype=torch.long)
             labels[sampled.pos_inds] = gt.labels[sampled.pos_assigned_gt_inds]
-            # In the order of the objects, so that their masks need not be copied; see _read.
+            # Sort by object, so that masks of objects need not be copied; see _read.
             order = sampled.pos_assigned_gt_inds.argsort()
             matches.append(
                 Match(
@@ -189,7 +192,7 @@ class MaskCriterion:
             torch.ones_like(labels),
             avg_factor=class_logits.new_tensor(self.class_weight)[labels].sum(),
         )
-        # The mean over all processes: every one of them has to get here.
+        # A mean over all processes, so every process has to reach this line.
         number = reduce_mean(class_logits.new_tensor([sum(m.num_objects for m in matches)]))
         number = number.clamp(min=1)
         if not len(masks):
@@ -218,8 +221,8 @@ class MaskCriterion:
 
 
 def _read(masks: Tensor, objects: Tensor, points: Tensor) -> Tensor:
-    """Read the masks ``(N, H', W')`` of objects ``(M,)`` at points ``(M, P, 2)``: ``(M, P)``."""
-    # Masks have the size of the image. Almost always every object is matched: no copy then.
+    """Sample the masks ``(N, H', W')`` of objects ``(M,)`` at points ``(M, P, 2)``: ``(M, P)``."""
+    # Masks are as large as the image, so do not copy them if every object is matched, as usual.
     if not torch.equal(objects, torch.arange(len(masks), device=objects.device)):
         masks = masks[objects]
     return point_sample(masks[:, None], points)[:, 0]

@@ -7,14 +7,14 @@ from ...structures.clustered_features import ClusteredFeatures
 
 
 def scale_losses(features: ClusteredFeatures, weight: float) -> dict[str, Tensor]:
-    r"""Scale regularizer, :math:`\lambda_{reg} \sum_i |s^{(i)}|`, to join the losses of a head.
+    r"""Scale regularizer, :math:`\lambda_{reg} \sum_i |s^{(i)}|`, as an entry of a head's losses.
 
     Args:
         features: Feature maps with their clustering.
         weight: :math:`\lambda_{reg}`.
 
     Returns:
-        ``loss_scale``, a scalar; empty without clustered levels.
+        A dict with the scalar ``loss_scale``; empty if no level is clustered.
     """
     if not features.scales:
         return {}

@@ -18,8 +18,8 @@ class TransformerEncoderNeck(BaseModule):
     """A transformer encoder on the coarsest feature map: HCFormer+ (paper, Tables 1-4).
 
     A 1×1 convolution and group normalization (32 groups) bring the map to ``out_channels``. Then
-    its cells attend to each other; their sine positions are added to the queries and keys of every
-    layer. Cells of padding take part, as in the head.
+    its cells attend to each other; sine positional encodings are added to the queries and keys of
+    every layer. Cells in the padding are not masked out, as in the head.
 
     Args:
         in_channels: Channels of the last feature map.
@@ -81,7 +81,7 @@ class TransformerEncoderNeck(BaseModule):
                 ``(B, in_channels, h, w)``.
 
         Returns:
-            The features with ``(B, out_channels, h, w)`` in place of the last map.
+            The features with the encoded map ``(B, out_channels, h, w)`` in place of the last map.
 
         Raises:
             TypeError: The features carry no clustering.

@@ -15,8 +15,9 @@ from ...structures.image_clusters import ImageClusters
 class ClusterRecorder:
     """Add ``clusters`` to each data sample that a model predicts, until it is removed.
 
-    They are :class:`~hcformer_mm.structures.image_clusters.ImageClusters` on the CPU, because code
-    that moves data samples does not move them. The model itself gets three hooks only.
+    The clusters are :class:`~hcformer_mm.structures.image_clusters.ImageClusters` on the CPU,
+    because ``cpu()`` of a data sample moves tensors only. The recorder adds three hooks to the
+    model and changes nothing else.
 
     Args:
         model: A detector or segmentor with an ``HCBackbone`` as ``backbone``; wrapped for
@@ -61,8 +62,8 @@ class ClusterRecorder:
             return  # losses or raw outputs
         if len(calls) != 1:
             raise ValueError(
-                f"expected a prediction by one call of the backbone, got {len(calls)}: clusters of "
-                "sliding windows do not make clusters of the image; set model.test_cfg.mode='whole'"
+                f"expected a prediction by one call of the backbone, got {len(calls)}: sliding "
+                "windows have no common clustering; set model.test_cfg.mode='whole'"
             )
         padded, features = calls[0]
         if not isinstance(features, ClusteredFeatures) or not features.assignments:
@@ -77,8 +78,8 @@ class ClusterRecorder:
         for i, sample in enumerate(output):
             if sample.metainfo.get("flip"):
                 raise ValueError(
-                    "expected images that are not flipped, whose clusters would be mirrored; leave "
-                    "RandomFlip out of the test pipeline"
+                    "expected images that are not flipped, got a flipped one, whose clusters would "
+                    "be mirrored; remove RandomFlip from the test pipeline"
                 )
             input_size, image_size = (
                 (int(height), int(width))
@@ -112,7 +113,7 @@ def finest_stride(padded: tuple[int, int], cells: tuple[int, int]) -> int:
         cells: Height and width of the finest map.
 
     Raises:
-        ValueError: No stride gives this map.
+        ValueError: No stride gives a map of this size.
     """
     strides = [
         s for s in range(1, max(padded) + 1) if cells == (-(-padded[0] // s), -(-padded[1] // s))

@@ -44,7 +44,7 @@ def decode_mask_logits(
 def mask_logits_at(
     logits: Tensor, assignments: Sequence[Tensor], points: Tensor, mask_space: MaskSpace = "logit"
 ) -> Tensor:
-    """Read the mask logits of the finest level at points.
+    """Sample the mask logits of the finest level at points.
 
     Args:
         logits: Mask logits ``(B, Q, h, w)``.
@@ -57,7 +57,7 @@ def mask_logits_at(
     """
     if mask_space == "logit":
         return decode_points(logits, assignments, points)
-    # Interpolate logarithms: the logarithm of interpolated probabilities is another value.
+    # Interpolate logits, as on decoded masks: interpolated probabilities have other logits.
     return decode_points(decode_mask_logits(logits, assignments, mask_space), (), points)
 
 
@@ -71,7 +71,7 @@ def decode_class_logits(
         assignments: Assignments, finest first.
         mask_space: ``'logit'`` applies eq. (5) to the logits. ``'probability'`` applies it to
             :math:`\mathrm{Softmax}_K(\cdot)` and returns the logarithms of the decoded
-            probabilities, which a softmax turns into them again.
+            probabilities, whose softmax gives these probabilities again.
 
     Returns:
         Class logits ``(B, K, H, W)``.
@@ -83,10 +83,10 @@ def decode_class_logits(
 
 
 def full_precision(logits: Tensor) -> Tensor:
-    """Convert logits to float32, unless they are in float64."""
+    """Convert logits to float32; float64 stays."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _log(probabilities: Tensor) -> Tensor:
-    """Logarithm, finite where a probability has vanished."""
+    """Logarithm, finite even where a probability is 0."""
     return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()

@@ -1,11 +1,11 @@
 """Panoptic, instance and semantic results of one image from class and mask logits.
 
-Every result depends on the logits of single pixels and on sums over pixels, so each one takes in
-the image in bands of rows: on CPUs a band stays in the cache, and resized masks that would take
-more than :data:`RESIZED_NUMEL` never exist as a whole.
+Every result depends on the logits of single pixels and on sums over pixels, so it can be computed
+from bands of rows: on CPUs a band stays in the cache, and resized masks that would take more than
+:data:`RESIZED_NUMEL` never exist as a whole.
 
-Class logits alone tell which queries no result needs: :func:`needed_queries`. Masks of the others
-need not be decoded or resized; the results are the same.
+Class logits alone determine which queries the results need: see :func:`needed_queries`. Other masks
+need not be decoded or resized.
 """
 
 from collections.abc import Iterator
@@ -79,8 +79,7 @@ def best_pairs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The ``max_per_image`` most probable pairs of a query and a class, stuff included.
 
-    Pairs with stuff are dropped later, but hold a place in the ranking: without their queries,
-    other pairs would move up.
+    Pairs with a stuff class are dropped later but, as in mmdet, count toward ``max_per_image``.
 
     Returns:
         Queries, classes and scores of the pairs, each ``(N,)``.
@@ -121,7 +120,7 @@ class PanopticResult:
         self._areas = class_logits.new_zeros(len(self._queries), dtype=torch.int64)
 
     def add(self, rows: slice, logits: Tensor) -> None:
-        """Take in the mask logits ``(Q, rows, W)`` of some rows of the image."""
+        """Accumulate the mask logits ``(Q, rows, W)`` of some rows of the image."""
         if not len(self._queries):
             return
         # Skip the copy if only needed queries have been decoded.
@@ -135,10 +134,10 @@ class PanopticResult:
             self._unsure[rows] = ~sure.gather(0, winners[None])[0]
 
     def result(self) -> PixelData:
-        """``sem_seg`` ``(1, H, W)`` int32: class + 1000 · number of the object; K for void."""
+        """Return ``sem_seg`` ``(1, H, W)`` int32: class + 1000 · object number; K for void."""
         number = len(self._queries)
         won = torch.bincount(self._winners.flatten(), minlength=max(number, 1))[:number]
-        # mmdet divides Python integers: float64.
+        # In float64, like mmdet, which divides Python integers.
         share = won.double() / self._areas.double()
         stays = (won > 0) & (self._areas > 0) & (share >= self._iou_thr)
         things = stays & (self._classes < self._num_things)
@@ -155,7 +154,7 @@ class PanopticResult:
 class InstanceResult:
     """Instances of mmdet's ``MaskFormerFusionHead``, for any number of queries.
 
-    mmdet asks for ``max_per_image`` pairs of a query and a class even if there are fewer. Arguments
+    mmdet fails if there are fewer than ``max_per_image`` pairs of a query and a class. Arguments
     are those of :class:`PanopticResult`; ``test_cfg`` has ``max_per_image``.
     """
 
@@ -178,7 +177,7 @@ class InstanceResult:
         self._areas = class_logits.new_zeros(number, dtype=torch.int64)
 
     def add(self, rows: slice, logits: Tensor) -> None:
-        """Take in the mask logits ``(Q, rows, W)`` of some rows of the image."""
+        """Accumulate the mask logits ``(Q, rows, W)`` of some rows of the image."""
         logits = logits[self._queries]
         masks = logits > 0
         self._masks[:, rows] = masks
@@ -187,7 +186,7 @@ class InstanceResult:
         self._areas += masks.flatten(1).sum(1)
 
     def result(self) -> InstanceData:
-        """``scores``, ``labels``, ``bboxes`` and ``masks`` of the instances."""
+        """Return ``scores``, ``labels``, ``bboxes`` and ``masks`` of the instances."""
         confidence = (self._confidence / (self._areas + 1e-6)).to(self._scores.dtype)
         return InstanceData(
             scores=self._scores * confidence[self._index],
@@ -210,11 +209,11 @@ class SemanticResult:
         self._classes = class_logits.new_zeros(size, dtype=torch.int64)
 
     def add(self, rows: slice, logits: Tensor) -> None:
-        """Take in the mask logits ``(Q, rows, W)`` of some rows of the image."""
+        """Accumulate the mask logits ``(Q, rows, W)`` of some rows of the image."""
         self._classes[rows] = _argmax(semantic_scores(self._class_logits, logits))
 
     def result(self) -> PixelData:
-        """``sem_seg`` ``(1, H, W)``."""
+        """Return ``sem_seg`` ``(1, H, W)``."""
         return PixelData(sem_seg=self._classes[None])
 
 
@@ -226,8 +225,8 @@ def resized_bands(masks: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice,
         size: Height and width ``(H, W)`` after resizing.
 
     Yields:
-        Rows of the resized masks, from the first to the last, and their logits ``(Q, rows, W)``. A
-        single band off the CPU, unless it would exceed :data:`RESIZED_NUMEL`.
+        Rows of the resized masks, top to bottom, and their logits ``(Q, rows, W)``. Off the CPU
+        there is a single band, unless it would exceed :data:`RESIZED_NUMEL`.
     """
     height, width = size
     row_numel = masks.shape[0] * width

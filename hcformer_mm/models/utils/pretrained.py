@@ -1,4 +1,4 @@
-"""Whether a module's weights come from a checkpoint."""
+"""Check whether a module's weights come from a checkpoint."""
 
 from mmengine.model import PretrainedInit
 from torch import nn

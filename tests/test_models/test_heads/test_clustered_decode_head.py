@@ -327,7 +327,7 @@ def test_heads_that_cannot_be_clustered_are_refused(options, error, message):
 
 def test_features_must_be_clustered():
     model = segmentor("hcformer_mm.HCFCNHead", level=None)
-    with pytest.raises(TypeError, match="expected ClusteredFeatures of an HCBackbone, got tuple"):
+    with pytest.raises(TypeError, match="expected ClusteredFeatures from HCBackbone, got tuple"):
         model.loss(*batch())
 
 
