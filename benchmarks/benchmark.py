@@ -42,7 +42,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     add("--warmup", type=at_least(0), default=1, help="untimed rounds before those (default: 1)")
     own, threads = [torch.get_num_threads()], "numbers of threads (default: PyTorch's choice)"
     add("--threads", type=at_least(1), nargs="+", default=own, metavar="N", help=threads)
-    add("--seed", type=int, default=0, help="seed of weights, maps and images (default: 0)")
+    seed = "seed of weights, maps and images, except those of training (default: 0)"
+    add("--seed", type=int, default=0, help=seed)
     add("--device", default="cpu", help="cpu or a CUDA device (default: cpu)")
     profile = "also list the N slowest operators (12 if N is left out)"
     add("--profile", type=at_least(1), nargs="?", const=12, metavar="N", help=profile)
