@@ -1,17 +1,37 @@
-"""Slow, obvious oracles of the paper's equations, written with explicit matrices and loops."""
+"""Slow, obvious references for the paper's equations, with explicit matrices and loops."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def candidates(height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
-    """Candidates inside the map: fine pixel y and x, number 0 to 8, flat index of the coarse cell.
+def assert_same_with_gradients(
+    output: Tensor,
+    expected: Tensor,
+    inputs: Sequence[Tensor],
+    tolerance: float,
+    rtol: float,
+    atol: float,
+) -> None:
+    """Compare a result with its oracle, and the gradients of a random weighting of both.
 
-    They are the parent cell and the eight around it (paper, Sec. 2.4 and Fig. 3).
+    ``tolerance`` is for the results, relative and absolute; ``rtol`` and ``atol`` for gradients.
+    """
+    torch.testing.assert_close(output, expected, rtol=tolerance, atol=tolerance)
+    weight = torch.randn_like(expected)
+    gradients, oracle = (
+        torch.autograd.grad((result * weight).sum(), inputs) for result in (output, expected)
+    )
+    torch.testing.assert_close(gradients, oracle, rtol=rtol, atol=atol)
+
+
+def candidates(height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield y and x of a pixel, number 0 to 8 and flat cell index of each candidate in the map.
+
+    Candidates are the parent cell and the eight around it (paper, Sec. 2.4 and Fig. 3).
     """
     rows, cols = (height + 1) // 2, (width + 1) // 2
     for y, x, k in itertools.product(range(height), range(width), range(9)):
@@ -21,7 +41,7 @@ def candidates(height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
 
 
 def neighbors(height: int, width: int) -> Tensor:
-    """Which of the N_d coarse cells each of the N fine pixels may choose: bool (N, N_d)."""
+    """Mask of the N_d coarse cells that are candidates of each of the N pixels: bool (N, N_d)."""
     return to_matrix(torch.ones(1, 9, height, width))[0] > 0
 
 
@@ -140,7 +160,7 @@ def feed_forward(x: Tensor, first: torch.nn.Linear, second: torch.nn.Linear) -> 
 
 
 def encoder_layer(layer: torch.nn.Module, x: Tensor, position: Tensor) -> Tensor:
-    """A layer of DETR's encoder (B, N, C), post-norm; values carry no position."""
+    """A layer of DETR's encoder (B, N, C), post-norm; values have no positional encoding."""
     linear = [m for m in layer.ffn.modules() if isinstance(m, torch.nn.Linear)]
     x = layer_norm(
         x + attention(layer.self_attn.attn, x + position, x + position, x), layer.norms[0]
@@ -162,7 +182,7 @@ def decoder_layer(
 
 
 def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
-    """Score of a class at a pixel (K, H, W): over the queries, the sum of P(class) · P(mask)."""
+    """Class scores of every pixel (K, H, W): P(class) · P(mask), summed over the queries."""
     queries, classes = class_logits.shape
     scores = mask_logits.new_zeros(classes - 1, *mask_logits.shape[1:])
     for q in range(queries):
@@ -220,7 +240,7 @@ def undersegmentation_error(labels: Tensor, ground_truth: Tensor, form: str) -> 
 
 
 def labelings(labels: Tensor, segments: list[int]) -> Tensor:
-    """Every way to give the clusters (H, W), numbered from 0, one of the segments: (n, H, W)."""
+    """All label maps (n, H, W) that give each cluster of (H, W), from 0, one of the segments."""
     number = int(labels.max()) + 1
     choices = torch.cartesian_prod(*[torch.tensor(segments)] * number)
     return choices.view(-1, number)[:, labels]
@@ -240,7 +260,7 @@ def boundary_pixels(labels: Tensor) -> set[tuple[int, int]]:
 def boundary_hits(
     ours: set[tuple[int, int]], theirs: set[tuple[int, int]], tolerance: int
 ) -> float:
-    """Share of our pixels with one of theirs within the tolerance along each axis."""
+    """Fraction of our pixels with one of theirs within the tolerance along each axis."""
     hits = sum(
         any(abs(y - v) <= tolerance and abs(x - u) <= tolerance for v, u in theirs) for y, x in ours
     )
@@ -266,7 +286,7 @@ def compactness(labels: Tensor) -> float:
 
 
 def explained_variation(labels: Tensor, image: Tensor) -> float:
-    """1 less what the mean colors of the clusters leave unexplained of an image (C, H, W)."""
+    """1 minus the fraction of the variance of an image (C, H, W) within the clusters (H, W)."""
     residual = image.clone()
     for label in labels.unique():
         inside = labels == label
@@ -278,8 +298,8 @@ def explained_variation(labels: Tensor, image: Tensor) -> float:
 def listing_clustering(fine: Tensor, coarse: Tensor, scale: Tensor) -> Tensor:
     """Listing 1, eq. (3) by unfold, einsum and fold: fine (B, C, H, W), H and W even.
 
-    Candidates outside the map have similarity 0, where the package leaves them out: pixels with a
-    parent at the border differ. Corrected: ``downscaled_feat`` in the paper is
+    Candidates outside the map have similarity 0, whereas the package excludes them, so pixels with
+    a parent at the border differ. Two corrections: the paper's ``downscaled_feat`` is its
     ``downsampled_feat``, and einsum gets its operands without a tuple.
     """
     batch, channels, height, width = fine.shape
@@ -307,7 +327,7 @@ def listing_decode(masks: Tensor, assignment: Tensor) -> Tensor:
 
 
 def listing_module(module: nn.Module, fine: Tensor, coarse: Tensor) -> Tensor:
-    """Listing 1 after norm and projection of Sec. 2.2, with the weights of a ClusteringModule."""
+    """Listing 1 on the projected features of Sec. 2.2, with the weights of a ClusteringModule."""
     embedded = []
     for x, norm, projection in (
         (fine, module.fine_norm, module.fine_proj),

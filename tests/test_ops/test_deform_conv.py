@@ -28,21 +28,13 @@ def inputs(kernel, stride, padding, size, batch, dtype=torch.float64, spread=2.0
     return [tensor.requires_grad_() for tensor in tensors]
 
 
-def agree(output, expected, tensors, tolerance):
-    torch.testing.assert_close(output, expected, rtol=tolerance, atol=tolerance)
-    weight = torch.randn_like(expected)
-    gradients = torch.autograd.grad((output * weight).sum(), tensors)
-    oracle = torch.autograd.grad((expected * weight).sum(), tensors)
-    torch.testing.assert_close(gradients, oracle, rtol=tolerance, atol=tolerance)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_oracle_with_gradients(case):
     tensors = inputs(*case)
     stride, padding = case[1:3]
     output = modulated_deform_conv2d(*tensors, stride=stride, padding=padding)
     expected = reference.deform_conv(*tensors, stride, padding)
-    agree(output, expected, tensors, 1e-10)
+    reference.assert_same_with_gradients(output, expected, tensors, *3 * [1e-10])
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.5, 20.0])
@@ -50,7 +42,7 @@ def test_equals_mmcv_with_gradients(spread):
     tensors = inputs(3, 2, 1, (19, 33), 2, dtype=torch.float32, spread=spread)
     output = modulated_deform_conv2d(*tensors, stride=2, padding=1)
     expected = mmcv.ops.modulated_deform_conv2d(*tensors, 2, 1)
-    agree(output, expected, tensors, 1e-4)
+    reference.assert_same_with_gradients(output, expected, tensors, *3 * [1e-4])
 
 
 class Convolution(torch.nn.Module):
