@@ -15,61 +15,40 @@ from hcformer_mm.ops.clusters import (
     hierarchical_clusters,
     relabel,
 )
+from tests.helpers import reference
+from tests.test_ops.test_decoding import random_assignment
 
 SIZES = [(1, 1), (1, 2), (1, 7), (5, 1), (2, 2), (3, 3), (4, 6), (7, 10), (13, 9)]
 
 
-def random_assignment(batch: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Soft assignment: random weights that sum to 1, exactly 0 outside the coarse map."""
-    weights = torch.rand(batch, 9, height, width, generator=generator, dtype=torch.float64)
-    for y, x, k in itertools.product(range(height), range(width), range(9)):
-        if not is_inside(candidate_cell(y, x, k), height, width):
-            weights[:, k, y, x] = 0
-    return weights / weights.sum(1, keepdim=True)
-
-
-def random_hierarchy(
-    batch: int, height: int, width: int, levels: int, *, seed: int = 0
-) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+def random_hierarchy(batch: int, height: int, width: int, levels: int) -> list[Tensor]:
+    """Soft assignments, finest first, exactly 0 outside the coarse map."""
     assignments = []
     for _ in range(levels):
-        assignments.append(random_assignment(batch, height, width, generator))
+        assignments.append(random_assignment(height, width, batch))
         height, width = (height + 1) // 2, (width + 1) // 2
     return assignments
 
 
-def candidate_cell(y: int, x: int, k: int) -> tuple[int, int]:
-    return y // 2 + k // 3 - 1, x // 2 + k % 3 - 1
-
-
-def is_inside(cell: tuple[int, int], height: int, width: int) -> bool:
-    return 0 <= cell[0] < -(-height // 2) and 0 <= cell[1] < -(-width // 2)
-
-
-def loop_best_cell(assignment: Tensor, y: int, x: int) -> tuple[int, int]:
-    """First of the heaviest candidates of one fine cell, ``assignment`` (9, H, W)."""
+def loop_best_cells(assignment: Tensor) -> list[int]:
+    """First of the heaviest candidates of each fine cell, ``assignment`` (9, H, W)."""
     height, width = assignment.shape[-2:]
-    best, best_weight = None, -1.0
-    for k in range(9):
-        cell = candidate_cell(y, x, k)
-        weight = float(assignment[k, y, x])
-        if is_inside(cell, height, width) and weight > best_weight:
-            best, best_weight = cell, weight
-    assert best is not None
+    best, weights = [-1] * (height * width), [-1.0] * (height * width)
+    for y, x, k, cell in reference.candidates(height, width):
+        weight, place = float(assignment[k, y, x]), y * width + x
+        if weight > weights[place]:
+            best[place], weights[place] = cell, weight
     return best
 
 
 def loop_labels(assignments: list[Tensor], image: int, level: int) -> list[list[int]]:
     """Flat index of the level's cell that each cell of the finest map ends in."""
     height, width = assignments[0].shape[-2:]
-    labels = [[0] * width for _ in range(height)]
-    for y, x in itertools.product(range(height), range(width)):
-        cell = (y, x)
-        for assignment in assignments[: level + 1]:
-            cell = loop_best_cell(assignment[image], *cell)
-        labels[y][x] = cell[0] * -(-assignments[level].shape[-1] // 2) + cell[1]
-    return labels
+    labels = list(range(height * width))
+    for assignment in assignments[: level + 1]:
+        best = loop_best_cells(assignment[image])
+        labels = [best[label] for label in labels]
+    return [labels[y * width : (y + 1) * width] for y in range(height)]
 
 
 def different_pairs(some: Tensor, others: Tensor) -> set[tuple[int, int]]:
