@@ -50,26 +50,22 @@ def random_maps(size, clusters=5, segments=4, seed=0):
 
 
 def test_undersegmentation_error():
-    """Leaks: min(4, 2) + min(2, 4) of cluster 0, as many of clusters 2 and 3, of 24 pixels."""
-    assert undersegmentation_error(CLUSTERS, SEGMENTS) == 12 / 24
+    """Leaks: min(4, 2) + min(2, 4) of cluster 0, as many of clusters 2 and 3, of 24 pixels.
 
-
-def test_undersegmentation_error_of_levin():
-    """Segment 1 is covered by 12 pixels, segment 2 by all 24, segment 3 by 6.
-
+    Levin: segment 1 is covered by 12 pixels, segment 2 by all 24, segment 3 by 6:
     ((12 - 8) / 8 + (24 - 12) / 12 + (6 - 4) / 4) / 3 = (1/2 + 1 + 1/2) / 3.
     """
+    assert undersegmentation_error(CLUSTERS, SEGMENTS) == 12 / 24
     assert undersegmentation_error(CLUSTERS, SEGMENTS, form="levin") == pytest.approx(2 / 3)
 
 
 def test_undersegmentation_map():
-    """The pixels of segment 2 in clusters 0, 2 and 3."""
+    """The pixels of segment 2 in clusters 0, 2 and 3.
+
+    In a cluster of two halves, each leaks into the other: all pixels count, once each.
+    """
     expected = np.array([[0, 0, 1, 0, 0, 0]] * 2 + [[0, 0, 1, 1, 0, 0]] * 2, dtype=bool)
     assert np.array_equal(undersegmentation_map(CLUSTERS, SEGMENTS), expected)
-
-
-def test_undersegmentation_map_without_a_majority():
-    """In a cluster of two halves, each leaks into the other: all pixels count, once each."""
     labels, halves = np.zeros((2, 4), int), np.array([[0, 0, 1, 1]] * 2)
     assert undersegmentation_map(labels, halves).all()
     assert undersegmentation_error(labels, halves) == 1.0
