@@ -1,4 +1,4 @@
-"""Fixtures for tests of the tools that look at clusters."""
+"""Fixtures that the tests of the tools share."""
 
 import runpy
 import sys
@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory):
-    """A Shapes set of three validation images of 72 × 96 pixels; tests only read it."""
+    """A Shapes set of three images a split, of 72 × 96 pixels; tests only read it."""
     root = tmp_path_factory.mktemp("data") / "shapes"
-    write_shapes(root, num_train=1, num_val=3, size=(72, 96), workers=1)
+    write_shapes(root, num_train=3, num_val=3, size=(72, 96), workers=1)
     return root
 
 

@@ -1,6 +1,3 @@
-import sys
-from pathlib import Path
-
 import pytest
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -9,9 +6,9 @@ from torch import nn
 
 from hcformer_mm.ops import decode
 from tests.helpers.models import COCO_CONFIG, SHAPES_CONFIG
-from tools.analysis_tools.get_flops import count_multiply_adds, count_parameters, main
+from tools.analysis_tools.get_flops import count_multiply_adds, count_parameters
 
-ROOT = Path(__file__).parents[2]
+TOOL = "analysis_tools/get_flops.py"
 
 
 class Toy(BaseModel):
@@ -38,7 +35,7 @@ def test_segmentors_count_as_detectors_do():
     """Clustered PSPNet at output stride 32: level 0 leaves out the decoding of eq. (5) alone."""
     counts = []
     for level in (0, 3):
-        config = Config.fromfile(ROOT / "configs/shapes/hc-pspnet_r18_shapes-semantic.py")
+        config = Config.fromfile("configs/shapes/hc-pspnet_r18_shapes-semantic.py")
         config.model.backbone.hierarchical_level = level
         counts.append(count_multiply_adds(MODELS.build(config.model), 64, 96))
     classes, cells = 10, 16 * 24 + 8 * 12 + 4 * 6
@@ -47,21 +44,15 @@ def test_segmentors_count_as_detectors_do():
     assert counts[0]["conv"] == counts[1]["conv"] > 0
 
 
-def get_flops(monkeypatch, config, height, width):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["get_flops", config, "--shape", str(height), str(width)])
-    main()
-
-
-def test_tool_prints_both(monkeypatch, capsys):
-    get_flops(monkeypatch, SHAPES_CONFIG, 192, 256)
+def test_tool_prints_both(run_tool, capsys):
+    run_tool(TOOL, SHAPES_CONFIG, "--shape", 192, 256)
     printed = capsys.readouterr().out
     assert "parameters" in printed and "mult-adds" in printed
     assert "count as the plain convolutions they replace" in printed
 
 
-def test_shape_must_fit_the_strides(monkeypatch, capsys):
+def test_shape_must_fit_the_strides(run_tool, capsys):
     with pytest.raises(SystemExit) as stopped:
-        get_flops(monkeypatch, COCO_CONFIG, 100, 96)
+        run_tool(TOOL, COCO_CONFIG, "--shape", 100, 96)
     assert stopped.value.code == 2
     assert "expected --shape of multiples of 32, got 100 96" in capsys.readouterr().err

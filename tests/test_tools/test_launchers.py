@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from hcformer_mm.datasets.shapes_writer import write_shapes
+from tests.helpers.installing import executable
 from tests.helpers.tools import ROOT, quick_config, read_metrics, run_tool
 
 SCRIPTS = sorted(ROOT.glob("tools/*.sh"))
@@ -50,9 +50,7 @@ def recorded(tmp_path):
     """A stand-in for a program that writes its arguments to a file, one a line."""
 
     def make(name):
-        program = tmp_path / name
-        program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/arguments\n')
-        program.chmod(0o755)
+        program = executable(tmp_path / name, f'printf "%s\\n" "$@" > {tmp_path}/arguments')
         return program, lambda: (tmp_path / "arguments").read_text().splitlines()
 
     return make
@@ -100,11 +98,10 @@ def test_several_machines(recorded, script, own):
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(shapes, tmp_path_factory):
     """A Shapes config for one iteration on the CPU."""
     folder = tmp_path_factory.mktemp("launchers")
-    write_shapes(folder / "shapes", num_train=2, num_val=3, size=(72, 96), workers=1)
-    config = quick_config(folder / "shapes", folder / "work_dir")
+    config = quick_config(shapes, folder / "work_dir")
     config.train_cfg.update(max_iters=1, val_interval=1)
     config.dump(folder / "config.py")
     return folder / "config.py"
