@@ -1,4 +1,4 @@
-"""tools/train.py and tools/test.py, from data to metrics, on a Shapes set of a few images."""
+"""tools/train.py and tools/test.py, from data to metrics, on a few images of the Shapes set."""
 
 import shutil
 
@@ -6,32 +6,31 @@ import pytest
 from mmengine.config import Config
 
 from hcformer_mm.checkpoints.io import load_checkpoint
-from hcformer_mm.datasets.shapes_writer import write_shapes
 from tests.helpers.models import SHAPES_CONFIG
-from tests.helpers.tools import loader_options, read_metrics, run_tool
+from tests.helpers.tools import loader_options, read_metrics, read_scalars, run_tool
+
+PER_PIXEL = "configs/shapes/hc-fcn32s_r18_shapes-semantic.py"
 
 
 @pytest.fixture(scope="module")
-def small_shapes(tmp_path_factory):
-    """Six training and three validation images, as options of a config."""
-    root = tmp_path_factory.mktemp("data") / "shapes"
-    write_shapes(root, num_train=6, num_val=3, workers=1)
+def small_shapes(shapes):
+    """The images as options of a config."""
     evaluators = [
         f"{split}_evaluator.{option}"
         for split in ("val", "test")
         for option in (
-            f"0.ann_file={root}/annotations/panoptic_val.json",
-            f"0.seg_prefix={root}/annotations/panoptic_val/",
-            f"1.ann_file={root}/annotations/instances_val.json",
+            f"0.ann_file={shapes}/annotations/panoptic_val.json",
+            f"0.seg_prefix={shapes}/annotations/panoptic_val/",
+            f"1.ann_file={shapes}/annotations/instances_val.json",
         )
     ]
-    return [*loader_options(root), *evaluators]
+    return [*loader_options(shapes), *evaluators]
 
 
-def train(work_dir, options, *arguments, iterations=2):
+def train(work_dir, options, *arguments, config=SHAPES_CONFIG, iterations=2):
     schedule = [f"train_cfg.max_iters={iterations}", f"train_cfg.val_interval={iterations}"]
     return run_tool(
-        *("tools/train.py", SHAPES_CONFIG, "--work-dir", work_dir, *arguments),
+        *("tools/train.py", config, "--work-dir", work_dir, *arguments),
         *("--cfg-options", *options, *schedule, "train_dataloader.batch_size=2"),
     )
 
@@ -97,6 +96,27 @@ def test_fast_training(small_shapes, tmp_path):
     names = load_checkpoint(tmp_path / "iter_1.pth")["state_dict"]
     assert "backbone.backbone.layer1.0.bn1.weight" in names
     assert used_config(tmp_path).custom_hooks[-1].type == "hcformer_mm.FastTrainingHook"
+
+
+def test_per_pixel_classifier(shapes, tmp_path):
+    """It logs its losses, and is tested in windows and on probabilities."""
+    options = loader_options(shapes)
+    train(tmp_path, [*options, "default_hooks.logger.interval=1"], config=PER_PIXEL)
+    *training, validation = read_scalars(tmp_path)
+    for record in training[:2]:
+        names = {"decode.loss_ce", "decode.loss_scale", "aux.loss_ce"}
+        assert names <= record.keys()
+        assert record["loss"] == pytest.approx(sum(record[name] for name in names), rel=1e-4)
+    assert training[0]["decode.loss_scale"] == pytest.approx(0.1 * 3 * 0.1)
+    assert 0 <= validation["mIoU"] <= 100
+
+    windows = ["mode=slide", "crop_size=(128,128)", "stride=(96,96)"]
+    run_tool(
+        *("tools/test.py", PER_PIXEL, tmp_path / "iter_2.pth", "--work-dir", tmp_path / "test"),
+        *("--cfg-options", *options, *(f"model.test_cfg.{option}" for option in windows)),
+        "model.decode_head.mask_space=probability",
+    )
+    assert 0 <= read_metrics(tmp_path / "test")["mIoU"] <= 100
 
 
 def test_auto_scale_lr_needs_a_base_batch_size(tmp_path):
