@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.tools import loader_options
+
 CONFIGS = Path(__file__).parents[2] / "configs/shapes"
 LEVELS = ("level_1", "level_2", "level_3")
 
@@ -24,11 +26,10 @@ def arguments(shapes, checkpoint, tmp_path):
             ],
             "instance": [f"test_evaluator.ann_file={annotations}/instances_val.json"],
         }.get(name.rpartition("-")[2], [])
-        loader = (f"dataset.data_root={shapes}/", "num_workers=0", "persistent_workers=False")
         return [
             *map(str, (config, checkpoint(config), "--work-dir", tmp_path / "work", *options)),
             "--cfg-options",
-            *(f"test_dataloader.{option}" for option in loader),
+            *loader_options(shapes),
             *files,
             *overrides,
         ]
