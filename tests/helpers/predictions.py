@@ -1,7 +1,9 @@
 """Predictions for tests: untrained models that predict something, and made-up samples."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from mmdet.structures import DetDataSample
@@ -60,6 +62,17 @@ def write_model(folder: Path, path: str = SHAPES_CONFIG) -> tuple[Path, Path]:
 def scene(seed: int, size: tuple[int, int] = (96, 128)) -> NDArray[np.uint8]:
     """An image with regions, ``(H, W, 3)`` uint8, BGR, of about this size."""
     return np.ascontiguousarray(render_scene((seed,), size=size).image[..., ::-1])
+
+
+def write_video(path: Path, frames: Iterable[NDArray[np.uint8]]) -> Path:
+    """Write frames, ``(H, W, 3)`` uint8, BGR, as a video in Motion JPEG."""
+    first, *others = frames
+    codec = cv2.VideoWriter_fourcc(*"MJPG")
+    writer = cv2.VideoWriter(str(path), codec, 5, first.shape[1::-1])
+    for frame in (first, *others):
+        writer.write(frame)
+    writer.release()
+    return path
 
 
 def random_sample(height, width, seed=0):

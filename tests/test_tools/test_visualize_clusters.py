@@ -7,7 +7,6 @@ from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,6 +16,7 @@ from PIL import Image
 from hcformer_mm.apis.cluster_inferencer import ClusterInferencer
 from hcformer_mm.apis.inference import build_model
 from hcformer_mm.apis.inputs import open_images
+from tests.helpers.predictions import write_video
 
 ROOT = Path(__file__).parents[2]
 PANOPTIC = "configs/shapes/hcformer_r18_shapes-panoptic.py"
@@ -27,23 +27,21 @@ CachedInferencer = lru_cache(ClusterInferencer)  # builds each model once
 
 
 @pytest.fixture
-def run(run_tool, monkeypatch: pytest.MonkeyPatch):
+def run(run_tool, monkeypatch):
     """Run the tool, with small panels."""
     monkeypatch.setattr("hcformer_mm.apis.cluster_inferencer.ClusterInferencer", CachedInferencer)
 
-    def run(*arguments: object) -> None:
+    def run(*arguments):
         run_tool("visualize_clusters.py", *arguments, "--side", 96, "--device", "cpu")
 
     return run
 
 
-def read(path: Path) -> np.ndarray:
+def read(path):
     return np.asarray(Image.open(path))
 
 
-def test_a_sheet_for_each_image_of_a_folder(
-    run, shapes: Path, checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_sheet_for_each_image_of_a_folder(run, shapes, checkpoint, tmp_path, capsys):
     out = tmp_path / "deep" / "out"
     gt = shapes / "annotations/panoptic_val.json"
     arguments = (PANOPTIC, checkpoint(PANOPTIC), "--img", shapes / "val", "--out", out)
@@ -63,7 +61,7 @@ def test_a_sheet_for_each_image_of_a_folder(
     assert len(read(out / "000000.png")) < 0.85 * height  # no errors, no ground truth
 
 
-def test_layout_and_connected_parts(run, shapes: Path, checkpoint, tmp_path: Path) -> None:
+def test_layout_and_connected_parts(run, shapes, checkpoint, tmp_path):
     image, gt = shapes / "val/000000.jpg", shapes / "annotations/panoptic_val.json"
     arguments = (PANOPTIC, checkpoint(PANOPTIC), "--img", image, "--gt", gt, "--out", tmp_path)
     run(*arguments, "--layout", "figure-5")
@@ -82,9 +80,7 @@ def test_layout_and_connected_parts(run, shapes: Path, checkpoint, tmp_path: Pat
         (PER_PIXEL, "semantic/val"),
     ],
 )
-def test_models_of_every_kind(
-    run, shapes: Path, checkpoint, tmp_path: Path, config: str, gt: str
-) -> None:
+def test_models_of_every_kind(run, shapes, checkpoint, tmp_path, config, gt):
     image = shapes / "val/000001.jpg"
     arguments = (config, checkpoint(config), "--img", image, "--out", tmp_path)
     run(*arguments, "--gt", shapes / gt)
@@ -93,9 +89,7 @@ def test_models_of_every_kind(
     assert full > len(read(tmp_path / "000001.png"))
 
 
-def test_instances_below_the_threshold_are_not_drawn(
-    run, shapes: Path, checkpoint, tmp_path: Path
-) -> None:
+def test_instances_below_the_threshold_are_not_drawn(run, shapes, checkpoint, tmp_path):
     image = shapes / "val/000000.jpg"
     arguments = (INSTANCE, checkpoint(INSTANCE), "--img", image, "--out", tmp_path)
     sheets = []
@@ -109,31 +103,19 @@ def test_instances_below_the_threshold_are_not_drawn(
     assert (middle == middle[..., :1]).all()
 
 
-def test_config_by_its_name(run, shapes: Path, checkpoint, tmp_path: Path) -> None:
-    image = shapes / "val/000000.jpg"
-    run(Path(PANOPTIC).stem, checkpoint(PANOPTIC), "--img", image, "--out", tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["000000.png"]
-
-
-def test_frames_of_a_video(run, checkpoint, tmp_path: Path) -> None:
-    writer = cv2.VideoWriter(
-        str(tmp_path / "street.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (96, 72)
-    )
-    for value in (60, 120):
-        writer.write(np.full((72, 96, 3), value, np.uint8))
-    writer.release()
-    arguments = (PANOPTIC, checkpoint(PANOPTIC), "--img", tmp_path / "street.avi")
+def test_frames_of_a_video(run, checkpoint, tmp_path):
+    frames = [np.full((72, 96, 3), value, np.uint8) for value in (60, 120)]
+    video = write_video(tmp_path / "street.avi", frames)
+    arguments = (PANOPTIC, checkpoint(PANOPTIC), "--img", video)
     out = tmp_path / "out"
     run(*arguments, "--out", out)
-    assert sorted(path.name for path in out.iterdir()) == [
-        "street_000000.png",
-        "street_000001.png",
-    ]
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["street_000000.png", "street_000001.png"]
     with pytest.raises(SystemExit, match="frames of a video have no ground truth"):
         run(*arguments, "--out", out, "--gt", tmp_path)
 
 
-def test_labels_that_count_from_1(tmp_path: Path) -> None:
+def test_labels_that_count_from_1(tmp_path):
     """The command line or the checkpoint's metainfo asks for reduce_zero_label."""
     Image.fromarray(np.array([[0, 1]], np.uint8)).save(tmp_path / "a.png")
     tool = runpy.run_path(str(ROOT / "tools/visualize_clusters.py"))
@@ -151,9 +133,7 @@ def test_labels_that_count_from_1(tmp_path: Path) -> None:
                 truth.read("a.jpg", (1, 2))
 
 
-def test_images_without_ground_truth_are_named_first(
-    run, shapes: Path, checkpoint, tmp_path: Path
-) -> None:
+def test_images_without_ground_truth_are_named_first(run, shapes, checkpoint, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(shapes / "val", images)
     for name in "abcde":
@@ -167,7 +147,7 @@ def test_images_without_ground_truth_are_named_first(
     assert not out.exists()
 
 
-def test_errors_are_one_line(run, shapes: Path, checkpoint, tmp_path: Path) -> None:
+def test_errors_are_one_line(run, shapes, checkpoint, tmp_path):
     out, image = tmp_path / "out", shapes / "val/000000.jpg"
     weights = checkpoint(PANOPTIC)
     (tmp_path / "no.json").write_text(json.dumps({"images": []}))
@@ -194,7 +174,7 @@ def test_errors_are_one_line(run, shapes: Path, checkpoint, tmp_path: Path) -> N
         run(PANOPTIC, weights, "--img", tmp_path / "broken.jpg", "--out", out)
 
 
-def test_model_without_clusters(run, shapes: Path, tmp_path: Path) -> None:
+def test_model_without_clusters(run, shapes, tmp_path):
     config = Config.fromfile(ROOT / PANOPTIC)
     config.model.backbone.hierarchical_level = 0
     config.dump(tmp_path / "flat.py")
