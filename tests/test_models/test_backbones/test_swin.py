@@ -53,20 +53,6 @@ def test_clusters_tokens_around_patch_merging(scope, size):
         torch.testing.assert_close(assignment, clustering(*maps), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-def test_fine_map_is_not_normalized(scope):
-    """Patch merging reads the tokens before the output norms."""
-    model = wrapped(scope).eval()
-    image = torch.randn(1, 3, 64, 64)
-    before = model(image)
-    for i in range(4):
-        torch.nn.init.constant_(getattr(model.backbone, f"norm{i}").weight, 3.0)
-    after = model(image)
-    assert not torch.equal(before[0], after[0])
-    for ours, theirs in zip(before.assignments, after.assignments, strict=True):
-        assert torch.equal(ours, theirs)
-
-
 @pytest.mark.filterwarnings("ignore:torch.utils.checkpoint")
 @pytest.mark.parametrize("scope", SCOPES)
 def test_checkpointing_changes_nothing(scope):
