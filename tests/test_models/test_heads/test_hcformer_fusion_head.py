@@ -240,16 +240,6 @@ def test_results_are_chosen_by_test_cfg(kind):
     assert ("pred_sem_seg" in sample) == (kind == "semantic")
 
 
-def test_detector_delivers_all_three():
-    model = detector().eval()
-    sample = data_sample((64, 96), original=(100, 150))
-    with torch.no_grad():
-        (prediction,) = model.predict(torch.randn(1, 3, 64, 96), [sample])
-    assert prediction.pred_panoptic_seg.sem_seg.shape == (1, 100, 150)
-    assert prediction.pred_instances.masks.shape[-2:] == (100, 150)
-    assert prediction.pred_sem_seg.sem_seg.shape == (1, 100, 150)
-
-
 @pytest.mark.parametrize("results", ["panoptic", "instance", "panoptic instance", "semantic"])
 def test_queries_that_no_result_needs_are_not_decoded(results):
     model = detector().eval()
