@@ -6,15 +6,7 @@ import numpy as np
 import pytest
 
 from hcformer_mm.datasets.shapes_generator import FIGURES, STUFF_TEXTURES, render_scene
-from hcformer_mm.datasets.shapes_generator.exact import (
-    choice,
-    direction,
-    integer,
-    pixel_grid,
-    shuffled,
-    value_noise,
-    wave,
-)
+from hcformer_mm.datasets.shapes_generator.exact import pixel_grid, value_noise, wave
 from hcformer_mm.datasets.shapes_generator.layout import (
     MIN_STUFF_SHARE,
     MIN_VISIBLE_SHARE,
@@ -184,16 +176,3 @@ class TestExact:
         lattice = 2.0 * np.random.RandomState(3).random_sample((5, 6)) - 1.0
         noise = value_noise(np.random.RandomState(3), x, y)
         np.testing.assert_array_equal(noise, lattice[:4, :5])
-
-    def test_direction_is_a_unit_vector_of_any_quadrant(self, rng):
-        vectors = np.asarray([direction(rng) for _ in range(200)])
-        np.testing.assert_allclose((vectors**2).sum(1), 1.0, rtol=1e-14)
-        assert len(np.unique(vectors > 0.0, axis=0)) == 4
-
-    def test_integers_cover_their_range(self, rng):
-        assert {integer(rng, 2, 4) for _ in range(100)} == {2, 3, 4}
-        assert {choice(rng, "abc") for _ in range(100)} == set("abc")
-
-    def test_shuffled(self, rng):
-        orders = {tuple(shuffled(rng, range(3))) for _ in range(100)}
-        assert len(orders) == 6
