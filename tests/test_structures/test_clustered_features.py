@@ -18,11 +18,8 @@ def test_is_a_tuple_with_a_clustering():
     assert features[-1] is maps[1]
     assert features.scales == (scales[0],)
     assert [a.shape[-1] for a in features.assignments] == [8]
-
-
-def test_without_clustering():
-    features = ClusteredFeatures([torch.zeros(1, 4, 8, 8)], assignments=[], scales=[])
-    assert features.assignments == features.scales == ()
+    without = ClusteredFeatures(maps[:1], assignments=[], scales=[])
+    assert without.assignments == without.scales == ()
 
 
 def test_is_not_rebuilt_without_its_clustering():

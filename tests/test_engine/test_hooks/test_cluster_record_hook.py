@@ -3,11 +3,9 @@
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric, Evaluator
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from hcformer_mm.engine import ClusterRecordHook
 from hcformer_mm.structures.image_clusters import ImageClusters
 from tests.helpers.models import data_sample, detector
 
@@ -131,7 +129,3 @@ def test_validation_within_training(tmp_path):
     assert [training for training, _ in during] == [True, False, False] * 2
     assert all(number == (0 if training else 1) for training, number in during)
     assert hooks(model) == [0, 0, 0]
-
-
-def test_registered():
-    assert isinstance(HOOKS.build(dict(type="hcformer_mm.ClusterRecordHook")), ClusterRecordHook)

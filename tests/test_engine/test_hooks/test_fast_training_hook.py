@@ -7,11 +7,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner, set_random_seed
 
 from hcformer_mm.checkpoints.io import load_checkpoint
+from tests.helpers.conv_bn import overridden
 from tests.helpers.tools import quick_config
-
-
-def overridden(model):
-    return [module for module in model.modules() if "forward" in vars(module)]
 
 
 @HOOKS.register_module()
