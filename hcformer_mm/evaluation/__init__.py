@@ -1,4 +1,4 @@
-"""Metrics that OpenMMLab lacks."""
+"""Metrics that OpenMMLab lacks, and error attribution."""
 
 from .error_attribution import ErrorAttribution
 from .metrics.clustering_metric import ClusteringMetric

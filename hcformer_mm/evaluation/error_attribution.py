@@ -1,9 +1,9 @@
-"""Error attribution ("blame"): which part of a model loses how much segmentation quality.
+"""Error attribution ("blame"): how much segmentation quality each part of a model loses.
 
 A segmentation is made in stages: the stem fixes the cells of the finest map, each level merges them
-into clusters, and the head labels the coarsest clusters. An oracle labels each cell or cluster of a
-stage with the ground truth that has most of its pixels; what it still loses was lost before any
-labeling. The losses from stage to stage telescope: they add up to the loss of the model.
+into clusters, and the head labels the coarsest clusters. An oracle gives each cell or cluster of a
+stage the ground-truth label of most of its pixels; the remaining loss is due to the partition, not
+to labeling. The losses from stage to stage telescope: they add up to the loss of the model.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,11 +28,12 @@ class ErrorAttribution:
 
     Attributes:
         figure: Name of the figure.
-        stages: Its value at each stage: the ground truth itself, oracle labels on the cells, oracle
-            labels on the clusters of each level, finest first, and the model's prediction.
+        stages: Value of the figure at each stage: the ground truth itself, oracle labels on the
+            cells, oracle labels on the clusters of each level, finest first, and the model's
+            prediction.
 
     Raises:
-        ValueError: The stages are not these, or in another order.
+        ValueError: ``stages`` has other names or another order.
     """
 
     figure: str
@@ -49,7 +50,7 @@ class ErrorAttribution:
     def shares(self) -> dict[str, float]:
         """Loss of each part: ``stem``, ``level_1`` and so on, and ``classification``.
 
-        They add up to :attr:`total`. A share may be negative; see ``docs/look_inside.md``.
+        Shares add up to :attr:`total`. A share may be negative; see ``docs/look_inside.md``.
         """
         values = list(self.stages.values())
         names = (STEM, *list(self.stages)[2:-1], CLASSIFICATION)
@@ -57,12 +58,12 @@ class ErrorAttribution:
 
     @property
     def decoding(self) -> float:
-        """Loss of stem and levels together, which remains if every cluster is labeled well."""
+        """Loss of stem and levels together, which remains with oracle labels on all clusters."""
         return self.stages[GROUND_TRUTH] - list(self.stages.values())[-2]
 
     @property
     def total(self) -> float:
-        """Loss of the model: 100 less its figure, where annotations are consistent."""
+        """Loss of the model: 100 minus its figure if annotations are consistent."""
         return self.stages[GROUND_TRUTH] - self.stages[PREDICTION]
 
     def __str__(self) -> str:
@@ -75,7 +76,7 @@ class ErrorAttribution:
 
 
 def attribution_table(attributions: Iterable[ErrorAttribution]) -> str:
-    """Format how losses split: a row per figure, a column per part of the model."""
+    """Format attributions as a table: a row per figure, a column per part of the model."""
     rows = [
         {
             "": attribution.figure,

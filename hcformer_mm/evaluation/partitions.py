@@ -31,13 +31,19 @@ def cell_map(clusters: ImageClusters) -> NDArray[np.int64]:
 def score_partition(
     labels: Labels, truth: ImageGroundTruth, image: RGBImage, *, tolerance: int | None = None
 ) -> dict[str, float]:
-    """Compute all superpixel scores of one image, in percent but for the number of clusters.
+    """Compute all superpixel scores of one image, in percent except for the number of clusters.
 
     Args:
         labels: Partition, ``(H, W)``.
         truth: Ground truth of the same size.
         image: The image, ``(H, W, 3)``.
         tolerance: Tolerance of boundaries in pixels; by default 0.0025 of the diagonal.
+
+    Returns:
+        Scores by name; nan where the image does not define a score.
+
+    Raises:
+        ValueError: The sizes differ, or the tolerance is negative.
     """
     table = superpixels.overlaps(labels, truth.segments, ignore=truth.void)
     recall, precision = superpixels.boundary_scores(
@@ -59,9 +65,9 @@ def score_partition(
 
 
 def score_table(metrics: Mapping[str, float]) -> str:
-    """Format figures named ``<partition>/<score>``: a row per partition, a column per score.
+    """Format results named ``<partition>/<score>``: a row per partition, a column per score.
 
-    The ground truth is the first row and the prediction the last, as the stages follow each other.
+    The ground truth is the first row and the prediction the last, as in the order of the stages.
     """
     rows: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
@@ -84,15 +90,15 @@ def score_table(metrics: Mapping[str, float]) -> str:
 def slic_superpixels(image: RGBImage, number: int) -> NDArray[np.int64]:
     """Superpixels of SLIC (Achanta et al., TPAMI 2012), by scikit-image with its defaults.
 
-    SLIC seeds a grid and merges small parts, so it returns other numbers than requested. Up to four
-    requests are tried, and the result closest to ``number`` is kept.
+    SLIC seeds a grid and merges small parts, so it rarely returns exactly the requested number. Up
+    to four requests are tried, and the result closest to ``number`` is kept.
 
     Args:
         image: The image, ``(H, W, 3)``, RGB.
-        number: Wanted number of superpixels.
+        number: Desired number of superpixels.
 
     Returns:
-        Labels ``(H, W)`` from 0.
+        Int64 labels ``(H, W)``, counted from 0.
     """
     tries: list[tuple[int, NDArray[np.int64]]] = []
     request = number

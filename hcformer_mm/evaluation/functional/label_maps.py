@@ -19,8 +19,8 @@ def check_label_maps(
     """Return both label maps and the mask of pixels that are not void, each ``(H, W)``.
 
     Raises:
-        ValueError: One is no label map, their sizes differ, or ``ignore`` is neither an integer nor
-            a mask of their size.
+        ValueError: ``labels`` or ``ground_truth`` is not a label map, their sizes differ, or
+            ``ignore`` is neither an integer nor a mask of their size.
     """
     clusters = check_label_map(labels, "labels")
     segments = check_label_map(ground_truth, "ground_truth")
@@ -46,7 +46,7 @@ def check_label_map(labels: LabelMap, name: str) -> NDArray[Any]:
     """Return a label map as an array ``(H, W)``.
 
     Raises:
-        ValueError: It is empty, not two-dimensional, or not of integers.
+        ValueError: The map is empty, not two-dimensional, or not of integers.
     """
     array = as_array(labels)
     if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):
@@ -65,8 +65,8 @@ def as_array(values: Any) -> NDArray[Any]:
 def unique_inverse(values: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Sorted unique values, and for each element the index of its value.
 
-    Equals ``np.unique(values, return_inverse=True)``, several times as fast where integers are
-    dense, since it counts instead of sorting.
+    Equals ``np.unique(values, return_inverse=True)`` but is several times faster for dense
+    integers, since it counts instead of sorting.
     """
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
     if high - low >= 4 * values.size:  # too sparse to count

@@ -4,10 +4,10 @@ Definitions follow Stutz, Hermans and Leibe, "Superpixels: An Evaluation of the 
 (CVIU 2018, https://arxiv.org/abs/1612.01601), the paper's [51]. A clustering S of N pixels has
 clusters S_j, the ground truth G has segments G_i.
 
-All functions share their arguments. ``labels`` are the clusters and ``ground_truth`` the segments:
+The functions share their arguments. ``labels`` are the clusters and ``ground_truth`` the segments:
 integers ``(H, W)`` of one size, as arrays, tensors on any device or lists. A cluster need not be
 connected. ``ignore`` marks the void pixels of the ground truth, by value or by an ``(H, W)`` bool
-mask; scores against ground truth leave them out of N and out of every size. Label maps that are
+mask; scores against ground truth exclude them from N and from every size. Label maps that are
 empty, not of integers or of different sizes raise a ValueError.
 """
 
@@ -91,7 +91,7 @@ class Overlaps:
 
 
 def overlaps(labels: LabelMap, ground_truth: LabelMap, *, ignore: Ignore = None) -> Overlaps:
-    """Count the pixels that clusters and segments share."""
+    """Count the pixels that each cluster shares with each segment, void excluded."""
     clusters, segments, valid = check_label_maps(labels, ground_truth, ignore)
     cluster_labels, rows = unique_inverse(clusters[valid])
     segment_labels, columns = unique_inverse(segments[valid])
@@ -132,7 +132,8 @@ def undersegmentation_map(
 
     Returns:
         ``(H, W)`` bool: pixels whose segment covers at most half of their cluster. The error is
-        their number over N, where pixels count twice if another segment covers more than half.
+        the number of these pixels over N, where a pixel counts twice if another segment covers more
+        than half of its cluster.
     """
     clusters, segments, valid = check_label_maps(labels, ground_truth, ignore)
     _, cluster = unique_inverse(clusters[valid])
@@ -163,8 +164,8 @@ def majority_map(
     """Give each cluster the segment that it overlaps most, the smallest label if tied.
 
     Returns:
-        ``(H, W)``: labels of the ground truth, also in void pixels, where a prediction has labels
-        too; ``void`` in clusters that lie in void alone.
+        Labels of the ground truth, int64 ``(H, W)``. Void pixels get labels too, since
+        predictions have them; ``void`` fills clusters that lie entirely in void.
     """
     table = overlaps(labels, ground_truth, ignore=ignore)
     names, cluster = unique_inverse(check_label_map(labels, "labels"))
@@ -184,9 +185,10 @@ def boundary_scores(
 
     Recall is the fraction of the ground truth's boundary pixels with a cluster's boundary pixel
     nearby, precision the reverse. Nearby means within the square of ``2 * tolerance + 1`` pixels. A
-    border between a segment and void is no boundary, since the segment may go on. Boundary pixels
-    of clusters that touch void, or have it nearby, do not count: there may be a boundary or not.
-    Precision grows as clusters grow fewer, so it compares clusterings with equally many.
+    border between a segment and void is no boundary, since the segment may continue in void.
+    Boundary pixels of clusters that touch void, or have void nearby, do not count, since the true
+    boundary is unknown there. Precision grows as clusters grow fewer, so compare it only between
+    clusterings with equally many clusters.
 
     Args:
         labels: Clusters, ``(H, W)`` integers.
@@ -219,8 +221,8 @@ def boundary_tolerance(height: int, width: int) -> int:
 def boundaries(labels: LabelMap, valid: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
     """Pixels with another label above, below, left or right of them, ``(H, W)`` bool.
 
-    This is ``skimage.segmentation.find_boundaries(labels, connectivity=1)`` with void, where
-    neither side of a border with a pixel outside the ``(H, W)`` mask ``valid`` is a boundary.
+    Equals ``skimage.segmentation.find_boundaries(labels, connectivity=1)``, except that a border
+    with a void pixel, outside the ``(H, W)`` mask ``valid``, is no boundary on either side.
     """
     array = check_label_map(labels, "labels")
     found = np.zeros(array.shape, np.bool_)
@@ -241,11 +243,11 @@ def compactness(labels: LabelMap) -> float:
     that face another cluster or the outside of the image.
 
     Returns:
-        The compactness in (0, π/4]; a square of pixels has π/4.
+        The compactness in (0, π/4]; a square cluster has π/4.
     """
     names, cluster = unique_inverse(check_label_map(labels, "labels"))
     area = np.bincount(cluster.ravel(), minlength=len(names))
-    perimeter = 4 * area  # less both sides that meet where adjacent pixels share a cluster
+    perimeter = 4 * area  # minus both sides that meet where adjacent pixels share a cluster
     for first, second in _adjacent():
         inside = cluster[first][cluster[first] == cluster[second]]
         perimeter -= 2 * np.bincount(inside, minlength=len(names))
@@ -266,7 +268,7 @@ def explained_variation(labels: LabelMap, image: ArrayLike | Tensor) -> float:
         The fraction in [0, 1]; nan for an image of one color.
 
     Raises:
-        ValueError: The label map is invalid, or the image not of its size.
+        ValueError: The label map is invalid, or its size differs from the image's.
     """
     names, cluster = unique_inverse(check_label_map(labels, "labels"))
     pixels = as_array(image).astype(np.float64)

@@ -23,7 +23,7 @@ BACKGROUND = 0
 
 @dataclass(frozen=True)
 class InstanceTruth(ImageGroundTruth):
-    """Instances of an image: the i-th has the segment i + 1, the background the segment 0.
+    """Instances of an image: ``instances[i]`` is segment i + 1, and the background is segment 0.
 
     Attributes:
         image: Id of the image.
@@ -35,11 +35,11 @@ class InstanceTruth(ImageGroundTruth):
 
 
 class MaskAP(Measure[InstanceTruth, list[Detection], tuple[int, list[Detection]]]):
-    """Mask AP of ``mmdet.CocoMetric(metric='segm')``, before it rounds, by faster-coco-eval.
+    """Unrounded mask AP of ``mmdet.CocoMetric(metric='segm')``, by faster-coco-eval.
 
-    As ground truth of clusters, the background is one segment, since a cluster that crosses an
-    outline is wrong on one side. Crowds and pixels of several instances are void. An oracle gives
-    a pixel to one instance, so that it loses where instances overlap.
+    When clusters are scored, the background is one segment, since a cluster that crosses an outline
+    is wrong on one side. Crowds and pixels of several instances are void. An oracle gives each
+    pixel to one instance, so it loses AP where instances overlap.
 
     Args:
         ann_file: Annotations in COCO's format.
@@ -47,7 +47,7 @@ class MaskAP(Measure[InstanceTruth, list[Detection], tuple[int, list[Detection]]
         backend_args: MMEngine's options for reading the file.
 
     Raises:
-        ValueError: The annotations lack one of the classes.
+        ValueError: A class has no category in the annotations, or several.
     """
 
     names = ("AP",)
@@ -63,7 +63,7 @@ class MaskAP(Measure[InstanceTruth, list[Detection], tuple[int, list[Detection]]
         check_categories(self._coco.cats, classes, ann_file)
 
     def truth(self, sample: Sample) -> InstanceTruth:
-        """Look the annotations up by ``img_id``."""
+        """Look up the annotations by ``img_id``."""
         image = sample["img_id"]
         if image not in self._coco.imgs:
             raise ValueError(f"expected image {image} in {self._ann_file}, got none")
@@ -101,7 +101,7 @@ class MaskAP(Measure[InstanceTruth, list[Detection], tuple[int, list[Detection]]
         return truth.instances
 
     def oracle(self, truth: InstanceTruth, labels: Labels) -> list[Detection]:
-        """Label each cluster with the instance, or the background, that has most of its pixels."""
+        """Label each cluster with the instance, or the background, that overlaps it most."""
         chosen = majority_map(labels, truth.segments, ignore=truth.void, void=BACKGROUND)
         found = set(np.unique(chosen)) - {BACKGROUND}
         return [

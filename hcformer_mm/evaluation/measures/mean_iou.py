@@ -20,9 +20,9 @@ ClassCounts = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
 class MeanIoU(Measure[ImageGroundTruth, ClassMap, ClassCounts]):
-    """MIoU of ``mmseg.IoUMetric`` and ``mmdet.SemSegMetric``, before they round.
+    """Unrounded mIoU of ``mmseg.IoUMetric`` and ``mmdet.SemSegMetric``.
 
-    The segments of its ground truth are the regions of the classes, connected or not.
+    The segments of the ground truth are the regions of the classes, connected or not.
 
     Args:
         num_classes: Number of classes.
@@ -45,7 +45,7 @@ class MeanIoU(Measure[ImageGroundTruth, ClassMap, ClassCounts]):
         if "gt_sem_seg" not in sample:
             raise ValueError(
                 "expected gt_sem_seg in the data samples, got none; load the annotations in the "
-                "test pipeline, after the resizing"
+                "test pipeline, after resizing"
             )
         classes = _class_map(sample["gt_sem_seg"])
         return ImageGroundTruth(segments=classes, void=classes == self.ignore_index)
@@ -55,7 +55,7 @@ class MeanIoU(Measure[ImageGroundTruth, ClassMap, ClassCounts]):
         return _class_map(prediction_of(sample, "pred_sem_seg", "semantic"))
 
     def oracle(self, truth: ImageGroundTruth, labels: Labels) -> ClassMap:
-        """Label each cluster with its most frequent class."""
+        """Label each cluster with the most frequent class of its pixels."""
         return majority_map(labels, truth.segments, ignore=truth.void, void=self.ignore_index)
 
     def count(self, prediction: ClassMap, truth: ImageGroundTruth) -> ClassCounts:

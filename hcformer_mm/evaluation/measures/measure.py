@@ -35,8 +35,8 @@ Counts = TypeVar("Counts")
 class Measure(ABC, Generic[Truth, Prediction, Counts]):
     """Quality of a labeling of a dataset, computed as the metrics of mmdet and mmseg compute it.
 
-    A labeling is the model's prediction, the ground truth itself, or what an oracle makes of given
-    clusters. Each image leaves small counts, from which the figures of the dataset follow.
+    A labeling is the model's prediction, the ground truth itself, or an oracle's labels of given
+    clusters. Each image contributes small counts, from which the figures of the dataset follow.
 
     Attributes:
         names: Names of the figures, the main one first.
@@ -62,11 +62,11 @@ class Measure(ABC, Generic[Truth, Prediction, Counts]):
 
     @abstractmethod
     def count(self, prediction: Prediction, truth: Truth) -> Counts:
-        """Return what an image adds to the figures: small, and picklable."""
+        """Return the contribution of an image to the figures: small and picklable."""
 
     @abstractmethod
     def figures(self, counts: Sequence[Counts]) -> dict[str, float]:
-        """Return the figures of a dataset in percent; undefined ones are missing."""
+        """Return the figures of a dataset in percent, without those that it does not define."""
 
 
 def prediction_of(sample: Sample, field: str, task: str) -> Any:

@@ -40,15 +40,15 @@ class PanopticTruth(ImageGroundTruth):
 
     @property
     def categories(self) -> Categories:
-        """Category of each segment that is no crowd."""
+        """Category of each segment that is not a crowd."""
         return {i: info["category_id"] for i, info in self.infos.items() if not info["iscrowd"]}
 
 
 class PanopticQuality(Measure[PanopticTruth, SegmentMap, PQStat]):
-    """PQ, PQ of things and PQ of stuff, as of ``mmdet.CocoPanopticMetric``.
+    """PQ, PQ of things and PQ of stuff, equal to those of ``mmdet.CocoPanopticMetric``.
 
-    ``panopticapi`` and mmdet read every labeling from a PNG file. Each image has many labelings
-    here, so this one counts from arrays.
+    ``panopticapi`` and mmdet read every labeling from a PNG file. Here, each image has many
+    labelings, so matches are counted from arrays.
 
     Args:
         ann_file: Annotations in COCO's panoptic format.
@@ -57,7 +57,7 @@ class PanopticQuality(Measure[PanopticTruth, SegmentMap, PQStat]):
         backend_args: MMEngine's options for reading the files.
 
     Raises:
-        ValueError: The annotations lack one of the classes.
+        ValueError: A class has no category in the annotations, or several.
     """
 
     names = ("PQ", "PQ_th", "PQ_st")
@@ -82,7 +82,7 @@ class PanopticQuality(Measure[PanopticTruth, SegmentMap, PQStat]):
         self._first_is_thing = bool(self._coco.cats[self._categories[0]]["isthing"])
 
     def truth(self, sample: Sample) -> PanopticTruth:
-        """Look the annotation up by ``img_id``, and read the PNG file named like the image."""
+        """Look up the annotation by ``img_id``, and read the PNG file named like the image."""
         if sample["img_id"] not in self._coco.imgs:
             raise ValueError(f"expected image {sample['img_id']} in {self._ann_file}, got none")
         name = PurePath(sample["img_path"]).name.replace(".jpg", ".png")
@@ -103,15 +103,15 @@ class PanopticQuality(Measure[PanopticTruth, SegmentMap, PQStat]):
             if label % INSTANCE_OFFSET not in void
         }
         if self._first_is_thing:
-            # CocoPanopticMetric, if it ran before, has written 0 into the void of the prediction.
-            # No thing of class 0 has this label, since instances are numbered from 1.
+            # If CocoPanopticMetric ran before, it has set void pixels of the prediction to 0. No
+            # thing of class 0 has this label, since instances are numbered from 1.
             segments.pop(VOID, None)
         return labels, segments
 
     def oracle(self, truth: PanopticTruth, labels: Labels) -> SegmentMap:
-        """Label each cluster with the segment, or the crowd, that has most of its pixels.
+        """Label each cluster with the segment, or the crowd, that overlaps it most.
 
-        Crowds take part because PQ charges a segment for their pixels, as it does not for void.
+        Crowds take part because their pixels, unlike void, lower the IoU of a segment.
         """
         unlabeled = ~np.isin(truth.segments, list(truth.infos))
         return majority_map(labels, truth.segments, ignore=unlabeled, void=VOID), truth.categories

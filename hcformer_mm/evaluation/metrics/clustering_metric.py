@@ -32,38 +32,38 @@ Task = Literal["panoptic", "instance", "semantic"]
 class ClusteringMetric(BaseMetric):
     """Score the clusters of every level, and split the loss of quality among the model's parts.
 
-    It stands beside PQ, AP and mIoU in a list of evaluators, and needs
+    Use it beside the metrics of PQ, AP or mIoU in a list of evaluators. It needs
     ``custom_hooks=[dict(type="hcformer_mm.ClusterRecordHook")]``, which adds the clusters to the
-    predictions. Results are in percent but for numbers of clusters; ``docs/look_inside.md``
+    predictions. Results are in percent except for numbers of clusters; ``docs/look_inside.md``
     explains them:
 
     - ``<partition>/<score>`` for the partitions ``cells``, ``level_1``, …, ``slic_1``, …:
       ``clusters``, ``UE``, ``UE_Levin``, ``ASA``, ``boundary_recall``, ``boundary_precision``,
-      ``compactness`` and ``explained_variation``, each the mean over the images that define it; see
+      ``compactness`` and ``explained_variation``, each averaged over the images that define it; see
       :mod:`~hcformer_mm.evaluation.functional.superpixels`.
     - ``<partition>/<figure>``: quality of oracle labels on the partition; ``ground_truth/<figure>``
-      and ``prediction/<figure>``: of the ground truth itself and of the model. Figures are PQ,
-      PQ_th and PQ_st of panoptic, AP of instance and mIoU of semantic ground truth.
+      and ``prediction/<figure>``: quality of the ground truth itself and of the model. Figures are
+      PQ, PQ_th and PQ_st of panoptic, AP of instance and mIoU of semantic ground truth.
     - ``blame/<figure>/<part>`` for the parts ``stem``, ``level_1``, …, ``classification``, and for
       ``decoding``, the sum of all but the last; see
       :class:`~hcformer_mm.evaluation.ErrorAttribution`.
 
     Args:
-        ground_truth: ``'panoptic'``: from ``ann_file`` and ``seg_prefix``; mIoU as well if the
-            samples have semantic ground truth and predictions. ``'instance'``: from ``ann_file``.
-            ``'semantic'``: from ``gt_sem_seg`` of the samples.
+        ground_truth: ``'panoptic'`` reads ``ann_file`` and ``seg_prefix``, and reports mIoU as well
+            if the samples have semantic ground truth and predictions. ``'instance'`` reads
+            ``ann_file``. ``'semantic'`` reads ``gt_sem_seg`` of the samples.
         ann_file: Annotations in COCO's format, as mmdet's metrics read them.
         seg_prefix: Folder of the PNG files of panoptic annotations.
         ignore_index: Void of semantic ground truth.
         tolerance: Tolerance of boundaries in pixels; by default 0.0025 of the diagonal.
-        slic: Whether to score SLIC superpixels too, in each image about as many as each level has
-            clusters; ``slic_1/clusters`` is their real number.
+        slic: Whether to score SLIC superpixels too, about as many per image as each level has
+            clusters; ``slic_1/clusters`` and so on are their actual numbers.
         backend_args: MMEngine's options for reading files.
         collect_device: ``'cpu'`` or ``'gpu'``, over which processes collect results.
         prefix: First part of the result names; ``'clusters'`` by default.
 
     Raises:
-        ValueError: ``ground_truth`` is unknown, or its files are missing.
+        ValueError: ``ground_truth`` is unknown, lacks its files, or has files that it does not use.
     """
 
     default_prefix = "clusters"
@@ -84,7 +84,7 @@ class ClusteringMetric(BaseMetric):
         super().__init__(collect_device=collect_device, prefix=prefix)
         needed = {"panoptic": ("ann_file", "seg_prefix"), "instance": ("ann_file",), "semantic": ()}
         if ground_truth not in needed:
-            raise ValueError(f"expected ground_truth of {sorted(needed)}, got {ground_truth!r}")
+            raise ValueError(f"expected ground_truth among {sorted(needed)}, got {ground_truth!r}")
         given = dict(ann_file=ann_file, seg_prefix=seg_prefix)
         for name, value in given.items():
             if (value is not None) != (name in needed[ground_truth]):
@@ -133,7 +133,7 @@ class ClusteringMetric(BaseMetric):
             if array.shape != clusters.image_size:
                 raise ValueError(
                     f"expected {name} of the original size {clusters.image_size} of "
-                    f"{sample['img_path']}, got {array.shape}; load annotations after the resizing"
+                    f"{sample['img_path']}, got {array.shape}; load annotations after resizing"
                 )
         counts: list[dict[str, Any]] = [
             {
@@ -158,7 +158,7 @@ class ClusteringMetric(BaseMetric):
                 yield f"slic_{level}", slic_superpixels(image, number_of_clusters(labels))
 
     def _choose_measures(self, sample: dict[str, Any]) -> list[Measure]:
-        """Choose quality measures; the ground truth of the first is compared with clusters."""
+        """Choose quality measures; clusters are compared with the ground truth of the first."""
         classes = (self.dataset_meta or {}).get("classes")
         if not classes:
             raise ValueError("expected classes in the metainfo of the dataset, got none")
@@ -175,7 +175,7 @@ class ClusteringMetric(BaseMetric):
         """Average the scores, compute the figures of all stages, and log both as tables.
 
         Args:
-            results: What :meth:`process` kept of each image.
+            results: Scores and counts of each image, as :meth:`process` leaves them.
 
         Returns:
             Scores and figures by name.
@@ -205,7 +205,7 @@ class ClusteringMetric(BaseMetric):
             parts = {**attribution.shares, DECODING: attribution.decoding}
             metrics |= {f"blame/{attribution.figure}/{part}": loss for part, loss in parts.items()}
         logger = MMLogger.get_current_instance()
-        logger.info("Clusters, in percent but for their number:\n%s", score_table(metrics))
+        logger.info("Clusters, in percent except for their number:\n%s", score_table(metrics))
         if attributions:
             logger.info("Loss of each part, in percent:\n%s", attribution_table(attributions))
         main = {measure.names[0] for measure in self._measures}

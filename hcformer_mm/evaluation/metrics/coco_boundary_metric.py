@@ -22,16 +22,16 @@ class CocoBoundaryMetric(CocoMetric):
     https://arxiv.org/abs/2103.16562). Everything else is COCO's mask AP with at most 100 detections
     per image.
 
-    It reads what mmdet's ``CocoMetric`` reads and stands beside it in a list of evaluators. Results
-    are ``boundary_mAP``, ``boundary_mAP_50``, ``_75``, ``_s``, ``_m`` and ``_l``; -1 where there is
-    no ground truth.
+    It reads the same annotations and predictions as mmdet's ``CocoMetric``, and both can be in one
+    list of evaluators. Results are ``boundary_mAP``, ``boundary_mAP_50``, ``_75``, ``_s``, ``_m``
+    and ``_l``; -1 where there is no ground truth.
 
     Args:
         ann_file: Annotations in COCO's format; by default those of the data samples.
         dilation_ratio: Width of the boundaries as a fraction of the diagonal; 0.02 for COCO.
         classwise: Whether to report ``<class>_boundary_precision`` as well.
-        outfile_prefix: Where to keep the predictions, as ``<prefix>.segm.json``; by default they
-            are not kept.
+        outfile_prefix: Prefix of the path ``<prefix>.segm.json`` of the predictions; by default
+            they are not kept.
         backend_args: MMEngine's options for reading ``ann_file``.
         collect_device: ``'cpu'`` or ``'gpu'``, over which processes collect results.
         prefix: First part of the result names; ``'coco'`` by default.
@@ -93,7 +93,7 @@ class CocoBoundaryMetric(CocoMetric):
                 )
             found = load(files["segm"])
         for instance in found:
-            # COCO would take areas from boxes; they are to be those of the masks.
+            # With boxes, COCO would take areas from these instead of the masks.
             del instance["bbox"]
         logger = MMLogger.get_current_instance()
         evaluation = COCOeval_faster(

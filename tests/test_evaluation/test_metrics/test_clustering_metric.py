@@ -265,7 +265,7 @@ def test_unusable_samples(folder):
     with pytest.raises(ValueError, match=r'add dict\(type="hcformer_mm.ClusterRecordHook"\)'):
         evaluate([metric(folder)], [without])
     other_size["gt_sem_seg"]["sem_seg"] = other_size["gt_sem_seg"]["sem_seg"][:, ::2]
-    message = r"expected ground truth of the original size .* after the resizing"
+    message = r"expected ground truth of the original size .* after resizing"
     with pytest.raises(ValueError, match=message):
         evaluate([metric(folder)], [other_size])
     with pytest.raises(ValueError, match=r"expected classes in the metainfo .* got none"):
@@ -275,7 +275,7 @@ def test_unusable_samples(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(ground_truth="depth"), r"of \['instance', 'panoptic', 'semantic'\], got 'depth'"),
+        (dict(ground_truth="depth"), r"among \['instance', 'panoptic', 'semantic'\], got 'depth'"),
         (dict(ground_truth="panoptic", ann_file="a.json"), "and seg_prefix .* seg_prefix=None"),
         (dict(ground_truth="instance"), "expected ann_file with .*, got ann_file=None"),
         (
