@@ -14,7 +14,7 @@ BOUNDARY_COLOR = (255, 225, 25)
 """Yellow: rare in photographs, and bright for every kind of color vision."""
 
 ERROR_COLOR = (220, 20, 30)
-"""Red, darker than the pale image around it, so that the hue is not needed to see it."""
+"""Red, darker than the pale image around it, so that it is visible without color vision."""
 
 
 def draw_boundaries(
@@ -32,10 +32,16 @@ def draw_boundaries(
         labels: ``(H, W)``.
         color: RGB of the lines.
         width: Width of the lines in pixels; an even width lies half on either side of the boundary.
-            By default it follows the size of the clusters, so that many small ones do not hide the
-            image.
+            By default it depends on the size of the clusters, so that many small ones do not hide
+            the image.
         halo: Whether to darken the image beside lines of 3 pixels or more, which makes them visible
             on any background.
+
+    Returns:
+        The drawing, RGB uint8 ``(H, W, 3)``.
+
+    Raises:
+        ValueError: ``image`` is not an RGB image, or the labels differ from it in size.
     """
     check_same_size(image, labels)
     if width is None:
@@ -55,6 +61,12 @@ def draw_hierarchy(image: RGBImage, levels: Sequence[Labels]) -> RGBImage:
     Args:
         image: The image, ``(H, W, 3)``.
         levels: Nested ``(H, W)`` labels, finest first.
+
+    Returns:
+        The drawing, RGB uint8 ``(H, W, 3)``.
+
+    Raises:
+        ValueError: ``image`` is not an RGB image, or the labels differ from it in size.
     """
     drawn = (0.5 * gray_image(image)).astype(np.uint8)
     line = max(image.shape) / 640
@@ -83,7 +95,13 @@ def mean_colors(image: RGBImage, labels: Labels) -> RGBImage:
 
     Args:
         image: The image, ``(H, W, 3)``.
-        labels: ``(H, W)``, at least 0 and best dense.
+        labels: ``(H, W)``, nonnegative and preferably dense, as memory grows with the largest.
+
+    Returns:
+        The drawing, RGB uint8 ``(H, W, 3)``.
+
+    Raises:
+        ValueError: ``image`` is not an RGB image, or the labels differ from it in size.
     """
     check_same_size(image, labels)
     flat = labels.ravel()
@@ -97,14 +115,17 @@ def random_colors(labels: Labels, *, seed: int = 0) -> RGBImage:
     """Fill every cluster with a random color that clearly differs from those of its neighbors.
 
     Args:
-        labels: ``(H, W)``, at least 0 and best dense.
+        labels: ``(H, W)``, nonnegative and preferably dense, as memory grows with the largest.
         seed: Seed of the choice.
+
+    Returns:
+        The drawing, RGB uint8 ``(H, W, 3)``.
     """
     colors = distinct_colors(64)
     lab = rgb2lab(colors[None] / 255.0)[0]
     distance = np.linalg.norm(lab[:, None] - lab[None], axis=-1)  # (64, 64)
     number = int(labels.max()) + 1
-    # Random preferences decide among the colors that stand out best from the neighbors' colors.
+    # Random preferences decide among colors that differ about equally from the neighbors' colors.
     preference = np.random.default_rng(seed).uniform(0, 30, (number, len(colors)))
     sides = [(labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])]
     first, second = np.concatenate([np.stack([a.ravel(), b.ravel()]) for a, b in sides], axis=1)

@@ -67,7 +67,7 @@ def cluster_sheet(
     layout: str | SheetLayout = "full",
     side: int = 1280,
 ) -> RGBImage:
-    """Draw one sheet that shows the clusters of every level, the segments, and their errors.
+    """Draw a sheet that shows the clusters of every level, their errors, and the segments.
 
     Each level has its scores underneath, in percent: undersegmentation error (of Neubert and
     Protzel, made up by the red pixels), achievable segmentation accuracy and boundary recall, or
@@ -84,16 +84,19 @@ def cluster_sheet(
         side: Approximate longer side of each panel in pixels; see
             :func:`~hcformer_mm.visualization.arrays.panel_size`.
 
+    Returns:
+        The sheet, RGB uint8 ``(H', W', 3)``.
+
     Raises:
         ValueError: The layout is unknown, there are no clusters, or a map is not of the image's
             size.
     """
     if isinstance(layout, str):
         if layout not in LAYOUTS:
-            raise ValueError(f"expected a layout out of {', '.join(LAYOUTS)}, got {layout!r}")
+            raise ValueError(f"expected a layout among {', '.join(LAYOUTS)}, got {layout!r}")
         layout = LAYOUTS[layout]
     if not clusters:
-        raise ValueError("expected the labels of one level at least, got none")
+        raise ValueError("expected labels of at least one level, got none")
     given = [one.segments for one in (prediction, ground_truth) if one is not None]
     for labels in (*clusters, *given):
         check_same_size(image, labels)
@@ -122,7 +125,7 @@ _LEVEL_TITLES = {
 
 @dataclass(frozen=True)
 class _Drawing:
-    """Draws the panels of one image, from clusters and scores at the image's own size."""
+    """Draws the panels of one image; scores refer to the size of the image, not of the panels."""
 
     image: RGBImage
     clusters: Sequence[Labels]
@@ -157,7 +160,7 @@ class _Drawing:
         return resize_map(colors, self.size)
 
     def whole(self, kind: str) -> Panel | None:
-        """Panel of the whole image; None if what it shows is missing."""
+        """Panel of the whole image; None if its prediction or ground truth is missing."""
         if kind == "image":
             return Panel(self.large, "Image", f"{self.image.shape[1]}×{self.image.shape[0]}")
         if kind == "hierarchy":

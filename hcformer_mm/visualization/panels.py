@@ -39,6 +39,9 @@ def sheet(
         rows: Panels of one size; rows may differ in length, and None leaves a place empty.
         margin: For each column, the scores to print side by side under it.
 
+    Returns:
+        The sheet, RGB uint8 ``(H, W, 3)``.
+
     Raises:
         ValueError: There is no panel, or the panels differ in size.
     """
@@ -88,6 +91,6 @@ def _write_scores(
 
 @lru_cache
 def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib, ``size`` pixels high."""
+    """Load DejaVu Sans, which comes with matplotlib, ``size`` pixels high."""
     wanted = font_manager.FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")
     return ImageFont.truetype(font_manager.findfont(wanted), size)

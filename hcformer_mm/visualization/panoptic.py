@@ -28,9 +28,15 @@ def draw_panoptic(
         panoptic: Segments of the same size.
         classes: Names and colors; objects of one thing class get shades of its color.
         opacity: Opacity of the colors, 0 to 1.
-        like: Another segmentation of the image, drawn elsewhere without this argument. Objects
-            found in both get the same colors in both images.
-        text: Height of the names in pixels; by default it follows the image's size.
+        like: Another segmentation of the image, drawn separately without this argument. An object
+            that is in both has one color in both drawings.
+        text: Height of the names in pixels; by default it depends on the image's size.
+
+    Returns:
+        The drawing, RGB uint8 ``(H, W, 3)``.
+
+    Raises:
+        ValueError: ``image`` is not an RGB image, or the segments differ from it in size.
     """
     check_same_size(image, panoptic.segments)
     ids, segments = np.unique(panoptic.segments, return_inverse=True)
@@ -46,14 +52,14 @@ def draw_panoptic(
 
 
 def shade(color: RGBImage, nth: int) -> RGBImage:
-    """Return the nth variant of an RGB color ``(3,)``, of another lightness and a similar hue.
+    """Return the nth shade of an RGB color ``(3,)``, with another lightness and a similar hue.
 
-    Variant 0 is the color itself.
+    Shade 0 is the color itself.
     """
     if nth == 0:
         return color
     lab = rgb2lab(color[None, None] / 255.0)[0, 0]
-    # Two sequences that fill an interval evenly, whatever the number of objects.
+    # Two low-discrepancy sequences: they fill an interval evenly for any number of objects.
     lightness, angle = (((nth * step) % 1) - 0.5 for step in (0.7549, 0.5698))
     turn = np.exp(1j * 1.2 * angle) * complex(lab[1], lab[2])
     lab[:] = np.clip(lab[0] + 44 * lightness, 25, 90), turn.real, turn.imag
@@ -116,7 +122,7 @@ def _write_names(
 ) -> RGBImage:
     """Write the class of each segment on it, or above or below a segment too thin for it.
 
-    Each class is named once, on its largest segment. Others are named, large ones first, until
+    Each class is named on its largest segment. Other segments are named, large ones first, until
     names cover a tenth of the image. A name that would cover another one is written smaller, or
     not at all.
 
@@ -160,8 +166,8 @@ def _write_names(
 def _free_place(mask: Mask, box: tuple[int, int], taken: Mask) -> tuple[int, int] | None:
     """Find a place (top, left) for a box (height, width) that covers no pixel of ``taken``.
 
-    The box is centered where the mask ``(H, W)`` is deepest. If the mask is too thin there, the box
-    lies above or below its largest connected part instead, where the image has room for it.
+    The box is centered where the mask ``(H, W)`` is thickest. If the mask is too thin there, the
+    box lies above or below its largest connected part instead, if the image has room for it.
     """
     height, width = box
     depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
