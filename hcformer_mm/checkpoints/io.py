@@ -85,7 +85,9 @@ def save_checkpoint(
     with replacing(path) as unfinished:
         if path.suffix == SAFETENSORS:
             metadata = {key: json.dumps(value) for key, value in content.items() if key != weights}
-            _safetensors().torch.save_file(tensors, unfinished, {"format": "pt", **metadata})
+            # Not by save_file, which makes files that nobody but their owner may read.
+            data = _safetensors().torch.save(tensors, {"format": "pt", **metadata})
+            unfinished.write_bytes(data)
         else:
             # Given a path, torch.save would store its name in the file.
             with unfinished.open("wb") as file:

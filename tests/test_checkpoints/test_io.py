@@ -185,6 +185,9 @@ def test_saves_and_loads(suffix, tmp_path):
         assert torch.equal(loaded["state_dict"][name], value)
     # The view is saved without the other 998 numbers of its base.
     assert loaded["state_dict"]["view"].untyped_storage().nbytes() == 8
+    # Others may read it if they may read any new file.
+    (tmp_path / "new").touch()
+    assert path.stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
 def test_the_same_content_gives_the_same_file(tmp_path):
