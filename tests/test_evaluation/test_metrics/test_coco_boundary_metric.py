@@ -67,17 +67,19 @@ def predictions(*masks, scores=None, labels=None):
     )
 
 
-def evaluate(ann_file, *samples, **options):
-    evaluator = Evaluator(
-        [dict(type="hcformer_mm.CocoBoundaryMetric", ann_file=ann_file, **options)]
-    )
+def run(metrics, *samples, **options):
+    """Evaluate the instances of images, whose samples have further ``options``."""
+    evaluator = Evaluator(metrics)
     evaluator.dataset_meta = dict(classes=CLASSES)
-    samples = [
-        dict(img_id=index, ori_shape=(HEIGHT, WIDTH), pred_instances=dict(instances.items()))
-        for index, instances in enumerate(samples, start=1)
-    ]
-    evaluator.process(samples)
+    for index, instances in enumerate(samples, start=1):
+        found = dict(instances.items())
+        sample = dict(img_id=index, ori_shape=(HEIGHT, WIDTH), pred_instances=found, **options)
+        evaluator.process([sample])
     return evaluator.evaluate(len(samples))
+
+
+def evaluate(ann_file, *samples, **options):
+    return run(dict(type="hcformer_mm.CocoBoundaryMetric", ann_file=ann_file, **options), *samples)
 
 
 def test_perfect_prediction(ann_file):
@@ -105,16 +107,11 @@ def test_shifted_prediction(ann_file):
 
 
 def test_stands_beside_mask_ap(ann_file):
-    evaluator = Evaluator(
-        [
-            CocoBoundaryMetric(ann_file, classwise=True),
-            CocoMetric(ann_file, metric="segm", classwise=True),
-        ]
-    )
-    evaluator.dataset_meta = dict(classes=CLASSES)
-    instances = predictions(box(left=11))
-    evaluator.process([dict(img_id=1, ori_shape=(HEIGHT, WIDTH), pred_instances=instances)])
-    scores = evaluator.evaluate(1)
+    metrics = [
+        CocoBoundaryMetric(ann_file, classwise=True),
+        CocoMetric(ann_file, metric="segm", classwise=True),
+    ]
+    scores = run(metrics, predictions(box(left=11)))
     assert scores["coco/boundary_mAP"] == scores["coco/box_boundary_precision"] == 0.3
     assert scores["coco/segm_mAP"] == scores["coco/box_precision"] == 0.9
     assert np.isnan(scores["coco/other_boundary_precision"])
@@ -141,18 +138,11 @@ def test_other_predictions(ann_file, found, options, expected):
 
 def test_ground_truth_of_the_samples():
     """Without ann_file, the ground truth is that of the data samples, as in CocoMetric."""
-    evaluator = Evaluator([dict(type="hcformer_mm.CocoBoundaryMetric", prefix="val")])
-    evaluator.dataset_meta = dict(classes=CLASSES)
     rle = coco_mask.encode(np.asfortranarray(box()))
     annotation = dict(bbox_label=0, bbox=[10, 10, 34, 30], ignore_flag=0, mask=rle)
-    sample = dict(
-        img_id=1,
-        ori_shape=(HEIGHT, WIDTH),
-        pred_instances=predictions(box(left=11)),
-        instances=[annotation],
-    )
-    evaluator.process([sample])
-    assert evaluator.evaluate(1)["val/boundary_mAP"] == 0.3
+    metric = dict(type="hcformer_mm.CocoBoundaryMetric", prefix="val")
+    scores = run(metric, predictions(box(left=11)), instances=[annotation])
+    assert scores["val/boundary_mAP"] == 0.3
 
 
 def test_keeps_predictions(ann_file, tmp_path):
@@ -163,12 +153,9 @@ def test_keeps_predictions(ann_file, tmp_path):
 
 def test_evaluates_again(ann_file):
     """As after every epoch: an evaluation leaves nothing behind that changes the next."""
-    evaluator = Evaluator([CocoBoundaryMetric(ann_file)])
-    evaluator.dataset_meta = dict(classes=CLASSES)
+    metric = CocoBoundaryMetric(ann_file)
     for shift, expected in ((0, 1.0), (1, 0.3), (0, 1.0)):
-        instances = predictions(box(left=10 + shift))
-        evaluator.process([dict(img_id=1, ori_shape=(HEIGHT, WIDTH), pred_instances=instances)])
-        assert evaluator.evaluate(1)["coco/boundary_mAP"] == expected
+        assert run(metric, predictions(box(left=10 + shift)))["coco/boundary_mAP"] == expected
 
 
 def test_needs_masks(ann_file):
