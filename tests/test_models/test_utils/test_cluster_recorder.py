@@ -118,12 +118,6 @@ def test_distributed_wrapper(model):
     assert sample.clusters.num_levels == 3
 
 
-def test_model_without_clusters():
-    model = detector(**{"backbone.hierarchical_level": 0, "panoptic_head.num_queries": 5}).eval()
-    with record_clusters(model), pytest.raises(ValueError, match="hierarchical_level >= 1"):
-        predict(model, (64, 64))
-
-
 def test_model_without_a_backbone():
     with pytest.raises(TypeError, match="with a backbone, got Linear"):
         ClusterRecorder(nn.Linear(1, 1))
