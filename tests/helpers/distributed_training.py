@@ -5,8 +5,6 @@ losses of all steps to ``<config>.rank<rank>.json``.
 """
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -18,8 +16,8 @@ from mmengine.hooks import Hook
 from hcformer_mm.engine import set_up_gloo
 from hcformer_mm.engine.runner import build_runner
 from tests.helpers.models import SHAPES_CONFIG
+from tests.helpers.tools import ROOT, torchrun
 
-ROOT = Path(__file__).parents[2]
 rand = torch.rand
 
 
@@ -107,15 +105,7 @@ def train(path, launcher="none"):
 
 def launch(folder):
     """Run all configs of a folder in two processes and return their losses by name and rank."""
-    arguments = ("--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *arguments, __file__, str(folder)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    torchrun(__file__, folder)
     return {
         path.stem: [json.loads(path.with_suffix(f".rank{r}.json").read_text()) for r in range(2)]
         for path in folder.glob("*.py")

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import runpy
+import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -72,6 +73,20 @@ def quick_config(root, work_dir, path=SHAPES_CONFIG, *, batch_size=1, hooks=None
         config.custom_hooks = list(hooks)
     config.randomness = dict(seed=0)
     return config
+
+
+def torchrun(script, folder):
+    """Run a script on a folder in two processes of torchrun."""
+    arguments = ("--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *arguments, script, str(folder)],
+        cwd=folder,  # MMEngine collects results in ./.dist_test
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
 
 
 def loader_options(root):
