@@ -130,11 +130,8 @@ def strided_conv(state: State, name: str, x: Tensor, stride: int, padding: int) 
 
 def frozen_batch_norm(state: State, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
     """Normalize with stored statistics."""
-    mean, variance, weight, bias = (
-        state[f"{name}.{kind}"][:, None, None]
-        for kind in ("running_mean", "running_var", "weight", "bias")
-    )
-    return (x - mean) / (variance + eps).sqrt() * weight + bias
+    kinds = ("running_mean", "running_var", "weight", "bias")
+    return F.batch_norm(x, *(state[f"{name}.{kind}"] for kind in kinds), eps=eps)
 
 
 def _swin(
@@ -324,10 +321,9 @@ def attention(
         (x @ weight.T + bias).unflatten(-1, (num_heads, -1)).transpose(1, 2)
         for x, weight, bias in inputs
     )
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-    if ignored is not None:
-        scores = scores.masked_fill(ignored[:, None], -torch.inf)
-    return _apply(state, f"{name}.out_proj", (scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+    mask = None if ignored is None else ~ignored[:, None]
+    attended = F.scaled_dot_product_attention(q, k, v, mask)
+    return _apply(state, f"{name}.out_proj", attended.transpose(1, 2).flatten(2))
 
 
 def _feed_forward(state: State, name: str, x: Tensor) -> Tensor:
