@@ -63,23 +63,6 @@ def test_a_rule_fits_whole_names():
         assert rule.rename(name) is None
 
 
-@pytest.mark.parametrize("level", [1, 2, 3])
-def test_clustering_modules(level):
-    """The released ResNet begins with the coarsest level; Swin stores a module in each stage."""
-    for family, released in {
-        "ResNet": "backbone.clustering_layers.0.temp",
-        "SwinTransformer": "backbone.layers.2.clustering.temp",
-    }.items():
-        names = rules(
-            family=family, level=level, deformable=True, decoder="masked", head="panoptic_head"
-        )
-        (ours,) = {new for rule in names if (new := rule.rename(released)) is not None}
-        assert ours == f"backbone.clusterings.{level - 1}.scale"
-    finest = f"backbone.layers.{3 - level}.clustering.temp"
-    (ours,) = {new for rule in names if (new := rule.rename(finest)) is not None}
-    assert ours == "backbone.clusterings.0.scale"
-
-
 def test_order_of_patch_merging():
     """Every number encodes its place as 100·row + 10·column + channel."""
     released = torch.tensor([0, 1, 2, 100, 101, 102, 10, 11, 12, 110, 111, 112])
