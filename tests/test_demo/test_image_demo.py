@@ -1,10 +1,9 @@
 """Command line of demo/image_demo.py."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
+import image_demo
 import mmcv
 import numpy as np
 import pytest
@@ -12,16 +11,6 @@ from PIL import Image
 
 from hcformer_mm.apis import HCFormerInferencer
 from tests.helpers.predictions import scene, write_model
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("image_demo", ROOT / "demo/image_demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +27,13 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture
-def run(tool, model, monkeypatch, tmp_path):
+def run(model, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def run(image, *arguments, files=model):
         line = ["image_demo", image, *files, *arguments, "--device", "cpu"]
         monkeypatch.setattr(sys, "argv", [str(word) for word in line])
-        tool.main()
+        image_demo.main()
 
     return run
 
@@ -79,13 +68,13 @@ def test_a_folder_into_a_folder(run, images, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("words", "fast"), [((), True), (("--no-fast",), False)])
-def test_fast_by_default(words, fast, tool, run, images, monkeypatch):
+def test_fast_by_default(words, fast, run, images, monkeypatch):
     def inferencer(*args, **options):
         given.append(options["fast"])
         raise ValueError("enough")
 
     given = []
-    monkeypatch.setattr(tool, "HCFormerInferencer", inferencer)
+    monkeypatch.setattr(image_demo, "HCFormerInferencer", inferencer)
     with pytest.raises(SystemExit, match="enough"):
         run(images / "scene0.png", *words)
     assert given == [fast]
