@@ -13,6 +13,9 @@ import pytest
 from panopticapi.utils import id2rgb
 from PIL import Image
 
+from hcformer_mm.apis.coco_format import encode_panoptic
+from hcformer_mm.structures.panoptic import Panoptic
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/custom_dataset.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
@@ -40,17 +43,11 @@ def write_split(root, split, images, categories):
     entries, annotations = [], []
     for index, name in enumerate(images):
         labels = scene(index)
+        ids, segments = encode_panoptic(Panoptic(labels, {i: i for i in range(6)}), range(6))
         pixels = 40 * labels[..., None] + random.integers(0, 40, (72, 96, 3))
         Image.fromarray(pixels.astype(np.uint8)).save(folders[0] / f"{name}.jpg")
-        Image.fromarray(id2rgb(labels + 1000)).save(folders[1] / f"{name}.png")
+        Image.fromarray(id2rgb(ids)).save(folders[1] / f"{name}.png")
         Image.fromarray((labels - 1).astype(np.uint8)).save(folders[2] / f"{name}.png")
-        segments = []
-        for category in np.unique(labels).tolist():
-            rows, columns = np.nonzero(labels == category)
-            left, top = int(columns.min()), int(rows.min())
-            box = [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top]
-            info = dict(id=category + 1000, area=len(rows), bbox=box, iscrowd=0)
-            segments.append(info | dict(category_id=category))
         entries.append(dict(id=index + 1, file_name=f"{name}.jpg", height=72, width=96))
         files = dict(image_id=index + 1, file_name=f"{name}.png")
         annotations.append(files | dict(segments_info=segments))
