@@ -27,7 +27,7 @@ class ErrorAttribution:
     """Split of the loss of one quality figure among the parts of a model.
 
     Attributes:
-        figure: Name of the figure.
+        figure: Name of the figure, such as ``PQ``.
         stages: Value of the figure at each stage: the ground truth itself, oracle labels on the
             cells, oracle labels on the clusters of each level, finest first, and the model's
             prediction.

@@ -55,7 +55,7 @@ def soft_assign(fine: Tensor, coarse: Tensor, scale: Tensor | float) -> Tensor:
     _check_maps(fine, coarse)
     if fine.shape[1] != coarse.shape[1] or fine.dtype != coarse.dtype:
         raise ValueError(
-            "expected fine and coarse features of the same channels and one dtype, got "
+            "expected fine and coarse features of equal channels and dtype, got "
             f"{tuple(fine.shape)} of {fine.dtype} and {tuple(coarse.shape)} of {coarse.dtype}"
         )
     with torch.autocast(fine.device.type, enabled=False):
@@ -251,7 +251,7 @@ def _check_maps(fine: Tensor, coarse: Tensor) -> None:
             )
     if fine.shape[0] != coarse.shape[0] or fine.device != coarse.device:
         raise ValueError(
-            "expected fine and coarse of the same batch size and device, got "
+            "expected fine and coarse of one batch size and device, got "
             f"{tuple(fine.shape)} on {fine.device} and {tuple(coarse.shape)} on {coarse.device}"
         )
     expected = coarse_size(*fine.shape[-2:])

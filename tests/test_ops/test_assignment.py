@@ -103,8 +103,8 @@ def test_memory_formats_agree_and_result_is_channels_last(bands):
     ("fine", "coarse", "message"),
     [
         ((1, 4, 15, 21), (1, 4, 8, 10), r"\(8, 11\), got \(8, 10\)"),
-        ((1, 4, 8, 8), (2, 4, 4, 4), "same batch size and device"),
-        ((1, 4, 8, 8), (1, 5, 4, 4), "same channels and one dtype"),
+        ((1, 4, 8, 8), (2, 4, 4, 4), "one batch size and device"),
+        ((1, 4, 8, 8), (1, 5, 4, 4), "equal channels and dtype"),
         ((4, 8, 8), (1, 4, 4, 4), r"fine features \(B, C, H, W\)"),
         ((1, 4, 0, 8), (1, 4, 0, 4), "H, W >= 1"),
     ],
@@ -116,7 +116,7 @@ def test_shapes_that_do_not_fit(fine, coarse, message):
 
 def test_dtypes_and_scales_that_do_not_fit():
     fine, coarse = features(4, 4)
-    with pytest.raises(ValueError, match="one dtype, got"):
+    with pytest.raises(ValueError, match="equal channels and dtype, got"):
         soft_assign(fine, coarse.float(), 0.1)
     with pytest.raises(ValueError, match=r"one scale, got a tensor of shape \(3,\)"):
         soft_assign(fine, coarse, torch.ones(3))

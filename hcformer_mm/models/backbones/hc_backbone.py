@@ -79,7 +79,7 @@ class HCBackbone(BaseModule):
             raise ValueError(
                 f"expected taps for {type(self.backbone).__name__}, which has no defaults: "
                 "names of modules whose input is the fine and whose output is the coarse map, "
-                f"finest first; {tapping.candidates(self.backbone)}"
+                f"finest first; {tapping.describe_halving_modules(self.backbone)}"
             )
         if not 0 <= level <= len(taps):
             raise ValueError(
@@ -97,7 +97,7 @@ class HCBackbone(BaseModule):
             if name not in captured or not tapping.halves(captured[name]):
                 raise ValueError(
                     f"expected the tap {name!r} to run and to halve the resolution of a map; "
-                    f"{tapping.candidates(self.backbone)}"
+                    f"{tapping.describe_halving_modules(self.backbone)}"
                 )
         return [captured[name] for name in self.taps]
 

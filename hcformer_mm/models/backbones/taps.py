@@ -79,7 +79,7 @@ def attach(backbone: nn.Module, taps: Sequence[str]) -> list[Any]:
         if name not in modules:
             raise ValueError(
                 f"expected taps to name modules of {type(backbone).__name__}, got {name!r}; "
-                f"{candidates(backbone)}"
+                f"{describe_halving_modules(backbone)}"
             )
     # The hooks hold no reference to the backbone, so those of a copied model work as well.
     return [
@@ -187,8 +187,8 @@ def halving_modules(backbone: nn.Module) -> list[str]:
     return [name for name, pair in captured.items() if halves(pair)]
 
 
-def candidates(backbone: nn.Module) -> str:
-    """Text for error messages that lists the modules of ``backbone`` that can be taps."""
+def describe_halving_modules(backbone: nn.Module) -> str:
+    """List the modules of ``backbone`` that can be taps, as a clause of an error message."""
     try:
         names = halving_modules(backbone)
     except ValueError as error:

@@ -196,8 +196,8 @@ class HCFormerHead(MaskTransformer):
             batch_data_samples: Data samples with ``gt_instances`` and, for stuff, ``gt_sem_seg``.
 
         Returns:
-            Losses by name: in training those of every decoder layer, with the prefixes ``d0.``,
-            ``d1.``, ... before the last; in evaluation those of the last layer only. ``loss_scale``
+            Losses by name: in training for every decoder layer, the last without a prefix and the
+            others with ``d0.``, ``d1.``, ...; in evaluation for the last layer only. ``loss_scale``
             is the regularizer.
 
         Raises:

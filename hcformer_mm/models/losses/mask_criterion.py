@@ -88,8 +88,8 @@ class MaskCriterion:
             batch_img_metas: Metainfo of every image, for the assigner.
 
         Returns:
-            Losses by mmdet's names: ``loss_cls``, ``loss_mask`` and ``loss_dice`` of the last
-            layer, and those of the other layers under ``d0.``, ``d1.``, ...
+            Losses by mmdet's names: ``loss_cls``, ``loss_mask`` and ``loss_dice`` for every decoder
+            layer, the last without a prefix and the others with ``d0.``, ``d1.``, ...
         """
         all_class_logits = [full_precision(logits) for logits in all_class_logits]
         all_mask_logits = [full_precision(logits) for logits in all_mask_logits]

@@ -108,8 +108,9 @@ def test_candidates_leave_pooling_out():
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_without_candidates_it_says_so():
-    assert "a dry run found no module" in tapping.candidates(nn.Sequential(nn.Conv2d(3, 4, 1)))
+def test_description_without_halving_modules():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1))
+    assert "a dry run found no module" in tapping.describe_halving_modules(model)
 
 
 def test_dry_run_leaves_no_trace():
