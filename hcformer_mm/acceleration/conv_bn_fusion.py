@@ -1,4 +1,4 @@
-"""BatchNorm fused into convolutions, where a run on a small image shows that this is exact."""
+"""Fusion of BatchNorm into convolutions, wherever a run on a small image shows that it is exact."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -22,37 +22,37 @@ from ..models.layers.deformable_downsampling import DeformableDownsampling
 from ..utils.random_inputs import random_image
 
 TOLERANCE = 1e-2
-"""Largest error of a fused model, relative to the largest value of a map. Rounding stays far below
-it, even in TF32; layers that cannot be fused are far above it."""
+"""Largest accepted error of a fused model, relative to the largest value of a map. Rounding errors
+are far smaller, even in TF32; the errors of layers that cannot be fused are far larger."""
 
 Undo = Callable[[], None]
 Fused = dict[Any, tuple[Any, Any]]
 """Convolutions, each with the BatchNorm that reads it and the function that computes both."""
 
-# Layers that compute what their class says. A subclass with a forward of its own may do more.
+# Forward methods of plain layers; a subclass that overrides them may compute something else.
 _PLAIN_CONVS = {nn.Conv2d.forward, Conv2d.forward, DeformableDownsampling.forward}
 _PLAIN_NORMS = {_BatchNorm.forward, nn.SyncBatchNorm.forward}
 
 
 @torch.no_grad()
 def fuse_conv_bn(model: nn.Module) -> Undo:
-    """Fuse every BatchNorm into the convolution that it reads, plain or deformable.
+    """Fuse every BatchNorm into the plain or deformable convolution whose output it reads.
 
-    Pairs show in a run on a small random image; mmcv's ``fuse_conv_bn`` takes them from the order
-    of names instead, even with an activation in between. Layers that take no part in the run,
-    layers with hooks, and convolutions that anything else reads are left alone.
+    A run on a small random image finds these pairs. (mmcv's ``fuse_conv_bn`` pairs layers by the
+    order of their names, even with an activation in between.) Layers that the run does not reach,
+    layers with hooks, and convolutions whose output anything else reads are not fused.
 
     Args:
-        model: A detector, a segmentor or a module of images ``(1, 3, H, W)``, in evaluation mode;
-            changed in place. Its outputs stay equal up to rounding.
+        model: A detector, a segmentor, or a module that takes an image ``(1, 3, H, W)``, in
+            evaluation mode; changed in place. Its outputs stay equal up to rounding.
 
     Returns:
         A function that unfuses the model.
 
     Raises:
         ValueError: The model is in training mode.
-        RuntimeError: It does not run on an image alone, or fusing changes its results; the model
-            is left as it was.
+        RuntimeError: The model does not run on an image alone, or fusing changes its results; the
+            model is left unchanged.
     """
     if model.training:
         raise ValueError(
@@ -66,16 +66,16 @@ def fuse_conv_bn(model: nn.Module) -> Undo:
 
 @torch.no_grad()
 def fuse_frozen_bn(model: nn.Module) -> Undo:
-    """Fuse frozen BatchNorm into convolutions, for training too.
+    """Fuse frozen BatchNorm into convolutions in a way that allows training.
 
     At every call a convolution multiplies its weights by those of the BatchNorm, as MMEngine's
     ``efficient_conv_bn_eval`` does for models that torch.fx can trace. The backward pass keeps the
-    product instead of the map between the two, which saves memory unless images are tiny. Modules
-    and parameters stay where they are; gradients are equal up to rounding.
+    product of the weights instead of the map between the two layers, which saves memory unless
+    images are tiny. Modules and parameters stay in place; gradients are equal up to rounding.
 
     A BatchNorm is frozen if it is in evaluation mode while the model trains, and its parameters
-    need no gradient. Pairs show in a run in evaluation mode; what happens between the two layers in
-    training alone is not seen.
+    need no gradient. The run that finds the pairs is in evaluation mode, so it misses an operation
+    between the two layers that happens only in training.
 
     Args:
         model: A model that predicts from an image alone, in any mode; changed in place.
@@ -84,7 +84,7 @@ def fuse_frozen_bn(model: nn.Module) -> Undo:
         A function that unfuses the model.
 
     Raises:
-        RuntimeError: As :func:`fuse_conv_bn`.
+        RuntimeError: As for :func:`fuse_conv_bn`.
     """
     modes = {module: module.training for module in model.modules()}
     try:
@@ -110,7 +110,7 @@ def _is_frozen(module: nn.Module) -> bool:
 
 
 def _is_observed(module: nn.Module) -> bool:
-    """Whether hooks, or a ``forward`` of its own, see or change what a module computes."""
+    """Whether a module has hooks, or an instance attribute in place of its ``forward``."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return "forward" in vars(module) or any(getattr(module, name) for name in hooks)
 
@@ -129,8 +129,8 @@ def _fuse(
         convs: Convolutions that may be fused.
         norms: BatchNorms that may be fused.
         fuse: Returns the function that computes a convolution and a BatchNorm.
-        install: Puts these functions into the model and pushes what takes them out again. Returns
-            the new module for each module that it replaced.
+        install: Installs these functions in the model, and pushes onto the stack the callbacks that
+            remove them. Returns the new module for each module that it replaced.
     """
     convs = [conv for conv in convs if not _is_observed(conv)]
     norms = [norm for norm in norms if norm.running_mean is not None and not _is_observed(norm)]
@@ -164,7 +164,7 @@ def _fused_copy(conv: Any, norm: _BatchNorm) -> nn.Module:
 
 
 def _replace(model: nn.Module, fused: Fused, undo: ExitStack) -> dict[Any, nn.Module]:
-    """Put fused convolutions in place of convolutions, and identities in place of BatchNorms."""
+    """Replace convolutions by fused ones, and BatchNorms by identities."""
     new: dict[Any, nn.Module] = {conv: module for conv, (_, module) in fused.items()}
     new |= {norm: nn.Identity() for norm, _ in fused.values()}
     for parent in list(model.modules()):
@@ -176,7 +176,7 @@ def _replace(model: nn.Module, fused: Fused, undo: ExitStack) -> dict[Any, nn.Mo
 
 
 def _override(model: nn.Module, fused: Fused, undo: ExitStack) -> dict[Any, nn.Module]:
-    """Let convolutions compute both layers, and BatchNorms return what they get."""
+    """Let convolutions compute both layers, and BatchNorms return their input."""
     for conv, (norm, function) in fused.items():
         for module, forward in ((conv, function), (norm, _identity)):
             module.forward = forward
@@ -199,7 +199,10 @@ def _identity(x: Tensor) -> Tensor:
 
 
 class _Call(NamedTuple):
-    """Input and output of a layer, copied as others may change them, and who returned the input."""
+    """One call of a layer: input, the layer that returned the input, and output.
+
+    Input and output are copies, since later operations may change the originals in place.
+    """
 
     x: Tensor
     source: nn.Module | None
@@ -207,7 +210,7 @@ class _Call(NamedTuple):
 
 
 class _Trace(TorchFunctionMode):
-    """Records the calls of layers, and which of their outputs anything but a layer reads."""
+    """Records the calls of layers, and which layers' outputs other operations read."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
@@ -223,7 +226,7 @@ class _Trace(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def note_reads(self, values: Any) -> None:
-        """Note outputs of layers among values that an operation, not a layer, reads."""
+        """Note the layers whose outputs are among the inputs of an operation outside any layer."""
         if self._depth == 0:
             tensors = {x for x in tree_leaves(values) if isinstance(x, Tensor)}
             self._read_by_others |= {self._sources[x] for x in tensors & self._sources.keys()}
@@ -239,7 +242,7 @@ class _Trace(TorchFunctionMode):
         self._depth -= 1
 
     def pairs(self) -> Iterator[tuple[Any, _BatchNorm]]:
-        """Convolutions and BatchNorms such that neither has to do with any other layer."""
+        """Yield each convolution whose output only one BatchNorm reads, with that BatchNorm."""
         sources = {layer: {call.source for call in calls} for layer, calls in self.calls.items()}
         readers: defaultdict[nn.Module | None, set[nn.Module]] = defaultdict(set)
         for layer, found in sources.items():
@@ -256,9 +259,9 @@ class _Trace(TorchFunctionMode):
 
 @torch.no_grad()
 def _trace(model: nn.Module, layers: list[nn.Module]) -> _Trace:
-    """Run a model on a random image, of the first size that works, and trace these layers.
+    """Trace layers, from one tensor to one tensor, in a run on a random image.
 
-    Each of them maps one tensor to one.
+    The image has the first of :data:`DRY_RUN_SIZES` that the model accepts.
     """
     failure = None
     for size in DRY_RUN_SIZES:
@@ -268,7 +271,7 @@ def _trace(model: nn.Module, layers: list[nn.Module]) -> _Trace:
         try:
             with trace:
                 trace.note_reads(_run(model, size))
-        # Every model has its own way to refuse a size.
+        # Models refuse a size by exceptions of any type.
         except Exception as error:
             failure = failure or error
         else:

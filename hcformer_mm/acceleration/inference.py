@@ -24,16 +24,16 @@ Step = Callable[..., list[BaseDataElement]]
 def prepare_for_inference(model: nn.Module) -> Callable[[], None]:
     """Fuse BatchNorm and lay weights out channels-last, on any device.
 
-    Each of the two is left out where it cannot be done: fusing, with a warning, if
-    :func:`~hcformer_mm.acceleration.conv_bn_fusion.fuse_conv_bn` fails; channels-last memory if a
-    layer computes wrong numbers on it.
+    Fusing is skipped, with a warning, if
+    :func:`~hcformer_mm.acceleration.conv_bn_fusion.fuse_conv_bn` fails; channels-last memory is
+    skipped if a layer would compute wrong numbers on it.
 
     Args:
         model: A model in evaluation mode; changed in place.
 
     Returns:
-        A function that puts the model back as it was, with contiguous weights. As long as it
-        exists, the weights before fusing are kept too.
+        A function that restores the model, with contiguous weights. It keeps the unfused weights in
+        memory.
 
     Raises:
         ValueError: The model is in training mode.
@@ -64,9 +64,9 @@ def check_channels_last(model: nn.Module) -> None:
     name = find_contiguous_only_layer(model)
     if name is not None:
         raise ValueError(
-            "expected no deformable convolution of mmcv and no other of its operators that read "
-            f"any memory as contiguous, got {name!r} of {type(model).__name__}; leave out "
-            "channels-last"
+            "expected a model without operators of mmcv, such as its deformable convolution, that "
+            f"read any memory as contiguous, got {name!r} of {type(model).__name__}; do not use "
+            "channels-last memory"
         )
 
 
@@ -84,7 +84,7 @@ def find_contiguous_only_layer(model: nn.Module) -> str | None:
 
 
 def check_dtype(name: str) -> torch.dtype:
-    """The dtype of this name.
+    """Return the dtype with this name.
 
     Raises:
         ValueError: The name is not in :data:`DTYPES`.
@@ -102,8 +102,8 @@ def autocast_test_step(model: BaseModel, dtype: torch.dtype) -> Step:
         dtype: Precision of autocast; float32 returns ``test_step`` itself.
 
     Returns:
-        A function like ``test_step``. Floating-point values of its results are float32, which
-        metrics expect, and numpy has no bfloat16.
+        A function like ``test_step``. Floating-point values of its results are float32: metrics
+        expect it, and numpy has no bfloat16.
     """
     step = model.test_step
     if dtype == torch.float32:
@@ -122,7 +122,7 @@ def autocast_test_step(model: BaseModel, dtype: torch.dtype) -> Step:
 
 
 def _to_float32(element: BaseDataElement) -> None:
-    """Turn values of lower precision into float32, in place."""
+    """Convert floating-point values to float32, in place."""
     for name, value in element.items():
         if isinstance(value, BaseDataElement):
             _to_float32(value)

@@ -1,4 +1,4 @@
-"""Faster training that keeps less in memory, with equal gradients up to rounding."""
+"""Training in less time and memory, with equal gradients up to rounding."""
 
 import warnings
 from collections.abc import Callable
@@ -19,9 +19,9 @@ def prepare_for_training(
     """Fuse frozen BatchNorm into convolutions and run the backbone on channels-last maps.
 
     Parameters keep their names and their layout, so checkpoints, optimizers and averaged weights
-    work as before. Each of the two is left out where it cannot be done: fusing, with a warning, if
-    :func:`~hcformer_mm.acceleration.conv_bn_fusion.fuse_frozen_bn` fails; channels-last memory if a
-    layer computes wrong numbers on it or, with a warning, if there is no backbone.
+    work as before. Fusing is skipped, with a warning, if
+    :func:`~hcformer_mm.acceleration.conv_bn_fusion.fuse_frozen_bn` fails; channels-last memory is
+    skipped if a layer would compute wrong numbers on it or, with a warning, without a backbone.
 
     Args:
         model: A model, before it is wrapped for distributed training; changed in place.
@@ -46,7 +46,7 @@ def prepare_for_training(
 
 
 def feed_channels_last(model: nn.Module) -> Callable[[], None]:
-    """Give the backbone of a model its images in channels-last memory, so that its maps are too.
+    """Convert the backbone's input to channels-last memory, so that its maps are channels-last.
 
     Args:
         model: A model with a ``backbone``, or a backbone itself.
@@ -55,13 +55,13 @@ def feed_channels_last(model: nn.Module) -> Callable[[], None]:
         A function that undoes this.
 
     Raises:
-        ValueError: There is no backbone, or a layer computes wrong numbers on such maps.
+        ValueError: There is no backbone, or a layer computes wrong numbers on channels-last maps.
     """
     backbone = getattr(model, "backbone", None)
     if backbone is None and isinstance(model, BaseModel):
         raise ValueError(f"expected a model with a backbone, got {type(model).__name__} without")
     check_channels_last(model)
-    # One hook for all its calls: HCBackbone hands the image on to the backbone that it wraps.
+    # One hook is enough: HCBackbone passes its input on to the backbone that it wraps.
     return (model if backbone is None else backbone).register_forward_pre_hook(_lay_out).remove
 
 
