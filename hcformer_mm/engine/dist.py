@@ -8,12 +8,12 @@ from torch import distributed
 
 
 def set_up_gloo(config: Config) -> None:
-    """Initialize the process group of torchrun with gloo if there is no GPU; else do nothing.
+    """Initialize torchrun's process group with gloo if there is no GPU; otherwise do nothing.
 
-    MMEngine would call ``torch.cuda.set_device``, and give its DDP wrapper the number of a GPU.
+    MMEngine would call ``torch.cuda.set_device``, and pass a GPU index to its DDP wrapper.
 
     Args:
-        config: Config of a runner. Its ``model_wrapper_cfg`` is set for the CPU.
+        config: Config of a runner; its ``model_wrapper_cfg`` is set for the CPU.
 
     Raises:
         ValueError: The launcher, or the backend in ``env_cfg.dist_cfg``, needs a GPU.
@@ -26,7 +26,7 @@ def set_up_gloo(config: Config) -> None:
     if launcher != "pytorch" or backend != "gloo":
         raise ValueError(
             "expected launcher 'pytorch' and backend 'gloo' on a machine without GPUs, got "
-            f"{launcher!r} and {backend!r}; start by tools/dist_train.sh or tools/dist_test.sh, "
+            f"{launcher!r} and {backend!r}; start with tools/dist_train.sh or tools/dist_test.sh, "
             "and add --cfg-options env_cfg.dist_cfg.backend=gloo"
         )
     if "timeout" in options:

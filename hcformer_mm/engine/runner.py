@@ -1,4 +1,4 @@
-"""Command-line arguments, config and runner of the tools that train and test."""
+"""Command-line arguments, config and runner of ``tools/train.py`` and ``tools/test.py``."""
 
 import os
 from argparse import ArgumentParser, Namespace
@@ -18,7 +18,7 @@ def add_common_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("config", help="config file path")
     parser.add_argument(
         "--work-dir",
-        help="where logs, metrics and checkpoints go; work_dirs/<name of the config> by default",
+        help="folder for logs, metrics and checkpoints (default: work_dirs/<name of the config>)",
     )
     parser.add_argument(
         "--cfg-options",
@@ -40,7 +40,7 @@ def add_common_arguments(parser: ArgumentParser) -> None:
 def load_config(args: Namespace) -> Config:
     """Read the config that the common arguments name, and apply their overrides.
 
-    The work directory is that of the command line or else that of the config; by default it is
+    ``--work-dir`` overrides the config's ``work_dir``; without either, the folder is
     ``work_dirs/<name of the config>``.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
@@ -56,11 +56,11 @@ def load_config(args: Namespace) -> Config:
 
 
 def build_runner(config: Config) -> Runner:
-    """Build MMEngine's runner of a config, or the one that ``runner_type`` names.
+    """Build MMEngine's runner, or the class that ``runner_type`` names, from a config.
 
-    It loads checkpoints with ``weights_only=True``. Processes that torchrun started on a machine
-    without GPUs communicate by gloo. With ``compile`` in the config, parameter groups become plain
-    dicts, which Dynamo can read.
+    It loads checkpoints with ``weights_only=True``. On a machine without GPUs, the processes of
+    torchrun communicate by gloo. With ``compile`` in the config, parameter groups become plain
+    dicts, which Dynamo can trace.
     """
     force_weights_only()
     set_up_gloo(config)

@@ -1,4 +1,4 @@
-"""ClassCheckHook: an error if model and data have different classes."""
+"""ClassCheckHook: refuse to run a model whose classes differ from the dataset's."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from ...registry import HOOKS
 
 @HOOKS.register_module()
 class ClassCheckHook(Hook):
-    """Compare the classes of model and datasets before anything runs.
+    """Check, before anything runs, that model and datasets have the same classes.
 
     For mmdet's MaskFormer, ``num_things_classes`` and ``num_stuff_classes`` of ``panoptic_head``
     and ``panoptic_fusion_head`` have to match ``thing_classes`` and ``stuff_classes`` of the
@@ -20,11 +20,12 @@ class ClassCheckHook(Hook):
     ``num_classes`` of ``decode_head`` and ``auxiliary_head`` has to match ``classes``. Other
     models, and datasets without ``classes``, are not checked.
 
-    Fusion heads take the first labels for things, so ``classes`` has to be ``thing_classes``
-    followed by ``stuff_classes``. A COCO file has to have them all, as its categories number the
-    labels.
+    Fusion heads treat the first labels as things, so ``classes`` has to be ``thing_classes``
+    followed by ``stuff_classes``. A COCO file has to contain all of them, because mmdet numbers
+    labels by its categories.
 
-    mmdet's ``NumClassCheckHook`` knows neither things nor stuff, and checks when an epoch begins.
+    mmdet's ``NumClassCheckHook`` does not distinguish things from stuff, and checks only at the
+    start of an epoch.
     """
 
     priority = "VERY_HIGH"
@@ -43,11 +44,11 @@ class ClassCheckHook(Hook):
                 for dataset in _unwrap(loop.dataloader.dataset):
                     faults += _compare(_heads(runner.model), dataset, f"{split}_dataloader.dataset")
         if faults:
-            raise ValueError("\n".join(("the classes do not fit:", *faults)))
+            raise ValueError("\n".join(("model and data have different classes:", *faults)))
 
 
 def _unwrap(dataset: Any) -> Iterator[Any]:
-    """The datasets inside MMEngine's wrappers, which repeat, concatenate or balance them."""
+    """Yield the datasets inside MMEngine's wrappers, which repeat, concatenate or balance them."""
     if hasattr(dataset, "datasets"):
         for part in dataset.datasets:
             yield from _unwrap(part)
@@ -58,7 +59,7 @@ def _unwrap(dataset: Any) -> Iterator[Any]:
 
 
 def _heads(model: nn.Module) -> dict[str, nn.Module]:
-    """Heads with a number of classes, by their keys in a config."""
+    """Return the heads that have a number of classes, by their keys in a config."""
     names = ("panoptic_head", "panoptic_fusion_head", "decode_head", "auxiliary_head")
     found: dict[str, nn.Module] = {}
     for name in names:
@@ -74,7 +75,7 @@ def _heads(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _compare(heads: dict[str, nn.Module], dataset: Any, key: str) -> Iterator[str]:
-    """Messages on the contradictions between heads and a dataset."""
+    """Yield a message for every contradiction between the heads and a dataset."""
     metainfo = getattr(dataset, "metainfo", {})
     classes = metainfo.get("classes")
     if classes is None or not heads:
@@ -107,6 +108,6 @@ def _compare(heads: dict[str, nn.Module], dataset: Any, key: str) -> Iterator[st
     categories = getattr(dataset, "cat_ids", None)
     if categories is not None and len(categories) != len(classes):
         yield (
-            f"{name} has {len(classes)} classes, but {dataset.ann_file} has categories of "
-            f"{len(categories)} of these names; compare {key}.metainfo with its categories"
+            f"{name} has {len(classes)} classes, but only {len(categories)} of them are categories "
+            f"of {dataset.ann_file}; compare {key}.metainfo with its categories"
         )

@@ -1,4 +1,4 @@
-"""ClusterRecordHook: predictions of validation and test carry their clusters."""
+"""ClusterRecordHook: add clusters to the predictions of validation and test."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -15,9 +15,9 @@ from ...registry import HOOKS
 class ClusterRecordHook(Hook):
     """Add ``clusters`` to the predictions of the validation and test loops, for evaluators.
 
-    See :class:`~hcformer_mm.models.utils.cluster_recorder.ClusterRecorder`. The model is as it was
-    when the loop ends, even by an error: as MMEngine does not tell hooks of errors, this one wraps
-    the ``run`` of the loops.
+    See :class:`~hcformer_mm.models.utils.cluster_recorder.ClusterRecorder`. MMEngine does not
+    notify hooks of errors, so this hook wraps the ``run`` of the loops, which also restores the
+    model when a loop fails.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -25,13 +25,13 @@ class ClusterRecordHook(Hook):
         for split in ("val", "test"):
             # The attribute without underscore would build the loop.
             loop = getattr(runner, f"_{split}_loop")
-            # A loop may run again, and is wrapped once.
+            # A loop that runs again is already wrapped.
             if isinstance(loop, BaseLoop) and "run" not in vars(loop):
                 loop.run = _recording(loop)
 
 
 def _recording(loop: BaseLoop) -> Callable[..., Any]:
-    """The ``run`` of a loop, which records clusters meanwhile."""
+    """Return the ``run`` of a loop such that clusters are recorded while it runs."""
     run = loop.run
 
     @wraps(run)

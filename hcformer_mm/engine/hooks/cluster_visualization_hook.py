@@ -1,4 +1,4 @@
-"""ClusterVisualizationHook: sheets of clusters, prediction and ground truth during validation."""
+"""ClusterVisualizationHook: draw clusters, prediction and ground truth in validation and test."""
 
 from pathlib import Path
 from typing import Any
@@ -23,26 +23,26 @@ from ...visualization import LAYOUTS, cluster_sheet
 class ClusterVisualizationHook(Hook):
     """Draw clusters, prediction and ground truth as one sheet per image in validation and test.
 
-    A sheet looks like those of ``tools/visualize_clusters.py``. Every ``interval``-th batch is
-    drawn, the same images in each validation. All backends of the runner's visualizer get them as
-    ``val_clusters_<name of the image>`` or ``test_clusters_<name>`` at the step of the training
-    iteration, so that a backend with a slider shows how the clusters of an image change. Of several
-    processes the main one draws images of its own batches.
+    Sheets look like those of ``tools/visualize_clusters.py``. Every ``interval``-th batch is drawn,
+    so each validation draws the same images. All backends of the runner's visualizer receive them
+    as ``val_clusters_<name of the image>`` or ``test_clusters_<name>`` at the step of the training
+    iteration, so a backend with a slider shows how the clusters of an image change. In distributed
+    runs, only the main process draws, and only images of its own batches.
 
     Args:
-        interval: Number of batches from one that is drawn to the next, beginning with the first.
+        interval: Number of batches from one drawn batch to the next, starting with the first batch.
         max_images: Maximum number of images drawn in a validation or test; None for no limit.
         gt: File or folder of the ground truth; see
-            :func:`~hcformer_mm.datasets.ground_truth.open_ground_truth`. None takes what the test
-            pipeline loads with the image, if it loads this after the image was resized.
+            :func:`~hcformer_mm.datasets.ground_truth.open_ground_truth`. None uses the annotations
+            that the test pipeline loads, provided that it loads them after resizing the image.
         layout: One of :data:`~hcformer_mm.visualization.layouts.LAYOUTS`.
-        connected: Whether each connected part of a cluster becomes a cluster.
+        connected: Whether each connected part of a cluster counts as a cluster.
         side: Approximate longer side of a panel, in pixels.
         score_thr: Minimum score of the instances that are drawn.
-        backend_args: Options of MMEngine's file client, by which the images are read.
+        backend_args: Options of MMEngine's file client, which reads the images.
 
     Raises:
-        ValueError: A number is below 1, or there is no such layout.
+        ValueError: A number is below 1, or ``layout`` is unknown.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class ClusterVisualizationHook(Hook):
         numbers = dict(interval=interval, max_images=max_images, side=side)
         for name, number in numbers.items():
             if number is not None and number < 1:
-                raise ValueError(f"expected {name} of 1 at least, got {number}")
+                raise ValueError(f"expected {name} of at least 1, got {number}")
         if layout not in LAYOUTS:
-            raise ValueError(f"expected a layout out of {', '.join(LAYOUTS)}, got {layout!r}")
+            raise ValueError(f"expected a layout among {', '.join(LAYOUTS)}, got {layout!r}")
         self.interval = interval
         self.max_images = max_images
         self.gt = gt
@@ -76,10 +76,10 @@ class ClusterVisualizationHook(Hook):
         self._drawn = 0
 
     def before_run(self, runner: Runner) -> None:
-        """Refuse a model without a clustering before hours of training.
+        """Check that the model's clusters can be recorded, before hours of training.
 
         Raises:
-            TypeError: The model has no backbone, such as one of test-time augmentation.
+            TypeError: The model has no backbone, like the wrapper of test-time augmentation.
         """
         ClusterRecorder(runner.model).remove()
 
@@ -89,8 +89,8 @@ class ClusterVisualizationHook(Hook):
     def _before_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, mode: str = "train"
     ) -> None:
-        """Record the clusters of a batch that is to be drawn."""
-        self._detach()  # of a batch that failed
+        """Record the clusters of a batch that will be drawn."""
+        self._detach()  # in case the last batch failed
         due = mode != "train" and batch_idx % self.interval == 0 and not self._is_full()
         if due and is_main_process():
             self._recorder = ClusterRecorder(runner.model)
@@ -116,7 +116,7 @@ class ClusterVisualizationHook(Hook):
             if self._is_full():
                 break
             name = f"{mode}_clusters_{Path(sample.img_path).stem}"
-            # Not by cpu(), which moves tensors alone, and not the clusters.
+            # sample.cpu() would move only tensors, not the clusters.
             sheet = self._sheet(sample.to("cpu"), classes)
             runner.visualizer.add_image(name, sheet, step=runner.iter)
             self._drawn += 1

@@ -1,4 +1,4 @@
-"""FastInferenceHook: tests with fused BatchNorm, channels-last memory and lower precision."""
+"""FastInferenceHook: test with fused BatchNorm, channels-last memory and lower precision."""
 
 from contextlib import ExitStack
 from typing import Any
@@ -18,9 +18,9 @@ class FastInferenceHook(Hook):
     """Make the test loop faster; training and validation stay as they are.
 
     The model is prepared after its checkpoint was loaded and after other hooks, such as MMEngine's
-    ``EMAHook``, exchanged its weights. After the last image, and before they exchange them again,
-    it is put back as it was; after an error, when the runner runs next. Meanwhile the weights of
-    convolutions are in memory twice.
+    ``EMAHook``, swapped its weights. It is restored after the last image, before those hooks swap
+    the weights back; if the test fails, it is restored when the runner runs next. While it is
+    prepared, the weights of convolutions are in memory twice.
 
     Args:
         fast: Whether BatchNorm is fused and memory is channels-last; see
@@ -28,11 +28,11 @@ class FastInferenceHook(Hook):
         dtype: ``'float32'``, or ``'bfloat16'`` or ``'float16'`` for autocast. Metrics get float32.
 
     Raises:
-        ValueError: There is no such ``dtype``; or, before the test, the model is sharded (FSDP,
+        ValueError: ``dtype`` is unknown; or, before the test, the model is sharded (FSDP,
             DeepSpeed), so that no process holds all weights of a layer.
     """
 
-    # Before hooks that record what the model does, and before those that exchange weights back.
+    # Run before hooks that record the model's outputs, and before those that swap weights back.
     priority = "VERY_HIGH"
 
     def __init__(self, *, fast: bool = True, dtype: str = "float32") -> None:
@@ -41,13 +41,13 @@ class FastInferenceHook(Hook):
         self._undo = ExitStack()
 
     def before_run(self, runner: Runner) -> None:
-        """Undo what a failed test has left behind; MMEngine does not tell hooks of errors."""
+        """Restore the model after a failed test, since MMEngine does not notify hooks of errors."""
         self._undo.close()
 
     def before_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None
     ) -> None:
-        """Prepare the model before the first image, when no other hook changes its weights."""
+        """Prepare the model before the first image, when no other hook will change its weights."""
         if batch_idx > 0:
             return
         model = unwrap(runner.model, "FastInferenceHook (--fast, --dtype)")
@@ -61,16 +61,16 @@ class FastInferenceHook(Hook):
             self._undo.callback(setattr, model, "test_step", own)
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Put the model back as it was."""
+        """Restore the model."""
         self._undo.close()
 
 
 def unwrap(model: nn.Module, option: str) -> Any:
-    """The model inside the wrappers of distributed training and test-time augmentation.
+    """Return the model inside the wrappers of distributed training and test-time augmentation.
 
     Args:
         model: The model of a runner.
-        option: What an error tells the user to leave out.
+        option: The option that the error message advises not to use.
 
     Raises:
         ValueError: The model is sharded.
@@ -78,7 +78,7 @@ def unwrap(model: nn.Module, option: str) -> Any:
     if is_model_wrapper(model) and not isinstance(model, DistributedDataParallel):
         raise ValueError(
             "expected a model that every process holds as a whole, got "
-            f"{type(model).__name__}; leave {option} out"
+            f"{type(model).__name__}; do not use {option}"
         )
     while isinstance(inner := getattr(model, "module", None), nn.Module):
         model = inner

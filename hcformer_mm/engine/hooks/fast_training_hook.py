@@ -1,4 +1,4 @@
-"""FastTrainingHook: training with fused frozen BatchNorm and channels-last memory."""
+"""FastTrainingHook: train with fused frozen BatchNorm and channels-last memory."""
 
 from contextlib import ExitStack
 
@@ -12,15 +12,15 @@ from .fast_inference_hook import unwrap
 
 @HOOKS.register_module()
 class FastTrainingHook(Hook):
-    """Make the training loop faster, and its backward pass keep less.
+    """Make the training loop faster and its backward pass need less memory.
 
     The model is prepared before the first iteration by
-    :func:`~hcformer_mm.acceleration.training.prepare_for_training`, and validated in that form.
-    After the last iteration it is put back as it was; after an error, when the runner runs next.
-    Speed and memory are measured on CPUs.
+    :func:`~hcformer_mm.acceleration.training.prepare_for_training`, and validated in that form. It
+    is restored after the last iteration or, if training fails, when the runner runs next. The gains
+    were measured on CPUs.
 
     Raises:
-        ValueError: Before training, the model is sharded (FSDP, DeepSpeed): a convolution cannot
+        ValueError: Before training, if the model is sharded (FSDP, DeepSpeed): a convolution cannot
             read the weights of a BatchNorm that another shard holds.
     """
 
@@ -30,7 +30,7 @@ class FastTrainingHook(Hook):
         self._undo = ExitStack()
 
     def before_run(self, runner: Runner) -> None:
-        """Undo what a failed training has left behind; MMEngine does not tell hooks of errors."""
+        """Restore the model after a failed run, since MMEngine does not notify hooks of errors."""
         self._undo.close()
 
     def before_train(self, runner: Runner) -> None:
@@ -39,5 +39,5 @@ class FastTrainingHook(Hook):
         self._undo.callback(prepare_for_training(model))
 
     def after_train(self, runner: Runner) -> None:
-        """Put the model back as it was."""
+        """Restore the model."""
         self._undo.close()

@@ -1,4 +1,4 @@
-"""ParamGroupsHook: parameter groups that a compiled training step can read."""
+"""ParamGroupsHook: parameter groups that a compiled training step can trace."""
 
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 class ParamGroupsHook(Hook):
     """Turn the parameter groups of optimizers into plain dicts.
 
-    MMEngine passes them on as ConfigDicts. With those of Adam and AdamW, Dynamo fails with an error
+    MMEngine passes them as ConfigDicts, on which Dynamo fails for Adam and AdamW, with an error
     about ``UserDefinedDictVariable``.
     """
 
@@ -16,7 +16,7 @@ class ParamGroupsHook(Hook):
     priority = "LOWEST"
 
     def before_train(self, runner: Runner) -> None:
-        """Replace the groups inside their list, to which schedulers hold on."""
+        """Replace the groups but keep their list, to which schedulers hold a reference."""
         wrapper = runner.optim_wrapper
         wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
         for each in wrappers:

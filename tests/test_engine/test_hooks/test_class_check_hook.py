@@ -144,9 +144,7 @@ def test_class_that_the_file_lacks_is_refused(shapes, tmp_path):
     config.test_dataloader.dataset.metainfo = dict(
         classes=("disk", *meta["classes"][1:]), thing_classes=("disk", *meta["thing_classes"][1:])
     )
-    with pytest.raises(
-        ValueError, match=r"has 10 classes, but .* has categories of 9 of these names"
-    ):
+    with pytest.raises(ValueError, match=r"has 10 classes, but only 9 of them are categories of "):
         Runner.from_cfg(config).test()
 
 

@@ -200,10 +200,10 @@ def test_beside_the_hook_that_records_for_evaluators(build) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(interval=0), "interval of 1 at least, got 0"),
-        (dict(max_images=0), "max_images of 1 at least, got 0"),
-        (dict(side=0), "side of 1 at least, got 0"),
-        (dict(layout="wide"), "layout out of full, .*, got 'wide'"),
+        (dict(interval=0), "interval of at least 1, got 0"),
+        (dict(max_images=0), "max_images of at least 1, got 0"),
+        (dict(side=0), "side of at least 1, got 0"),
+        (dict(layout="wide"), "layout among full, .*, got 'wide'"),
     ],
 )
 def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
