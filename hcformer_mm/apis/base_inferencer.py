@@ -1,4 +1,4 @@
-"""BaseInferencer: a model, its pipelines and its classes, run on images in batches."""
+"""BaseInferencer: run a model with its test pipeline on images, in batches."""
 
 import sys
 import warnings
@@ -29,8 +29,8 @@ class BaseInferencer:
 
     Args:
         model: A ``Config``, the path of a config file, or the name of a config of this package.
-        weights: Path of a checkpoint, which is loaded as data, never as code. Weights are random,
-            with a warning, if it is None.
+        weights: Path of a checkpoint, which is loaded with ``weights_only=True``. None gives random
+            weights, with a warning.
         device: Device of the model; by default the GPU if there is one.
         dtype: ``'float32'``, or ``'bfloat16'`` or ``'float16'`` for autocast. Results are float32.
         fast: Whether to prepare the model by
@@ -85,8 +85,9 @@ class BaseInferencer:
 
         Args:
             images: Images from :func:`~hcformer_mm.apis.inputs.open_images`.
-            batch_size: Images per forward pass. mmseg batches only images of one size, so others
-                run apart; mmdet pads a batch to the largest, which changes results a little.
+            batch_size: Images per forward pass. mmseg batches only images of one size, so images of
+                other sizes run separately; mmdet pads all images of a batch to the largest, which
+                changes results slightly.
             progress: Whether to show a progress bar on standard error.
 
         Returns:
@@ -113,11 +114,11 @@ class BaseInferencer:
             bar.file.write("\n")
 
     def _run(self, images: Sequence[InputImage]) -> list[BaseDataElement]:
-        """Data samples of a batch on the CPU, floating-point values in float32."""
+        """Return the data samples of a batch on the CPU, floating-point values in float32."""
         batch = [self._prepare(image) for image in images]
         groups: Iterable[list[dict[str, Any]]] = [batch]
         if isinstance(self.model, BaseSegmentor):
-            # Its data preprocessor refuses a batch of several sizes.
+            # mmseg's data preprocessor refuses a batch of several sizes.
             groups = (list(group) for _, group in groupby(batch, _input_size))
         with torch.inference_mode():
             samples = [sample for group in groups for sample in self._forward(group)]
@@ -136,7 +137,7 @@ class BaseInferencer:
         try:
             return self._file_pipeline(dict(img_path=str(image.path), img_id=image.number))
         except Exception:
-            image.read()  # raises a clear error if the file is at fault
+            image.read()  # raises a clear error if the file cannot be read
             raise
 
 

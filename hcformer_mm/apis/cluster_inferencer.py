@@ -1,4 +1,4 @@
-"""ClusterInferencer: the clusters of every level and the prediction of images."""
+"""ClusterInferencer: predict images and return the clusters of every level."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,10 +36,10 @@ class ClusteredImage:
 
 
 class ClusterInferencer(BaseInferencer):
-    """Runs a model on images and keeps the clusters of every level.
+    """Runs a model on images and returns predictions with the clusters of every level.
 
-    Works with every detector and segmentor that has an ``HCBackbone``. Arguments and attributes are
-    those of :class:`~hcformer_mm.apis.base_inferencer.BaseInferencer`.
+    Works with every detector and segmentor that has an ``HCBackbone``. For arguments and
+    attributes, see :class:`~hcformer_mm.apis.base_inferencer.BaseInferencer`.
     """
 
     def __call__(
@@ -67,7 +67,8 @@ class ClusterInferencer(BaseInferencer):
     ) -> Iterator[ClusteredImage]:
         """Yield the results of a call one by one, for more images than fit in memory.
 
-        Arguments and errors are those of a call. The model runs as results are requested.
+        Arguments and errors are the same as for a call. The model runs only when the next result is
+        requested.
         """
         results = self.predict(open_images(inputs), batch_size=batch_size, progress=progress)
         return (

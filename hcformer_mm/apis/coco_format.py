@@ -1,4 +1,4 @@
-"""Results in the formats of COCO and as label maps."""
+"""Conversion of results to COCO's formats and to label maps."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from ..structures.panoptic import Classes, Panoptic
 
 
 def read_coco_ids(path: str | Path, classes: Classes) -> tuple[dict[str, int], list[int]]:
-    """Image ids by file name, and the category id of each class, from a COCO annotation file.
+    """Read image ids by file name, and the category id of each class, from COCO annotations.
 
     Args:
         path: Instance or panoptic JSON file.
@@ -24,7 +24,8 @@ def read_coco_ids(path: str | Path, classes: Classes) -> tuple[dict[str, int], l
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: It is not a COCO file, a name has two ids, or a class has no category.
+        ValueError: The file is not in COCO's format, a name has two ids, or a class has no
+            category.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such annotations: {path}")
@@ -61,8 +62,8 @@ def encode_panoptic(
 ) -> tuple[NDArray[np.int32], list[dict[str, Any]]]:
     """Segment ids ``(H, W)`` and ``segments_info`` in COCO's panoptic format.
 
-    mmdet's ``CocoPanopticMetric`` writes this format only for images with ground truth, and it
-    takes stuff of class 0, whose segment id is 0 there, for void.
+    mmdet's ``CocoPanopticMetric`` writes this format only for images with ground truth, and treats
+    stuff of class 0 as void, because its segment id is 0.
 
     Args:
         panoptic: Segments of one image.
@@ -97,8 +98,8 @@ def encode_instances(
 ) -> list[dict[str, Any]]:
     """Instances in COCO's result format: image id, category id, score and RLE mask.
 
-    Every instance is kept, whatever its score. ``bbox`` is left out, because pycocotools would take
-    the box's area for the mask's.
+    Every instance is kept, whatever its score. ``bbox`` is omitted, because pycocotools would use
+    the area of the box instead of the mask's.
 
     Args:
         instances: ``masks`` ``(N, H, W)``, ``labels`` and ``scores``.

@@ -1,4 +1,4 @@
-"""Models, classes and test pipelines of configs, for inference."""
+"""Build models, classes and test pipelines from configs, for inference."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -28,7 +28,7 @@ def build_model(
 
     Args:
         config: Full config of a detector of mmdet or a segmentor of mmseg.
-        checkpoint: Path of the weights; by default random ones, as for training from scratch.
+        checkpoint: Path of the weights; None initializes them as for training from scratch.
         device: Device of the model.
         seed: Seed of random weights.
 
@@ -77,7 +77,7 @@ def check_device(device: str | torch.device) -> None:
 
 
 def read_classes(model: BaseModel) -> Classes:
-    """Class names and colors of a model from :func:`build_model`.
+    """Return class names and colors of a model that :func:`build_model` built.
 
     Raises:
         ValueError: Neither its checkpoint nor its config has them.
@@ -92,7 +92,7 @@ def read_classes(model: BaseModel) -> Classes:
 
 
 def inference_pipeline(config: Config, *, arrays: bool = False) -> Compose:
-    """Test pipeline of a config without the steps that load annotations.
+    """Build the test pipeline of a config without the steps that load annotations.
 
     Args:
         config: Full config.
@@ -111,8 +111,8 @@ def inference_pipeline(config: Config, *, arrays: bool = False) -> Compose:
         first = _type_name(steps[0]) if steps else "no steps"
         if not first.endswith("LoadImageFromFile"):
             raise ValueError(
-                "expected a pipeline that begins with LoadImageFromFile, to take arrays in its "
-                f"place, got {first}"
+                "expected a pipeline that begins with LoadImageFromFile, which arrays replace, got "
+                f"{first}"
             )
         steps[0] = dict(type="mmdet.LoadImageFromNDArray")
     with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmdet")):

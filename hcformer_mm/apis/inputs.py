@@ -69,20 +69,21 @@ class InputImage:
 
 
 def open_images(inputs: Inputs) -> list[InputImage] | Iterator[InputImage]:
-    """Images of an input, in order; those of a folder by name.
+    """List the images of an input, in order; images of a folder are sorted by name.
 
-    Sequences are checked as a whole before the first image is read. Videos and other iterables are
-    read frame by frame and never held in memory as a whole.
+    All items of a sequence are checked before the first image is read. Videos and other iterables
+    are read frame by frame and never held in memory as a whole.
 
     Args:
         inputs: One or more images, folders or videos.
 
     Returns:
-        A list if all images are known; otherwise an iterator, which raises errors on the way.
+        A list if all images are known in advance; otherwise an iterator, which raises errors when
+        it reaches a faulty input.
 
     Raises:
-        ValueError: An input is a URL, an empty folder, an array of another form, a video that
-            cannot be opened, or of another type.
+        ValueError: An input is a URL, an empty folder, an array of the wrong shape or dtype, a
+            video that cannot be opened, or of an unsupported type.
         FileNotFoundError: No such file or folder.
     """
     if isinstance(inputs, str | Path | np.ndarray | mmcv.VideoReader):
@@ -102,10 +103,10 @@ def open_images(inputs: Inputs) -> list[InputImage] | Iterator[InputImage]:
 def with_unique_names(
     images: list[InputImage] | Iterator[InputImage],
 ) -> list[InputImage] | Iterator[InputImage]:
-    """Check that no two images share a name, under which their results would be written.
+    """Check that image names are unique, because results are written under them.
 
     Args:
-        images: A list, which is checked at once, or an iterator, which is checked on the way.
+        images: A list, which is checked at once, or an iterator, which is checked while it runs.
 
     Returns:
         The images.
@@ -124,14 +125,14 @@ def _checked_names(images: Iterable[InputImage]) -> Iterator[InputImage]:
         if image.name in seen:
             raise ValueError(
                 f"expected images of different names, got {seen[image.name]} and {where}, whose "
-                f"results would both be called {image.name}; run them one by one, with different "
+                f"results would both be called {image.name}; run them separately, with different "
                 "folders for their results"
             )
         seen[image.name] = where
         yield image
 
 
-# An image before it is numbered: its name, unless the default, and its file or pixels.
+# An image before it is numbered: its name (None for the default), and its file or pixels.
 _Part = tuple[str | None, Path | NDArray[np.uint8]]
 
 
@@ -191,7 +192,7 @@ def _read_frames(video: mmcv.VideoReader, path: Path | None) -> Iterator[_Part]:
         raise ValueError(f"expected frames in {name}, got none")
     if number < video.frame_cnt:  # an estimate in some formats
         warnings.warn(
-            f"{name} says that it has {video.frame_cnt} frames, and {number} could be read",
+            f"expected {video.frame_cnt} frames in {name}, read {number}",
             stacklevel=2,
         )
 

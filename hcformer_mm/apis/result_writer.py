@@ -1,4 +1,4 @@
-"""ResultWriter: drawings, COCO panoptic and instance results, and label maps as files."""
+"""ResultWriter: write drawings, COCO panoptic and instance results, and label maps."""
 
 import json
 from collections import defaultdict
@@ -21,7 +21,7 @@ from .inputs import InputImage, with_unique_names
 
 
 class ResultWriter:
-    """Writes the results of images to a folder, each kind that the model predicts.
+    """Writes the results of images to a folder: all files below that the model has results for.
 
     =============================================  ==============================================
     ``vis/<name>.png``                             segments drawn over the image
@@ -31,21 +31,21 @@ class ResultWriter:
     ``images.json``                                ids of the images and categories
     =============================================  ==============================================
 
-    It is a context manager, which writes the JSON files at its end, unless it ends by an error. No
-    file is ever left half written.
+    Use it as a context manager: it writes the JSON files on exit, unless an error occurred. Every
+    file is written whole or not at all.
 
     Args:
-        out_dir: The folder; it is made, and files of the same names are replaced.
+        out_dir: The folder; created if necessary. Files of the same names are replaced.
         classes: Classes of the model.
-        ann_file: COCO annotations whose ids the files use, of images by file name and of categories
-            by name, so that results and annotations can be compared. By default images are
-            numbered in order, and categories are the model's classes, both from 0.
+        ann_file: COCO annotations from which the files take image ids, by file name, and category
+            ids, by class name, so that the results can be compared with them. By default, images
+            and the model's classes are numbered in order from 0.
         draw: Whether to write ``vis/``.
         score_thr: Minimum score of instances that are drawn, if there is no panoptic result.
 
     Raises:
-        FileNotFoundError: No such ``ann_file``.
-        ValueError: ``out_dir`` is a file, or ``ann_file`` is not COCO's or lacks a class.
+        FileNotFoundError: ``ann_file`` does not exist.
+        ValueError: ``out_dir`` is a file, or ``ann_file`` is not in COCO's format or lacks a class.
     """
 
     def __init__(
@@ -76,7 +76,8 @@ class ResultWriter:
         """Check that the results of all images can be written, and return the images.
 
         Args:
-            images: A list, which is checked at once, or an iterator, which is checked on the way.
+            images: A list, which is checked at once, or an iterator, which is checked while it
+                runs.
 
         Raises:
             ValueError: Two images share a name, or one is not in ``ann_file``.
@@ -137,7 +138,7 @@ class ResultWriter:
             self._write_json("instances", self._results["instances"])
 
     def __enter__(self) -> "ResultWriter":
-        # JSON files of an earlier run do not describe the images of this one.
+        # JSON files of an earlier run do not describe the images of this run.
         for name in ("images", "panoptic", "instances"):
             (self.out_dir / f"{name}.json").unlink(missing_ok=True)
         return self
@@ -156,7 +157,7 @@ class ResultWriter:
             return image.number
         if image.file_name not in self._image_ids:
             raise ValueError(
-                f"expected images of {self._ann_file}, by their file names, got "
+                f"expected images of {self._ann_file}, matched by file name, got "
                 f"{image.path or image.name}"
             )
         return self._image_ids[image.file_name]
@@ -170,7 +171,7 @@ class ResultWriter:
 
 
 def segments_of(sample: BaseDataElement, classes: Classes, *, score_thr: float) -> Panoptic:
-    """Panoptic segments of a prediction; failing that, its instances; failing that, its classes.
+    """Return the segments of a prediction: panoptic ones, else its instances, else its classes.
 
     Args:
         sample: Data sample of mmdet or mmseg.
@@ -178,7 +179,7 @@ def segments_of(sample: BaseDataElement, classes: Classes, *, score_thr: float) 
         score_thr: Minimum score of instances.
 
     Raises:
-        ValueError: The sample has none of these.
+        ValueError: The sample has no segmentation.
     """
     segments = predicted_segments(sample, classes, score_thr=score_thr)
     if segments is None:
