@@ -1,4 +1,4 @@
-"""Checkpoint files: untrusted ones are loaded with ``weights_only=True``, ours are saved whole."""
+"""Checkpoint files: loaded with ``weights_only=True``, and saved whole or not at all."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 def force_weights_only() -> None:
     """Make every later ``torch.load`` of this process refuse files that hold code.
 
-    MMEngine's runner would otherwise warn and load such a file, and MMEngine's own list of safe
+    Without this, MMEngine's runner would warn and load such a file, and MMEngine's own list of safe
     globals contains ``getattr``.
     """
     torch.serialization.add_safe_globals(_safe_globals())
@@ -64,9 +64,9 @@ def force_weights_only() -> None:
 def save_checkpoint(
     path: str | Path, content: Mapping[str, Any], *, weights: str = "state_dict"
 ) -> None:
-    """Save a checkpoint under a temporary name and rename it, so that no file is half written.
+    """Save a checkpoint atomically: under a temporary name, which is then changed.
 
-    The bytes depend on the content alone, not on the file name or the time.
+    The bytes depend only on the content, not on the file name or the time.
 
     Args:
         path: A ``.safetensors`` file gets the weights, and every other entry as JSON in its
@@ -95,13 +95,13 @@ def save_checkpoint(
 
 
 def weights_entry(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the entry ``state_dict`` or ``model`` of a checkpoint, or all of it without these."""
+    """Return the entry ``state_dict`` or ``model`` of a checkpoint, else the whole checkpoint."""
     entries = (content.get(key) for key in ("state_dict", "model"))
     return next((entry for entry in entries if isinstance(entry, Mapping)), content)
 
 
 def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors and numeric arrays of a dict, all as tensors, without its other values.
+    """Return the tensors and numeric arrays of a dict, all as tensors; drop its other values.
 
     Raises:
         ValueError: All names have the prefix of a model wrapped for distributed training.
@@ -147,7 +147,7 @@ def _load_torch(path: Path) -> Any:
             "a pickle (.pkl) that you trust, convert it where Detectron2 is installed: "
             "torch.save(pickle.load(open('model.pkl', 'rb'), encoding='latin1'), 'model.pth')"
         )
-    # The context removes its globals at the end, even those that force_weights_only has added.
+    # On exit, the context removes its globals, even those that force_weights_only added before.
     present = torch.serialization.get_safe_globals()
     missing = [item for item in _safe_globals() if item not in present]
     try:
@@ -198,7 +198,7 @@ def _safetensors() -> Any:
 def _statistic(owner: Any, name: str) -> Any:
     """Stand in for ``getattr`` in a pickled HistoryBuffer, which looks up its statistics.
 
-    ``getattr`` itself would reach the globals of a module through any function.
+    The real ``getattr`` would let a file reach the globals of a module through any function.
     """
     if owner is not HistoryBuffer or name not in ("min", "max", "mean", "current"):
         raise pickle.UnpicklingError(f"getattr of {owner!r} and {name!r} does not belong to a log")
@@ -206,12 +206,12 @@ def _statistic(owner: Any, name: str) -> Any:
 
 
 def _safe_globals() -> list[Any]:
-    """Return what a checkpoint may name besides tensors: numpy arrays and MMEngine's logs."""
+    """Return the globals that a checkpoint may name: those of numpy arrays and MMEngine's logs."""
     array = np.zeros(1)
     reconstruct, scalar = array.__reduce__()[0], array[0].__reduce__()[0]
     kinds = "float64 float32 float16 int64 int32 int16 int8 uint8 bool"
     dtypes = [type(np.dtype(kind)) for kind in kinds.split()]
-    # numpy 2 moved its functions; files of either version name them where they were.
+    # numpy 2 moved these functions; files name them at the place of the version that wrote them.
     moved = [
         (function, f"numpy.{core}.multiarray.{name}")
         for core in ("core", "_core")
@@ -222,7 +222,7 @@ def _safe_globals() -> list[Any]:
 
 
 def _without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors that are views or share memory: a view would be saved with its whole base."""
+    """Copy tensors that are views or share memory, as a view would be saved with its whole base."""
     copies: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():

@@ -21,9 +21,9 @@ PUBLIC = (
     "hcformer_mm_version",
     "released",
 )
-"""Entries of ``meta`` that are published. The others name times, folders and states of hooks."""
+"""Entries of ``meta`` that are published. The others hold times, folders and states of hooks."""
 
-OF_A_RUN = ("work_dir", "load_from", "resume", "launcher")
+RUN_SETTINGS = ("work_dir", "load_from", "resume", "launcher")
 """Settings of one run on one machine, which are removed from ``meta["cfg"]``."""
 
 _ABSOLUTE = re.compile(r"(?:file:/*|~|/|\\\\|[A-Za-z]:[\\/])")
@@ -46,8 +46,8 @@ class Published(NamedTuple):
 def publish(source: str | Path, target: str | Path) -> Published:
     """Write the weights and public metadata of a checkpoint to a file named by its hash.
 
-    Optimizer, schedules and logs are left out. The config loses the settings of :data:`OF_A_RUN`,
-    and its absolute paths are cut to their last part. The same checkpoint gives the same file.
+    Optimizer, schedules and logs are left out. The config loses :data:`RUN_SETTINGS`, and
+    its absolute paths are cut to their last part. The same checkpoint gives the same file.
 
     MMEngine's ``EMAHook`` swaps the two sets of weights when it saves, so that ``state_dict`` holds
     the moving average, which is published, and ``ema_state_dict`` the last weights, which are not.
@@ -55,10 +55,10 @@ def publish(source: str | Path, target: str | Path) -> Published:
     Args:
         source: Checkpoint of a training run, or a converted one.
         target: ``NAME.pth``, which becomes ``NAME-<8 digits>.pth`` with the first digits of the
-            file's SHA-256, as ``torch.hub`` checks them on download.
+            file's SHA-256, which ``torch.hub`` checks on download.
 
     Returns:
-        The file, and what was left out.
+        The path of the new file, and the entries that it lacks.
 
     Raises:
         FileNotFoundError: ``source`` is not a file.
@@ -91,17 +91,17 @@ def publish(source: str | Path, target: str | Path) -> Published:
 
 
 def _public_config(text: Any) -> str | None:
-    """Return the text of a config without names of a run, a folder or a machine.
+    """Return the text of a config without settings of a run and without absolute paths.
 
-    MMEngine would run the text; here it is parsed. MMEngine dumps nothing but literals and calls
-    of ``dict``: the result for any other text is None.
+    MMEngine would run the text; here it is only parsed. MMEngine dumps only literals and calls of
+    ``dict``; any other text gives None.
     """
     config = {}
     try:
         for line in ast.parse(text).body:
             if not isinstance(line, ast.Assign) or not isinstance(line.targets[0], ast.Name):
                 return None
-            if (name := line.targets[0].id) not in OF_A_RUN:
+            if (name := line.targets[0].id) not in RUN_SETTINGS:
                 config[name] = _public_value(line.value)
     except (TypeError, ValueError, SyntaxError):
         return None

@@ -1,4 +1,4 @@
-"""Warm starts: the weights that a checkpoint of mmdet, mmseg or torchvision shares with a model."""
+"""Warm starts: initialize an HCFormer from a checkpoint of mmdet, mmseg or torchvision."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -26,10 +26,10 @@ class WarmStart:
 
     Attributes:
         state_dict: Tensors that fit, under the model's names.
-        misfits: Names in the model whose counterpart has another shape, with a message on both.
+        misfits: A message for each name in the model whose counterpart has another shape.
         unused: Names in the file without a counterpart in the model.
-        parts: Numbers of tensors in every part of the model: all, loaded, and misfits. BatchNorm's
-            counters do not count.
+        parts: For each part of the model, the numbers of all tensors, of loaded ones and of
+            misfits, without BatchNorm's counters.
     """
 
     state_dict: dict[str, Tensor] = field(default_factory=dict)
@@ -57,12 +57,11 @@ class WarmStart:
 def warm_start(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> WarmStart:
     """Select the weights of another model's checkpoint that fit an HCFormer.
 
-    These are the backbone of a detector, segmentor or classifier of OpenMMLab, of torchvision or
-    of Swin's authors (renamed by mmdet's ``swin_converter``), and from the heads of mmdet's
-    Mask2Former and MaskFormer the transformer decoder, the queries and the outputs. Mask2Former's
-    layers attend to three maps in turn; HCFormer takes the level embedding of the first one, whose
-    stride of 32 it shares, and HCFormer+'s encoder takes the projection of that map in
-    Mask2Former's pixel decoder.
+    Two parts can fit: the backbone of a detector, segmentor or classifier of OpenMMLab, of
+    torchvision or of Swin's authors (renamed by mmdet's ``swin_converter``); and the transformer
+    decoder, the queries and the output layers of mmdet's Mask2Former and MaskFormer. Mask2Former's
+    layers attend to three maps in turn. HCFormer takes the level embedding of the first, at stride
+    32, and HCFormer+'s encoder takes the projection of that map in Mask2Former's pixel decoder.
 
     Args:
         tensors: Weights under the names of the file.
@@ -108,10 +107,11 @@ def warm_start_file(
     config: str | Path,
     cfg_options: Mapping[str, Any] | None = None,
 ) -> WarmStart:
-    """Write the weights of another model's checkpoint that fit a config's model, for ``load_from``.
+    """Write a checkpoint for ``load_from`` with another model's weights that fit a config's model.
 
     Args:
-        source: The checkpoint, as in :func:`~hcformer_mm.checkpoints.io.load_checkpoint`.
+        source: The other model's checkpoint, which
+            :func:`~hcformer_mm.checkpoints.io.load_checkpoint` reads.
         target: The ``.pth`` file to write.
         config: Path of a config, or the name of one in this package.
         cfg_options: Overrides of ``config``.
@@ -135,7 +135,7 @@ def warm_start_file(
 
 def _counterparts(source: str, head: str) -> Iterator[str]:
     """Yield the names that a tensor of a file may have in the model."""
-    # A bare backbone, the backbone of a detector or classifier, and one that is wrapped already.
+    # A tensor of an HCFormer, of a detector or classifier, or of a bare backbone.
     yield from (source, f"backbone.{source}", f"backbone.backbone.{source}")
     prefix, _, rest = source.partition(".")
     if prefix in HEADS and head:
@@ -145,7 +145,7 @@ def _counterparts(source: str, head: str) -> Iterator[str]:
 
 
 def _is_masked(state_dict: Mapping[str, Tensor]) -> bool:
-    """Tell Mask2Former's decoder, in which cross-attention comes first, from DETR's."""
+    """Return whether the decoder is Mask2Former's, with cross-attention first, and not DETR's."""
     return any(f"{head}.query_feat.weight" in state_dict for head in HEADS)
 
 

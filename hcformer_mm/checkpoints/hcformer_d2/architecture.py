@@ -29,7 +29,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """An HCFormer, as far as the names and shapes of its tensors determine it.
+    """Architecture of an HCFormer, as far as names and shapes of its tensors determine it.
 
     Attributes:
         family: ``'ResNet'`` or ``'SwinTransformer'``.

@@ -50,7 +50,8 @@ def convert_file(
     """Convert a released checkpoint for this package, and report on it.
 
     Args:
-        source: Released checkpoint, as in :func:`~hcformer_mm.checkpoints.io.load_checkpoint`.
+        source: Released checkpoint, in a format that
+            :func:`~hcformer_mm.checkpoints.io.load_checkpoint` reads.
         target: File to write; its suffix may be ``.safetensors``.
         config: Config that the architecture must match; by default the config of this package that
             needs the fewest overrides.

@@ -1,6 +1,6 @@
-"""Names of the same tensors in the released implementation and in this package, as rules.
+"""Rules that translate tensor names between the released implementation and this package.
 
-A rule is a pair of patterns that works in either direction: ``{x}`` matches a number, a final ``*``
+A rule is a pair of patterns and works in either direction: ``{x}`` matches a number, a final ``*``
 the last part of a name (``weight``, ``running_mean``). The first rule that matches applies.
 """
 
@@ -47,12 +47,12 @@ def _concatenated(x: Tensor) -> Tensor:
 
 
 PATCH_MERGING = Change(_unfolded, _concatenated)
-"""Order of the input channels of Swin's patch merging, which are a tensor's last dim."""
+"""Reordering of the input channels of Swin's patch merging: the last dim of its tensors."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Two patterns for the names of the same tensors.
+    """Pair of patterns for the names of the same tensors on either side.
 
     Attributes:
         released: Names in the released implementation.
