@@ -37,8 +37,8 @@ LARGEST_ONNX = 2_000_000_000
 SMALLEST = 33
 """Smallest side of an image for a dynamic model, in pixels: its coarsest map has several cells."""
 TRACED_SHAPE = (1024, 1088)
-"""Image size at which a dynamic model is traced. It has several windows of attention and several
-cells of pyramids: PyTorch's tracer takes a number of 1 for a constant."""
+"""Image size at which a dynamic model is traced. It spans several attention windows and several
+cells of pooling pyramids, because PyTorch's tracer treats a size of 1 as a constant."""
 
 Runner = Callable[[Tensor], dict[str, Tensor]]
 
@@ -54,7 +54,7 @@ class ExportableModel(nn.Module):
             pad value of the model's pipeline. By default, the divisor of that pipeline.
 
     Raises:
-        ValueError: The model is of another kind, or has no assignments to return.
+        ValueError: The model is of another type, or has no assignments to return.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class ExportableModel(nn.Module):
         """
         height, width = image.shape[-2:]
         divisor = self.size_divisor
-        # Multiples of one number keep the symbolic sizes short while they are traced.
+        # Multiples of the divisor keep the symbolic sizes short during tracing.
         rows, cols = ((side + divisor - 1) // divisor * divisor for side in (height, width))
         image = F.pad(image, (0, cols - width, 0, rows - height), value=self.pad_value)
         features = self.model.extract_feat(image)
@@ -118,7 +118,7 @@ class ExportableModel(nn.Module):
 
 
 def pipeline_divisor(model: BaseModel) -> int:
-    """Return the number to whose multiples the test pipeline of a model pads images."""
+    """Return the size divisor to whose multiples a model's test pipeline pads images."""
     preprocessor = model.data_preprocessor
     if isinstance(preprocessor, SegDataPreProcessor):
         return (preprocessor.test_cfg or {}).get("size_divisor") or 1
@@ -126,7 +126,7 @@ def pipeline_divisor(model: BaseModel) -> int:
 
 
 def describe(model: ExportableModel, name: str) -> dict[str, Any]:
-    """Return what a user of an exported file has to know about the model.
+    """Return the metadata that a user of an exported file needs.
 
     Args:
         model: The model.
@@ -245,11 +245,11 @@ def _trace(
             (torch.zeros(batch_size, 3, *shape),),
             dynamic_shapes={INPUT: sides} if dynamic else None,
             strict=False,  # runs the model in Python, with the hooks of the backbone's taps
-            # Turns what the tracer cannot prove for all sizes into asserts of the program.
+            # Conditions that the tracer cannot prove for all sizes become asserts in the program.
             prefer_deferred_runtime_asserts_over_guards=dynamic,
         )
     # These asserts would refuse a single cell or window where the traced image had several. They
-    # are about strides, which do not matter in dimensions of size 1.
+    # concern strides, which do not matter in dimensions of size 1.
     graph = program.graph_module.graph
     for node in list(graph.nodes):
         if node.target is torch.ops.aten._assert_scalar.default:
@@ -284,7 +284,7 @@ def load_exported(path: Path) -> Runner:
     """Load an exported model to run on the CPU, with as many threads as PyTorch uses.
 
     Args:
-        path: File of :func:`export_model`.
+        path: File that :func:`export_model` wrote.
 
     Returns:
         A function from normalized images ``(B, 3, H, W)`` to outputs by name.

@@ -1,9 +1,9 @@
 """Replacements for modules that PyTorch cannot export for images of any size.
 
 ``nn.AdaptiveAvgPool2d`` and the window attention of mmdet and mmseg branch on sizes that they
-compute from the map. During an export sizes are symbols, and a branch that is taken at the traced
-size is fixed. The replacements compute every size as a multiple of windows or cells, and do not
-branch.
+compute from the map. During an export sizes are symbolic, and the export keeps only the branch
+taken at the traced size. The replacements compute every size as a multiple of windows or cells,
+and do not branch.
 """
 
 from copy import deepcopy
@@ -21,7 +21,7 @@ MASKED = -100.0
 
 
 def rewrite_modules(model: nn.Module) -> nn.Module:
-    """Return a copy of a model with the replacements of this file.
+    """Return a copy of a model in which this module's replacements are installed.
 
     Args:
         model: A model in evaluation mode; it is not changed.
@@ -42,8 +42,8 @@ def rewrite_modules(model: nn.Module) -> nn.Module:
 class AveragePool(nn.Module):
     """``nn.AdaptiveAvgPool2d`` as two matrix products.
 
-    PyTorch exports the original without an error, but it is wrong at other sizes than the traced
-    one.
+    PyTorch exports the original without an error, but the result is wrong at sizes other than the
+    traced one.
 
     Args:
         pool: The module to replace.

@@ -3,8 +3,8 @@
 The masked decoder compares mask logits with a threshold, and lets a query without any cell attend
 to all cells. A logit within rounding of the threshold may fall on either side of it, and then the
 outputs jump: on some images two correct computations differ a lot. Where an exported model differs,
-the eager model therefore runs again on images that differ by rounding alone. If its own outputs
-change as much, the image is inconclusive.
+the eager model therefore runs again on copies of the image that differ only by rounding. If its own
+outputs change by more than the tolerance, the image is inconclusive.
 """
 
 from collections.abc import Callable, Mapping, Sequence
