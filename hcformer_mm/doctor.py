@@ -1,7 +1,7 @@
 """Report what keeps HCFormer from running: ``python -m hcformer_mm.doctor``.
 
-Every problem comes with the command that mends it. The exit code is 0 only if a small HCFormer was
-built from its config, trained for a step and predicted.
+Every problem comes with the command that fixes it. The exit code is 0 only if a small HCFormer was
+built from its config, trained for a step and made a prediction.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PACKAGE = Path(__file__).resolve().parent
 CONFIG = PACKAGE / ".mim/configs/shapes/hcformer_r18_shapes-panoptic.py"
 # In an editable installation .mim/tools is a link into the clone.
 MMCV_SCRIPT = (PACKAGE / ".mim/tools/misc/mmcv_wheel.py").resolve()
-# Needed without being declared: mmcv brings OpenCV, and panopticapi-lite is installed without its
-# dependencies, since it asks for a numpy<2 that it does not need.
+# Needed but not declared: mmcv brings OpenCV, and panopticapi-lite is installed with --no-deps,
+# since it requires a numpy<2 that it does not need.
 UNDECLARED = ("opencv-python", "panopticapi-lite")
 MODULES = {"scikit-image": "skimage", "opencv-python": "cv2", "panopticapi-lite": "panopticapi"}
 
@@ -49,7 +49,7 @@ class Environment(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A fault and the shell command that mends it; most models run in spite of a ``warning``."""
+    """A fault and the shell command that fixes it; most models run despite a ``warning``."""
 
     what: str
     command: str
@@ -69,7 +69,7 @@ def pip(*arguments: str) -> str:
 
 
 def diagnose(found: Environment) -> Iterator[Problem]:
-    """Yield the problems of an environment, in the order in which to mend them."""
+    """Yield the problems of an environment, in the order in which to fix them."""
     # The maintained forks, unless more of the installed libraries are originals.
     kind = max(
         ("fork", "original"),
@@ -115,14 +115,14 @@ def check(found: Environment, module: str, wanted: Requirement, install: str) ->
     elif module in found.errors and version is None:
         yield Problem(f"{name} is missing.", install, severity)
     elif version and not wanted.specifier.contains(version, prereleases=True):
-        yield Problem(f"{name} is {version}; supported is {wanted}.", install)
+        yield Problem(f"{name} is {version}, but hcformer_mm supports {wanted}.", install)
     elif error:
         command = f"{pip('uninstall', '-y', name)} && {install}"
         yield Problem(f"{name} {version} cannot be imported: {error}", command, severity)
 
 
 def root_error(found: Environment, module: str) -> str | None:
-    """Why a module cannot be imported; None if it can or if an earlier import failed alike."""
+    """Import error of a module; None without one, or if an earlier module failed with the same."""
     error = found.errors.get(module)
     first = next((name for name, each in found.errors.items() if each == error), None)
     return error if first == module else None
@@ -218,7 +218,7 @@ def main() -> int:
         found = examine()
     except metadata.PackageNotFoundError:
         install = pip("install", "-e", short(PACKAGE.parent))
-        print(f"error: hcformer_mm is not installed here: {install}")
+        print(f"error: hcformer_mm is not installed here; type {install}")
         return 1
     skipped = ("PyTorch compiling details", "numpy_random_seed")
     for name, value in {**found.machine, **found.versions}.items():

@@ -64,12 +64,12 @@ def test_sound_environments(versions, machine):
     [
         (
             {"torch": "2.4.1+cpu"},
-            "torch is 2.4.1+cpu; supported is torch>=2.5.",
+            "torch is 2.4.1+cpu, but hcformer_mm supports torch>=2.5.",
             pip("install", "torch>=2.5"),
         ),
-        ({"onedl-mmengine": "0.7.0"}, "onedl-mmengine is 0.7.0; supported is", FORKED_MMENGINE),
-        ({"onedl-mmdetection": "4.0.0"}, "onedl-mmdetection is 4.0.0; supp", FORKED_MMDET),
-        ({"onedl-mmcv": "3.0.0"}, "onedl-mmcv is 3.0.0; supported is onedl-mmcv", MMCV_WHEEL),
+        ({"onedl-mmengine": "0.7.0"}, "onedl-mmengine is 0.7.0, but", FORKED_MMENGINE),
+        ({"onedl-mmdetection": "4.0.0"}, "onedl-mmdetection is 4.0.0, but", FORKED_MMDET),
+        ({"onedl-mmcv": "3.0.0"}, "onedl-mmcv is 3.0.0, but", MMCV_WHEEL),
         # Both distributions of mmcv own the same files: both go before one comes back.
         ({"mmcv": "2.1.0"}, "mmcv does not match", replaced("mmcv", "onedl-mmcv") + MMCV_WHEEL),
         # A version outside the window does not matter if the distribution has to go.
@@ -188,7 +188,7 @@ def test_clone_that_is_not_installed(monkeypatch, capsys, tmp_path):
             patch.setattr(f"hcformer_mm.doctor.{target}", value)
             assert doctor.main() == 1
         last = capsys.readouterr().out.splitlines()[-1]
-        assert f"hcformer_mm is not installed here: {pip('install', '-e', '')}" in last
+        assert f"hcformer_mm is not installed here; type {pip('install', '-e', '')}" in last
 
 
 def test_model_is_built_and_run():

@@ -1,4 +1,4 @@
-"""Files that are written as a whole or not at all."""
+"""Atomic writing: a file is written as a whole or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file that appears, in place of an older one, only when it is complete.
+    """Replace a file, or create it, only once its new content is complete.
 
     Args:
-        path: The file; its folder is made.
+        path: The file; its folder is created if necessary.
 
     Yields:
         A temporary path to write to, in the same folder and with the same suffix.

@@ -1,4 +1,4 @@
-"""Configs: find them by name, and read and change what this package needs of them."""
+"""Look up configs by name, and read or change parts of them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,7 +71,7 @@ def without_pretrained(config: Any) -> Any:
 
 
 def dataset_meta_of(config: Config) -> dict[str, Any] | None:
-    """``metainfo`` of a config's test set, with class names and colors; None without a test set."""
+    """Class names and colors of a config's test set (``metainfo``); None without a test set."""
     dataset = tested_dataset(config)
     if not dataset:
         return None
@@ -92,10 +92,10 @@ def tested_dataset(config: Config) -> dict[str, Any] | None:
 
 @contextmanager
 def logging_from(level: str) -> Iterator[None]:
-    """Within the context, MMEngine logs only messages of a level and above.
+    """Let MMEngine log only messages of a level and above while the context is active.
 
-    It logs the initialization of every parameter, and warns of each frozen one when an optimizer is
-    built.
+    By default it logs how every parameter is initialized, and warns about each frozen one when it
+    builds an optimizer.
 
     Args:
         level: Level name of Python's logging, such as ``'WARNING'``.

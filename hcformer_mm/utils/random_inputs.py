@@ -13,9 +13,9 @@ def random_image(model: BaseModel, shape: tuple[int, int], *, seed: int = 0) -> 
     """Batch of one random image, as a data loader hands it to ``model.data_preprocessor``.
 
     Args:
-        model: A detector or segmentor, which decides on the type of the data sample.
-        shape: Height and width of the image in pixels, which is its original size, too.
-        seed: Seed of the image; models of any kind get the same one.
+        model: A detector or segmentor; the type of the data sample depends on it.
+        shape: Height and width of the image in pixels; also recorded as its original size.
+        seed: Seed of the image, which does not depend on the model.
 
     Returns:
         ``inputs``, a list of one uint8 image ``(3, H, W)``, and ``data_samples``.
