@@ -3,7 +3,6 @@
 import mmcv
 import numpy as np
 import pytest
-import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmseg.structures import SegDataSample
@@ -45,7 +44,7 @@ def assert_same(result, expected):
     ("model", "kind", "field"),
     [
         (SHAPES_CONFIG, DetDataSample, "pred_panoptic_seg"),
-        (SEMANTIC_CONFIG, SegDataSample, "pred_sem_seg"),
+        (Config.fromfile(SEMANTIC_CONFIG), SegDataSample, "pred_sem_seg"),
         (FCN, SegDataSample, "pred_sem_seg"),
     ],
 )
@@ -66,6 +65,14 @@ def test_models_of_mmdet_and_mmseg(model, kind, field, files, images):
         assert len(pairs) == numbers[0]
 
 
+def test_label_maps_and_assignments(panoptic, images):
+    """Connected parts are finer; inference-mode tensors could take no part in autograd."""
+    (result,) = panoptic(images[0])
+    for whole, parts in zip(result.labels(), result.labels(connected=True), strict=True):
+        assert parts.max() >= whole.max()
+    assert not any(assignment.is_inference() for assignment in result.clusters.assignments)
+
+
 def test_arrays_files_and_lists_give_the_same(panoptic, files, images):
     expected = panoptic(files)
     for given in (files[0], str(files[0]), images[0], [images[0]], iter(files[:1])):
@@ -83,44 +90,3 @@ def test_batches_keep_the_order(panoptic, files):
     ):
         assert_same(result, expected)
     assert panoptic([]) == []
-
-
-def test_connected_parts_are_finer(panoptic, images):
-    (result,) = panoptic(images[0])
-    for whole, parts in zip(result.labels(), result.labels(connected=True), strict=True):
-        assert parts.max() >= whole.max()
-
-
-def test_weights_classes_and_configs(panoptic, images, tmp_path):
-    model = ClusterInferencer(SHAPES_CONFIG, seed=1, fast=False).model
-    meta = dict(dataset_meta=dict(classes=tuple("abcdefghij"), palette="random"))
-    torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / "weights.pth")
-    config = Config.fromfile(SHAPES_CONFIG)
-    loaded = ClusterInferencer(config, tmp_path / "weights.pth", device="cpu")
-    assert loaded.classes.names == tuple("abcdefghij")
-    expected = ClusterInferencer(config, seed=1)(images[0])[0]
-    assert_same(loaded(images[0])[0], expected)
-    other = panoptic(images[0])[0]
-    assert not np.array_equal(other.labels()[0], expected.labels()[0])
-
-
-def test_clusters_are_no_inference_mode_tensors(panoptic, images):
-    """Those could not be changed in place or take part in autograd."""
-    (result,) = panoptic(images[0])
-    assert not any(assignment.is_inference() for assignment in result.clusters.assignments)
-
-
-def test_wrong_arguments(panoptic, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
-        panoptic(tmp_path / "nowhere.png")
-    with pytest.raises(ValueError, match="batch_size >= 1"):
-        panoptic([], batch_size=0)
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
-        ClusterInferencer(SHAPES_CONFIG, tmp_path / "nowhere.pth")
-
-
-def test_model_without_clusters(images):
-    config = Config.fromfile(SHAPES_CONFIG)
-    config.model.backbone.hierarchical_level = 0
-    with pytest.raises(ValueError, match="hierarchical_level >= 1"):
-        ClusterInferencer(config)(images[0])

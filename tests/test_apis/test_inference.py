@@ -1,16 +1,14 @@
 """Models, classes and pipelines of configs, found by name."""
 
-import numpy as np
 import pytest
 import torch
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets.transforms import LoadPanopticAnnotations, PackDetInputs
 from mmengine.config import Config, ConfigDict
-from PIL import Image
 
 from hcformer_mm.apis.inference import build_model, check_device, inference_pipeline, read_classes
 from hcformer_mm.utils.config import find_config, without_pretrained
-from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
+from tests.helpers.models import SHAPES_CONFIG
 
 FCN = "mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py"
 MASKFORMER = "mmdet::maskformer/maskformer_r50_ms-16xb1-75e_coco.py"
@@ -119,19 +117,6 @@ def test_metainfo_of_a_dataset_and_wrapped_datasets(config):
     dataset.metainfo = dict(classes=("a",) * 10)
     config.test_dataloader.dataset = dict(type="RepeatDataset", times=2, dataset=dataset)
     assert read_classes(build_model(config)).names == ("a",) * 10
-
-
-@pytest.mark.parametrize("path", [SHAPES_CONFIG, SEMANTIC_CONFIG])
-def test_pipelines_read_files_and_arrays_alike(path, tmp_path):
-    image = np.random.default_rng(0).integers(256, size=(48, 80, 3), dtype=np.uint8)
-    Image.fromarray(image[..., ::-1]).save(tmp_path / "image.png")
-    config = Config.fromfile(path)
-    from_file = inference_pipeline(config)(dict(img_path=str(tmp_path / "image.png"), img_id=0))
-    from_array = inference_pipeline(config, arrays=True)(dict(img=image, img_id=0))
-    assert torch.equal(from_file["inputs"], from_array["inputs"])
-    for key in ("img_shape", "ori_shape", "scale_factor"):
-        if key in from_file["data_samples"]:
-            assert from_file["data_samples"].get(key) == from_array["data_samples"].get(key)
 
 
 def test_arrays_where_no_file_is_read(config):

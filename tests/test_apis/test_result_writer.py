@@ -13,8 +13,6 @@ from mmengine.structures import InstanceData
 from panopticapi.evaluation import pq_compute
 from PIL import Image
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
-from pycocotools.mask import area as mask_area
 
 from hcformer_mm.apis import result_writer as result_writers
 from hcformer_mm.apis.inputs import InputImage, open_images
@@ -115,21 +113,14 @@ def test_panoptic_files_are_ground_truth_without_faults(files, tmp_path):
         assert np.array_equal(classes, sample.pred_panoptic_seg.sem_seg[0].numpy() % 1000)
 
 
-def test_panoptic_quality_of_files(files, tmp_path, capsys):
-    """Results are perfect against themselves, and worse without a class."""
+def test_panoptic_quality_of_files(files, tmp_path):
+    """Results are perfect against themselves."""
     folder, annotations = files
     samples = write(tmp_path / "truth", folder, ann_file=annotations)
     truth = tmp_path / "truth" / "panoptic.json"
-    write(tmp_path / "same", folder, [sample.clone() for sample in samples], ann_file=truth)
-    for sample in samples:
-        void = sample.pred_panoptic_seg.sem_seg % 1000 == 3
-        sample.pred_panoptic_seg.sem_seg[void] = 4
-    write(tmp_path / "worse", folder, samples, ann_file=truth)
+    write(tmp_path / "same", folder, samples, ann_file=truth)
     same = pq_compute(str(truth), str(tmp_path / "same" / "panoptic.json"))
     assert same["All"]["pq"] == 1
-    worse = pq_compute(str(truth), str(tmp_path / "worse" / "panoptic.json"))
-    assert worse["All"]["pq"] == 0.75  # the sky is missed, one class of four
-    assert worse["Things"]["pq"] == 1
 
 
 def test_instances_are_read_by_pycocotools(files, tmp_path):
@@ -149,26 +140,6 @@ def test_instances_are_read_by_pycocotools(files, tmp_path):
             assert entry["area"] == mask.sum()  # of the mask, not of a box
 
 
-def test_average_precision_of_files(files, tmp_path):
-    """Mask AP of results against themselves is 1."""
-    folder, path = files
-    write(tmp_path / "out", folder, ann_file=path)
-    content = read_json(path)
-    results = tmp_path / "out" / "instances.json"
-    content["annotations"] = [
-        entry | dict(id=i, iscrowd=0, area=int(mask_area(entry["segmentation"])))
-        for i, entry in enumerate(read_json(results), 1)
-    ]
-    path.write_text(json.dumps(content))
-    with redirect_stdout(io.StringIO()):
-        truth = COCO(str(path))
-        found = truth.loadRes(str(results))
-        evaluation = COCOeval(truth, found, "segm")
-        for step in (evaluation.evaluate, evaluation.accumulate, evaluation.summarize):
-            step()
-    assert evaluation.stats[0] == pytest.approx(1)
-
-
 def test_ids_of_annotations(files, tmp_path):
     write(tmp_path / "out", files[0], ann_file=files[1])
     content = read_json(tmp_path / "out" / "panoptic.json")
@@ -180,8 +151,6 @@ def test_ids_of_annotations(files, tmp_path):
         info["category_id"] for entry in content["annotations"] for info in entry["segments_info"]
     }
     assert used == set(IDS.values())
-    instances = read_json(tmp_path / "out" / "instances.json")
-    assert {entry["image_id"] for entry in instances} == {900, 899, 898, 897}
 
 
 def test_images_that_are_not_in_the_annotations(files, tmp_path):
