@@ -117,6 +117,21 @@ def gradients(model, image):
     return [*outputs, *(x for x in found if x is not None)]
 
 
+def flat(outputs):
+    """The tensors of nested sequences."""
+    if isinstance(outputs, torch.Tensor):
+        return [outputs]
+    return [tensor for output in outputs for tensor in flat(output)]
+
+
+def assert_close(outputs, expected, tolerance):
+    """Compare tensors, relative to the largest value of each."""
+    for one, other in zip(flat(outputs), flat(expected), strict=True):
+        assert other.std() > 0
+        atol = tolerance * other.abs().max().item()
+        torch.testing.assert_close(one, other, rtol=0, atol=atol)
+
+
 def assert_same_gradients(model, expected, image):
     found = gradients(model, image)
     assert len(found) == len(expected)

@@ -9,7 +9,6 @@ from torch import nn
 
 from hcformer_mm.acceleration.inference import (
     autocast_test_step,
-    check_dtype,
     prepare_for_inference,
     to_channels_last,
 )
@@ -17,7 +16,7 @@ from hcformer_mm.apis.inference import build_model
 from hcformer_mm.models.layers.deformable_downsampling import DeformableDownsampling
 from hcformer_mm.utils.config import find_config
 from hcformer_mm.utils.random_inputs import random_image
-from tests.helpers.conv_bn import Regions, conv, norm, norms, randomize
+from tests.helpers.conv_bn import Regions, assert_close, conv, flat, norm, norms, randomize
 from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG, backbone
 from tests.helpers.predictions import diversify, outspoken_config, scene
 
@@ -40,21 +39,6 @@ def build(name):
     if hasattr(model, "panoptic_head"):
         model.panoptic_head.cls_embed.weight.data *= 2  # Several queries get a segment.
     return randomize(model)
-
-
-def flat(outputs):
-    """The tensors of nested lists."""
-    if isinstance(outputs, torch.Tensor):
-        return [outputs]
-    return [tensor for output in outputs for tensor in flat(output)]
-
-
-def assert_close(outputs, expected, tolerance):
-    """Compare tensors, relative to the largest value of each."""
-    for one, other in zip(flat(outputs), flat(expected), strict=True):
-        assert other.std() > 0
-        atol = tolerance * other.abs().max().item()
-        torch.testing.assert_close(one, other, rtol=0, atol=atol)
 
 
 @torch.no_grad()
@@ -150,21 +134,6 @@ def test_channels_last_is_refused_where_mmcv_would_misread_it():
     assert_close(model(image), expected, 1e-5)
 
 
-def test_channels_last_weights_of_deformable_layers():
-    model = backbone().eval()
-    prepare_for_inference(model)
-    layers = [m for m in model.modules() if isinstance(m, DeformableDownsampling)]
-    assert layers
-    for layer in layers:
-        assert layer.weight.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_dtypes():
-    assert check_dtype("bfloat16") == torch.bfloat16
-    with pytest.raises(ValueError, match="one of float32, bfloat16, float16, got 'int8'"):
-        check_dtype("int8")
-
-
 def test_test_step_under_autocast():
     class Model(nn.Module):
         def __init__(self):
@@ -202,12 +171,13 @@ def test_bfloat16_is_close(path, fast):
 
 
 def test_clustering_and_deformable_sampling_stay_in_float32():
-    """They add no rounding to that of their inputs."""
+    """They add no rounding to that of their inputs, and read channels-last weights."""
     model = backbone().eval()
     prepare_for_inference(model)
+    layers = [m for m in model.modules() if isinstance(m, DeformableDownsampling)]
+    assert all(m.weight.is_contiguous(memory_format=torch.channels_last) for m in layers)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         features = model(torch.randn(1, 3, 64, 64))
-        layer = next(m for m in model.modules() if isinstance(m, DeformableDownsampling))
-        sampled = layer(torch.randn(1, layer.in_channels, 8, 8))
+        sampled = layers[0](torch.randn(1, layers[0].in_channels, 8, 8))
     assert all(assignment.dtype == torch.float32 for assignment in features.assignments)
     assert sampled.dtype == torch.float32
