@@ -1,4 +1,4 @@
-"""The embedded Shapes dataset, registered in three forms."""
+"""Datasets, ground truth and checks of annotations; registers the Shapes set in three forms."""
 
 from .shapes import ShapesInstanceDataset, ShapesPanopticDataset, ShapesSemanticDataset
 

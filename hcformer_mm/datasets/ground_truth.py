@@ -1,4 +1,4 @@
-"""Ground truth of images by their names: COCO panoptic, COCO instances or label maps."""
+"""Ground truth of images, looked up by name: COCO panoptic, COCO instances or label maps."""
 
 import io
 import json
@@ -35,15 +35,15 @@ class GroundTruth(ABC):
         return _name(image) in self._entries
 
     def read(self, image: str | Path, size: tuple[int, int]) -> Panoptic:
-        """Segments of an image.
+        """Return the segments of an image.
 
         Args:
-            image: Its path or name.
-            size: Its height and width.
+            image: Path or name of the image.
+            size: Height and width of the image, in pixels.
 
         Raises:
-            ValueError: There is no ground truth of the image, it cannot be read or has another
-                size, or the model lacks one of its classes.
+            ValueError: The image has no ground truth, or ground truth that cannot be read, differs
+                in size, or has a class that the model lacks.
         """
         if image not in self:
             raise ValueError(f"{self.path} has no ground truth of {_name(image)}")
@@ -67,7 +67,7 @@ def open_ground_truth(
 
     Raises:
         FileNotFoundError: No such file or folder.
-        ValueError: It has none of these forms.
+        ValueError: The file or folder has none of these forms.
     """
     path = Path(path)
     if path.is_dir():
@@ -129,7 +129,7 @@ class _Instances(GroundTruth):
         super().__init__(path, {_name(image["file_name"]): image for image in content["images"]})
         self._coco = COCO()
         self._coco.dataset = content
-        with redirect_stdout(io.StringIO()):  # it reports its progress
+        with redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             self._coco.createIndex()
         self._labels = _labels(content, classes)
         if not self._labels:
@@ -186,13 +186,13 @@ class _LabelMaps(GroundTruth):
 
 
 def _name(image: object) -> str:
-    """Name of an image without folder and suffix."""
+    """Return the name of an image without folder and suffix."""
     path = Path(str(image))
     return path.stem if path.suffix.lower() in IMG_EXTENSIONS else path.name
 
 
 def _labels(content: dict[str, Any], classes: Classes) -> dict[int, int]:
-    """Class index of each COCO category that the model has a class for, matched by name."""
+    """Map COCO category ids to indices of the model's classes, matched by name."""
     index = {name: i for i, name in enumerate(classes.names)}
     categories = content["categories"]
     return {one["id"]: index[one["name"]] for one in categories if one["name"] in index}

@@ -1,4 +1,4 @@
-"""Check of panoptic annotations for faults that train without an error and end in a PQ of zero."""
+"""Check of panoptic annotations for faults that raise no error in training but make PQ zero."""
 
 import json
 from collections import Counter
@@ -48,17 +48,17 @@ def check_panoptic(
     *,
     num_workers: int = 1,
 ) -> list[Fault]:
-    """Faults of COCO panoptic annotations, as mmdet's dataset and metric read them.
+    """Find the faults of COCO panoptic annotations, as mmdet's dataset and metric read them.
 
     Args:
         ann_file: JSON file with ``images``, ``annotations`` with ``segments_info``, and
             ``categories``.
-        seg_dir: Folder of the PNG files, where red + 256 green + 65536 blue is a segment's id.
-        img_dir: Folder of the images; they are not checked without it.
+        seg_dir: Folder of the PNG files; the id of a segment is red + 256 · green + 65536 · blue.
+        img_dir: Folder of the images; None skips their check.
         num_workers: Processes that read PNG files.
 
     Returns:
-        Faults of the JSON file as a whole, then of each annotation. Empty if there are none.
+        Faults of the JSON file as a whole, then of each annotation; an empty list without faults.
 
     Raises:
         ValueError: ``ann_file`` is not a panoptic JSON file, or ``num_workers`` is below 1.
@@ -87,7 +87,7 @@ def check_panoptic(
 
 
 def _read(ann_file: Path) -> tuple[list[Entry], list[Entry], list[Entry]]:
-    """Images, annotations and categories, with the keys that every check needs."""
+    """Return images, annotations and categories, which have the keys that the checks need."""
     keys = dict(
         images=("id", "file_name", "height", "width"),
         annotations=("image_id", "file_name", "segments_info"),
@@ -158,7 +158,7 @@ def _check_annotation(
     categories: Set[int],
     stuff: Set[int],
 ) -> list[Fault]:
-    """Faults of one annotation, its image and its PNG file."""
+    """Find the faults of one annotation, its image and its PNG file."""
     annotation, image = task
     png = seg_dir / annotation["file_name"]
     findings = [
@@ -244,7 +244,7 @@ def _check_size(size: tuple[int, ...], image: Entry) -> Iterator[Finding]:
     if size != expected:
         yield (
             "size",
-            f"expected height and width {expected}, as the JSON says of image {image['id']}, got "
+            f"expected height and width {expected}, as in the JSON for image {image['id']}, got "
             f"{size}",
         )
 
@@ -257,7 +257,7 @@ def _check_ids(annotation: Entry, segments: NDArray[Any]) -> Iterator[Finding]:
         message = f"id {value}, of {areas[value]} pixels, is not in the JSON"
         yield "PNG id not in the JSON", message
     for value in sorted(infos.keys() - areas.keys()):
-        yield "JSON id not in the PNG", f"id {value} of the JSON is on no pixel"
+        yield "JSON id not in the PNG", f"id {value} of the JSON has no pixel"
     for value in sorted(infos.keys() & areas.keys() - {VOID}):
         area = infos[value].get("area", areas[value])
         if area != areas[value]:

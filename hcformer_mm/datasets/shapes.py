@@ -35,14 +35,14 @@ To add a class, add its figure or texture to the renderer and its color here.
 
 @DATASETS.register_module()
 class ShapesPanopticDataset(CocoPanopticDataset):
-    """Shapes for panoptic segmentation, all ten classes; arguments of mmdet's dataset."""
+    """Shapes for panoptic segmentation, all ten classes; takes mmdet's dataset arguments."""
 
     METAINFO = METAINFO
 
 
 @DATASETS.register_module()
 class ShapesInstanceDataset(CocoDataset):
-    """Shapes for instance segmentation, the six things; arguments of mmdet's dataset."""
+    """Shapes for instance segmentation, the six things; takes mmdet's dataset arguments."""
 
     METAINFO: ClassVar[dict] = {
         "classes": METAINFO["thing_classes"],
@@ -52,6 +52,6 @@ class ShapesInstanceDataset(CocoDataset):
 
 @DATASETS.register_module()
 class ShapesSemanticDataset(BaseSegDataset):
-    """Shapes for semantic segmentation, all ten classes; arguments of mmseg's dataset."""
+    """Shapes for semantic segmentation, all ten classes; takes mmseg's dataset arguments."""
 
     METAINFO: ClassVar[dict] = {"classes": METAINFO["classes"], "palette": METAINFO["palette"]}

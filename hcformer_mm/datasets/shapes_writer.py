@@ -1,4 +1,4 @@
-"""Writes the Shapes dataset as COCO panoptic, COCO instance and label-map files."""
+"""Write the Shapes dataset as COCO panoptic, COCO instance and label-map files."""
 
 import json
 import tempfile
@@ -44,7 +44,7 @@ def write_shapes(
         num_train: Images of the training split.
         num_val: Images of the validation split.
         seed: Seed in [0, 2**32).
-        size: Mean height and width in pixels; those of an image vary by up to 8 %.
+        size: Mean height and width in pixels, from which images differ by up to 8 %.
         workers: Processes that render.
         overwrite: Whether to replace ``out`` if it holds a Shapes dataset.
 
@@ -65,8 +65,8 @@ def write_shapes(
     out = Path(out).expanduser().absolute()
     _check_target(out, overwrite=overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
-    # A sibling is on the target's file system, so it can be renamed to it. Its remains, a replaced
-    # dataset included, are deleted with it, also after an error or Ctrl-C.
+    # A sibling folder is on the target's file system, so its content can be renamed to the target.
+    # It is deleted in the end, with a replaced dataset in it, also after an error or Ctrl-C.
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
         root = Path(scratch, "new")
         for split, count in zip(SPLITS, (num_train, num_val), strict=True):
@@ -82,7 +82,7 @@ def _check_target(out: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise FileExistsError(
-            f"expected a new folder, but {out} exists; choose another one, or ask to overwrite it"
+            f"expected a new folder, but {out} exists; choose another one, or set overwrite"
         )
     if not (out / _MARKER).is_file():
         raise FileExistsError(
@@ -92,7 +92,7 @@ def _check_target(out: Path, *, overwrite: bool) -> None:
 
 
 def is_standard(root: str | Path) -> bool:
-    """Whether a folder holds the dataset that this version renders by default.
+    """Return whether a folder holds the dataset that this version renders by default.
 
     Raises:
         FileNotFoundError: ``root`` holds no Shapes dataset.
@@ -179,7 +179,7 @@ def _write_scene(
 
 
 def _map(scene: Scene, values: list[int]) -> np.ndarray:
-    """Value ``(H, W)`` of the segment at every pixel, int64."""
+    """Return the value of the segment at every pixel, ``(H, W)`` int64."""
     pixels = np.zeros(scene.image.shape[:2], np.int64)
     for segment, value in zip(scene.segments, values, strict=True):
         pixels[segment.mask] = value
@@ -187,9 +187,9 @@ def _map(scene: Scene, values: list[int]) -> np.ndarray:
 
 
 def _segment_ids(scene: Scene, index: int) -> list[int]:
-    """Segment ids, unique in their image, that look like the colors of their classes.
+    """Return segment ids, unique in their image, whose colors resemble those of their classes.
 
-    The high four bits of a channel are the color's; the low bits of all three count.
+    The high four bits of each channel come from the class color; the low bits of all three count.
     """
     ids = []
     for number, segment in enumerate(scene.segments):

@@ -68,7 +68,7 @@ class Faults(Shapes):
     def json_id_not_in_png(self):
         thing = {**self.segment, "id": 123, "category_id": 1}
         self.annotation["segments_info"].append(thing)
-        return self.png, "id 123 of the JSON is on no pixel"
+        return self.png, "id 123 of the JSON has no pixel"
 
     def png_id_not_in_json(self):
         self.annotation["segments_info"].remove(self.segment)
@@ -112,12 +112,12 @@ class Faults(Shapes):
         self.repaint(ids)
         image = self.content["images"][1]
         height, width = image["height"], image["width"]
-        return self.png, f"expected height and width {(height, width)}, as the JSON says of image 2"
+        return self.png, f"expected height and width {(height, width)}, as in the JSON for image 2"
 
     def image_of_another_size(self):
         image = self.img_dir / self.content["images"][1]["file_name"]
         Image.new("RGB", (7, 5)).save(image)
-        return image, "as the JSON says of image 2, got (5, 7)"
+        return image, "as in the JSON for image 2, got (5, 7)"
 
     def image_on_its_side(self):
         """mmdet turns it, and then it does not fit."""
@@ -126,7 +126,7 @@ class Faults(Shapes):
         exif = Image.Exif()
         exif[0x0112] = 6
         pixels.save(image, exif=exif)
-        return image, f"as the JSON says of image 2, got {pixels.size}"
+        return image, f"as in the JSON for image 2, got {pixels.size}"
 
     def no_png(self):
         self.png.unlink()

@@ -13,7 +13,7 @@ THING_COUNTS = (2, 3, 3, 4, 4, 5, 5, 6, 7, 8)
 TINY_SHARE = 0.08
 """Share of things smaller than 36 pixels, at an image height of 240."""
 THIN_SHARE = 0.08
-"""Share of things that are bars, spikes and hoops."""
+"""Share of things with thin figures, such as bars, spikes and hoops."""
 MIN_VISIBLE_SHARE = 0.45
 """Minimum visible share of every thing's area."""
 MIN_STUFF_SHARE = 0.02
@@ -60,7 +60,7 @@ class SceneLayout:
 
 
 def draw_layout(rng: np.random.RandomState, height: int, width: int) -> SceneLayout:
-    """Random layout of ``height`` × ``width`` pixels, with at least two things.
+    """Draw a random layout of ``height`` × ``width`` pixels, with at least two things.
 
     Raises:
         RuntimeError: No layout was found, which happens only far from the default size.
@@ -75,7 +75,7 @@ def draw_layout(rng: np.random.RandomState, height: int, width: int) -> SceneLay
             return layout
     raise RuntimeError(
         f"expected room for at least {min(THING_COUNTS)} things in a scene of {height}x{width}, "
-        f"found none in {_MAX_ATTEMPTS} attempts; ask for images of about 240x320"
+        f"found none in {_MAX_ATTEMPTS} attempts; choose a size of about 240x320"
     )
 
 

@@ -1,4 +1,4 @@
-"""Paints a layout: colors, surfaces, shadows, light and camera noise."""
+"""Painting of a layout: colors, surfaces, shadows, light and camera noise."""
 
 import colorsys
 
@@ -12,19 +12,19 @@ from .textures import FILLINGS, STUFF_TEXTURES, Texture
 Color = tuple[float, float, float]
 
 THING_HUE_BIAS = 0.6
-"""Share of things in their class's hue; others have any hue. Color is a weak cue."""
+"""Share of things in their class's hue; others have a random one. Color is a weak cue."""
 THING_FILLING_BIAS = 0.9
-"""Share of things with their class's filling; others have any. Only the shape is a sure cue."""
+"""Share of things with their class's filling; others have a random one. Only shape is decisive."""
 STUFF_HUE_BIAS = 0.5
 """Share of stuff in its class's hue."""
 MIN_CONTRAST = 0.3
-"""RGB distance (channels in [0, 1]) that a thing keeps, if it can, from all colors before it."""
+"""RGB distance (channels in [0, 1]) of a thing's color from all earlier ones, where possible."""
 
 _HUE_WIDTH = 0.06
 
 
 def paint(rng: np.random.RandomState, layout: SceneLayout) -> np.ndarray:
-    """Image ``(H, W, 3)`` of a layout, uint8, RGB."""
+    """Paint a layout as an image ``(H, W, 3)``, uint8, RGB."""
     x, y = pixel_grid(*layout.ground.shape)
     image = np.zeros((*layout.ground.shape, 3), np.float32)
     used: list[Color] = []
@@ -46,7 +46,7 @@ def paint(rng: np.random.RandomState, layout: SceneLayout) -> np.ndarray:
 
 
 def _hue(rng: np.random.RandomState, label: int, count: int, bias: float) -> float:
-    """The class's own hue with probability ``bias``, else any."""
+    """Return the class's own hue with probability ``bias``, else a random one."""
     if rng.random_sample() < bias:
         return (label / count + uniform(rng, -_HUE_WIDTH, _HUE_WIDTH)) % 1.0
     return uniform(rng, 0.0, 1.0)
@@ -73,14 +73,14 @@ def _thing_color(rng: np.random.RandomState, label: int, used: list[Color]) -> C
 
 
 def _filling(rng: np.random.RandomState, label: int) -> Texture:
-    """The class's own filling with probability ``THING_FILLING_BIAS``, else any."""
+    """Return the class's own filling with probability ``THING_FILLING_BIAS``, else a random one."""
     if rng.random_sample() < THING_FILLING_BIAS:
         return FILLINGS[label]
     return choice(rng, FILLINGS)
 
 
 def _squared_distance(a: Color, b: Color) -> float:
-    # Spelt out because sum() rounds floats differently from Python 3.12 on.
+    # Spelled out because sum() rounds floats differently from Python 3.12 on.
     red, green, blue = a[0] - b[0], a[1] - b[1], a[2] - b[2]
     return red * red + green * green + blue * blue
 

@@ -11,7 +11,7 @@ from .painting import paint
 from .textures import STUFF_TEXTURES
 
 GENERATOR_VERSION = "1.1"
-"""Changes whenever a seed gives another scene."""
+"""Changes whenever the same seed would give a different scene."""
 
 MIN_SIZE = 64
 
@@ -45,11 +45,11 @@ class Scene:
 
 
 def render_scene(seed: tuple[int, ...], *, size: tuple[int, int] = (240, 320)) -> Scene:
-    """Scene of a seed, bit-identical on every machine.
+    """Render the scene of a seed, bit-identical on every machine.
 
     Args:
         seed: Integers in [0, 2**32), such as (seed of the dataset, split, index).
-        size: Mean height and width in pixels; a scene's own vary by up to 8 %.
+        size: Mean height and width in pixels, from which a scene differs by up to 8 %.
 
     Raises:
         ValueError: A side is shorter than 64 pixels.
