@@ -36,8 +36,8 @@ def measure(
 
     Each round runs every call once, so a machine that slows down for a while slows all of them.
     (PyTorch's ``Timer`` would run one call many times, and twice before each measurement; only its
-    clock serves here, which waits for the accelerator.) ``ratio`` is the median over the rounds of
-    the time divided by the baseline's. Peaks of memory and profiles take one more call each.
+    clock is used, which waits for the accelerator.) ``ratio`` is the median over the rounds of a
+    call's time divided by the baseline's. Memory peaks and profiles take one more call each.
 
     Raises:
         RuntimeError: A call fails.
@@ -122,13 +122,13 @@ def peak_resident() -> int:
     """
     status = Path("/proc/self/status")
     if not status.is_file():
-        raise RuntimeError(f"expected Linux, where {status} has the peak of memory")
+        raise RuntimeError(f"expected Linux, where {status} contains the peak memory")
     (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
 
 
 def environment(device: str = "cpu") -> dict[str, str]:
-    """Hardware and versions."""
+    """Return hardware and versions by name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -182,7 +182,7 @@ def _differentiate(forward: Callable[[], Any], inputs: list[Tensor], grads: list
 
 
 def post_processing_calls(shape: Shape, queries: int) -> dict[str, Call]:
-    """``panoptic_postprocess`` of mmdet's fusion head and ours; every query wins some pixels."""
+    """``panoptic_postprocess`` of mmdet's fusion head and of ours; every query wins some pixels."""
     classes: dict[str, Any] = dict(num_things_classes=80, num_stuff_classes=53)
     class_logits = confident_class_logits(queries, queries, sum(classes.values()))
     # A band of columns for every query, with a ragged border.
@@ -365,7 +365,7 @@ def random_batch(model: BaseModel, shape: Shape, *, batch: int, objects: int) ->
             "expected a panoptic_head, or a test set in the config that names classes, to make "
             f"ground truth for {type(model).__name__}, got neither"
         )
-    # Labels start at 1 there, and its semantic maps are noise that contains every class.
+    # demo_mm_inputs counts labels from 1, and its semantic maps are noise with every class.
     options = dict(num_items=[objects] * batch, num_classes=things + 1, use_box_type=True)
     data = demo_mm_inputs(batch, (3, *shape), with_mask=True, **options)
     first, number = (things, stuff) if stuff else (0, things)
@@ -393,7 +393,7 @@ def training_call(
     feature maps computed once to the gradients of these maps and of its parameters.
     """
     model.train()
-    # Otherwise models that pad or resize would see other images than the rest.
+    # Otherwise models that pad or resize would get different images.
     model.data_preprocessor.batch_augments = None
     segmentor = isinstance(model, BaseSegmentor)
     if segmentor:

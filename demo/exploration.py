@@ -1,9 +1,9 @@
 """Drawings of one image for the explorer: its levels, and the path of a pixel through them.
 
-Everything works on the image as it is shown, about ``SHOWN_SIDE`` pixels long: small images are
-enlarged, so that each pixel can be clicked, and large ones reduced. A pixel is ``(y, x)`` there.
-Level 0 holds the cells of the finest feature map, levels 1 to L the clusters of the hierarchy,
-finest first, and the last one the predicted segments, if there are any.
+All functions work on the shown image, whose longer side has about ``SHOWN_SIDE`` pixels: small
+images are enlarged, so that each pixel can be clicked, and large ones reduced. A pixel is given as
+``(y, x)`` in the shown image. Level 0 holds the cells of the finest feature map, levels 1 to L the clusters of
+the hierarchy, finest first, and the last level the predicted segments, if there are any.
 """
 
 from collections.abc import Sequence
@@ -193,10 +193,10 @@ def draw_level(
 
 
 def trace(exploration: Exploration, pixel: tuple[int, int]) -> list[Step]:
-    """Path of a pixel from its finest cell up, one step for each level from 1 to L.
+    """Return the path of a pixel from its finest cell up, one step per level from 1 to L.
 
     Raises:
-        ValueError: No such pixel.
+        ValueError: The image has no such pixel.
     """
     exploration.check(pixel)
     steps = []
@@ -219,7 +219,7 @@ def trace(exploration: Exploration, pixel: tuple[int, int]) -> list[Step]:
 
 
 def light_up(exploration: Exploration, level: int, pixel: tuple[int, int]) -> RGBImage:
-    """Draw the cluster of a pixel in color, its surroundings in gray.
+    """Draw the cluster of a pixel in color and its surroundings in gray.
 
     The finer the level, the closer the view. At levels 1 to L, the nine candidates of the step to
     that level are framed.
@@ -250,7 +250,7 @@ def light_up(exploration: Exploration, level: int, pixel: tuple[int, int]) -> RG
 
 
 def _layer(exploration: Exploration, level: int, overlay: Overlay) -> RGBImage:
-    """An overlay at full opacity."""
+    """Draw an overlay at full opacity."""
     image, labels = exploration.image, exploration.maps[level]
     if overlay == "boundaries":
         return draw_boundaries(image, labels)
@@ -267,7 +267,7 @@ def _layer(exploration: Exploration, level: int, overlay: Overlay) -> RGBImage:
 
 
 def _cut_out(exploration: Exploration, level: int, pixel: tuple[int, int]) -> tuple[slice, slice]:
-    """Rows and columns around a pixel, in the proportions of the whole image."""
+    """Return rows and columns around a pixel, in the proportions of the whole image."""
     whole = exploration.image.shape[:2]
     share = 1.0
     if level <= exploration.num_levels:

@@ -47,7 +47,7 @@ class Explorer:
     def __init__(self, config: str | Path, checkpoint: Path, device: str | None = None) -> None:
         self.inferencer = ClusterInferencer(config, checkpoint, device=device)
         self.title = f"{Path(config).stem} · {checkpoint.name}"
-        self._lock = threading.Lock()  # several pages may ask at once
+        self._lock = threading.Lock()  # several pages may run the model at once
 
     def open(self, image: np.ndarray) -> Exploration:
         """Run the model on an image ``(H, W, 3)``, BGR."""
@@ -156,7 +156,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def find_model(args: argparse.Namespace) -> tuple[str | Path, Path]:
-    """Config and checkpoint of the command line, by default those of the demo."""
+    """Config and checkpoint given on the command line, by default the demo's."""
     if args.config is not None and args.checkpoint is None:
         raise UsageError("expected CONFIG and CHECKPOINT, or neither of them, got CONFIG alone")
     if args.config is not None:
@@ -174,7 +174,7 @@ def find_model(args: argparse.Namespace) -> tuple[str | Path, Path]:
 
 
 def find_examples(named: list[Path] | None) -> list[Path]:
-    """Images of the command line, by default some of the Shapes set if it is there."""
+    """Images given on the command line, by default some of the Shapes set if it exists."""
     if named is None:
         return [ROOT / path for path in IMAGES if (ROOT / path).is_file()]
     missing = [str(path) for path in named if not path.is_file()]
@@ -220,7 +220,7 @@ def serve(args: argparse.Namespace) -> None:
         try:
             explorer = Explorer(config, checkpoint, args.device)
             page = build_page(explorer, examples)
-            # Fonts of any machine: those of other themes come from the network.
+            # Generic fonts: the default ones would be downloaded.
             fonts = {"font": "sans-serif", "font_mono": "monospace"}
             _, url, _ = page.launch(
                 server_name=args.host,
@@ -237,7 +237,7 @@ def serve(args: argparse.Namespace) -> None:
             )
         except (ValueError, OSError) as error:
             raise UsageError(str(error)) from None
-        print(f"explorer: {explorer.title}: open {url} in a browser; Ctrl+C ends", flush=True)
+        print(f"explorer: {explorer.title}: open {url} in a browser; Ctrl+C stops", flush=True)
         try:
             threading.Event().wait()
         finally:
@@ -251,7 +251,7 @@ def main() -> None:
     except UsageError as error:
         sys.exit(f"explorer: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nexplorer: ended")
+        sys.exit("\nexplorer: stopped")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def levels_html(exploration: Exploration, level: int) -> str:
-    """Number of clusters of every level, the shown level emphasized."""
+    """List of the numbers of clusters of every level, with the shown level emphasized."""
     items = []
     kinds = ["cell", *["cluster"] * exploration.num_levels, "segment"]
     for i, (count, kind) in enumerate(zip(exploration.counts(), kinds, strict=False)):

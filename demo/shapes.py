@@ -30,7 +30,7 @@ METRICS = (
     ("mask AP", "coco/segm_mAP", 100),
     ("mIoU", "sem_seg/mIoU", 1),
 )
-# Settings that a resumed training must share.
+# Settings that must not change when training resumes.
 TRAINING = ("model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg")
 
 
@@ -82,7 +82,7 @@ class Demo:
         return path if (ROOT / path).is_file() else None
 
     def check_training(self) -> None:
-        """Refuse to resume or overwrite a training with other settings."""
+        """Refuse to resume or overwrite a training run with other settings."""
         earlier = ROOT / self.work_dir / CONFIG.name  # the runner saves its config here
         if not earlier.is_file():
             return
@@ -90,7 +90,7 @@ class Demo:
         changed = [key for key in TRAINING if then.get(key) != self.config.get(key)]
         if changed:
             raise StepError(
-                f"{self.work_dir} holds a training with other settings ({', '.join(changed)}). "
+                f"{self.work_dir} holds a training run with other settings ({', '.join(changed)}). "
                 "Add --fresh to delete it, or --work-dir to choose another folder."
             )
 
@@ -112,7 +112,7 @@ class Demo:
         metrics = json.loads(logs[0].read_text()) if logs else {}
         missing = [key for _, key, _ in METRICS if key not in metrics]
         if missing:
-            raise StepError(f"the evaluation left no {', '.join(missing)} in {folder}")
+            raise StepError(f"the evaluation wrote no {', '.join(missing)} in {folder}")
         return {title: metrics[key] * factor for title, key, factor in METRICS}
 
     def draw(self) -> Path:

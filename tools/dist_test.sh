@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test on the GPUs of a machine by torchrun:
+# Test on several GPUs with torchrun:
 #   bash tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of tools/test.py]
 # With several machines, set NNODES, NODE_RANK and MASTER_ADDR; only NODE_RANK differs. Two runs on
 # a machine need different PORTs. PYTHON names the interpreter. Without GPUs, add

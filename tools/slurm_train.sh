@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on a cluster with Slurm:
 #   bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [arguments of tools/train.py]
-# It starts GPUS (8) processes, GPUS_PER_NODE (8) on a machine, with CPUS_PER_TASK (5) each. SRUN_ARGS
+# It starts GPUS (8) processes, GPUS_PER_NODE (8) per machine, with CPUS_PER_TASK (5) each. SRUN_ARGS
 # holds further arguments of srun, and PYTHON names the interpreter. Two jobs on a machine need
 # different MASTER_PORTs.
 set -euo pipefail
@@ -14,7 +14,7 @@ partition=$1 job_name=$2 config=$3 work_dir=$4
 shift 4
 gpus=${GPUS:-8}
 gpus_per_node=${GPUS_PER_NODE:-8}
-# A job smaller than a machine takes no more of it than it needs.
+# A job smaller than a machine requests only the GPUs that it uses.
 if [ "$gpus" -lt "$gpus_per_node" ]; then gpus_per_node=$gpus; fi
 
 # SRUN_ARGS is a list of words.

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint by the metrics of its config, be it a detector or a segmentor."""
+"""Evaluate a checkpoint of a detector or segmentor with the metrics of its config."""
 
 import argparse
 import os
@@ -16,14 +16,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument(
         "--out",
-        help="write predictions as mmdet and mmseg do: those of a detector to this .pkl file, the "
-        "label maps of a segmentor to this folder",
+        help="write predictions as mmdet and mmseg do: a detector's results to this .pkl file, a "
+        "segmentor's label maps to this folder",
     )
     parser.add_argument(
         "--show-dir", help="draw predictions into <work-dir>/<timestamp>/<show-dir>"
     )
     parser.add_argument(
-        "--tta", action="store_true", help="augment by tta_model and tta_pipeline of the config"
+        "--tta",
+        action="store_true",
+        help="use test-time augmentation: the config's tta_model and tta_pipeline",
     )
     parser.add_argument(
         "--fast",
@@ -46,11 +48,11 @@ def is_a(config: dict, name: str) -> bool:
 
 
 def draw_predictions(config: Config, folder: str) -> None:
-    """Switch on the visualization hook of mmdet or mmseg."""
+    """Enable the visualization hook of mmdet or mmseg."""
     hook = config.default_hooks.visualization
     hook.draw = True
     if is_a(hook, "SegVisualizationHook"):
-        # This hook draws by the visualizer, which writes to <timestamp>/vis_data.
+        # mmseg's hook draws with the visualizer, which writes to <timestamp>/vis_data.
         for backend in config.visualizer.vis_backends:
             if is_a(backend, "LocalVisBackend"):
                 backend.img_save_dir = os.path.join(os.pardir, folder)

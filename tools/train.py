@@ -1,4 +1,4 @@
-"""Train the model of a config, be it one of this project, of mmdet or of mmseg."""
+"""Train the model of a config of this project, mmdet or mmseg."""
 
 import argparse
 

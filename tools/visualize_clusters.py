@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
         type=int,
         default=1280,
         help="approximate longer side of a panel in pixels (default: %(default)s); images are "
-        "enlarged or reduced by an integer",
+        "enlarged or reduced by an integer factor",
     )
     parser.add_argument(
         "--score-thr",
@@ -91,7 +91,7 @@ def read_ground_truth(
 def draw(args: argparse.Namespace) -> None:
     if args.batch_size < 1 or args.side < 1:
         raise ValueError(
-            f"expected --batch-size and --side of 1 at least, got {args.batch_size} and {args.side}"
+            f"expected --batch-size and --side of at least 1, got {args.batch_size} and {args.side}"
         )
     images = with_unique_names(open_images(args.img))
     inferencer = ClusterInferencer(args.config, args.checkpoint, device=args.device)

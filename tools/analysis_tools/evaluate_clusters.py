@@ -60,7 +60,7 @@ def is_a(config: dict, *names: str) -> bool:
 
 
 def clustering_metric(evaluators: list[ConfigDict]) -> dict[str, Any]:
-    """Config of a ClusteringMetric with the ground truth of a config's other metrics."""
+    """Return the config of a ClusteringMetric that reads the ground truth of another metric."""
 
     def first(*names: str) -> ConfigDict | None:
         return next((evaluator for evaluator in evaluators if is_a(evaluator, *names)), None)
@@ -118,7 +118,7 @@ def evaluate(args: argparse.Namespace) -> None:
         limit_images(config, args.limit)
     metrics = build_runner(config).test()
     if args.out is not None and is_main_process():
-        # JSON has no nan, the value of scores that no image defines.
+        # JSON has no NaN, which marks scores that are undefined on every image.
         figures = {
             name: None if math.isnan(value) else float(value) for name, value in metrics.items()
         }

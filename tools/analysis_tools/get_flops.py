@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class _TensorForward(nn.Module):
-    """The plain forward pass of a model as a function of one image, which can be traced."""
+    """A model's plain forward pass as a function of one image, which can be traced."""
 
     def __init__(self, model: BaseModel) -> None:
         super().__init__()
@@ -36,13 +36,13 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_multiply_adds(model: BaseModel, height: int, width: int) -> Counter[str]:
-    """Multiply-adds of backbone, neck, head and decoding for one image, by kind of operator.
+    """Count the multiply-adds of backbone, neck, head and decoding for one image.
 
-    MMEngine counts a multiply-add as one operation; convolutions, matrix products and
-    normalizations count, elementwise operations do not. Of the nine products in the decoding,
-    eq. (5), the eight that are accumulated count. Deformable convolutions count as the plain
-    convolutions they replace; the convolutions that predict their offsets count as well.
-    Resizing the masks to the image is left out.
+    MMEngine counts a multiply-add as one operation. Convolutions, matrix products and
+    normalizations count; elementwise operations do not, except the eight accumulated products of
+    the nine in the decoding, eq. (5). Deformable convolutions count as the plain convolutions that
+    they replace, and the convolutions that predict their offsets count as well. Resizing the masks
+    to the image does not count.
 
     Args:
         model: A detector or segmentor; it is put into evaluation mode.

@@ -1,4 +1,4 @@
-"""Check COCO panoptic annotations for faults that train without an error and make PQ zero."""
+"""Check COCO panoptic annotations for faults that raise no error in training but make PQ zero."""
 
 import argparse
 import sys

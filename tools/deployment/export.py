@@ -100,7 +100,7 @@ def main() -> None:
             dynamic=args.dynamic,
             metadata=describe(model, name),
         )
-        print(f"written {path}, {path.stat().st_size / 1e6:.1f} MB")
+        print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
         equal = not args.check or check(args, model, path)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"export: {error}")

@@ -177,7 +177,7 @@ def check_version(version: Sequence[int]) -> None:
     """Refuse an interpreter that is too old.
 
     Raises:
-        InstallError: it is too old.
+        InstallError: the interpreter is too old.
     """
     if tuple(version[:2]) < MINIMUM:
         raise InstallError(
@@ -222,11 +222,11 @@ def venv_version(venv: Path) -> str | None:
 
 
 def ensure_venv(venv: Path, *, replace_other: bool) -> str:
-    """Create an environment unless a working one exists; its Python's version.
+    """Create an environment unless a working one exists; return its Python version.
 
     Args:
         venv: folder of the environment.
-        replace_other: whether to replace a working one of another version of Python.
+        replace_other: whether to replace a working environment of another Python version.
 
     Raises:
         InstallError: the folder is not an environment, or creating one failed.
@@ -246,7 +246,7 @@ def ensure_venv(venv: Path, *, replace_other: bool) -> str:
             )
         why = f"has Python {found}, not {mine}" if found else "is incomplete"
         print(f"{venv.name} {why}: creating it again", flush=True)
-        # Renamed before it is removed, so that a half removed one never has its name.
+        # Renamed before it is removed, so that a half-removed environment never has this name.
         venv.rename(venv.with_name(f"{venv.name}.old-{os.getpid()}"))
     for old in venv.parent.glob(f"{venv.name}.old-*"):  # of interrupted runs too
         shutil.rmtree(old)

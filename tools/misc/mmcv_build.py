@@ -192,7 +192,7 @@ def build_environment(
 
 
 def progress(log: str) -> str:
-    """Progress of the build according to its log."""
+    """Progress of the build, as shown in its log."""
     steps = re.findall(r"^\s*\[(\d+)/(\d+)\]", log, flags=re.MULTILINE)
     return "file {} of {}".format(*steps[-1]) if steps else "preparing"
 
@@ -238,7 +238,7 @@ def run_logged(command: list[str], *, env: Mapping[str, str], log: Path) -> None
 
 
 def build(version: str, target: Path, work: Path, *, cuda: bool, env: Mapping[str, str]) -> Path:
-    """Compile mmcv's wheel into the folder ``target``; the wheel's path."""
+    """Compile mmcv's wheel into the folder ``target``; return the wheel's path."""
     compiler = find_compiler(env)
     check_python_header(compiler, sysconfig.get_paths()["include"], env)
     jobs = job_count(env, usable_cores(), free_memory_gib())

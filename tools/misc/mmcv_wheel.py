@@ -50,7 +50,7 @@ if sys.argv[1] == "cuda" and extension.get_compiling_cuda_version() == "not avai
 
 
 def pinned(file: Path, name: str) -> str:
-    """A distribution's version according to a requirements file.
+    """The version of a distribution that a requirements file pins.
 
     Raises:
         InstallError: the file does not pin it with ``==``.
@@ -123,13 +123,13 @@ def cached_wheel(folder: Path) -> Path | None:
 
 
 def install(wheel: Path) -> str | None:
-    """Install a wheel; why its operators do not load, or None if they do."""
+    """Install a wheel; return why its operators do not load, or None if they do."""
     arguments = ["-q", "--no-deps", "--no-index", "--force-reinstall", str(wheel)]
     return load_error() if pip("install", *arguments) == 0 else "pip could not install it"
 
 
 def load_error(*, cuda: bool = False) -> str | None:
-    """Why mmcv's operators do not load with this torch (for CUDA), or None if they do."""
+    """Return why mmcv's operators do not load with this torch (for CUDA), or None if they do."""
     command = [sys.executable, "-c", LOAD_OPERATORS, "cuda" if cuda else "cpu"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
@@ -147,7 +147,7 @@ def installed_version() -> str | None:
 
 
 def install_prebuilt(version: str, where: str) -> bool:
-    """Install a prebuilt wheel from a folder or URL; whether it was found and loads."""
+    """Install a prebuilt wheel from a folder or URL; return whether it was found and loads."""
     arguments = ["-q", "--no-deps", "--no-index", "--only-binary=:all:", "--force-reinstall"]
     if pip("install", *arguments, "--find-links", where, f"onedl-mmcv=={version}") != 0:
         error = "no wheel for this Python and platform"

@@ -1,4 +1,4 @@
-"""Turn a checkpoint of mmdet, mmseg or torchvision into one from which an HCFormer trains."""
+"""Convert a checkpoint of mmdet, mmseg or torchvision to one that an HCFormer can start from."""
 
 import argparse
 import shlex
@@ -35,7 +35,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"warm_start: {error}")
     print(result.table())
-    print(f"written {args.dst}; train with")
+    print(f"wrote {args.dst}; train with")
     options = {
         **(args.cfg_options or {}),
         "load_from": args.dst,
