@@ -81,15 +81,9 @@ def test_order_of_patch_merging():
 R50 = "hcformer_r50_8xb2-lsj-50e_coco-panoptic"
 R50_STANDARD = "hcformer-plus_r50_standard-decoder_8xb2-lsj-100e_coco-panoptic"
 SWIN_S = "hcformer_swin-s-p4-w7-224_8xb2-lsj-50e_coco-panoptic"
-SWIN_L_PLUS = "hcformer-plus_swin-l-p4-w12-384-in21k_8xb2-lsj-200e_coco-panoptic"
 HEAD, LAYERS = "model.panoptic_head", "transformer_decoder.num_layers"
 LEVEL, DOWNSAMPLING = "model.backbone.hierarchical_level", "model.backbone.downsampling"
 CONFIGS_OF_SHAPES = [
-    (MODELS["hcformer_r50_coco_panoptic"], R50, {}),
-    (dict(encoder_layers=6), "hcformer-plus_r50_8xb2-lsj-100e_coco-panoptic", {}),
-    (MODELS["hcformer_swin_s_coco_panoptic"], SWIN_S, {}),
-    (MODELS["hcformer_plus_swin_l_coco_panoptic"], SWIN_L_PLUS, {}),
-    (dict(encoder_layers=6, standard=True), R50_STANDARD, {}),
     (dict(level=2), R50, {LEVEL: 2}),
     (dict(level=0), R50, {LEVEL: 0, DOWNSAMPLING: "original"}),
     (dict(backbone=ResNetShape(deformable=False)), R50, {DOWNSAMPLING: "original"}),
