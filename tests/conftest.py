@@ -5,6 +5,8 @@ from unittest.mock import patch
 
 import pytest
 
+from hcformer_mm.datasets.shapes_writer import write_shapes
+
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_config_dumps():
@@ -16,3 +18,11 @@ def quick_config_dumps():
 
     with patch("yapf.yapflib.yapf_api.FormatCode", check):
         yield
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """A Shapes set of three images a split, of 72 × 96 pixels; tests only read it."""
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    write_shapes(root, num_train=3, num_val=3, size=(72, 96), workers=1)
+    return root

@@ -9,17 +9,8 @@ import torch
 from mmengine.config import Config
 
 from hcformer_mm.apis.inference import build_model
-from hcformer_mm.datasets.shapes_writer import write_shapes
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def shapes(tmp_path_factory):
-    """A Shapes set of three images a split, of 72 × 96 pixels; tests only read it."""
-    root = tmp_path_factory.mktemp("data") / "shapes"
-    write_shapes(root, num_train=3, num_val=3, size=(72, 96), workers=1)
-    return root
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,11 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from mmseg.models.segmentors import SegTTAModel
 
-from hcformer_mm.datasets.shapes_writer import write_shapes
 from hcformer_mm.models import HCFormerHead
 from hcformer_mm.models.utils.post_processing import semantic_scores
 from tests.helpers import reference
 from tests.helpers.models import SEMANTIC_CONFIG, model_config, seg_sample, segmentor
+from tests.helpers.tools import quick_config
 
 SLIDE = {"test_cfg.mode": "slide", "test_cfg.crop_size": (64, 64), "test_cfg.stride": (32, 32)}
 
@@ -267,37 +267,10 @@ def test_derived_and_unknown_options_are_refused(name):
         MODELS.build({**config, name: 10})
 
 
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "shapes"
-    write_shapes(root, num_train=4, num_val=2, size=(64, 80), workers=1)
-    return root
-
-
-def runner_config(root, work_dir):
-    config = Config.fromfile(SEMANTIC_CONFIG)
-    for split in ("train", "val", "test"):
-        loader = config[f"{split}_dataloader"]
-        loader.update(
-            num_workers=0, persistent_workers=False, batch_size=2 if split == "train" else 1
-        )
-        loader.dataset.data_root = str(root)
-    config.merge_from_dict(
-        {
-            "work_dir": str(work_dir),
-            "train_cfg.max_iters": 2,
-            "train_cfg.val_interval": 2,
-            "log_level": "ERROR",
-            "experiment_name": work_dir.name,
-        }
-    )
-    return config
-
-
 def test_runner_trains_validates_and_tests(shapes, tmp_path):
     """Files in, mIoU out: training, whole, sliding and augmented tests."""
     with DefaultScope.overwrite_default_scope("mmseg"):
-        config = runner_config(shapes, tmp_path)
+        config = quick_config(shapes, tmp_path, SEMANTIC_CONFIG, batch_size=2)
         runner = Runner.from_cfg(config)
         before = {name: p.clone() for name, p in runner.model.named_parameters()}
         runner.train()
