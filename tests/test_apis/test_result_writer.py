@@ -88,7 +88,7 @@ def test_all_files_are_written(files, tmp_path):
 
 
 def test_only_predicted_kinds_are_written(files, tmp_path):
-    """Other kinds by themselves are written by the inferencer's models."""
+    """A panoptic result alone; test_hcformer_inferencer.py has the other kinds alone."""
     samples = [random_sample(*size) for size in SIZES]
     for sample in samples:
         del sample.pred_instances, sample.pred_sem_seg
