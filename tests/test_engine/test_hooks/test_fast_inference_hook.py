@@ -235,7 +235,9 @@ def test_sharded_models_are_refused(monkeypatch, hook):
 
     monkeypatch.setitem(MODEL_WRAPPERS.module_dict, "Sharded", Sharded)
     runner = SimpleNamespace(model=Sharded())
-    message = rf"every process holds as a whole, got Sharded; leave {type(hook).__name__} \(--fast"
+    message = (
+        rf"every process holds as a whole, got Sharded; do not use {type(hook).__name__} \(--fast"
+    )
     with pytest.raises(ValueError, match=message):
         hook.before_train(runner)
         hook.before_test_iter(runner, 0)
