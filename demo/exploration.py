@@ -2,8 +2,9 @@
 
 All functions work on the shown image, whose longer side has about ``SHOWN_SIDE`` pixels: small
 images are enlarged, so that each pixel can be clicked, and large ones reduced. A pixel is given as
-``(y, x)`` in the shown image. Level 0 holds the cells of the finest feature map, levels 1 to L the clusters of
-the hierarchy, finest first, and the last level the predicted segments, if there are any.
+``(y, x)`` in the shown image. Level 0 holds the cells of the finest feature map, levels 1 to L the
+clusters of the hierarchy, finest first, and the last level the predicted segments, if there are
+any.
 """
 
 from collections.abc import Sequence
