@@ -13,7 +13,11 @@ from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
 
 FCN = "mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py"
 MASKFORMER = "mmdet::maskformer/maskformer_r50_ms-16xb1-75e_coco.py"
-MASK2FORMER = "mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py"
+MASK2FORMER = (  # with few layers and points
+    "mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco-panoptic.py"
+    "@model.panoptic_head.pixel_decoder.encoder.num_layers=1@model.train_cfg.num_points=64"
+    "@model.panoptic_head.transformer_decoder.num_layers=1"
+)
 RETINANET = "mmdet::retinanet/retinanet_r18_fpn_1x_coco.py"
 NAME = Path(SHAPES_CONFIG).stem
 FAST = "@fuse-conv-bn@channels-last"
