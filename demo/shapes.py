@@ -35,7 +35,7 @@ TRAINING = ("model", "train_dataloader", "optim_wrapper", "param_scheduler", "tr
 
 
 class StepError(Exception):
-    """A step failed; the message says why and what to do."""
+    """A step failed; the message gives the reason and what to do."""
 
 
 class Demo:

@@ -122,7 +122,7 @@ def check(found: Environment, module: str, wanted: Requirement, install: str) ->
 
 
 def root_error(found: Environment, module: str) -> str | None:
-    """Import error of a module; None without one, or if an earlier module failed with the same."""
+    """Import error of a module; None without one, or if an earlier module failed with it too."""
     error = found.errors.get(module)
     first = next((name for name, each in found.errors.items() if each == error), None)
     return error if first == module else None

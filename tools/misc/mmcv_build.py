@@ -31,7 +31,7 @@ CPP20_PROBE = "#include <concepts>\nstatic_assert(std::integral<int>);\n"
 
 
 class InstallError(Exception):
-    """A fault that the user has to fix; the message says how."""
+    """A fault that the user has to fix; the message explains how."""
 
 
 def find_compiler(env: Mapping[str, str]) -> list[str]:

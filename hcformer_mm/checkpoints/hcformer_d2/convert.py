@@ -1,4 +1,4 @@
-"""Conversion between the tensors of a released checkpoint and those of a model of this package."""
+"""Conversion of tensors between a released checkpoint and a model of this package."""
 
 from collections.abc import Mapping
 from copy import deepcopy

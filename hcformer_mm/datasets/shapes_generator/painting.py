@@ -59,7 +59,7 @@ def _stuff_color(rng: np.random.RandomState, label: int) -> Color:
 
 
 def _thing_color(rng: np.random.RandomState, label: int, used: list[Color]) -> Color:
-    """Mostly vivid color that stands out against those used before."""
+    """Mostly vivid color that contrasts with the colors used before."""
     best, best_contrast = (0.0, 0.0, 0.0), -1.0
     for _ in range(10):
         hue = _hue(rng, label, len(FIGURES), THING_HUE_BIAS)

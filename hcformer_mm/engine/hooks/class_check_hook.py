@@ -44,7 +44,7 @@ class ClassCheckHook(Hook):
                 for dataset in _unwrap(loop.dataloader.dataset):
                     faults += _compare(_heads(runner.model), dataset, f"{split}_dataloader.dataset")
         if faults:
-            raise ValueError("\n".join(("model and data have different classes:", *faults)))
+            raise ValueError("\n".join(("the classes do not match:", *faults)))
 
 
 def _unwrap(dataset: Any) -> Iterator[Any]:
