@@ -1,13 +1,16 @@
 """tools/train.py and tools/test.py, from data to metrics, on a few images of the Shapes set."""
 
+import pickle
 import shutil
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from hcformer_mm.checkpoints.io import load_checkpoint
 from tests.helpers.models import SHAPES_CONFIG
 from tests.helpers.tools import loader_options, read_metrics, read_scalars, run_tool
+from tests.test_checkpoints.test_io import Touch
 
 PER_PIXEL = "configs/shapes/hc-fcn32s_r18_shapes-semantic.py"
 
@@ -127,3 +130,14 @@ def test_auto_scale_lr_needs_a_base_batch_size(tmp_path):
 def test_dump_must_be_a_pickle():
     with pytest.raises(SystemExit, match=r"expected --out to end in \.pkl"):
         run_tool("tools/test.py", SHAPES_CONFIG, "x.pth", "--out", "x.json")
+
+
+def test_checkpoints_that_run_code_are_refused(small_shapes, tmp_path):
+    trace, path = tmp_path / "trace", tmp_path / "hostile.pth"
+    torch.save(dict(state_dict={}, extra=Touch(trace)), path)
+    with pytest.raises(pickle.UnpicklingError):
+        run_tool(
+            *("tools/test.py", SHAPES_CONFIG, path, "--work-dir", tmp_path),
+            *("--cfg-options", *small_shapes),
+        )
+    assert not trace.exists()
