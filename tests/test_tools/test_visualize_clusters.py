@@ -163,7 +163,7 @@ def test_errors_are_one_line(run, shapes, checkpoint, tmp_path):
         ),
         ((PANOPTIC, weights, "--img", image, "--gt", "nowhere"), "no such ground truth: nowhere"),
         ((PANOPTIC, weights, "--img", image, image), "both be called 000000"),
-        ((PANOPTIC, weights, "--img", image, "--batch-size", 0), "1 at least, got 0 and 96"),
+        ((PANOPTIC, weights, "--img", image, "--batch-size", 0), "of at least 1, got 0 and 96"),
     ):
         with pytest.raises(SystemExit) as exit_:
             run(*arguments, "--out", out)
