@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from mmcv.ops import point_sample
-from mmdet.models.task_modules.assigners import BaseAssigner
+from mmdet.models.task_modules.assigners import BaseAssigner, HungarianAssigner
 from mmdet.models.task_modules.samplers import BaseSampler
 from mmdet.models.utils import get_uncertain_point_coords_with_randomness
 from mmdet.utils import reduce_mean
@@ -101,10 +101,14 @@ class MaskCriterion:
         # In float16 the mask cost, a sum over all points, overflows; so does the number of masks
         # times points, by which the mask loss is divided.
         with torch.autocast(all_mask_logits[0].device.type, enabled=False):
-            matches = [
-                self._match(class_logits, mask_logits, assignments, targets, batch_img_metas)
-                for class_logits, mask_logits in zip(all_class_logits, all_mask_logits, strict=True)
-            ]  # [layer][image]
+            # Not a decorator of _match: Dynamo cannot call a decorated method of a dataclass.
+            with torch.no_grad():
+                matches = [
+                    self._match(class_logits, mask_logits, assignments, targets, batch_img_metas)
+                    for class_logits, mask_logits in zip(
+                        all_class_logits, all_mask_logits, strict=True
+                    )
+                ]  # [layer][image]
             masks = self._matched_masks(all_mask_logits, assignments, matches)
             layers = [
                 self._losses(class_logits, layer_masks, layer_matches, targets)
@@ -136,7 +140,6 @@ class MaskCriterion:
             masks.append(decoded.contiguous().split([len(q) for q in queries]))
         return [torch.cat(of_images) for of_images in zip(*masks, strict=True)]
 
-    @torch.no_grad()
     def _match(
         self,
         class_logits: Tensor,
@@ -208,7 +211,7 @@ class MaskCriterion:
             of_images = points.split([len(match.objects) for match in matches])
             wanted = torch.cat(
                 [
-                    _read(gt.masks, match.objects, at)
+                    self._read(gt.masks, match.objects, at)
                     for gt, match, at in zip(targets, matches, of_images, strict=True)
                 ]
             )
@@ -219,10 +222,10 @@ class MaskCriterion:
         )
         return dict(loss_cls=loss_cls, loss_mask=loss_mask, loss_dice=loss_dice)
 
-
-def _read(masks: Tensor, objects: Tensor, points: Tensor) -> Tensor:
-    """Sample the masks ``(N, H', W')`` of objects ``(M,)`` at points ``(M, P, 2)``: ``(M, P)``."""
-    # Masks are as large as the image, so do not copy them if every object is matched, as usual.
-    if not torch.equal(objects, torch.arange(len(masks), device=objects.device)):
-        masks = masks[objects]
-    return point_sample(masks[:, None], points)[:, 0]
+    def _read(self, masks: Tensor, objects: Tensor, points: Tensor) -> Tensor:
+        """Sample the masks ``(N, H', W')`` of objects ``(M,)`` at points ``(M, P, 2)``."""
+        # Masks are as large as the image, so do not copy them if every object is matched, as usual.
+        # A Hungarian match is one to one: its length tells, without reading indices back.
+        if not (isinstance(self.assigner, HungarianAssigner) and len(objects) == len(masks)):
+            masks = masks[objects]
+        return point_sample(masks[:, None], points)[:, 0]
