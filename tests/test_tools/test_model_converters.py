@@ -83,6 +83,7 @@ def test_warm_start(tmp_path):
 def test_training_starts_from_a_warm_start(tmp_path):
     """The printed command trains from the weights of another model."""
     root, donor, warm = (tmp_path / name for name in ("shapes", "donor.pth", "warm.pth"))
+    annotations = root / "annotations"
     config = "configs/shapes/hcformer_r18_shapes-panoptic.py"
     maker = "tools/dataset_converters/make_shapes.py"
     run_tool(maker, "--out", root, "--num-train", 4, "--num-val", 2)
@@ -91,7 +92,10 @@ def test_training_starts_from_a_warm_start(tmp_path):
     run_tool(
         *("tools/train.py", config, "--work-dir", tmp_path / "run"),
         *("--cfg-options", f"load_from={warm}", "model.backbone.backbone.init_cfg=None"),
-        *("train_cfg.max_iters=1", "train_cfg.val_interval=5", "optim_wrapper.optimizer.lr=0"),
+        *("train_cfg.max_iters=1", "optim_wrapper.optimizer.lr=0"),
+        *("train_cfg.val_interval=5", f"val_evaluator.0.ann_file={annotations}/panoptic_val.json"),
+        f"val_evaluator.0.seg_prefix={annotations}/panoptic_val/",
+        f"val_evaluator.1.ann_file={annotations}/instances_val.json",
         *("train_dataloader.batch_size=2", *loader_options(root)),
     )
     trained = load_checkpoint(tmp_path / "run" / "iter_1.pth")["state_dict"]
