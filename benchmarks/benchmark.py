@@ -13,7 +13,7 @@ import torch
 from mmengine.config import DictAction
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import measure, workloads
+from benchmarks import measure, models, operators
 from hcformer_mm.apis.inference import check_device
 
 SHAPE_HELP = "image sizes, pairs of multiples of 32"
@@ -75,31 +75,31 @@ def parse_args() -> argparse.Namespace:
 
     text = "time operators against reference implementations"
     ops = subcommands.add_parser("ops", help=text, description=text)
-    ops.set_defaults(cases=workloads.operators, baseline=1)
+    ops.set_defaults(cases=operators.cases, baseline=1)
     add = ops.add_argument
-    operators = workloads.OPERATORS
-    add("--operator", nargs="+", choices=operators, default=operators, help="default: all")
+    kinds = operators.OPERATORS
+    add("--operator", nargs="+", choices=kinds, default=kinds, help="default: all")
     shapes = f"{SHAPE_HELP}; 800 1344 (deform: 512 672, post-processing: 800 1216) if left out"
     add("--shape", type=int, nargs="+", metavar=("H", "W"), help=shapes)
-    strides = list(workloads.RESNET50_CHANNELS)
+    strides = list(operators.RESNET50_CHANNELS)
     add("--stride", type=int, nargs="+", choices=strides, default=strides, help="default: all")
     masks = [20, 100, 1000]
     channels = "numbers of masks to decode (default: 20 100 1000)"
     add("--channels", type=at_least(1), nargs="+", default=masks, metavar="Q", help=channels)
     queries = "queries in post-processing, all kept (default: 100)"
     add("--kept-queries", type=at_least(1), default=100, metavar="N", help=queries)
-    passes = workloads.PASSES
+    passes = operators.PASSES
     add("--pass", nargs="+", choices=passes, default=passes, dest="passes", help="default: both")
     add("--compile", action="store_true", help="add ours under torch.compile")
     add_common_arguments(ops)
 
     text = "time inference of any config's model"
     model = subcommands.add_parser("model", help=text, description=text)
-    model.set_defaults(cases=workloads.inference)
+    model.set_defaults(cases=models.inference)
     add_config_arguments(model)
     add = model.add_argument
     modes = "predict adds pre- and post-processing to forward (default: forward predict)"
-    add("--mode", nargs="+", choices=workloads.MODES, default=["forward", "predict"], help=modes)
+    add("--mode", nargs="+", choices=models.MODES, default=["forward", "predict"], help=modes)
     dtypes = ["float32", "bfloat16", "float16"]
     lower = "lower ones by autocast (default: float32)"
     add("--dtype", nargs="+", choices=dtypes, default=dtypes[:1], help=lower)
@@ -109,11 +109,11 @@ def parse_args() -> argparse.Namespace:
 
     text = "time training of any config's model"
     train = subcommands.add_parser("train", help=text, description=text)
-    train.set_defaults(cases=workloads.training)
+    train.set_defaults(cases=models.training)
     add_config_arguments(train)
     add = train.add_argument
     phases = "whole step, or head alone (default: step)"
-    add("--phase", nargs="+", choices=workloads.PHASES, default=["step"], help=phases)
+    add("--phase", nargs="+", choices=models.PHASES, default=["step"], help=phases)
     add("--batch", type=at_least(1), default=2, help="images per step (default: 2)")
     add("--objects", type=at_least(1), default=10, help="objects per image (default: 10)")
     add_common_arguments(train)
@@ -147,18 +147,18 @@ def run(args: argparse.Namespace) -> list[measure.Row]:
                 repeats=args.repeats,
                 warmup=args.warmup,
                 baseline=args.baseline - 1,
-                memory=args.cases is not workloads.inference,
+                memory=args.cases is not models.inference,
                 profile_rows=args.profile,
                 device=args.device,
             )
-            if args.cases is workloads.operators:
+            if args.cases is operators.cases:
                 for row in rows:
                     row["ns/pixel"] = 1e6 * row["median (ms)"] / (height * width)
             if setting.get("phase") == "step" and args.device == "cpu":
                 peaks = []
                 for index in range(len(calls)):
                     with ProcessPoolExecutor(1, get_context("spawn")) as process:
-                        work = workloads.peak_of_training, args, index, (height, width), threads
+                        work = models.peak_of_training, args, index, (height, width), threads
                         peaks.append(process.submit(*work).result())
                 measure.add_peaks(rows, "resident", peaks, args.baseline - 1)
             results += rows

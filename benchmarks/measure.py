@@ -19,6 +19,8 @@ from hcformer_mm.version import __version__, installed_versions
 
 Call = Callable[[], object]
 Row = dict[str, Any]
+Shape = tuple[int, int]
+Case = tuple[dict[str, Any], dict[str, Call]]  # a setting and its calls by name
 
 
 def measure(

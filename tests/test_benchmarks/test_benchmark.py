@@ -1,4 +1,4 @@
-"""The benchmark's workloads compute what they say, and its command line times them."""
+"""The benchmark's operators and models compute what they say, and its command line times them."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import benchmark, workloads
+from benchmarks import benchmark, models, operators
 from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
 
 FCN = "mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py"
@@ -42,7 +42,7 @@ def parse(monkeypatch):
 
 @pytest.fixture
 def specs_of(parse):
-    return lambda *command: workloads.parse_specs(parse("model", *command, *SMALL))
+    return lambda *command: models.parse_specs(parse("model", *command, *SMALL))
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def outputs_of(parse):
 
     def outputs(operator, one, *options):
         queries = ("--kept-queries", 6, "--pass", one, *SMALL, *options)
-        cases = workloads.operators(parse("ops", "--operator", operator, *queries))
+        cases = operators.cases(parse("ops", "--operator", operator, *queries))
         return [(setting, {n: call() for n, call in calls.items()}) for setting, calls in cases]
 
     return outputs
@@ -144,12 +144,12 @@ def test_modes_and_dtypes(model_of):
     for text in (FCN, NAME):
         model, _ = model_of(text)
         handle = model.backbone.register_forward_pre_hook(lambda _, args: images.append(args[0]))
-        for mode in workloads.MODES:
-            result = workloads.inference_call(model, SHAPE, mode=mode, seed=3)()
+        for mode in models.MODES:
+            result = models.inference_call(model, SHAPE, mode=mode, seed=3)()
             if text == FCN and mode == "forward":
                 assert result.shape == (1, 19, 8, 12) and result.is_inference()
                 handle.remove()
-                call = workloads.inference_call(model, SHAPE, mode=mode, dtype=torch.bfloat16)
+                call = models.inference_call(model, SHAPE, mode=mode, dtype=torch.bfloat16)
                 assert call().dtype == torch.bfloat16
         segments = result[0].pred_sem_seg if text == FCN else result[0].pred_panoptic_seg
         assert segments.shape[-2:] == SHAPE if text == FCN else segments.sem_seg.shape[1:] == SHAPE
@@ -164,19 +164,19 @@ def test_kept_queries(model_of, text):
     layer, seen = model.panoptic_head.cls_embed, []
     for number in (None, 7, 0):  # hooks run in this order
         if number is not None:
-            workloads.keep_queries(model, number)
+            models.keep_queries(model, number)
         handle = layer.register_forward_hook(lambda m, args, logits: seen.append(logits))
-        workloads.inference_call(model, SHAPE, mode="predict")()
+        models.inference_call(model, SHAPE, mode="predict")()
         handle.remove()
         scores, classes = seen[-1].softmax(dim=-1).max(dim=-1)
         kept = (scores > 0.8) & (classes < layer.out_features - 1)
         assert kept.reshape(-1, model.panoptic_head.num_queries)[-1].sum() == (number or 0)
     with pytest.raises(ValueError, match=r"expected at most \d+ queries to keep, got 1000"):
-        workloads.keep_queries(model, 1000)
+        models.keep_queries(model, 1000)
 
 
 def batch_of(model, batch=2):
-    return workloads.random_batch(model, SHAPE, batch=batch, objects=3)
+    return models.random_batch(model, SHAPE, batch=batch, objects=3)
 
 
 def test_random_batches(model_of):
@@ -199,7 +199,7 @@ def test_steps_train_on_images_of_their_size(model_of, text):
     model, config = model_of(text, training=True)
     sizes = []
     model.backbone.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape))
-    step = workloads.training_call(model, config, batch_of(model))
+    step = models.training_call(model, config, batch_of(model))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     assert all(torch.isfinite(step()["loss"]) for _ in range(2))
     assert model.training and set(sizes) == {(2, 3, *SHAPE)}
@@ -213,13 +213,13 @@ def test_optimizer_of_the_config(model_of):
     weight = model.panoptic_head.cls_embed.weight
     before, data = weight.detach().clone(), batch_of(model)
     config.optim_wrapper.optimizer.update(lr=0.0, weight_decay=0.0)
-    workloads.training_call(model, config, data)()
+    models.training_call(model, config, data)()
     # Mixed precision needs an accelerator.
     config.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
-    workloads.training_call(model, config, data)()
+    models.training_call(model, config, data)()
     assert torch.equal(weight, before)
     config.pop("optim_wrapper")
-    workloads.training_call(model, config, data)()
+    models.training_call(model, config, data)()
     assert not torch.equal(weight, before)
 
 
@@ -228,7 +228,7 @@ def test_head_alone(model_of, text):
     model, config = model_of(text, training=True)
     passes = []
     model.backbone.register_forward_hook(lambda *_: passes.append("backbone"))
-    call = workloads.training_call(model, config, batch_of(model), "head")
+    call = models.training_call(model, config, batch_of(model), "head")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     call()
     maps = [g for g in call() if g is not None and g.dim() == 4 and g.abs().sum() > 0]
@@ -248,7 +248,7 @@ def test_models_without_such_a_head_or_classes(model_of):
     model, config = model_of(RETINANET, training=True)
     data = batch_of(model)
     with pytest.raises(ValueError, match=r"detector with a panoptic_head or .* got RetinaNet"):
-        workloads.training_call(model, config, data, "head")
+        models.training_call(model, config, data, "head")
     model.dataset_meta = None
     with pytest.raises(ValueError, match=r"expected a panoptic_head, or a test set .* RetinaNet"):
         batch_of(model)
