@@ -1,6 +1,5 @@
 """Build models, classes and test pipelines from configs, for inference."""
 
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,12 @@ from mmdet.models.detectors import BaseDetector
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.model import BaseModel, revert_sync_batchnorm
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 from mmseg.models.segmentors import BaseSegmentor
 
 from ..checkpoints.io import load_checkpoint
 from ..structures.panoptic import Classes
-from ..utils.config import dataset_meta_of, logging_from, tested_dataset, without_pretrained
+from ..utils.config import build_without_weights, dataset_meta_of, logging_from, tested_dataset
 
 
 def build_model(
@@ -43,9 +42,7 @@ def build_model(
         raise ValueError(f"expected a config with a model, got {config.filename}")
     if checkpoint is None:
         torch.manual_seed(seed)
-    scope = config.get("default_scope", "mmdet")
-    with DefaultScope.overwrite_default_scope(scope):
-        model = MODELS.build(without_pretrained(deepcopy(config.model)))
+    model = build_without_weights(config)
     if not isinstance(model, BaseDetector | BaseSegmentor):
         raise ValueError(
             "expected a detector of mmdet or a segmentor of mmseg, got "

@@ -10,9 +10,8 @@ from mmdet.models.backbones.swin import swin_converter
 from mmengine.config import Config
 from torch import Tensor
 
-from ..utils.config import find_config
+from ..utils.config import build_without_weights, find_config
 from ..version import __version__
-from .hcformer_d2.convert import build
 from .hcformer_d2.key_mapping import COUNTER
 from .io import load_checkpoint, save_checkpoint, sha256, some, tensors_of, weights_entry
 
@@ -126,7 +125,7 @@ def warm_start_file(
     tensors = tensors_of(weights_entry(load_checkpoint(source)))
     cfg = Config.fromfile(find_config(config))
     cfg.merge_from_dict(dict(cfg_options or {}))
-    result = warm_start(tensors, build(cfg).state_dict())
+    result = warm_start(tensors, build_without_weights(cfg).state_dict())
     about = dict(file=Path(source).name, sha256=sha256(source))
     meta = dict(hcformer_mm_version=__version__, warm_start=about)
     save_checkpoint(target, dict(meta=meta, state_dict=result.state_dict))

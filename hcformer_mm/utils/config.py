@@ -1,14 +1,16 @@
-"""Look up configs by name, and read or change parts of them."""
+"""Look up configs by name, read or change parts of them, and build their models."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 CONFIGS = Path(__file__).resolve().parents[1] / ".mim" / "configs"
 """Configs of this package."""
@@ -68,6 +70,12 @@ def without_pretrained(config: Any) -> Any:
         kept = [without_pretrained(value) for value in config]
         config[:] = [new for new, old in zip(kept, config, strict=True) if new is old]
     return config
+
+
+def build_without_weights(config: Config) -> BaseModel:
+    """Build the model of a config; it neither loads pretrained weights nor initializes any."""
+    with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmdet")):
+        return MODELS.build(without_pretrained(deepcopy(config.model)))
 
 
 def dataset_meta_of(config: Config) -> dict[str, Any] | None:

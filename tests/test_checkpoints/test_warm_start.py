@@ -7,12 +7,10 @@ import torch
 import torchvision
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint as mmengine_load_checkpoint
 
-from hcformer_mm.checkpoints.hcformer_d2.convert import build
 from hcformer_mm.checkpoints.warm_start import warm_start, warm_start_file
-from hcformer_mm.utils.config import find_config, without_pretrained
+from hcformer_mm.utils.config import build_without_weights, find_config
 from tests.helpers.released_small import small
 from tests.test_models.test_backbones.test_swin import authors_checkpoint, pretrained
 
@@ -33,15 +31,14 @@ def randomized(module):
 def mmdet_weights(name):
     """Random weights of a detector of mmdet."""
     config = Config.fromfile(find_config(f"mmdet::{name}"))
-    init_default_scope("mmdet")
-    return randomized(MODELS.build(without_pretrained(config.model)))
+    return randomized(build_without_weights(config))
 
 
 @cache
 def weights_of(name, *overrides):
     config = Config.fromfile(find_config(name))
     config.merge_from_dict(dict(overrides))
-    return build(config).state_dict()
+    return build_without_weights(config).state_dict()
 
 
 def assert_loaded(result, tensors, names):
@@ -137,7 +134,7 @@ def test_backbones_of_swins_authors(tmp_path):
     config = small("Swin-S").config
     arch = dict(depths=(1, 2, 1, 1), num_heads=(1, 2, 4, 8))
     config.merge_from_dict({f"model.backbone.backbone.{key}": arch[key] for key in arch})
-    model = build(config).state_dict()
+    model = build_without_weights(config).state_dict()
     tensors = authors_checkpoint()
     result = warm_start(tensors, model)
     path = tmp_path / "swin.pth"
@@ -158,7 +155,7 @@ def test_mmengine_loads_the_file(tmp_path):
     tensors = torchvision.models.resnet18().state_dict()
     torch.save(tensors, source)
     result = warm_start_file(source, target, R18)
-    model = build(Config.fromfile(find_config(R18)))
+    model = build_without_weights(Config.fromfile(find_config(R18)))
     mmengine_load_checkpoint(model, str(target), strict=False)
     weights = model.state_dict()
     for name, value in result.state_dict.items():

@@ -1,16 +1,14 @@
 """Conversion of tensors between a released checkpoint and a model of this package."""
 
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from ...utils.config import without_pretrained
+from ...utils.config import build_without_weights
 from ..io import some
 from .architecture import (
     Architecture,
@@ -69,7 +67,7 @@ def convert(released: Mapping[str, Tensor], config: Config) -> Conversion:
     """
     architecture = find_architecture(shapes_of(released))
     _check_architecture(architecture, config)
-    model = build(config)
+    model = build_without_weights(config)
     _check_settings(model, config, released)
     dropped = {name: reason for name, reason in DROPPED.items() if name in released}
     weights = {name: value for name, value in released.items() if name not in dropped}
@@ -162,12 +160,6 @@ def revert(state_dict: Mapping[str, Tensor]) -> Conversion:
 def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
     """Return the shape of every tensor by its name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def build(config: Config) -> BaseModel:
-    """Build the model of a config without initializing its weights."""
-    with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmdet")):
-        return MODELS.build(without_pretrained(deepcopy(config.model)))
 
 
 def _rename(

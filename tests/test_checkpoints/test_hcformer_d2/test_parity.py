@@ -11,8 +11,9 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from hcformer_mm.checkpoints.hcformer_d2 import choose_config, convert, find_architecture
-from hcformer_mm.checkpoints.hcformer_d2.convert import build, shapes_of
+from hcformer_mm.checkpoints.hcformer_d2.convert import shapes_of
 from hcformer_mm.checkpoints.hcformer_d2.key_mapping import PATCH_MERGING
+from hcformer_mm.utils.config import build_without_weights
 from tests.helpers import reference
 from tests.helpers import released_model as released
 from tests.helpers.released_checkpoints import random_state, released_keys
@@ -23,7 +24,7 @@ TOLERANCE = dict(rtol=0, atol=1e-4)
 
 def converted(state, config, state_dict=None):
     """Our model with the weights of a released one, in evaluation mode."""
-    model = build(config)
+    model = build_without_weights(config)
     model.load_state_dict(state_dict or convert(state, config).state_dict)
     model.eval()  # some versions of mmdet return None here
     return model
@@ -182,7 +183,7 @@ def test_pixels(semantic):
     """An image as mmdet and mmseg load it, blue first, becomes the released model's input."""
     config = small(semantic=semantic).config
     with DefaultScope.overwrite_default_scope("mmseg" if semantic else "mmdet"):
-        preprocessor = build(config).data_preprocessor
+        preprocessor = build_without_weights(config).data_preprocessor
     generator = torch.Generator().manual_seed(0)
     rgb = torch.randint(256, (50, 67, 3), generator=generator, dtype=torch.uint8)
     bgr = rgb.flip(-1).permute(2, 0, 1)
