@@ -2,12 +2,14 @@
 
 import argparse
 import os
+import sys
 
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config
 
 from hcformer_mm.acceleration.inference import DTYPES
 from hcformer_mm.engine.runner import add_common_arguments, build_runner, load_config
+from hcformer_mm.utils.errors import InputError
 
 
 def parse_args() -> argparse.Namespace:
@@ -102,10 +104,13 @@ def main() -> None:
     if args.fast or args.dtype != "float32":
         hook = dict(type="hcformer_mm.FastInferenceHook", fast=args.fast, dtype=args.dtype)
         config.custom_hooks = [*config.get("custom_hooks", []), hook]
-    runner = build_runner(config)
-    if args.out is not None and not segmentor:
-        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-    runner.test()
+    try:
+        runner = build_runner(config)
+        if args.out is not None and not segmentor:
+            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+        runner.test()
+    except InputError as error:
+        sys.exit(f"test: {error}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Train the model of a config of this project, mmdet or mmseg."""
 
 import argparse
+import sys
 
 from hcformer_mm.engine.runner import add_common_arguments, build_runner, load_config
+from hcformer_mm.utils.errors import InputError
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,7 +49,10 @@ def main() -> None:
     if args.resume is not None:
         config.resume = True
         config.load_from = None if args.resume == "auto" else args.resume
-    build_runner(config).train()
+    try:
+        build_runner(config).train()
+    except InputError as error:
+        sys.exit(f"train: {error}")
 
 
 if __name__ == "__main__":
