@@ -201,7 +201,8 @@ def write_image(path: str | Path, image: NDArray[Any]) -> None:
         ValueError: No image format has this suffix.
     """
     path = Path(path)
-    if path.suffix.lower() not in Image.registered_extensions():
+    format = Image.registered_extensions().get(path.suffix.lower())
+    if format is None:
         raise ValueError(f"expected a name with the suffix of an image, such as .png, got {path}")
     with replacing(path) as unfinished:
-        Image.fromarray(image).save(unfinished)
+        Image.fromarray(image).save(unfinished, format)

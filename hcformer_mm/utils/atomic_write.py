@@ -10,16 +10,28 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Replace a file, or create it, only once its new content is complete.
 
+    A process that is killed, or a full disk, leaves the old file as it was. A power failure may
+    not: the content is not forced to the disk before the name is changed.
+
     Args:
         path: The file; its folder is created if necessary.
 
     Yields:
-        A temporary path to write to, in the same folder and with the same suffix.
+        A temporary path to write to, in the same folder. It is hidden and has a suffix of its own,
+        so that nobody takes what a killed process left for a result.
+
+    Raises:
+        OSError: The file cannot be written; the error names ``path``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
         unfinished.replace(path)
+    except OSError as error:
+        if error.filename in (None, str(unfinished)):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        unfinished.unlink(missing_ok=True)
+        if unfinished.exists():
+            unfinished.unlink()
