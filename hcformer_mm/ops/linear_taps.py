@@ -21,4 +21,5 @@ def linear_taps(position: Tensor, side: int) -> tuple[Tensor, Tensor]:
     # Exactly one pixel outside the map, where an undeformed kernel over the padding starts, the
     # weight has a kink; as in mmcv, the derivative there is 0, that of the outer side.
     inside = (index >= 0) & (index <= side - 1) & (position > -1).unsqueeze(-1)
-    return index.clamp(0, side - 1).long(), weight * inside
+    # Clamp integers: NaN, which has no place among the pixels, then only makes its own results NaN.
+    return index.long().clamp(0, side - 1), weight * inside

@@ -90,6 +90,21 @@ def test_channels_last_and_without_bias():
     torch.testing.assert_close(without + bias.view(1, -1, 1, 1), with_bias)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -1e30])
+def test_offsets_beyond_reason_spoil_their_position_alone(value):
+    """As in training that diverges: the loss is NaN, but no index leaves the map."""
+    tensors = inputs(3, 2, 1, (7, 8), 2)
+    expected = modulated_deform_conv2d(*tensors, stride=2, padding=1)
+    with torch.no_grad():
+        tensors[1][1, 3, 2, 1] = value
+    output = modulated_deform_conv2d(*tensors, stride=2, padding=1)
+    output.sum().backward()
+    others = torch.ones_like(output, dtype=torch.bool)
+    others[1, :, 2, 1] = False
+    torch.testing.assert_close(output[others], expected[others])
+    assert output[1, :, 2, 1].isfinite().all() == (value == -1e30)
+
+
 def test_shapes_that_do_not_fit():
     x, _, mask, weight, bias = inputs(3, 2, 1, (6, 6), 1)
     with pytest.raises(ValueError, match=r"offset of \(1, 18, 3, 3\), got \(1, 9, 3, 3\)"):

@@ -61,6 +61,19 @@ def test_result_has_the_wider_dtype(dtype):
     torch.testing.assert_close(values.double(), exact, rtol=0, atol=2e-2)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
+def test_points_beyond_reason_spoil_themselves_alone(value):
+    masks, assignments, points = hierarchy(5, 7, 1)
+    expected = decode_points(masks, assignments, points)
+    points[1, 9, 0] = value
+    values = decode_points(masks, assignments, points)
+    others = torch.arange(points.shape[1]) != 9
+    torch.testing.assert_close(values[..., others], expected[..., others])
+    torch.testing.assert_close(values[0], expected[0])
+    wanted = torch.full((3,), 0.0 if value == 1e30 else torch.nan, dtype=torch.float64)
+    torch.testing.assert_close(values[1, :, 9], wanted, equal_nan=True)
+
+
 def test_no_masks_and_no_points():
     masks, assignments, points = hierarchy(6, 8, 2)
     assert decode_points(masks[:, :0], assignments, points).shape == (2, 0, 44)
