@@ -4,8 +4,20 @@ import ast
 from unittest.mock import patch
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from hcformer_mm.datasets.shapes_writer import write_shapes
+
+# Property-based tests draw the same examples in every run; --hypothesis-profile=slow draws more.
+settings.register_profile(
+    "quick",
+    derandomize=True,
+    deadline=None,
+    max_examples=15,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.register_profile("slow", settings.get_profile("quick"), max_examples=500)
+settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session", autouse=True)
