@@ -17,6 +17,7 @@ class PathIndex(Generic[T]):
 
     Args:
         entries: Path and value of each image.
+        source: File or folder that lists them, for messages.
         name: Part of a path that must be the same; by default the file name with its suffix.
 
     Raises:
@@ -26,14 +27,15 @@ class PathIndex(Generic[T]):
     def __init__(
         self,
         entries: Iterable[tuple[str | PurePath, T]],
+        source: str | PurePath,
         name: Callable[[PurePath], str] = lambda path: path.name,
     ) -> None:
-        self._name = name
+        self._source, self._name = source, name
         self._entries: defaultdict[str, dict[PurePath, T]] = defaultdict(dict)
         for path, value in entries:
             path = PurePath(path)
             if path in self._entries[name(path)]:
-                raise ValueError(f"expected every path once, got {path} twice")
+                raise ValueError(f"expected every image once in {source}, got {path} twice")
             self._entries[name(path)][path] = value
 
     def find(self, path: str | PurePath) -> T | None:
@@ -53,7 +55,8 @@ class PathIndex(Generic[T]):
         best = [one for one in found if fit[one] == max(fit.values())]
         if len(best) > 1:
             raise ValueError(
-                f"expected a path that ends like one of {best[0]} and {best[1]}, got {path}"
+                f"expected a path whose folders say which image of {self._source} it is, got "
+                f"{path}, which may be {best[0]} or {best[1]}"
             )
         return found[best[0]]
 

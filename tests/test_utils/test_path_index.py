@@ -8,7 +8,7 @@ from hcformer_mm.utils.path_index import PathIndex
 
 
 def test_one_of_a_name_is_found_from_any_folder():
-    index = PathIndex([("val2017/0001.jpg", 1), ("0002.jpg", 2)])
+    index = PathIndex([("val2017/0001.jpg", 1), ("0002.jpg", 2)], "gt.json")
     assert [index.find(p) for p in ("0001.jpg", "/data/x/0001.jpg", PurePath("0002.jpg"))] == [
         1,
         1,
@@ -18,19 +18,24 @@ def test_one_of_a_name_is_found_from_any_folder():
 
 
 def test_several_of_a_name_are_told_apart_by_folders(tmp_path, monkeypatch):
-    index = PathIndex([("a/0001.jpg", 1), ("b/0001.jpg", 2), ("b/c/0001.jpg", 3)])
+    index = PathIndex([("a/0001.jpg", 1), ("b/0001.jpg", 2), ("b/c/0001.jpg", 3)], "gt.json")
     assert [index.find(f"/data/{p}/0001.jpg") for p in ("a", "b", "b/c")] == [1, 2, 3]
     (tmp_path / "b").mkdir()
     monkeypatch.chdir(tmp_path / "b")
     assert index.find("0001.jpg") == 2
-    with pytest.raises(ValueError, match=r"one of a/0001\.jpg and b/0001\.jpg, got d/0001\.jpg"):
+    with pytest.raises(
+        ValueError,
+        match=r"image of gt\.json .* got d/0001\.jpg, which may be a/0001\.jpg or b/0001\.jpg",
+    ):
         index.find("d/0001.jpg")
-    with pytest.raises(ValueError, match=r"every path once, got a/0001\.jpg twice"):
-        PathIndex([("a/0001.jpg", 1), ("a/0001.jpg", 2)])
+    with pytest.raises(ValueError, match=r"every image once in gt\.json, got a/0001\.jpg twice"):
+        PathIndex([("a/0001.jpg", 1), ("a/0001.jpg", 2)], "gt.json")
 
 
 def test_names_without_suffix():
-    index = PathIndex([("a/1.png", 1), ("b/1.png", 2), ("b/1.jpg", 3)], lambda path: path.stem)
+    index = PathIndex(
+        [("a/1.png", 1), ("b/1.png", 2), ("b/1.jpg", 3)], "gt", lambda path: path.stem
+    )
     assert [index.find(p) for p in ("a/1.jpg", "b/1.jpg", "b/1.png")] == [1, 3, 2]
-    with pytest.raises(ValueError, match="expected a path that ends like one of"):
+    with pytest.raises(ValueError, match=r"which may be b/1\.png or b/1\.jpg"):
         index.find("b/1.gif")
