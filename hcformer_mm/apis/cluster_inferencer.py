@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,14 @@ class ClusteredImage:
         clusters: Soft assignments, and label maps at several sizes.
         prediction: ``DetDataSample`` of mmdet or ``SegDataSample`` of mmseg.
         name: Stem of the file name, or the number of an array.
+        path: File of the image, if it has one.
     """
 
     image: NDArray[np.uint8]
     clusters: ImageClusters
     prediction: BaseDataElement
     name: str
+    path: Path | None = None
 
     def labels(self, *, connected: bool = False) -> list[NDArray[np.int64]]:
         """Label maps ``(H, W)`` at the image's size, finest level first, labels from 0."""
@@ -72,7 +75,7 @@ class ClusterInferencer(BaseInferencer):
         """
         results = self.predict(open_images(inputs), batch_size=batch_size, progress=progress)
         return (
-            ClusteredImage(image.read_rgb(), sample.pop("clusters"), sample, image.name)
+            ClusteredImage(image.read_rgb(), sample.pop("clusters"), sample, image.name, image.path)
             for image, sample in results
         )
 
