@@ -14,8 +14,16 @@ from .panoptic import Classes, Panoptic
 VOID_LABEL = 255
 """Void in the semantic ground truth of mmdet and mmseg: pixels of unknown class."""
 
+WIDE_VOID_LABEL = 65535
+"""Void where 255 is a class: in label maps of 16 bits."""
+
 SCORE_THR = 0.5
 """Default minimum score of predicted instances."""
+
+
+def void_label(num_classes: int) -> int:
+    """Label of pixels of unknown class, in label maps of so many classes."""
+    return VOID_LABEL if num_classes <= VOID_LABEL else WIDE_VOID_LABEL
 
 
 def predicted_segments(
