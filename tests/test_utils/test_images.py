@@ -1,18 +1,104 @@
 """Pixels of any depth become 8 bits, as the bits of the file say."""
 
+import io
 import warnings
 
+import mmcv
 import numpy as np
 import pytest
+from PIL import Image
 
-from hcformer_mm.utils.images import to_uint8
+from hcformer_mm.utils.images import decode_image, is_truncated, to_uint8
+
+SHAPE = (37, 53, 3)
+
+
+def encode(image, suffix, **options):
+    content = io.BytesIO()
+    image.save(content, suffix, **options)
+    return content.getvalue()
+
+
+def scene():
+    """A smooth image, whose files are larger than their headers."""
+    y, x, band = np.indices(SHAPE)
+    return Image.fromarray((90 + 60 * np.sin(x / 9 + band) + 60 * np.cos(y / 7)).astype(np.uint8))
+
+
+def turned():
+    """EXIF data of an image that lies on its side, with a thumbnail of its own markers."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "\xff\xd8\xff\xda\xff\xd9"
+    return exif
+
+
+FILES = {
+    "jpeg": lambda: encode(scene(), "jpeg"),
+    "progressive": lambda: encode(scene(), "jpeg", progressive=True),
+    "exif": lambda: encode(scene(), "jpeg", exif=turned()),
+    "cmyk": lambda: encode(scene().convert("CMYK"), "jpeg"),
+    "gray jpeg": lambda: encode(scene().convert("L"), "jpeg"),
+    "png": lambda: encode(scene(), "png"),
+    "rgba": lambda: encode(scene().convert("RGBA"), "png"),
+    "gray with alpha": lambda: encode(scene().convert("LA"), "png"),
+    "palette": lambda: encode(scene().quantize(16), "png"),
+    "bilevel": lambda: encode(scene().convert("1"), "png"),
+    "16 bits": lambda: encode(Image.fromarray(np.asarray(scene())[..., 0] * np.uint16(257)), "png"),
+    "tiff": lambda: encode(scene(), "tiff"),
+    "bmp": lambda: encode(scene(), "bmp"),
+    "webp": lambda: encode(scene(), "webp"),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_files_are_decoded_as_by_mmcv(kind):
+    content = FILES[kind]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = decode_image(content, "photo")
+    assert (found == mmcv.imfrombytes(content)).all()
+    assert found.shape == (SHAPE[1], SHAPE[0], 3) if kind == "exif" else SHAPE
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_twelve_bits_are_not_black(suffix):
+    gray = np.asarray(scene().convert("L"))
+    gray = gray + (gray == gray.max()) * (255 - gray)
+    content = encode(Image.fromarray(gray * np.uint16(16)), suffix)
+    assert mmcv.imfrombytes(content).max() < 16
+    with pytest.warns(UserWarning, match="use 12 bits"):
+        found = decode_image(content, "photo")
+    assert (found == gray[..., None]).all()
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kept", [0.3, 0.97])
+def test_truncated_files_are_refused(kind, kept):
+    content = FILES[kind]()
+    with pytest.raises(ValueError, match=r"complete image that OpenCV can read, got a/photo"):
+        decode_image(content[: int(len(content) * kept)], "a/photo")
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "progressive", "exif", "cmyk", "png", "palette"])
+def test_truncated_files_are_known_without_decoding(kind):
+    content = FILES[kind]()
+    assert not is_truncated(content)
+    assert not is_truncated(content + b"\0\0 a camera's trailer")
+    assert all(is_truncated(content[:end]) for end in (-20, len(content) * 2 // 3))
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\xff\xd8"])
+def test_other_files_are_refused(content):
+    with pytest.raises(ValueError, match="got a/photo; replace"):
+        decode_image(content, "a/photo")
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14, 15])
 @pytest.mark.parametrize("dtype", [np.uint16, np.dtype(">u2"), np.int32])
 def test_bits_of_a_sensor_are_stretched(bits, dtype):
     image = np.array([[0, 2**bits - 1], [2 ** (bits - 1), 2 ** (bits - 8)]], dtype)
-    with pytest.warns(UserWarning, match=rf"at most {2**bits - 1}: they are read as {bits} bits"):
+    with pytest.warns(UserWarning, match=rf"of an image use {bits} bits"):
         found = to_uint8(image)
     assert found.dtype == np.uint8
     assert found.tolist() == [[0, 255], [128, 1]]
