@@ -8,15 +8,19 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-__all__ = ["DATASETS", "HOOKS", "METRICS", "MODELS"]
+__all__ = ["DATASETS", "HOOKS", "METRICS", "MODELS", "TRANSFORMS"]
 
 MODELS = Registry(
     "model", parent=MMENGINE_MODELS, scope="hcformer_mm", locations=["hcformer_mm.models"]
 )
 DATASETS = Registry(
     "dataset", parent=MMENGINE_DATASETS, scope="hcformer_mm", locations=["hcformer_mm.datasets"]
+)
+TRANSFORMS = Registry(
+    "transform", parent=MMENGINE_TRANSFORMS, scope="hcformer_mm", locations=["hcformer_mm.datasets"]
 )
 METRICS = Registry(
     "metric", parent=MMENGINE_METRICS, scope="hcformer_mm", locations=["hcformer_mm.evaluation"]
