@@ -2,7 +2,12 @@
 
 import io
 import json
+import signal
+import subprocess
+import sys
+import tracemalloc
 from contextlib import redirect_stdout
+from dataclasses import replace
 
 import mmcv
 import numpy as np
@@ -17,11 +22,12 @@ from pycocotools.coco import COCO
 from hcformer_mm.apis import result_writer as result_writers
 from hcformer_mm.apis.inputs import InputImage, open_images
 from hcformer_mm.apis.result_writer import ResultWriter, segments_of, write_image
+from hcformer_mm.datasets.checks import check_panoptic
 from hcformer_mm.datasets.ground_truth import open_ground_truth
-from hcformer_mm.datasets.panoptic_check import check_panoptic
 from hcformer_mm.utils.atomic_write import replacing
 from hcformer_mm.visualization import draw_panoptic
 from tests.helpers.predictions import CLASSES, random_sample
+from tests.helpers.tools import ROOT
 
 SIZES = [(5, 7), (1, 1), (40, 3), (24, 33)]
 IDS = {"cup": 47, "dog": 18, "field": 193, "sky": 187}
@@ -154,9 +160,57 @@ def test_images_that_are_not_in_the_annotations(files, tmp_path):
     writer = ResultWriter(tmp_path / "out", CLASSES, ann_file=path)
     with pytest.raises(ValueError, match=r"images of .*annotations\.json.* got .*q\.jpg"):
         writer.accept(open_images(folder))
-    with pytest.raises(ValueError, match=r"annotations\.json.* got 0"):
+    with pytest.raises(ValueError, match=r"annotations\.json.* got image 0 of"):
         writer.add(InputImage("0", 0, array=np.zeros((2, 2, 3), np.uint8)), random_sample(2, 2))
     assert not (tmp_path / "out").exists()
+
+
+def test_images_of_one_name_in_several_folders(tmp_path):
+    """Named by their folders in every file, and matched with the annotations by them."""
+    files = [tmp_path / f"data/{name}" for name in ("a/1.jpg", "b/1.jpg", "b/c/1.jpg")]
+    for i, file in enumerate(files):
+        mmcv.imwrite(np.full((4, 5 + i, 3), 50 * i, np.uint8), str(file))
+    images = [
+        dict(id=9 - i, file_name=str(file.relative_to(tmp_path / "data")), height=4, width=5 + i)
+        for i, file in enumerate(files)
+    ]
+    categories = [dict(id=i, name=name, isthing=1) for name, i in IDS.items()]
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(dict(images=images, categories=categories, annotations=[])))
+    samples = [random_sample(4, 5 + i, seed=i) for i in range(3)]
+    out = tmp_path / "out"
+    write(out, files, samples, ann_file=path)
+    for folder in ("vis", "panoptic", "semantic"):
+        written = sorted(
+            str(file.relative_to(out / folder)) for file in (out / folder).rglob("*.*")
+        )
+        assert written == ["a/1.png", "b/1.png", "b/c/1.png"]
+    for i, name in enumerate(("a/1", "b/1", "b/c/1")):
+        assert Image.open(out / "vis" / f"{name}.png").size == (5 + i, 4)
+    assert read_json(out / "images.json")["images"] == images
+    panoptic = read_json(out / "panoptic.json")
+    assert [entry["image_id"] for entry in panoptic["annotations"]] == [9, 8, 7]
+    assert panoptic["annotations"][2]["file_name"] == "b/c/1.png"
+    assert check_panoptic(out / "panoptic.json", out / "panoptic", tmp_path / "data") == []
+
+
+def test_images_that_the_annotations_do_not_tell_apart(files, tmp_path):
+    folder, path = files
+    (tmp_path / "more").mkdir()
+    other = tmp_path / "more" / "p0.jpg"
+    other.write_bytes((folder / "p0.jpg").read_bytes())
+    writer = ResultWriter(tmp_path / "out", CLASSES, ann_file=path)
+    message = r"entry of its own in .*annotations\.json .* got one for .*p0\.jpg and .*p0\.jpg"
+    with pytest.raises(ValueError, match=message):
+        writer.accept(open_images([folder, other]))
+    content = read_json(path)
+    for image, name in zip(content["images"], ("a/p0.jpg", "b/p0.jpg"), strict=False):
+        image["file_name"] = name
+    path.write_text(json.dumps(content))
+    writer = ResultWriter(tmp_path / "out", CLASSES, ann_file=path)
+    message = r"annotations\.json .* got .*more/p0\.jpg, which may be a/p0\.jpg or b/p0\.jpg"
+    with pytest.raises(ValueError, match=message):
+        writer.accept(open_images(other))
 
 
 def test_nothing_to_write(files, tmp_path):
@@ -167,6 +221,68 @@ def test_nothing_to_write(files, tmp_path):
     (tmp_path / "file").write_text("file")
     with pytest.raises(ValueError, match="expected a folder for the results, got the file"):
         ResultWriter(tmp_path / "file", CLASSES)
+    message = r"a folder that can be written for the results, got .*file/out: Not a directory"
+    with pytest.raises(ValueError, match=message), ResultWriter(tmp_path / "file/out", CLASSES):
+        pytest.fail("before the model runs")
+
+
+def test_json_files_are_those_of_the_json_module(files, tmp_path):
+    """Although they are streamed: the writer keeps no entries."""
+    samples = write(tmp_path / "out", files[0])
+    for name in ("images", "panoptic", "instances"):
+        text = (tmp_path / "out" / f"{name}.json").read_text()
+        assert text == json.dumps(json.loads(text))
+    del samples[1].pred_panoptic_seg
+    samples[2].pred_instances = samples[2].pred_instances[:0]
+    write(tmp_path / "some", files[0], samples)
+    assert len(read_json(tmp_path / "some" / "panoptic.json")["annotations"]) == 3
+    with ResultWriter(tmp_path / "none", CLASSES):
+        pass
+    assert read_json(tmp_path / "none" / "images.json")["images"] == []
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path):
+    """10,000 images would take 300 MB if their entries were kept."""
+    image = InputImage("0", 0, array=np.zeros((64, 64, 3), np.uint8))
+    sample = random_sample(64, 64)
+    del sample.pred_panoptic_seg, sample.pred_sem_seg
+    with ResultWriter(tmp_path, CLASSES, draw=False) as writer:
+        writer.add(image, sample)
+        tracemalloc.start()
+        for number in range(1, 201):
+            writer.add(replace(image, name=str(number), number=number), sample)
+        kept, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert (tmp_path / "instances.json").stat().st_size > 500_000
+    assert kept < 50_000 and peak < 500_000
+    assert len(read_json(tmp_path / "instances.json")) == 603
+
+
+def test_a_killed_run_leaves_no_unfinished_json(files, tmp_path):
+    code = """
+import os, signal, sys
+from hcformer_mm.apis.inputs import open_images
+from hcformer_mm.apis.result_writer import ResultWriter
+from tests.helpers.predictions import CLASSES, random_sample
+with ResultWriter(sys.argv[2], CLASSES) as writer:
+    writer.add(open_images(sys.argv[1])[0], random_sample(5, 7))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    run = subprocess.run([sys.executable, "-c", code, files[0], tmp_path / "out"], cwd=ROOT)
+    assert run.returncode == -signal.SIGKILL
+    left = sorted(str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*"))
+    folders = ["panoptic", "semantic", "vis"]
+    assert left == sorted([*folders, *(f"{folder}/p0.png" for folder in folders)])
+
+
+def test_failed_images_are_listed(files, tmp_path):
+    images = open_images(files[0])
+    with ResultWriter(tmp_path, CLASSES) as writer:
+        writer.add_failure(images[1], "broken")
+        writer.add(images[0], random_sample(5, 7))
+    content = read_json(tmp_path / "images.json")
+    assert content["failed"] == [dict(file_name="p1.jpg", reason="broken")]
+    assert [image["file_name"] for image in content["images"]] == ["p0.jpg"]
 
 
 @pytest.mark.parametrize("again", [False, True])

@@ -5,7 +5,7 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
-from hcformer_mm.datasets.panoptic_check import check_panoptic
+from hcformer_mm.datasets.checks import check_panoptic
 
 
 def parse_args() -> argparse.Namespace:

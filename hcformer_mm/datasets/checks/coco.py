@@ -1,0 +1,142 @@
+"""What COCO's panoptic and instance files have in common: reading, categories and images."""
+
+import gc
+import json
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from ...utils.errors import InputError
+from .faults import Finding
+
+Entry = dict[str, Any]
+
+_KEYS = dict(
+    images=("id", "file_name", "height", "width"),
+    annotations=("image_id",),
+    categories=("id", "name"),
+)
+
+_TYPES: dict[str, Any] = dict(file_name=str, name=str, segments_info=list)
+
+
+def read_coco(ann_file: str | Path) -> Entry:
+    """Read a COCO JSON file, panoptic or of instances.
+
+    Returns:
+        The object in the file, which has ``images``, ``annotations`` and ``categories``.
+
+    Raises:
+        InputError: The file is no JSON file, or lacks one of these lists or a key of their entries.
+        FileNotFoundError: No such file.
+    """
+    path = Path(ann_file)
+    collecting = gc.isenabled()
+    gc.disable()  # of millions of new objects none is garbage; this halves the time
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # JSONDecodeError or UnicodeDecodeError
+        raise InputError(
+            f"expected {path} to be a COCO JSON file; it is damaged or another file: {error}"
+        ) from None
+    finally:
+        if collecting:
+            gc.enable()
+    if isinstance(content, dict):
+        content.setdefault("annotations", [])  # test sets have none
+    for part, keys in _KEYS.items():
+        require_keys(content, path, part, keys)
+    return content
+
+
+def require_keys(content: Any, path: Path, part: str, keys: Iterable[str]) -> None:
+    """Refuse a file unless a part of it is a list of entries that have certain keys.
+
+    Raises:
+        InputError: The part is missing or no list, or one of its entries lacks a key.
+    """
+    expected = f"expected {path} to have a list of {part}, each with {', '.join(keys)}"
+    if not isinstance(content, dict):
+        raise InputError(f"{expected} (COCO's format); got a {type(content).__name__}")
+    entries = content.get(part)
+    if not isinstance(entries, list):
+        raise InputError(
+            f"{expected} (COCO's format); got {', '.join(content) or 'an empty object'}"
+        )
+    types = [(key, _TYPES.get(key, int | float | str)) for key in keys]
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not all(
+            isinstance(entry.get(key), kind) for key, kind in types
+        ):
+            raise InputError(f"{expected} (COCO's format); entry {number} is {str(entry)[:200]}")
+
+
+def check_categories(categories: list[Entry]) -> Iterator[Finding]:
+    """Find the faults of categories that matter to panoptic and instance files alike."""
+    if not categories:
+        yield "no category", "expected at least one category, got none"
+    for key in ("id", "name"):
+        for value in repeated(category[key] for category in categories):
+            yield (
+                "duplicate id",
+                f"several categories have the {key} {value}: labels are numbered by them",
+            )
+
+
+def check_images(images: list[Entry]) -> Iterator[Finding]:
+    """Find the faults of the list of images that need no look at files."""
+    if not images:
+        yield "no image", "expected at least one image, got none"
+    for value in repeated(image["id"] for image in images):
+        yield "duplicate id", f"several images have the id {value}: all but the last one are lost"
+    for value in repeated(image["file_name"] for image in images):
+        yield "file in several images", f"several images have the file {value}"
+    sizes = image_sizes(images)
+    for image in images:
+        if image["id"] not in sizes:
+            size = image["height"], image["width"]
+            yield "size", f"image {image['id']}: expected height and width in pixels, got {size}"
+
+
+def image_sizes(images: list[Entry]) -> dict[Any, tuple[int, int]]:
+    """Height and width, in pixels, of every image by its id; without images of no valid size."""
+    sizes = ((image["id"], (image["height"], image["width"])) for image in images)
+    return {
+        number: size
+        for number, size in sizes
+        if all(isinstance(length, int | float) and length >= 1 for length in size)
+    }
+
+
+def check_image_ids(images: list[Entry], annotations: list[Entry]) -> Iterator[Finding]:
+    """Find annotations of images that are not in the list."""
+    known = {image["id"] for image in images}
+    unknown = {annotation["image_id"] for annotation in annotations} - known
+    types = {str(value): value for value in known} if unknown else {}
+    for value in sorted(unknown, key=str):
+        if (other := types.get(str(value))) is not None:
+            yield (
+                "type of ids",
+                f"annotations are of the image {value!r}, and the image's id is {other!r}: all "
+                "annotations are lost; write both as numbers",
+            )
+        else:
+            yield (
+                "annotation without image",
+                f"an annotation is of the image {value}, which is not among the images",
+            )
+
+
+def is_box(box: Any) -> bool:
+    """Whether something is a list of four finite numbers."""
+    try:
+        return isinstance(box, list) and len(box) == 4 and isfinite(sum(box))
+    except TypeError:
+        return False
+
+
+def repeated(values: Iterable[Hashable]) -> list[Any]:
+    """Values that occur several times, in order of their first occurrence."""
+    return [value for value, count in Counter(values).items() if count > 1]

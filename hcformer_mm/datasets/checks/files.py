@@ -1,0 +1,87 @@
+"""Checks of image files, whatever their annotations are."""
+
+from pathlib import Path
+
+from PIL import ExifTags, Image
+
+from .faults import Fault
+
+
+class UnreadableError(Exception):
+    """An image cannot be read; ``fault`` tells why."""
+
+    def __init__(self, kind: str, file: Path, message: str) -> None:
+        super().__init__(message)
+        self.fault = Fault(kind, file, message)
+
+
+def check_image(path: Path, size: tuple[int, int] | None = None) -> list[Fault]:
+    """Find out whether an image is missing, damaged, or of another size than its annotations.
+
+    Args:
+        path: The image.
+        size: Its height and width in the annotations, in pixels; None accepts any.
+    """
+    try:
+        found = image_size(path)
+    except UnreadableError as error:
+        return [error.fault]
+    return check_size(path, found, size)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image, in pixels, after it is turned as its EXIF data asks.
+
+    Raises:
+        UnreadableError: The image is missing or damaged.
+    """
+    with open_file(path) as image:
+        width, height = image.size
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        image.draft("L", (1, 1))  # decodes a JPEG at an eighth of its size
+        decode(path, image)
+    # MMCV turns images; values from 5 on swap height and width.
+    return (width, height) if orientation >= 5 else (height, width)
+
+
+def open_file(path: Path) -> Image.Image:
+    """Open an image without decoding it.
+
+    Raises:
+        UnreadableError: The image is missing or has no readable header.
+    """
+    if not path.is_file():
+        raise UnreadableError("missing file", path, f"the file does not exist{_elsewhere(path)}")
+    try:
+        return Image.open(path)
+    except Exception as error:  # Pillow raises errors of many types for damaged files
+        raise UnreadableError("unreadable file", path, f"expected an image: {error}") from error
+
+
+def decode(path: Path, image: Image.Image) -> None:
+    """Decode an image to its end.
+
+    Raises:
+        UnreadableError: It is truncated or damaged.
+    """
+    try:
+        image.load()
+    except Exception as error:  # as above
+        raise UnreadableError(
+            "unreadable file", path, f"expected a whole image: {error}"
+        ) from error
+
+
+def check_size(path: Path, found: tuple[int, ...], size: tuple[int, int] | None) -> list[Fault]:
+    """Compare the height and width of a file with those that are expected, if any."""
+    if size is None or tuple(found) == tuple(size):
+        return []
+    return [Fault("size", path, f"expected height and width {tuple(size)}, got {tuple(found)}")]
+
+
+def _elsewhere(path: Path) -> str:
+    """Where a missing file is instead, if it is near."""
+    for near in (path.parent.parent / path.name, *sorted(path.parent.glob(f"{path.stem}.*"))[:1]):
+        if near.is_file():
+            return f", but {near} does"
+    return ""

@@ -1,0 +1,330 @@
+"""Check of COCO's instance annotations, as MMDetection's dataset and pycocotools read them."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Set
+from functools import partial
+from itertools import chain
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as mask_utils
+
+from .coco import (
+    Entry,
+    check_categories,
+    check_image_ids,
+    check_images,
+    image_sizes,
+    is_box,
+    read_coco,
+    repeated,
+    require_keys,
+)
+from .faults import Fault, Finding, faults_of, run_each
+from .files import check_image
+
+_BATCH = 50_000
+"""Annotations whose coordinates are in memory as arrays at a time."""
+
+
+def check_instances(
+    ann_file: str | Path, img_dir: str | Path | None = None, *, num_workers: int = 1
+) -> list[Fault]:
+    """Find the faults of instance annotations, of their masks and of the images.
+
+    Args:
+        ann_file: JSON file with ``images``, ``annotations`` and ``categories``.
+        img_dir: Folder of the images; None skips their check.
+        num_workers: Processes that decode masks and read images.
+
+    Returns:
+        Faults of the JSON file, then those of the masks and the file of each image.
+
+    Raises:
+        ValueError: ``ann_file`` is not a COCO JSON file, or ``num_workers`` is below 1.
+    """
+    content = read_coco(ann_file)
+    faults = check_instances_json(content, ann_file)
+    by_image = defaultdict(list)
+    for annotation in content["annotations"]:
+        by_image[annotation["image_id"]].append(annotation)
+    tasks = [(image, by_image[image["id"]]) for image in content["images"]]
+    img_dir = None if img_dir is None else Path(img_dir)
+    check = partial(_check_image, ann_file=Path(ann_file), img_dir=img_dir)
+    return [*faults, *chain.from_iterable(run_each(check, tasks, num_workers))]
+
+
+def check_instances_json(content: Entry, ann_file: str | Path) -> list[Fault]:
+    """Find the faults of an instance JSON file that need neither images nor decoded masks.
+
+    Args:
+        content: What :func:`~.coco.read_coco` returns.
+        ann_file: The JSON file, for messages.
+
+    Raises:
+        ValueError: An annotation lacks ``id`` or ``category_id``.
+    """
+    path = Path(ann_file)
+    require_keys(content, path, "annotations", ("id", "image_id", "category_id"))
+    images, annotations, categories = (
+        content[part] for part in ("images", "annotations", "categories")
+    )
+    findings = (
+        *check_categories(categories),
+        *check_images(images),
+        *check_image_ids(images, annotations),
+        *_check_annotations(images, annotations, {category["id"] for category in categories}),
+    )
+    return [Fault(kind, path, message) for kind, message in findings]
+
+
+def check_masks(image: Entry, annotations: list[Entry], ann_file: str | Path) -> list[Fault]:
+    """Find masks of an image that cannot be decoded, are empty or do not fit their box.
+
+    Args:
+        image: An entry of ``images``.
+        annotations: The entries of ``annotations`` that belong to it.
+        ann_file: The JSON file, for messages.
+    """
+    if not (sizes := image_sizes([image])):
+        return []
+    return faults_of(Path(ann_file), _check_masks(annotations, sizes[image["id"]]))
+
+
+def _check_image(
+    task: tuple[Entry, list[Entry]], ann_file: Path, img_dir: Path | None
+) -> list[Fault]:
+    image, annotations = task
+    faults = check_masks(image, annotations, ann_file)
+    if img_dir is not None:
+        size = image["height"], image["width"]
+        faults += check_image(img_dir / image["file_name"], size)
+    return faults
+
+
+def _check_annotations(
+    images: list[Entry], annotations: list[Entry], categories: Set[Any]
+) -> Iterator[Finding]:
+    sizes = image_sizes(images)
+    for number in repeated(annotation["id"] for annotation in annotations):
+        yield "duplicate id", f"several annotations have the id {number}: mmdet stops"
+    usable, outlined = 0, []
+    for annotation in annotations:
+        if annotation["id"] == 0:
+            yield (
+                "annotation id 0",
+                f"{_name(annotation)}: pycocotools takes the object of id 0 for missed; "
+                "count from 1",
+            )
+        if annotation["category_id"] not in categories:
+            yield (
+                "unknown category",
+                f"{_name(annotation)}: category {annotation['category_id']} is not among the "
+                "categories, and mmdet leaves the object out",
+            )
+        if (size := sizes.get(annotation["image_id"])) is None:
+            continue  # a fault of the image, reported there
+        box, mask = _box_fault(annotation, size), _mask_fault(annotation, size)
+        for kind, message in filter(None, (box, mask)):
+            yield kind, f"{_name(annotation)}: {message}"
+        usable += box is None
+        if box is None and mask is None and isinstance(annotation["segmentation"], list):
+            outlined.append(annotation)
+    for start in range(0, len(outlined), _BATCH):
+        some = outlined[start : start + _BATCH]
+        yield from _check_outlines(some, _outlines(some), sizes)
+    if annotations and not usable:
+        yield "no objects", f"mmdet leaves out all {len(annotations)} annotations"
+    elif annotations and all(annotation.get("iscrowd") for annotation in annotations):
+        yield "crowds only", "all objects are crowds, which training and scores leave out"
+    empty = len(sizes.keys() - {annotation["image_id"] for annotation in annotations})
+    if empty:
+        yield "image without objects", f"{empty} of {len(images)} images have no annotation"
+
+
+def _box_fault(annotation: Entry, size: tuple[int, int]) -> Finding | None:
+    """Why mmdet or pycocotools cannot use the box and the numbers of an annotation."""
+    box: Any = annotation.get("bbox")
+    area = annotation.get("area")
+    missing = [key for key in ("area", "bbox", "iscrowd") if annotation.get(key) is None]
+    if missing:
+        return (
+            "incomplete annotation",
+            f"it lacks {', '.join(missing)}, and mmdet or pycocotools stops",
+        )
+    if not is_box(box):
+        return "no box", f"expected left, top, width and height as bbox, got {box}"
+    if not isinstance(area, int | float):
+        return "incomplete annotation", f"expected the area in pixels, got {area!r}"
+    left, top, width, height = box
+    if width < 1 or height < 1 or not area > 0:
+        return (
+            "empty box",
+            f"mmdet leaves out objects whose box {box} is below 1 pixel or whose area, {area}, is "
+            "0",
+        )
+    if left >= size[1] or top >= size[0] or left + width <= 0 or top + height <= 0:
+        return (
+            "box outside the image",
+            f"mmdet leaves out objects whose box {box} is outside the image of {size}",
+        )
+    return None
+
+
+def _mask_fault(annotation: Entry, size: tuple[int, int]) -> Finding | None:
+    """Why mmdet or pycocotools cannot use the mask of an annotation."""
+    mask = annotation.get("segmentation")
+    if not mask:
+        return (
+            "no mask",
+            f"expected polygons or run lengths as segmentation, got {mask}, and mmdet stops",
+        )
+    if isinstance(mask, dict):
+        return _run_lengths_fault(mask, size)
+    if not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
+        return "polygon", f"expected a list of polygons, each a list of numbers, got {_cut(mask)}"
+    short = [polygon for polygon in mask if len(polygon) < 6 or len(polygon) % 2]
+    if len(short) == len(mask):
+        return (
+            "no polygon",
+            f"expected a polygon of x, y of at least 3 points, got {_cut(mask)}: training leaves "
+            "the object out, and pycocotools stops",
+        )
+    try:
+        if not all(isfinite(sum(polygon)) for polygon in mask):
+            return "polygon", "a coordinate is not finite, and pycocotools takes all memory"
+    except TypeError:
+        return "polygon", f"expected numbers as coordinates, got {_cut(mask)}"
+    if short:
+        return (
+            "short polygon",
+            f"training leaves out {_cut(short)}, which is no list of x, y of at least 3 points",
+        )
+    return None
+
+
+def _run_lengths_fault(mask: Entry, size: tuple[int, int]) -> Finding | None:
+    counts: Any = mask.get("counts")
+    if mask.get("size") != [*size]:
+        return (
+            "mask of another size",
+            f"expected run lengths of the size {[*size]}, height and width, as the image has, got "
+            f"{mask.get('size')}",
+        )
+    if isinstance(counts, str):
+        if counts.startswith(("b'", 'b"')):
+            return "run lengths", "expected counts without b'', which Python puts around bytes"
+        return None  # check_masks decodes them
+    try:
+        fits = min(counts) >= 0 and sum(counts) == size[0] * size[1]
+    except (TypeError, ValueError):
+        return "run lengths", f"expected counts as text or numbers, got {_cut(counts)}"
+    if not fits:
+        return (
+            "run lengths",
+            f"expected counts from 0 on that add up to {size[0] * size[1]} pixels, got "
+            f"{sum(counts)}: pycocotools fills the mask with chance values or stops",
+        )
+    return None
+
+
+def _outlines(annotations: list[Entry]) -> NDArray[np.float64]:
+    """Left, top, right and bottom of the polygons of each annotation, ``(N, 4)``."""
+    lengths = np.array([sum(map(len, one["segmentation"])) for one in annotations]) // 2
+    numbers = chain.from_iterable(chain.from_iterable(one["segmentation"]) for one in annotations)
+    points = np.fromiter(numbers, np.float64, 2 * lengths.sum()).reshape(-1, 2)
+    starts = np.cumsum(lengths) - lengths
+    return np.hstack([f.reduceat(points, starts) for f in (np.minimum, np.maximum)])
+
+
+def _check_outlines(
+    annotations: list[Entry], outlines: NDArray[np.float64], sizes: dict[Any, tuple[int, int]]
+) -> Iterator[Finding]:
+    """Find masks far outside their image, and boxes that do not fit the outlines of their masks."""
+    low, high = outlines[:, :2], outlines[:, 2:]
+    bounds = np.array([sizes[one["image_id"]] for one in annotations], np.float64)[:, ::-1]
+    boxes = np.array([one["bbox"] for one in annotations], np.float64)
+    margin = 2 + (high - low).max(1) / 10
+
+    def differ(corners: NDArray[np.float64]) -> NDArray[np.bool_]:
+        distances: NDArray[np.float64] = np.abs(corners - outlines).max(axis=1)
+        return distances > margin
+
+    wrong = differ(np.hstack((boxes[:, :2], boxes[:, :2] + boxes[:, 2:])))
+    no_corners = differ(boxes)
+    far = ((low < -bounds) | (high > 2 * bounds)).any(1)
+    for index in np.flatnonzero(far | wrong):
+        box, found = annotations[index]["bbox"], np.round(outlines[index], 2).tolist()
+        reach = f"{_name(annotations[index])}: the mask reaches from {found[:2]} to {found[2:]}"
+        if far[index]:
+            yield "polygon", f"{reach}, far outside the image"
+        elif max(found) <= 1:
+            yield "polygon", f"{reach}; expected pixels, not fractions of the image's size"
+        elif not no_corners[index]:
+            yield (
+                "box as corners",
+                f"{reach}, so the box {box} seems to be left, top, right and bottom; expected "
+                "left, top, width and height",
+            )
+        else:
+            yield "box", f"{reach}, which the box {box} does not fit"
+
+
+def _check_masks(annotations: list[Entry], size: tuple[int, int]) -> Iterator[Finding]:
+    for annotation in annotations:
+        mask: Any = annotation.get("segmentation")
+        if _box_fault(annotation, size) or _mask_fault(annotation, size):
+            continue  # faults of the JSON file
+        sizes = {annotation["image_id"]: size}
+        if isinstance(mask, list):
+            if any(_check_outlines([annotation], _outlines([annotation]), sizes)):
+                continue  # as above
+            rle = mask_utils.merge(mask_utils.frPyObjects(mask, *size))
+        elif isinstance(mask["counts"], list):
+            rle = mask_utils.frPyObjects(mask, *size)
+        elif (pixels := _compressed_pixels(mask["counts"])) == size[0] * size[1]:
+            rle = mask
+        else:
+            yield (
+                "run lengths",
+                f"{_name(annotation)}: expected compressed counts that add up to "
+                f"{size[0] * size[1]} pixels, got {pixels}: pycocotools fills the mask with chance "
+                "values or stops",
+            )
+            continue
+        if not mask_utils.area(rle):
+            yield "empty mask", f"{_name(annotation)}: the mask has no pixel"
+        elif isinstance(mask, dict):
+            left, top, width, height = mask_utils.toBbox(rle)
+            outline = np.array([[left, top, left + width, top + height]])
+            yield from _check_outlines([annotation], outline, sizes)
+
+
+def _compressed_pixels(counts: str) -> int:
+    """Number of pixels in COCO's compressed run lengths, which pycocotools does not check.
+
+    Every character holds 5 bits, lowest first, and whether more follow. From the fourth on, a run
+    is stored as the difference from the last but one.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for code in counts.encode():
+        code -= 48
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= bool(code & 16) << shift  # the sign
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return sum(runs) if min(runs, default=0) >= 0 else -1
+
+
+def _name(annotation: Entry) -> str:
+    return f"annotation {annotation['id']} (image {annotation['image_id']})"
+
+
+def _cut(value: Any) -> str:
+    return f"{str(value)[:60]}"
