@@ -250,12 +250,11 @@ def _check_outlines(
     margin = 2 + (high - low).max(1) / 10
 
     def differ(corners: NDArray[np.float64]) -> NDArray[np.bool_]:
-        distances: NDArray[np.float64] = np.abs(corners - outlines).max(axis=1)
-        return distances > margin
+        return np.any(np.abs(corners - outlines) > margin[:, None], axis=1)
 
     wrong = differ(np.hstack((boxes[:, :2], boxes[:, :2] + boxes[:, 2:])))
-    no_corners = differ(boxes)
-    far = ((low < -bounds) | (high > 2 * bounds)).any(1)
+    corners = wrong & ~differ(boxes)
+    far = np.maximum(-bounds - low, high - 2 * bounds).max(axis=1) > 0
     for index in np.flatnonzero(far | wrong):
         box, found = annotations[index]["bbox"], np.round(outlines[index], 2).tolist()
         reach = f"{_name(annotations[index])}: the mask reaches from {found[:2]} to {found[2:]}"
@@ -263,7 +262,7 @@ def _check_outlines(
             yield "polygon", f"{reach}, far outside the image"
         elif max(found) <= 1:
             yield "polygon", f"{reach}; expected pixels, not fractions of the image's size"
-        elif not no_corners[index]:
+        elif corners[index]:
             yield (
                 "box as corners",
                 f"{reach}, so the box {box} seems to be left, top, right and bottom; expected "
