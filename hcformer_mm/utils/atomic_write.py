@@ -29,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield unfinished
         unfinished.replace(path)
     except OSError as error:
-        if error.filename in (None, str(unfinished)):
+        if error.errno and error.filename in (None, str(unfinished)):
             error.filename, error.filename2 = str(path), None
         raise
     finally:
