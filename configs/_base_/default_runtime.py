@@ -3,5 +3,5 @@ _base_ = "mmdet::_base_/default_runtime.py"
 
 default_hooks = dict(checkpoint=dict(by_epoch=False, save_last=True, max_keep_ckpts=3))
 log_processor = dict(by_epoch=False)
-# Numbers of classes that differ between model and data are refused before anything runs.
-custom_hooks = [dict(type="hcformer_mm.ClassCheckHook")]
+# Configs, classes and annotations that do not fit each other are refused before anything runs.
+custom_hooks = [dict(type="hcformer_mm.DataCheckHook")]

@@ -14,8 +14,8 @@ default_hooks = dict(
     sampler_seed=dict(type="DistSamplerSeedHook"),
     visualization=dict(type="mmseg.SegVisualizationHook"),
 )
-# Numbers of classes that differ between model and data are refused before anything runs.
-custom_hooks = [dict(type="hcformer_mm.ClassCheckHook")]
+# Configs, classes and annotations that do not fit each other are refused before anything runs.
+custom_hooks = [dict(type="hcformer_mm.DataCheckHook")]
 vis_backends = [dict(type="LocalVisBackend")]
 visualizer = dict(type="mmseg.SegLocalVisualizer", vis_backends=vis_backends, name="visualizer")
 log_processor = dict(by_epoch=False)

@@ -1,0 +1,125 @@
+"""What the checks of a run need to know of an annotation file in COCO's format."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pycocotools.coco
+
+from ...datasets.checks import Fault, check_instances_json, check_panoptic_json, read_coco
+
+NUMBER_OF_SAMPLES = 8
+"""Images of a dataset whose files are opened."""
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """Summary of an annotation file.
+
+    Attributes:
+        file: The file.
+        panoptic: Whether its annotations have segments; None if there are no annotations.
+        categories: ``isthing`` of each category by name, in the file's order; None if not given.
+        used: Names of the categories that annotations have.
+        images: Name of each image by id.
+        maps: Name of each image's PNG file of segments, by id.
+        targets: Segments of each image that a query has to find, by id: objects, and classes of
+            stuff. Crowds are none.
+        with_objects: Whether MMDetection's ``filter_empty_gt`` keeps any image.
+        samples: First images, each with its annotations.
+        faults: Faults of the file's content.
+    """
+
+    file: Path
+    panoptic: bool | None
+    categories: Mapping[str, int | None]
+    used: frozenset[str]
+    images: Mapping[Any, str]
+    maps: Mapping[Any, str]
+    targets: Mapping[Any, int]
+    with_objects: bool
+    samples: tuple[tuple[Entry, list[Entry]], ...]
+    faults: tuple[Fault, ...]
+
+
+_known: dict[tuple[str, int, int], Annotations] = {}
+_handed_over: dict[str, Entry] = {}
+
+
+def read_annotations(file: str | Path, *, hand_over: bool = False) -> Annotations:
+    """Read an annotation file; what was read of one version of it is remembered.
+
+    Args:
+        file: JSON file in COCO's format of panoptic or instance annotations.
+        hand_over: Whether pycocotools gets the parsed content when it next reads this file, which
+            takes as long as all the rest for large files.
+
+    Raises:
+        ValueError: The file has another format; the message names it.
+    """
+    path, stat = os.path.abspath(file), os.stat(file)
+    version = (path, stat.st_mtime_ns, stat.st_size)
+    if version not in _known:
+        content = read_coco(Path(file))
+        _known[version] = _summarize(Path(file), content)
+        if hand_over:
+            _handed_over[path] = content
+            pycocotools.coco.json = SimpleNamespace(**{**vars(json), "load": _load})
+    return _known[version]
+
+
+def _summarize(file: Path, content: Entry) -> Annotations:
+    panoptic = None
+    if annotations := content["annotations"]:
+        panoptic = "segments_info" in annotations[0]
+    check = check_panoptic_json if panoptic else check_instances_json
+    faults = tuple(check(content, file))
+    images = content["images"][:NUMBER_OF_SAMPLES]
+    samples: dict[Any, list[Entry]] = {image["id"]: [] for image in images}
+    isthing = {one["id"]: one.get("isthing", 1) for one in content["categories"]}
+    names = {one["id"]: one["name"] for one in content["categories"]}
+    targets: dict[Any, int] = {}
+    maps: dict[Any, str] = {}
+    used: set[Any] = set()
+    with_objects = False
+    for annotation in annotations:
+        image = annotation["image_id"]
+        if image in samples:
+            samples[image].append(annotation)
+        if panoptic:
+            segments = annotation["segments_info"]
+            maps[image] = annotation["file_name"]
+            found = [s.get("category_id") for s in segments if not s.get("iscrowd")]
+            stuff = {one for one in found if not isthing.get(one)}
+            things = sum(one not in stuff for one in found)
+            targets[image] = things + len(stuff)
+            with_objects = with_objects or things > 0
+            used.update(s.get("category_id") for s in segments)
+        else:
+            targets[image] = targets.get(image, 0) + (not annotation.get("iscrowd"))
+            with_objects = True
+            used.add(annotation.get("category_id"))
+    return Annotations(
+        file=file,
+        panoptic=panoptic,
+        categories={one["name"]: one.get("isthing") for one in content["categories"]},
+        used=frozenset(names[one] for one in used if one in names),
+        images={image["id"]: image["file_name"] for image in content["images"]},
+        maps=maps,
+        targets=targets,
+        with_objects=with_objects,
+        samples=tuple((image, samples[image["id"]]) for image in images),
+        faults=faults,
+    )
+
+
+def _load(file: Any) -> Any:
+    """Stand in for ``json.load`` in pycocotools, and give parsed content to its first reader."""
+    content = _handed_over.pop(os.path.abspath(getattr(file, "name", "")), None)
+    return json.load(file) if content is None else content

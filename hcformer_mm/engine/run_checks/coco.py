@@ -1,0 +1,138 @@
+"""Datasets that read COCO files: classes, images and segments against the config."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmdet.datasets import CocoPanopticDataset
+from torch import nn
+
+from ...datasets.checks import Fault, check_image, check_masks, check_panoptic_png
+from .annotations import Annotations
+from .datasets import Part, few, folder_faults
+
+
+def class_order_faults(used: Sequence[tuple[Annotations, tuple[str, ...], str]]) -> Iterator[str]:
+    """Yield a sentence for every file whose labels would be named after other classes.
+
+    MMDetection numbers labels by the order of the categories in the file, and names them by the
+    order of ``classes``.
+
+    Args:
+        used: Every use of a file: the file, the classes that are looked up in it, in the order of
+            their labels, and the key of the dataset that names them.
+    """
+    orders = [tuple(n for n in known.categories if n in set(classes)) for known, classes, _ in used]
+    common = set.intersection(*map(set, orders)) if orders else set()
+    one_order = len({tuple(name for name in order if name in common) for order in orders}) == 1
+    for order, (known, classes, key) in zip(orders, used, strict=True):
+        names = order if len(order) == len(classes) else tuple(known.categories)
+        paste = f"set {key}.metainfo to {_metainfo(known, names)}"
+        if absent := [name for name in classes if name not in order]:
+            yield (
+                f"expected each of the classes of {key}.metainfo among the categories of "
+                f"{known.file}, got no {few(absent)}; {paste}"
+            )
+        elif order != classes:
+            wrong, right = next(
+                pair for pair in zip(classes, order, strict=True) if len({*pair}) > 1
+            )
+            if not one_order:
+                paste = "the files of this run differ in it: list their categories in one order"
+            yield (
+                f"expected the classes of {key}.metainfo in the order of the categories of "
+                f"{known.file}, which numbers the labels, got {wrong!r} in place of {right!r}; "
+                f"{paste}"
+            )
+
+
+def _metainfo(annotations: Annotations, names: tuple[str, ...]) -> str:
+    """Metainfo of classes of a file, to paste into a config."""
+    text = f"classes={names}"
+    if annotations.panoptic:
+        things = tuple(name for name in names if annotations.categories[name])
+        stuff = tuple(name for name in names if not annotations.categories[name])
+        text += f", thing_classes={things}, stuff_classes={stuff}"
+    return text
+
+
+def tool_of(annotations: Annotations) -> str:
+    """Name of the tool that lists all faults of a file."""
+    return "check_panoptic" if annotations.panoptic else "check_instances"
+
+
+def coco_faults(part: Part, annotations: Annotations) -> Iterator[str]:
+    """Yield a sentence for every contradiction between a dataset's config and its COCO file."""
+    dataset, file, key = part.dataset, annotations.file, part.key
+    panoptic = isinstance(dataset, CocoPanopticDataset)
+    if annotations.panoptic is not None and annotations.panoptic != panoptic:
+        yield (
+            f"expected {'panoptic' if panoptic else 'instance'} annotations in {file} for "
+            f"{part.name}, got {'instance' if panoptic else 'panoptic'} annotations; correct "
+            f"{key}.ann_file or {key}.type"
+        )
+        return
+    if panoptic and (unknown := sorted(annotations.used - set(part.classes))):
+        yield (
+            f"expected no segments in {file} of categories that {key}.metainfo leaves out, got "
+            f"{few(unknown)}; add them to its classes, or remove them from the file"
+        )
+    yield from _thing_faults(annotations, dataset.metainfo, key)
+    filtered = (dataset.filter_cfg or {}).get("filter_empty_gt") and not dataset.test_mode
+    if filtered and not annotations.with_objects:
+        yield (
+            f"expected an image with objects in {file}, got none, so that "
+            f"{key}.filter_cfg.filter_empty_gt leaves out all images; set it to False"
+        )
+    prefix = dataset.data_prefix
+    images = list(annotations.images.values())
+    if "img" in prefix:
+        yield from folder_faults(prefix["img"], f"{key}.data_prefix.img", images)
+    if panoptic and prefix.get("seg"):
+        maps = (name.replace(".jpg", ".png") for name in images)
+        yield from folder_faults(prefix["seg"], f"{key}.data_prefix.seg", maps)
+
+
+def _thing_faults(annotations: Annotations, metainfo: Mapping[str, Any], key: str) -> Iterator[str]:
+    """Yield a sentence for classes that are things in the file and stuff in the config."""
+    for name, isthing in annotations.categories.items():
+        for kind in ("stuff_classes", "thing_classes"):
+            if isthing == (kind == "stuff_classes") and name in metainfo.get(kind, ()):
+                yield (
+                    f"expected isthing={1 - int(isthing)} of the category {name!r} in "
+                    f"{annotations.file}, as it is among {key}.metainfo.{kind}, got {isthing}; "
+                    "correct one of them"
+                )
+
+
+def first_images(part: Part, annotations: Annotations) -> Iterator[Fault]:
+    """Yield the faults of the first images of a dataset, and of their PNG files or masks."""
+    prefix = part.dataset.data_prefix
+    for image, own in annotations.samples:
+        path = Path(prefix.get("img", ""), image["file_name"])
+        if path.is_file():  # else a folder is wrong, which has its own sentence
+            yield from check_image(path, (image["height"], image["width"]))
+        if not annotations.panoptic:
+            yield from check_masks(image, own, annotations.file)
+        elif prefix.get("seg"):
+            for annotation in own:
+                if Path(prefix["seg"], annotation["file_name"]).is_file():
+                    yield from check_panoptic_png(annotation, image, prefix["seg"])
+
+
+def query_warnings(
+    part: Part, annotations: Annotations, heads: Mapping[str, nn.Module]
+) -> Iterator[str]:
+    """Yield a sentence if images have more segments than a head has queries."""
+    key, head = "model.panoptic_head", heads.get("model.panoptic_head")
+    queries = getattr(head, "num_queries", None)
+    if queries is None or not annotations.targets:
+        return
+    image, most = max(annotations.targets.items(), key=lambda item: item[1])
+    if most > queries:
+        crowded = sum(number > queries for number in annotations.targets.values())
+        yield (
+            f"{annotations.images.get(image)} of {annotations.file} has {most} segments for the "
+            f"{queries} queries of {key}: {crowded} of {len(annotations.images)} images have more "
+            f"than can be learned; set {key}.num_queries to {most} or more"
+        )

@@ -1,0 +1,149 @@
+"""Evaluators that read annotation files: whether these are the annotations of the dataset."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmengine.registry import METRICS
+
+from .annotations import Annotations
+from .datasets import Part, folder_faults, is_local
+from .lookup import class_of
+
+PANOPTIC, INSTANCE = ("CocoPanopticMetric",), ("CocoMetric", "CocoBoundaryMetric")
+READ_FILES = (*PANOPTIC, *INSTANCE, "ClusteringMetric")
+_APART = (
+    "test each set of a ConcatDataset in a run of its own, or, with CocoMetric, by "
+    "mmdet.MultiDatasetsEvaluator"
+)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric that reads an annotation file.
+
+    Attributes:
+        key: Its key in the config.
+        name: Name of its class.
+        config: Its config.
+        parts: The datasets whose predictions it scores.
+        apart: Whether other metrics score the rest of the datasets.
+    """
+
+    key: str
+    name: str
+    config: dict[str, Any]
+    parts: tuple[Part, ...]
+    apart: bool
+
+    @property
+    def file(self) -> str:
+        """Its annotation file."""
+        return self.config["ann_file"]
+
+    @property
+    def counts_all(self) -> bool:
+        """Whether it counts every image of the file, predicted or not."""
+        written = self.config.get("outfile_prefix") is not None
+        return self.name in INSTANCE or (self.name in PANOPTIC and written)
+
+
+def metrics_of(config: Any, key: str, parts: Sequence[Part]) -> Iterator[Metric]:
+    """Yield the metrics of an evaluator that read annotation files of this machine.
+
+    Args:
+        config: Config of the evaluator, or of its metrics.
+        key: Its key in the config.
+        parts: Datasets of its loop.
+    """
+    metrics, apart = config, False
+    if isinstance(config, dict) and "metrics" in config:
+        metrics, key = config["metrics"], f"{key}.metrics"
+        apart = str(config.get("type")).endswith("MultiDatasetsEvaluator")
+    several = isinstance(metrics, list | tuple)
+    for index, metric in enumerate(metrics if several else [metrics]):
+        kind = class_of(METRICS, metric)
+        if kind is None or kind.__name__ not in READ_FILES or metric.get("format_only"):
+            continue
+        if is_local(metric.get("ann_file"), metric.get("backend_args")):
+            own = f"{key}[{index}]" if several else key
+            scored = parts[index : index + 1] if apart else parts
+            yield Metric(own, kind.__name__, metric, tuple(scored), apart)
+
+
+def metric_faults(
+    metric: Metric, annotations: Annotations, read: Mapping[str, Annotations]
+) -> Iterator[str]:
+    """Yield a sentence if a metric scores images against other annotations than theirs.
+
+    Args:
+        metric: The metric.
+        annotations: What its file has.
+        read: What the files of the datasets have, by the keys of the datasets.
+    """
+    if metric.apart and not metric.counts_all:
+        yield (
+            f"expected a metric that scores its images at the end in {metric.key}, got "
+            f"{metric.name}, which a MultiDatasetsEvaluator gives the images of all datasets; test "
+            "each dataset in a run of its own"
+        )
+        return
+    images: dict[Any, str] = {}
+    for part in metric.parts:
+        if part.key not in read:
+            return  # a dataset of another kind
+        for image, name in read[part.key].images.items():
+            if image in images:
+                yield (
+                    f"expected images with ids of their own in the datasets that {metric.key} "
+                    f"({metric.name}) scores, got the id {image} in {metric.parts[0].key} and in "
+                    f"{part.key}, which {metric.file} cannot tell apart; {_APART}"
+                )
+                return
+            images[image] = name
+    known = annotations.images
+    foreign = [
+        name
+        for image, name in images.items()
+        if image not in known or os.path.basename(known[image]) != os.path.basename(name)
+    ]
+    name = f"{metric.key}.ann_file"
+    if foreign:
+        remedy = (
+            _APART if len(metric.parts) > 1 else f"set {name} to the annotations of the dataset"
+        )
+        yield (
+            f"expected all {len(images)} images of {_keys(metric.parts)} in {metric.file} "
+            f"({name}), got other ids or names for {len(foreign)}, such as {foreign[0]}; {remedy}"
+        )
+    elif metric.counts_all and (rest := len(known) - _number(metric.parts, images)):
+        yield (
+            f"expected {metric.file} ({name}) to have the images of {_keys(metric.parts)} alone, "
+            f"got {rest} more, which {metric.name} counts as missed; set {name} to a file without "
+            "them, or test all of them"
+        )
+    folder = metric.config.get("seg_prefix")
+    if folder and not foreign and is_local(folder, metric.config.get("backend_args")):
+        maps = [annotations.maps[image] for image in images if image in annotations.maps]
+        yield from folder_faults(folder, f"{metric.key}.seg_prefix", maps)
+
+
+def _keys(parts: Sequence[Part]) -> str:
+    return " and ".join(part.key for part in parts)
+
+
+def _number(parts: Sequence[Part], images: Mapping[Any, str]) -> int:
+    """Number of images that are tested, without those that ``indices`` leave out."""
+    indices = [part.dataset._indices for part in parts]
+    if len(parts) > 1 or indices[0] is None:
+        return len(images)
+    return min(len(images), abs(indices[0]) if isinstance(indices[0], int) else len(indices[0]))
+
+
+def metric_classes(part: Part, annotations: Annotations) -> tuple[str, ...]:
+    """The classes that a metric looks up in its file: only things, if it has no stuff."""
+    things = getattr(part.dataset, "metainfo", {}).get("thing_classes", ())
+    if things and not set(annotations.categories) & (set(part.classes) - set(things)):
+        return tuple(things)
+    return part.classes

@@ -1,0 +1,78 @@
+"""Loop, sampler, schedules and checkpoints: which of them count epochs, and which iterations."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler
+from mmengine.registry import DATA_SAMPLERS, LOOPS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+
+from .lookup import is_a
+
+
+def schedule_faults(config: Config) -> Iterator[str]:
+    """Yield a sentence for every setting by which training does not end or is not scheduled."""
+    loader = config.get("train_dataloader") or {}
+    if _counts(config, EpochBasedTrainLoop) and is_a(
+        DATA_SAMPLERS, loader.get("sampler"), InfiniteSampler
+    ):
+        yield (
+            "expected a sampler that ends an epoch in train_dataloader for the "
+            "EpochBasedTrainLoop of train_cfg, got InfiniteSampler; set "
+            "train_dataloader.sampler.type='DefaultSampler', or count iterations: "
+            "train_cfg.type='IterBasedTrainLoop' with max_iters"
+        )
+    if _counts(config, IterBasedTrainLoop):
+        for key, scheduler in _schedulers(config.get("param_scheduler"), "param_scheduler"):
+            if _steps_by_epoch(scheduler):
+                yield (
+                    f"expected {key}.by_epoch=False for the IterBasedTrainLoop of train_cfg, which "
+                    f"has no epochs, got a {scheduler.get('type')} by epochs, which would never "
+                    f"change the learning rate; set {key}.by_epoch=False, and its begin, end and "
+                    "milestones in iterations"
+                )
+
+
+def schedule_warnings(config: Config) -> Iterator[str]:
+    """Yield a sentence if an interruption would lose the whole training."""
+    hook = (config.get("default_hooks") or {}).get("checkpoint", {})
+    if (
+        _counts(config, IterBasedTrainLoop)
+        and isinstance(hook, dict)
+        and hook.get("by_epoch", True)
+    ):
+        yield (
+            "default_hooks.checkpoint counts epochs, and the IterBasedTrainLoop of train_cfg has "
+            "none: no checkpoint is saved before the end; set default_hooks.checkpoint.by_epoch="
+            "False and its interval in iterations"
+        )
+
+
+def _counts(config: Config, kind: type) -> bool:
+    """Whether the training loop is of a kind."""
+    loop = config.get("train_cfg")
+    if isinstance(loop, dict) and "by_epoch" in loop:
+        return kind is (EpochBasedTrainLoop if loop["by_epoch"] else IterBasedTrainLoop)
+    return is_a(LOOPS, loop, kind)
+
+
+def _schedulers(config: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the configs of schedulers, which several optimizers have in a dict, by their keys."""
+    if isinstance(config, list | tuple):
+        for index, one in enumerate(config):
+            yield from _schedulers(one, f"{key}[{index}]")
+    elif isinstance(config, dict) and "type" in config:
+        yield key, config
+    elif isinstance(config, dict):
+        for name, part in config.items():
+            yield from _schedulers(part, f"{key}.{name}")
+
+
+def _steps_by_epoch(scheduler: dict[str, Any]) -> bool:
+    # Schedulers that wait for a plateau step after each validation, in any loop.
+    return (
+        scheduler.get("by_epoch", True)
+        and not scheduler.get("convert_to_iter_based", False)
+        and "ReduceOnPlateau" not in str(scheduler["type"])
+    )
