@@ -1,7 +1,6 @@
 """Metrics that OpenMMLab lacks, and error attribution."""
 
 from .error_attribution import ErrorAttribution
-from .metrics.clustering_metric import ClusteringMetric
-from .metrics.coco_boundary_metric import CocoBoundaryMetric
+from .metrics import ClusteringMetric, CocoBoundaryMetric, CocoPanopticMetric
 
-__all__ = ["ClusteringMetric", "CocoBoundaryMetric", "ErrorAttribution"]
+__all__ = ["ClusteringMetric", "CocoBoundaryMetric", "CocoPanopticMetric", "ErrorAttribution"]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from ...structures.arrays import Labels
+from ..functional.coco_masks import encode_annotation
 from ..functional.superpixels import majority_map
 from .measure import ImageGroundTruth, Measure, Sample, check_categories, prediction_of
 
@@ -74,7 +75,10 @@ class MaskAP(Measure[InstanceTruth, list[Detection], tuple[int, list[Detection]]
         for annotation in self._coco.imgToAnns.get(image, []):
             if annotation["category_id"] not in self._categories:
                 continue
-            encoded = self._coco.annToRLE(annotation)
+            try:
+                encoded = encode_annotation(annotation, size)
+            except ValueError as error:
+                raise ValueError(f"{self._ann_file}: {error}") from None
             mask = coco_mask.decode(encoded).astype(np.bool_)
             if annotation.get("iscrowd"):
                 void |= mask
@@ -91,6 +95,11 @@ class MaskAP(Measure[InstanceTruth, list[Detection], tuple[int, list[Detection]]
             raise ValueError("expected masks of the predicted instances, got boxes alone")
         masks, labels = instances["masks"].cpu().numpy(), instances["labels"]
         scores = instances.get("mask_scores", instances["scores"])
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self._categories):
+            raise ValueError(
+                f"expected labels from 0 to {len(self._categories) - 1} in the prediction of image "
+                f"{sample['img_id']}, got {sorted(set(labels.tolist()))}"
+            )
         return [
             _detection(sample["img_id"], self._categories[int(label)], _encode(mask), float(score))
             for mask, label, score in zip(masks, labels, scores, strict=True)

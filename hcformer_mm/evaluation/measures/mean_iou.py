@@ -47,12 +47,13 @@ class MeanIoU(Measure[ImageGroundTruth, ClassMap, ClassCounts]):
                 "expected gt_sem_seg in the data samples, got none; load the annotations in the "
                 "test pipeline, after resizing"
             )
-        classes = _class_map(sample["gt_sem_seg"])
+        classes = self._class_map(sample["gt_sem_seg"], f"ground truth of {sample.get('img_path')}")
         return ImageGroundTruth(segments=classes, void=classes == self.ignore_index)
 
     def predicted(self, sample: Sample) -> ClassMap:
         """Read ``pred_sem_seg``."""
-        return _class_map(prediction_of(sample, "pred_sem_seg", "semantic"))
+        pixels = prediction_of(sample, "pred_sem_seg", "semantic")
+        return self._class_map(pixels, f"prediction of {sample.get('img_path')}")
 
     def oracle(self, truth: ImageGroundTruth, labels: Labels) -> ClassMap:
         """Label each cluster with the most frequent class of its pixels."""
@@ -81,8 +82,14 @@ class MeanIoU(Measure[ImageGroundTruth, ClassMap, ClassCounts]):
             return {}
         return {"mIoU": 100 * float((intersection[occurs] / union[occurs]).mean())}
 
-
-def _class_map(pixels: Any) -> ClassMap:
-    """Return pixel data of mmdet (``sem_seg``) or mmseg (``data``) as ``(H, W)``."""
-    values = pixels["sem_seg"] if "sem_seg" in pixels else pixels["data"]
-    return values.squeeze(0).cpu().numpy().astype(np.int64)
+    def _class_map(self, pixels: Any, what: str) -> ClassMap:
+        """Return pixel data of mmdet (``sem_seg``) or mmseg (``data``) as ``(H, W)``."""
+        values = pixels["sem_seg"] if "sem_seg" in pixels else pixels["data"]
+        classes = values.squeeze(0).cpu().numpy().astype(np.int64)
+        found = np.unique(classes[classes != self.ignore_index])
+        if len(found) and not 0 <= found[0] <= found[-1] < self.num_classes:
+            raise ValueError(
+                f"expected classes from 0 to {self.num_classes - 1}, or {self.ignore_index} for "
+                f"void, in the {what}, got values from {found[0]} to {found[-1]}"
+            )
+        return classes

@@ -1,20 +1,20 @@
 """PanopticQuality: PQ of COCO, counted from label maps instead of files."""
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from math import isnan
 from operator import iadd
-from pathlib import PurePath
 from typing import Any
 
+import cv2
 import mmcv
 import numpy as np
 from mmdet.datasets.api_wrappers import COCOPanoptic
 from mmdet.evaluation.functional import INSTANCE_OFFSET
 from mmengine.fileio import get, get_local_path, join_path
 from numpy.typing import NDArray
-from panopticapi.evaluation import VOID, PQStat
+from panopticapi.evaluation import OFFSET, VOID, PQStat
 from panopticapi.utils import rgb2id
 
 from ...structures.arrays import Labels
@@ -41,7 +41,7 @@ class PanopticTruth(ImageGroundTruth):
     @property
     def categories(self) -> Categories:
         """Category of each segment that is not a crowd."""
-        return {i: info["category_id"] for i, info in self.infos.items() if not info["iscrowd"]}
+        return {i: info["category_id"] for i, info in self.infos.items() if not _is_crowd(info)}
 
 
 class PanopticQuality(Measure[PanopticTruth, SegmentMap, PQStat]):
@@ -55,6 +55,7 @@ class PanopticQuality(Measure[PanopticTruth, SegmentMap, PQStat]):
         seg_prefix: Folder of their PNG files.
         classes: Names of the model's classes.
         backend_args: MMEngine's options for reading the files.
+        coco: The content of ``ann_file``, if it is already read.
 
     Raises:
         ValueError: A class has no category in the annotations, or several.
@@ -69,42 +70,73 @@ class PanopticQuality(Measure[PanopticTruth, SegmentMap, PQStat]):
         classes: Sequence[str],
         *,
         backend_args: dict[str, Any] | None = None,
+        coco: COCOPanoptic | None = None,
     ) -> None:
-        with get_local_path(ann_file, backend_args=backend_args) as path:
-            self._coco = COCOPanoptic(path)
+        if coco is None:
+            with get_local_path(ann_file, backend_args=backend_args) as path:
+                coco = COCOPanoptic(path)
+        self._coco = coco
         self._ann_file = ann_file
         self._seg_prefix = seg_prefix
         self._backend_args = backend_args
         # Labels follow the order of the JSON's categories, as in mmdet's datasets.
         self._categories = self._coco.get_cat_ids(cat_names=classes)
         check_categories(self._coco.cats, classes, ann_file)
+        # mmdet derives the names of PNG files from those of images, if annotations give none.
+        self._files = {
+            annotation["image_id"]: annotation.get("file_name")
+            for annotation in self._coco.dataset.get("annotations", [])
+        }
         self._num_classes = len(classes)
         self._first_is_thing = bool(self._coco.cats[self._categories[0]]["isthing"])
 
     def truth(self, sample: Sample) -> PanopticTruth:
-        """Look up the annotation by ``img_id``, and read the PNG file named like the image."""
-        if sample["img_id"] not in self._coco.imgs:
-            raise ValueError(f"expected image {sample['img_id']} in {self._ann_file}, got none")
-        name = PurePath(sample["img_path"]).name.replace(".jpg", ".png")
-        content = get(join_path(self._seg_prefix, name), backend_args=self._backend_args)
-        ids = rgb2id(mmcv.imfrombytes(content, flag="color", channel_order="rgb")).astype(np.int64)
-        infos = {info["id"]: info for info in self._coco.imgToAnns[sample["img_id"]]}
-        known = [identity for identity, info in infos.items() if not info["iscrowd"]]
+        """Look up the annotation by ``img_id``, and read the PNG file that it names."""
+        image = sample["img_id"]
+        if image not in self._coco.imgs:
+            raise ValueError(f"expected image {image} in {self._ann_file}, got none")
+        file = join_path(self._seg_prefix, self.png(image))
+        try:
+            content = get(file, backend_args=self._backend_args)
+            pixels = mmcv.imfrombytes(content, flag="color", channel_order="rgb")
+        except (OSError, cv2.error):  # OpenCV raises an error of its own for an empty file
+            pixels = None
+        if pixels is None:
+            raise ValueError(f"expected the segments of image {image} as a PNG file, got {file}")
+        if pixels.shape[:2] != tuple(sample["ori_shape"][:2]):
+            raise ValueError(
+                f"expected {file} of the size {tuple(sample['ori_shape'][:2])} of its image, got "
+                f"{pixels.shape[:2]}"
+            )
+        ids = rgb2id(pixels).astype(np.int64)
+        infos = {info["id"]: info for info in self._coco.imgToAnns.get(image, [])}
+        known = [identity for identity, info in infos.items() if not _is_crowd(info)]
         return PanopticTruth(segments=ids, void=~np.isin(ids, known), infos=infos)
+
+    def png(self, image: Any) -> str:
+        """Return the path of the PNG file of an image, relative to ``seg_prefix``."""
+        return self._files.get(image) or self._coco.imgs[image]["segm_file"]
 
     def predicted(self, sample: Sample) -> SegmentMap:
         """Read ``pred_panoptic_seg``."""
         prediction = prediction_of(sample, "pred_panoptic_seg", "panoptic")
         labels = prediction["sem_seg"].squeeze(0).cpu().numpy().astype(np.int64)
         void = {self._num_classes, prediction.get("ignore_index", self._num_classes)}
-        segments = {
-            int(label): self._categories[label % INSTANCE_OFFSET]
-            for label in np.unique(labels)
-            if label % INSTANCE_OFFSET not in void
-        }
+        segments = {}
+        for label in np.unique(labels).tolist():
+            number = label % INSTANCE_OFFSET
+            if number in void:
+                continue
+            if not 0 <= label < OFFSET or number >= self._num_classes:
+                raise ValueError(
+                    f"expected ids class + {INSTANCE_OFFSET} · instance below 2**24 in the "
+                    f"prediction of image {sample['img_id']}, with classes below "
+                    f"{self._num_classes}, or {self._num_classes} for void, got {label}"
+                )
+            segments[label] = self._categories[number]
         if self._first_is_thing:
-            # If CocoPanopticMetric ran before, it has set void pixels of the prediction to 0. No
-            # thing of class 0 has this label, since instances are numbered from 1.
+            # If mmdet's CocoPanopticMetric ran before, it has set void pixels of the prediction to
+            # 0. No thing of class 0 has this label, since instances are numbered from 1.
             segments.pop(VOID, None)
         return labels, segments
 
@@ -123,12 +155,37 @@ class PanopticQuality(Measure[PanopticTruth, SegmentMap, PQStat]):
     def figures(self, counts: Sequence[PQStat]) -> dict[str, float]:
         """Average over the categories that occur."""
         total = reduce(iadd, counts, PQStat())
-        figures = {}
-        for name, isthing in zip(self.names, (None, True, False), strict=True):
-            with suppress(ZeroDivisionError):  # no category of this kind occurs
-                averages, _ = total.pq_average(self._coco.cats, isthing=isthing)
-                figures[name] = 100 * float(averages["pq"])
-        return figures
+        groups = pq_groups(total, self._coco.cats)
+        values = (groups[group]["pq"] for group in ("All", "Things", "Stuff"))
+        return {n: 100 * pq for n, pq in zip(self.names, values, strict=True) if not isnan(pq)}
+
+
+def pq_groups(stat: PQStat, categories: Mapping[int, Any]) -> dict[str, dict[str, float]]:
+    """Average over all categories, those of things and those of stuff, by COCO's definition.
+
+    Args:
+        stat: Matches and errors of each category.
+        categories: COCO's categories by id.
+
+    Returns:
+        :func:`pq_average` of ``All``, ``Things`` and ``Stuff``.
+    """
+    things = {i: category for i, category in categories.items() if category["isthing"] == 1}
+    stuff = {i: category for i, category in categories.items() if i not in things}
+    groups = dict(All=categories, Things=things, Stuff=stuff)
+    return {name: pq_average(stat, group) for name, group in groups.items()}
+
+
+def pq_average(stat: PQStat, categories: Mapping[int, Any]) -> dict[str, float]:
+    """Return ``pq``, ``sq`` and ``rq`` in [0, 1], averaged over the ``n`` categories that occur.
+
+    They are nan if none occurs, where ``panopticapi`` would divide by zero.
+    """
+    try:
+        averages, _ = stat.pq_average(categories, isthing=None)
+    except ZeroDivisionError:
+        return dict.fromkeys(("pq", "sq", "rq"), float("nan")) | dict(n=0)
+    return averages
 
 
 def panoptic_counts(ids: NDArray[np.int64], categories: Categories, truth: PanopticTruth) -> PQStat:
@@ -169,9 +226,13 @@ def panoptic_counts(ids: NDArray[np.int64], categories: Categories, truth: Panop
             unmatched.pop(found, None)
     for category in missed.values():
         stat[category].fn += 1
-    crowds = {i["category_id"]: true for true, i in truth.infos.items() if i["iscrowd"]}
+    crowds = {i["category_id"]: true for true, i in truth.infos.items() if _is_crowd(i)}
     for found, category in unmatched.items():
         crowd = shared.get((crowds[category], found), 0) if category in crowds else 0
         if (shared.get((VOID, found), 0) + crowd) / areas[found] <= 0.5:
             stat[category].fp += 1
     return stat
+
+
+def _is_crowd(info: dict[str, Any]) -> bool:
+    return bool(info.get("iscrowd"))

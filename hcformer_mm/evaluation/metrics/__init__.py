@@ -2,5 +2,6 @@
 
 from .clustering_metric import ClusteringMetric
 from .coco_boundary_metric import CocoBoundaryMetric
+from .coco_panoptic_metric import CocoPanopticMetric
 
-__all__ = ["ClusteringMetric", "CocoBoundaryMetric"]
+__all__ = ["ClusteringMetric", "CocoBoundaryMetric", "CocoPanopticMetric"]

@@ -1,0 +1,126 @@
+"""CocoPanopticMetric: mmdet's PQ for every set of classes and folders."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from functools import reduce
+from operator import iadd
+from pathlib import Path
+from typing import Any
+
+from mmdet.evaluation import CocoPanopticMetric as _CocoPanopticMetric
+from mmdet.evaluation.metrics.coco_panoptic_metric import parse_pq_results, print_panoptic_table
+from mmengine.logging import MMLogger
+from panopticapi.evaluation import PQStat
+
+from ...registry import METRICS
+from ..measures.panoptic_quality import PanopticQuality, pq_average, pq_groups
+
+
+@METRICS.register_module()
+class CocoPanopticMetric(_CocoPanopticMetric):
+    """PQ, SQ and RQ of COCO, as ``mmdet.CocoPanopticMetric`` reports them.
+
+    Where mmdet's metric has a result, this is the same to the last bit, except that
+
+    - a group without any category in the data, such as things in a set of stuff alone, has nan,
+      where mmdet divides by zero after the first validation;
+    - PNG files are those that the annotations name, so images of several folders may share a name;
+    - void of the prediction is never taken for a segment, and predictions are not changed.
+
+    Args:
+        ann_file: Annotations in COCO's panoptic format.
+        seg_prefix: Folder of their PNG files.
+        classwise: Whether to log the figures of each class as well.
+        format_only: Whether to write predictions without scoring them.
+        outfile_prefix: Prefix of ``<prefix>.panoptic.json`` and of the folder ``<prefix>.panoptic``
+            of predictions; by default they are not written.
+        backend_args: MMEngine's options for reading the files.
+        collect_device: ``'cpu'`` or ``'gpu'``, over which processes collect results.
+        prefix: First part of the result names; ``'coco_panoptic'`` by default.
+
+    Raises:
+        ValueError: ``ann_file`` or ``seg_prefix`` is missing.
+    """
+
+    def __init__(
+        self,
+        ann_file: str | None = None,
+        seg_prefix: str | None = None,
+        *,
+        classwise: bool = False,
+        format_only: bool = False,
+        outfile_prefix: str | None = None,
+        backend_args: dict[str, Any] | None = None,
+        collect_device: str = "cpu",
+        prefix: str | None = None,
+    ) -> None:
+        if ann_file is None or (seg_prefix is None and not format_only):
+            raise ValueError(
+                f"expected ann_file and seg_prefix, got {ann_file!r} and {seg_prefix!r}"
+            )
+        super().__init__(
+            ann_file=ann_file,
+            seg_prefix=seg_prefix,
+            classwise=classwise,
+            format_only=format_only,
+            outfile_prefix=outfile_prefix,
+            backend_args=backend_args,
+            collect_device=collect_device,
+            prefix=prefix,
+        )
+        self._ann_file = ann_file
+        self._measure: PanopticQuality | None = None
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Count matches and errors of the images of a batch, and write predictions if asked to.
+
+        Raises:
+            ValueError: The ground truth of an image is missing or of another size, or the
+                prediction has a class that the model lacks.
+        """
+        if self._measure is None:
+            self._measure = PanopticQuality(
+                self._ann_file,
+                str(self.seg_prefix),
+                self.dataset_meta["classes"],
+                backend_args=self.backend_args,
+                coco=self._coco_api,
+            )
+        for sample in data_samples:
+            predicted, stat, written = self._measure.predicted(sample), PQStat(), None
+            if not self.format_only:
+                stat = self._measure.count(predicted, self._measure.truth(sample))
+            if self.tmp_dir is None:  # outfile_prefix is given
+                file = self._measure.png(sample["img_id"])
+                # mmdet writes void as 0 into the prediction itself.
+                copy = dict(pred_panoptic_seg=deepcopy(sample["pred_panoptic_seg"]))
+                written = self._parse_predictions(copy, sample["img_id"], file)
+            self.results.append((stat, written))
+
+    def compute_metrics(self, results: list[tuple[PQStat, dict | None]]) -> dict[str, float]:
+        """Average over the categories that occur, and log a table.
+
+        Args:
+            results: Counts and written annotation of each image, as :meth:`process` leaves them.
+
+        Returns:
+            Figures in percent by name; nan for a group of which no category occurs.
+        """
+        stats, written = zip(*results, strict=True)
+        if self.tmp_dir is None:
+            self.cat_ids = self._coco_api.get_cat_ids(cat_names=self.dataset_meta["classes"])
+            self.cat2label = {category: label for label, category in enumerate(self.cat_ids)}
+            self.result2json(written, self.outfile_prefix)
+        logger = MMLogger.get_current_instance()
+        if self.format_only:
+            logger.info(f"Predictions are in {Path(self.outfile_prefix).parent}")
+            return {}
+        total = reduce(iadd, stats, PQStat())
+        groups = pq_groups(total, self.categories)
+        classwise = {
+            category["name"]: pq_average(total, {i: category})
+            for i, category in self.categories.items()
+            if self.classwise
+        }
+        print_panoptic_table(groups, classwise or None, logger=logger)
+        return parse_pq_results(groups)
