@@ -28,7 +28,7 @@ from hcformer_mm.acceleration.inference import to_channels_last
 from hcformer_mm.acceleration.training import feed_channels_last
 from hcformer_mm.apis.inference import build_model
 from hcformer_mm.structures.clustered_features import ClusteredFeatures
-from hcformer_mm.utils.config import find_config, logging_from
+from hcformer_mm.utils.config import find_config, logging_from, read_config
 from hcformer_mm.utils.random_inputs import random_image
 
 MODES = ("backbone", "forward", "predict")
@@ -50,9 +50,7 @@ class ModelSpec:
     flags: frozenset[str]
 
     def config(self) -> Config:
-        config = Config.fromfile(self.file)
-        config.merge_from_dict(self.options)
-        return config
+        return read_config(self.file, self.options)
 
     def build(self, args: Namespace, *, training: bool = False) -> BaseModel:
         """Build the model in evaluation mode; raise a ValueError if a flag does not apply."""

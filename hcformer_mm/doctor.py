@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 
 from packaging.requirements import Requirement
 
+from .utils.paths import PACKAGE, RESOURCES
 from .version import LIBRARIES, WINDOWS
 
-PACKAGE = Path(__file__).resolve().parent
-CONFIG = PACKAGE / ".mim/configs/shapes/hcformer_r18_shapes-panoptic.py"
-# In an editable installation .mim/tools is a link into the clone.
-MMCV_SCRIPT = (PACKAGE / ".mim/tools/misc/mmcv_wheel.py").resolve()
+CONFIG = RESOURCES / "configs/shapes/hcformer_r18_shapes-panoptic.py"
+# In an editable installation the tools are a link into the clone.
+MMCV_SCRIPT = (RESOURCES / "tools/misc/mmcv_wheel.py").resolve()
 # Needed but not declared: mmcv brings OpenCV, and panopticapi-lite is installed with --no-deps,
 # since it requires a numpy<2 that it does not need.
 UNDECLARED = ("opencv-python", "panopticapi-lite")

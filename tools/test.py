@@ -8,14 +8,19 @@ from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config
 
 from hcformer_mm.acceleration.inference import DTYPES
-from hcformer_mm.engine.runner import add_common_arguments, build_runner, load_config
+from hcformer_mm.engine.runner import (
+    add_checkpoint_arguments,
+    add_common_arguments,
+    build_runner,
+    load_config,
+)
 from hcformer_mm.utils.errors import InputError
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_common_arguments(parser)
-    parser.add_argument("checkpoint", help="checkpoint file")
+    add_checkpoint_arguments(parser)
     parser.add_argument(
         "--out",
         help="write predictions as mmdet and mmseg do: a detector's results to this .pkl file, a "
@@ -105,7 +110,7 @@ def main() -> None:
         hook = dict(type="hcformer_mm.FastInferenceHook", fast=args.fast, dtype=args.dtype)
         config.custom_hooks = [*config.get("custom_hooks", []), hook]
     try:
-        runner = build_runner(config)
+        runner = build_runner(config, ["test"], allow_partial=args.allow_partial)
         if args.out is not None and not segmentor:
             runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
         runner.test()

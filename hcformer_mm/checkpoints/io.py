@@ -7,24 +7,30 @@ import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import checkpoint
+from mmengine.runner import CheckpointLoader, checkpoint
 from torch import Tensor
 
 from ..utils.atomic_write import replacing
+from ..utils.errors import InputError
 
 SAFETENSORS = ".safetensors"
 WRAPPER = "module."
 """Prefix that DistributedDataParallel and DataParallel give to every name."""
 # torch.save writes a zip file; before version 1.6 it wrote a pickle that begins with this number.
-_TORCH_MAGIC = (b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")
+_ZIP = b"PK"
+_TORCH_MAGIC = (_ZIP, b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint without running code from the file.
+
+    Checksums are compared, which ``torch.load`` does not do: a flipped bit would change a weight.
+    A ``.safetensors`` file and one of PyTorch before 1.6 have none.
 
     Args:
         path: File of ``torch.save``, where numpy arrays and MMEngine's training logs may accompany
@@ -45,16 +51,17 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no such checkpoint: {path}")
     content = _load_safetensors(path) if path.suffix == SAFETENSORS else _load_torch(path)
     if not isinstance(content, dict):
-        raise ValueError(f"expected {path} to hold a dict, got {type(content).__name__}")
+        raise InputError(f"expected {path} to hold a dict, got {type(content).__name__}")
     return content
 
 
 def force_weights_only() -> None:
-    """Make every later ``torch.load`` of this process refuse files that hold code.
+    """Make MMEngine read files by :func:`load_checkpoint`, and ``torch.load`` refuse code.
 
-    Without this, MMEngine's runner would warn and load such a file, and MMEngine's own list of safe
-    globals contains ``getattr``.
+    Without this, MMEngine's runner would warn and load a file that holds code, and MMEngine's own
+    list of safe globals contains ``getattr``.
     """
+    CheckpointLoader.register_scheme("", _load_for_mmengine, force=True)
     torch.serialization.add_safe_globals(_safe_globals())
     if hasattr(checkpoint, "get_torch_safe_globals"):  # only the maintained fork has it
         checkpoint.get_torch_safe_globals = _safe_globals
@@ -95,16 +102,15 @@ def save_checkpoint(
 
 
 def weights_entry(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the entry ``state_dict`` or ``model`` of a checkpoint, else the whole checkpoint."""
-    entries = (content.get(key) for key in ("state_dict", "model"))
+    """Return the entry of a checkpoint that holds the weights, else the whole checkpoint."""
+    entries = (content.get(key) for key in ("state_dict", "model", "model_state"))
     return next((entry for entry in entries if isinstance(entry, Mapping)), content)
 
 
 def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the tensors and numeric arrays of a dict, all as tensors; drop its other values.
 
-    Raises:
-        ValueError: All names have the prefix of a model wrapped for distributed training.
+    The prefix :data:`WRAPPER` is removed if all names have it.
     """
     tensors: dict[str, Tensor] = {}
     for name, value in content.items():
@@ -113,12 +119,8 @@ def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
         elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
             # A writable copy in the machine's byte order.
             tensors[name] = torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
-    if tensors and all(str(name).startswith(WRAPPER) for name in tensors):
-        raise ValueError(
-            f"expected the names of a plain model, got the prefix {WRAPPER!r} of "
-            f"DistributedDataParallel or DataParallel in all of them ({some(tensors, 2)}); "
-            "remove it from the names"
-        )
+    if all(str(name).startswith(WRAPPER) for name in tensors):
+        tensors = {name.removeprefix(WRAPPER): value for name, value in tensors.items()}
     return tensors
 
 
@@ -138,11 +140,22 @@ def some(names: Iterable[Any], limit: int = 4) -> str:
     return f"{', '.join(listed[:limit]) or 'nothing'}{more}"
 
 
+def _load_for_mmengine(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Load a file for MMEngine: on the CPU, from where it copies to any device."""
+    try:
+        content = load_checkpoint(Path(filename).expanduser())
+    except FileNotFoundError as error:
+        raise InputError(str(error)) from None
+    entry = weights_entry(content)
+    # MMEngine knows no other name of this entry.
+    return content if entry is content else content | {"state_dict": entry}
+
+
 def _load_torch(path: Path) -> Any:
     with path.open("rb") as file:
         head = file.read(32)
     if not head.startswith(_TORCH_MAGIC):
-        raise ValueError(
+        raise InputError(
             f"expected {path} to be written by torch.save or to be a {SAFETENSORS} file; if it is "
             "a pickle (.pkl) that you trust, convert it where Detectron2 is installed: "
             "torch.save(pickle.load(open('model.pkl', 'rb'), encoding='latin1'), 'model.pth')"
@@ -151,18 +164,33 @@ def _load_torch(path: Path) -> Any:
     present = torch.serialization.get_safe_globals()
     missing = [item for item in _safe_globals() if item not in present]
     try:
+        if head.startswith(_ZIP):
+            _check_sums(path)
         with torch.serialization.safe_globals(missing):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise InputError(
             f"expected {path} to hold only weights, plain values and logs, which load without "
-            f"running code: {error}"
+            f"running code: {_reason(error)}"
         ) from None
-    except (RuntimeError, EOFError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"expected {path} to be a complete file of torch.save, got a damaged one: "
-            f"{error or type(error).__name__}"
+    except Exception as error:  # whatever the readers of zip files and pickles stumble over
+        raise InputError(
+            f"expected {path} to be a complete file of torch.save, got a damaged one; copy or "
+            f"download it again: {_reason(error)}"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """The line of an error of ``torch.load`` that does not advise to load the file all the same."""
+    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+    return text.partition("\n")[0] or type(error).__name__
+
+
+def _check_sums(path: Path) -> None:
+    with ZipFile(path) as archive:
+        # torch.save writes 0 for all of them where its checksums are switched off.
+        if any(info.CRC for info in archive.infolist()) and (damaged := archive.testzip()):
+            raise ValueError(f"the checksum of its record {damaged} is wrong")
 
 
 def _load_safetensors(path: Path) -> dict[str, Any]:
@@ -172,13 +200,13 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
         state_dict = safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"expected {path} to be a {SAFETENSORS} file: {error}") from None
+        raise InputError(f"expected {path} to be a {SAFETENSORS} file: {error}") from None
     try:
         meta = json.loads(metadata.get("meta", "{}"))
     except ValueError as error:
-        raise ValueError(f"expected the metadata 'meta' of {path} to be JSON: {error}") from None
+        raise InputError(f"expected the metadata 'meta' of {path} to be JSON: {error}") from None
     if not isinstance(meta, dict):
-        raise ValueError(
+        raise InputError(
             f"expected the metadata 'meta' of {path} to be a dict, got {type(meta).__name__}"
         )
     return dict(state_dict=state_dict, meta=meta)

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mmdet.models.backbones.swin import swin_converter
-from mmengine.config import Config
 from torch import Tensor
 
-from ..utils.config import build_without_weights, find_config
+from ..utils.config import build_without_weights, read_config
 from ..version import __version__
 from .hcformer_d2.key_mapping import COUNTER
 from .io import load_checkpoint, save_checkpoint, sha256, some, tensors_of, weights_entry
@@ -123,8 +122,7 @@ def warm_start_file(
     if Path(target).suffix != ".pth":
         raise ValueError(f"expected a .pth file to write, which load_from reads, got {target}")
     tensors = tensors_of(weights_entry(load_checkpoint(source)))
-    cfg = Config.fromfile(find_config(config))
-    cfg.merge_from_dict(dict(cfg_options or {}))
+    cfg = read_config(config, cfg_options)
     result = warm_start(tensors, build_without_weights(cfg).state_dict())
     about = dict(file=Path(source).name, sha256=sha256(source))
     meta = dict(hcformer_mm_version=__version__, warm_start=about)

@@ -2,6 +2,7 @@
 
 import os
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -9,7 +10,10 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..checkpoints.io import force_weights_only
+from ..utils.config import read_config
 from .dist import set_up_gloo
+from .hooks.checkpoint_check_hook import ALLOW_PARTIAL, CheckpointCheckHook
+from .hooks.data_check_hook import DataCheckHook
 from .hooks.param_groups_hook import ParamGroupsHook
 
 
@@ -37,6 +41,17 @@ def add_common_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def add_checkpoint_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of every tool that tests a checkpoint."""
+    parser.add_argument("checkpoint", help="checkpoint file")
+    parser.add_argument(
+        ALLOW_PARTIAL,
+        action="store_true",
+        help="test a checkpoint that does not fit the model, or was trained on other classes; what "
+        "the model does not get from it stays random",
+    )
+
+
 def load_config(args: Namespace) -> Config:
     """Read the config that the common arguments name, and apply their overrides.
 
@@ -44,10 +59,8 @@ def load_config(args: Namespace) -> Config:
     ``work_dirs/<name of the config>``.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    config = Config.fromfile(args.config)
+    config = read_config(args.config, args.cfg_options)
     config.launcher = args.launcher
-    if args.cfg_options is not None:
-        config.merge_from_dict(args.cfg_options)
     if args.work_dir is not None:
         config.work_dir = args.work_dir
     elif config.get("work_dir") is None:
@@ -55,18 +68,32 @@ def load_config(args: Namespace) -> Config:
     return config
 
 
-def build_runner(config: Config) -> Runner:
+def build_runner(
+    config: Config, splits: Sequence[str] = ("train", "val"), *, allow_partial: bool = False
+) -> Runner:
     """Build MMEngine's runner, or the class that ``runner_type`` names, from a config.
 
-    It loads checkpoints with ``weights_only=True``. On a machine without GPUs, the processes of
-    torchrun communicate by gloo. With ``compile`` in the config, parameter groups become plain
-    dicts, which Dynamo can trace.
+    It loads checkpoints with ``weights_only=True``, and refuses those that do not fit. On a machine
+    without GPUs, the processes of torchrun communicate by gloo. With ``compile`` in the config,
+    parameter groups become plain dicts, which Dynamo can trace.
+
+    Args:
+        config: Full config of a runner.
+        splits: The loops that will run, of ``'train'``, ``'val'`` and ``'test'``.
+        allow_partial: Whether a test goes on with a checkpoint that does not fit; see
+            :class:`~.hooks.checkpoint_check_hook.CheckpointCheckHook`.
+
+    Raises:
+        InputError: Config and data do not fit each other; see
+            :class:`~.hooks.data_check_hook.DataCheckHook`.
     """
     force_weights_only()
     set_up_gloo(config)
-    if "runner_type" in config:
-        return RUNNERS.build(config)
-    runner = Runner.from_cfg(config)
-    if config.get("compile"):
+    flexible = "runner_type" in config
+    runner = RUNNERS.build(config) if flexible else Runner.from_cfg(config)
+    runner.register_hook(CheckpointCheckHook(allow_partial=allow_partial))
+    if config.get("compile") and not flexible:
         runner.register_hook(ParamGroupsHook())
+    hooks = [hook for hook in runner.hooks if isinstance(hook, DataCheckHook)] or [DataCheckHook()]
+    hooks[0].check(runner, splits, hand_over=True)
     return runner

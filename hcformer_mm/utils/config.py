@@ -1,6 +1,6 @@
 """Look up configs by name, read or change parts of them, and build their models."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from importlib.util import find_spec
@@ -12,8 +12,45 @@ from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
-CONFIGS = Path(__file__).resolve().parents[1] / ".mim" / "configs"
+from .errors import InputError
+from .paths import RESOURCES
+
+CONFIGS = RESOURCES / "configs"
 """Configs of this package."""
+
+
+def read_config(name: str | Path, options: Mapping[str, Any] | None = None) -> Config:
+    """Read the config of a model.
+
+    Args:
+        name: A path, name or ``package::path``, as for :func:`find_config`.
+        options: Overrides, as ``--cfg-options`` gives them.
+
+    Raises:
+        ValueError: No such config, the file is no config of a model, or an override does not apply.
+    """
+    path = find_config(name)
+    try:
+        config = Config.fromfile(path)
+    except Exception as error:  # configs are code, which can raise anything
+        raise InputError(f"expected a config in {path}, got {_describe(error)}") from error
+    try:
+        config.merge_from_dict(dict(options or {}))
+    except (KeyError, TypeError, IndexError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"expected overrides of {path} that apply to it, got {dict(options or {})}: "
+            f"{_describe(error)}"
+        ) from error
+    if not isinstance(config.get("model"), dict):
+        raise InputError(
+            f"expected a config with a dict 'model', got {path} with "
+            f"{', '.join(sorted(config.keys())) or 'nothing'}"
+        )
+    return config
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def find_config(name: str | Path) -> Path:
@@ -33,17 +70,18 @@ def find_config(name: str | Path) -> Path:
     if separator:
         spec = find_spec(package) if package.isidentifier() else None
         if spec is None or spec.origin is None:
-            raise ValueError(f"expected package::path of an installed package, got {str(name)!r}")
-        path = Path(spec.origin).parent / ".mim" / "configs" / relative
+            raise InputError(f"expected package::path of an installed package, got {str(name)!r}")
+        own = package == "hcformer_mm"
+        path = (CONFIGS if own else Path(spec.origin).parent / ".mim" / "configs") / relative
     else:
         path = Path(name)
         if not path.is_file() and path.name == str(name):
             zoo = {file.stem: file for file in CONFIGS.glob("[!_]*/*.py")}  # without _base_
             path = zoo.get(path.name.removesuffix(".py"), path)
     if not path.is_file():
-        raise ValueError(
-            f"expected a config file or package::path, got {str(name)!r}: no {path}, and no config "
-            "of that name comes with hcformer_mm"
+        raise InputError(
+            f"expected a config file or package::path, got {str(name)!r}: {path} is no file, "
+            "and no config of that name comes with hcformer_mm"
         )
     return path
 
@@ -73,9 +111,19 @@ def without_pretrained(config: Any) -> Any:
 
 
 def build_without_weights(config: Config) -> BaseModel:
-    """Build the model of a config; it neither loads pretrained weights nor initializes any."""
+    """Build the model of a config; it neither loads pretrained weights nor initializes any.
+
+    Raises:
+        ValueError: A type is unknown, or does not accept its settings.
+    """
     with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmdet")):
-        return MODELS.build(without_pretrained(deepcopy(config.model)))
+        try:
+            return MODELS.build(without_pretrained(deepcopy(config.model)))
+        except (KeyError, TypeError, ValueError, AssertionError) as error:
+            raise InputError(
+                f"expected settings of 'model' in {config.filename} that make a model, got "
+                f"{_describe(error)}"
+            ) from error
 
 
 def dataset_meta_of(config: Config) -> dict[str, Any] | None:

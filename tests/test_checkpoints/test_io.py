@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import sys
 
 import numpy as np
@@ -18,6 +19,7 @@ from hcformer_mm.checkpoints.io import (
     tensors_of,
     weights_entry,
 )
+from tests.helpers.full_disk import full_disk
 
 STATE = dict(weight=torch.arange(6.0).view(2, 3), count=torch.tensor(3))
 
@@ -86,6 +88,8 @@ def test_refuses_code(attack, tmp_path):
 @pytest.fixture
 def forced(monkeypatch):
     """Call ``force_weights_only``, and undo it after the test."""
+    schemes = dict(mmengine_checkpoint.CheckpointLoader._schemes)
+    monkeypatch.setattr(mmengine_checkpoint.CheckpointLoader, "_schemes", schemes)
     monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0")
     monkeypatch.setattr(mmengine_checkpoint, "get_torch_safe_globals", list, raising=False)
     before = torch.serialization.get_safe_globals()
@@ -100,9 +104,21 @@ def test_mmengine_refuses_code(attack, forced, tmp_path):
     """MMEngine alone would fall back to running it, and lists ``getattr`` as safe."""
     trace, path = tmp_path / "trace", tmp_path / "hostile.pth"
     torch.save(dict(state_dict={}, extra=attack(trace)), path)
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match="to hold only weights"):
         mmengine_checkpoint.load_checkpoint(torch.nn.Linear(1, 1), str(path))
     assert not trace.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_mmengine_loads_all_layouts(suffix, forced, tmp_path):
+    """Without ``force_weights_only`` it takes ``model`` for the name of a tensor, and goes on."""
+    path, weight = tmp_path / f"x{suffix}", torch.rand(1, 1)
+    save_checkpoint(path, dict(model=dict(weight=weight, bias=weight[0])), weights="model")
+    model = torch.nn.Linear(1, 1)
+    mmengine_checkpoint.load_checkpoint(model, str(path))
+    assert torch.equal(model.weight, weight)
+    with pytest.raises(ValueError, match=r"no such checkpoint: .*none\.pth"):
+        mmengine_checkpoint.load_checkpoint(model, str(tmp_path / "none.pth"))
 
 
 def test_loading_keeps_the_safe_globals(forced, tmp_path):
@@ -149,6 +165,56 @@ def test_refuses_damaged_files(tmp_path):
         load_checkpoint(broken)
 
 
+def flips(path):
+    """Write files that differ from this one in one bit, here and there, one after another."""
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        yield position
+    path.write_bytes(whole)
+
+
+def test_a_flipped_bit_is_noticed_or_harmless(tmp_path):
+    """``torch.load`` compares no checksums, and returns other weights."""
+    path = tmp_path / "x.pth"
+    torch.save(dict(state_dict=STATE), path)
+    refused = 0
+    for _ in flips(path):
+        try:
+            state = load_checkpoint(path)["state_dict"]
+        except ValueError as error:
+            refused += 1
+            assert re.match(r"expected .*x\.pth to ", str(error))
+            assert "\n" not in str(error)
+        else:
+            assert state.keys() == STATE.keys()
+            assert all(torch.equal(state[name], STATE[name]) for name in STATE)
+    assert refused > 50
+
+
+def test_a_flipped_weight_names_its_record(tmp_path):
+    path, weight = tmp_path / "x.pth", torch.full((7,), 1.5)
+    torch.save(dict(state_dict=dict(weight=weight)), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(weight.numpy().tobytes(), weight.neg().numpy().tobytes()))
+    assert path.read_bytes() != whole
+    with pytest.raises(ValueError, match=r"copy or download it again: the checksum of .*x/data/0"):
+        load_checkpoint(path)
+
+
+def test_files_without_checksums_are_loaded(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(dict(state_dict=STATE), tmp_path / "x.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(load_checkpoint(tmp_path / "x.pth")["state_dict"]["weight"], STATE["weight"])
+    torch.save(dict(state_dict=STATE), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert load_checkpoint(tmp_path / "old.pth")["state_dict"].keys() == STATE.keys()
+
+
 @pytest.mark.parametrize(
     ("meta", "match"), [("{", "to be JSON"), ("[1]", "to be a dict, got list")]
 )
@@ -160,15 +226,16 @@ def test_checks_metadata_of_safetensors(meta, match, tmp_path):
         load_checkpoint(path)
 
 
-def test_tensors_of_refuses_wrapped_models():
-    with pytest.raises(ValueError, match=r"prefix 'module\.' of DistributedDataParallel"):
-        tensors_of({"module.weight": torch.zeros(1)})
-    assert tensors_of({"module.weight": torch.zeros(1), "bias": torch.zeros(1)})
+def test_tensors_of_unwraps_models():
+    assert tensors_of({"module.weight": torch.zeros(1)}).keys() == {"weight"}
+    mixed = {"module.weight": torch.zeros(1), "bias": torch.zeros(1)}
+    assert tensors_of(mixed).keys() == mixed.keys()
 
 
 def test_weights_entry():
     assert weights_entry(dict(state_dict={"a": 1}, model={"b": 2})) == {"a": 1}
     assert weights_entry(dict(model={"b": 2}, x=1)) == {"b": 2}
+    assert weights_entry(dict(model_state={"b": 2})) == {"b": 2}
     assert weights_entry(dict(c=3, model=4)) == dict(c=3, model=4)
 
 
@@ -206,6 +273,19 @@ def test_failure_leaves_the_old_file(tmp_path):
         save_checkpoint(path, dict(state_dict=STATE, meta=lambda: None))
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["x.pth"]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_full_disk_leaves_the_old_file(suffix, size, tmp_path):
+    path = tmp_path / f"x{suffix}"
+    save_checkpoint(path, dict(state_dict=STATE))
+    before = path.read_bytes()
+    full_disk(path)
+    with pytest.raises(OSError, match=rf"No space left on device.*x\{suffix}"):
+        save_checkpoint(path, dict(state_dict=dict(weight=torch.rand(size))))
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == [path.name]
 
 
 def test_refuses_folders_and_missing_folders(tmp_path):

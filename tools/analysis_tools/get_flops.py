@@ -2,16 +2,17 @@
 
 import argparse
 import math
+import sys
 from collections import Counter
 from typing import Any
 
 import torch
-from mmdet.registry import MODELS
 from mmengine.analysis import FlopAnalyzer
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.model import BaseModel
-from mmengine.registry import init_default_scope
 from torch import Tensor, nn
+
+from hcformer_mm.utils.config import build_without_weights, read_config
 
 
 class _TensorForward(nn.Module):
@@ -63,7 +64,7 @@ def count_multiply_adds(model: BaseModel, height: int, width: int) -> Counter[st
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="config file path")
+    parser.add_argument("config", help="config file, or name of a config of this package")
     parser.add_argument(
         "--shape",
         type=int,
@@ -83,11 +84,10 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    config = Config.fromfile(args.config)
-    if args.cfg_options is not None:
-        config.merge_from_dict(args.cfg_options)
-    init_default_scope(config.get("default_scope", "mmdet"))
-    model = MODELS.build(config.model)
+    try:
+        model = build_without_weights(read_config(args.config, args.cfg_options))
+    except ValueError as error:
+        sys.exit(f"get_flops: {error}")
     height, width = args.shape
     counts = count_multiply_adds(model, height, width)
 

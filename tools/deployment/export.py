@@ -6,7 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
 from hcformer_mm.apis.inference import build_model
@@ -19,7 +19,7 @@ from hcformer_mm.deployment.export import (
     pipeline_divisor,
 )
 from hcformer_mm.deployment.verify import TOLERANCE, agrees, as_text, compare, time_both
-from hcformer_mm.utils.config import find_config
+from hcformer_mm.utils.config import read_config
 
 RANDOM = "random"
 STRIDE = 32
@@ -49,9 +49,7 @@ def parse_args() -> argparse.Namespace:
 
 def load(args: argparse.Namespace) -> tuple[ExportableModel, str]:
     """Build the model of the command line, and return it with the name of its config."""
-    file = find_config(args.config)
-    config = Config.fromfile(file)
-    config.merge_from_dict(args.cfg_options)
+    config = read_config(args.config, args.cfg_options)
     checkpoint = None if args.checkpoint == RANDOM else args.checkpoint
     if checkpoint is None:
         print("the weights are random", file=sys.stderr)
@@ -61,7 +59,7 @@ def load(args: argparse.Namespace) -> tuple[ExportableModel, str]:
     if args.dynamic and divisor == 1:
         divisor = STRIDE
     exportable = ExportableModel(model, with_assignments=args.assignments, size_divisor=divisor)
-    return exportable.eval(), file.stem
+    return exportable.eval(), Path(config.filename).stem
 
 
 def check(args: argparse.Namespace, model: ExportableModel, path: Path) -> bool:

@@ -11,7 +11,7 @@ from mmdet.models.backbones import ResNet
 from mmengine.config import Config
 
 from ...models.heads.hcformer_head import Decoder
-from ...utils.config import CONFIGS
+from ...utils.config import CONFIGS, read_config
 from ..io import some
 from .key_mapping import STAGES
 
@@ -203,7 +203,7 @@ def options_for(architecture: Architecture, config: Config) -> dict[str, Any] | 
 
 @cache
 def _load(path: Path) -> tuple[Config, Architecture]:
-    config = Config.fromfile(path)
+    config = read_config(path)
     return config, architecture_of_config(config)
 
 

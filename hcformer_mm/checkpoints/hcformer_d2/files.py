@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from ...utils.config import dataset_meta_of, find_config
+from ...utils.config import dataset_meta_of, find_config, read_config
 from ...version import __version__
 from ..io import load_checkpoint, save_checkpoint, sha256, some, tensors_of, weights_entry
 from .architecture import Architecture, choose_config, find_architecture
@@ -170,9 +170,7 @@ def _config(
         path, options = choose_config(architecture)
     else:
         path, options = find_config(config), dict(cfg_options or {})
-    cfg = Config.fromfile(path)
-    cfg.merge_from_dict(options)
-    return path, cfg, options
+    return path, read_config(path, options), options
 
 
 def _check_different(source: str | Path, target: str | Path) -> None:

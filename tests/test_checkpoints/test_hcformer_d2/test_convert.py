@@ -302,11 +302,3 @@ def test_basic_blocks_are_refused(tmp_path):
     torch.save(dict(state_dict=network.state_dict()), path)
     with pytest.raises(ValueError, match=r"ResNet with bottleneck blocks \(R50 and deeper\).*R18"):
         revert_file(path, tmp_path / "x.pth")
-
-
-@pytest.mark.parametrize("run", [convert_file, revert_file])
-def test_names_of_a_wrapped_model_are_refused(run, tmp_path):
-    path = tmp_path / "released.pth"
-    torch.save(dict(model={f"module.{CLASS}.weight": torch.zeros(1)}), path)
-    with pytest.raises(ValueError, match=r"prefix 'module\.' of DistributedDataParallel"):
-        run(path, tmp_path / "x.pth")
