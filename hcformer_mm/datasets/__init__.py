@@ -1,5 +1,23 @@
-"""Datasets, ground truth and checks of annotations; registers the Shapes set in three forms."""
+"""Datasets, ground truth, checks of annotations and steps of pipelines; registers them."""
 
 from .shapes import ShapesInstanceDataset, ShapesPanopticDataset, ShapesSemanticDataset
+from .transforms import (
+    LoadImageFromFile,
+    LoadInstanceAnnotations,
+    LoadPanopticAnnotations,
+    LoadSemanticAnnotations,
+    Resize,
+    ResizeShortestEdge,
+)
 
-__all__ = ["ShapesInstanceDataset", "ShapesPanopticDataset", "ShapesSemanticDataset"]
+__all__ = [
+    "LoadImageFromFile",
+    "LoadInstanceAnnotations",
+    "LoadPanopticAnnotations",
+    "LoadSemanticAnnotations",
+    "Resize",
+    "ResizeShortestEdge",
+    "ShapesInstanceDataset",
+    "ShapesPanopticDataset",
+    "ShapesSemanticDataset",
+]

@@ -7,20 +7,34 @@ crop_size = (512, 512)
 scale = (2048, 512)
 
 train_pipeline = [
-    dict(type="LoadImageFromFile", backend_args=backend_args),
-    dict(type="mmseg.LoadAnnotations", reduce_zero_label=True, backend_args=backend_args),
-    dict(type="RandomResize", scale=scale, ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type="hcformer_mm.LoadImageFromFile", backend_args=backend_args),
+    dict(
+        type="hcformer_mm.LoadSemanticAnnotations",
+        reduce_zero_label=True,
+        backend_args=backend_args,
+    ),
+    dict(
+        type="RandomResize",
+        scale=scale,
+        ratio_range=(0.5, 2.0),
+        resize_type="hcformer_mm.Resize",
+        keep_ratio=True,
+    ),
     dict(type="mmseg.RandomCrop", crop_size=crop_size, cat_max_ratio=0.75),
     dict(type="RandomFlip", prob=0.5),
     dict(type="mmseg.PhotoMetricDistortion"),
     dict(type="mmseg.PackSegInputs"),
 ]
 # The ground truth keeps its original size: it is loaded after the resizing.
-# Its step has no scope, as MMSegInferencer leaves it out by this name.
+# The step that loads images has no scope, as the inferencers of mmdet and mmseg look it up so.
 test_pipeline = [
     dict(type="LoadImageFromFile", backend_args=backend_args),
-    dict(type="Resize", scale=scale, keep_ratio=True),
-    dict(type="LoadAnnotations", reduce_zero_label=True, backend_args=backend_args),
+    dict(type="hcformer_mm.Resize", scale=scale, keep_ratio=True),
+    dict(
+        type="hcformer_mm.LoadSemanticAnnotations",
+        reduce_zero_label=True,
+        backend_args=backend_args,
+    ),
     dict(type="mmseg.PackSegInputs"),
 ]
 # Scales are relative to the original image, as in MMSegmentation.
@@ -34,7 +48,7 @@ tta_pipeline = [
                 for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
             ],
             [dict(type="RandomFlip", prob=prob, direction="horizontal") for prob in (0.0, 1.0)],
-            [dict(type="mmseg.LoadAnnotations", reduce_zero_label=True)],
+            [dict(type="hcformer_mm.LoadSemanticAnnotations", reduce_zero_label=True)],
             [dict(type="mmseg.PackSegInputs")],
         ],
     ),

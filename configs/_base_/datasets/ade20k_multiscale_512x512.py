@@ -10,7 +10,7 @@ train_pipeline = [
     dict(
         type="RandomChoiceResize",
         scales=[base_side * tenths // 10 for tenths in range(5, 21)],
-        resize_type="mmseg.ResizeShortestEdge",
+        resize_type="hcformer_mm.ResizeShortestEdge",
         max_size=4 * base_side,
     ),
     dict(type="mmseg.RandomCrop", crop_size=crop_size),

@@ -13,7 +13,7 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 scale = (4 * base_side, base_side)
 test_pipeline = [
     _base_.test_pipeline[0],
-    dict(type="Resize", scale=scale, keep_ratio=True),
+    dict(type="hcformer_mm.Resize", scale=scale, keep_ratio=True),
     *_base_.test_pipeline[2:],
 ]
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))

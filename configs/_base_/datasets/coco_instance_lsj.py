@@ -7,7 +7,12 @@ backend_args = None
 
 train_pipeline = [
     dict(**_base_.lsj_load_image, backend_args=backend_args),
-    dict(type="mmdet.LoadAnnotations", with_bbox=True, with_mask=True, backend_args=backend_args),
+    dict(
+        type="hcformer_mm.LoadInstanceAnnotations",
+        with_bbox=True,
+        with_mask=True,
+        backend_args=backend_args,
+    ),
     *_base_.lsj_steps,
     # Drop instances that the crop has cut away.
     dict(type="mmdet.FilterAnnotations", min_gt_bbox_wh=(1e-5, 1e-5), by_mask=True),

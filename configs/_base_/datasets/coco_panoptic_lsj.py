@@ -8,13 +8,15 @@ backend_args = None
 train_pipeline = [
     dict(**_base_.lsj_load_image, backend_args=backend_args),
     dict(
-        type="mmdet.LoadPanopticAnnotations",
+        type="hcformer_mm.LoadPanopticAnnotations",
         with_bbox=True,
         with_mask=True,
         with_seg=True,
         backend_args=backend_args,
     ),
     *_base_.lsj_steps,
+    # Drop things that the crop has cut away; an image without things is kept for its stuff.
+    dict(type="mmdet.FilterAnnotations", by_box=False, by_mask=True, keep_empty=False),
     dict(type="mmdet.PackDetInputs"),
 ]
 # Images without things are kept: they have stuff.
@@ -25,7 +27,7 @@ train_dataloader = dict(
 # Panoptic quality, and the AP and mIoU of the same predictions (AP_pan^Th and mIoU_pan).
 val_evaluator = [
     dict(
-        type="mmdet.CocoPanopticMetric",
+        type="hcformer_mm.CocoPanopticMetric",
         ann_file=data_root + "annotations/panoptic_val2017.json",
         seg_prefix=data_root + "annotations/panoptic_val2017/",
         backend_args=backend_args,

@@ -1,14 +1,14 @@
 # Large-scale jittering on crops of 1024x1024 (paper, Appendix D.1, as Mask2Former): the steps that
 # the panoptic and the instance pipeline share, and the padding of the batch.
 image_size = (1024, 1024)
-lsj_load_image = dict(type="LoadImageFromFile", to_float32=True)
+lsj_load_image = dict(type="hcformer_mm.LoadImageFromFile", to_float32=True)
 lsj_steps = [
     dict(type="mmdet.RandomFlip", prob=0.5),
     dict(
         type="RandomResize",
         scale=image_size,
         ratio_range=(0.1, 2.0),
-        resize_type="mmdet.Resize",
+        resize_type="hcformer_mm.Resize",
         keep_ratio=True,
     ),
     dict(

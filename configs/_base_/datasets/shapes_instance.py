@@ -6,15 +6,15 @@ backend_args = None
 image_scale = (256, 192)
 
 train_pipeline = [
-    dict(type="LoadImageFromFile", backend_args=backend_args),
-    dict(type="mmdet.LoadAnnotations", with_bbox=True, with_mask=True),
-    dict(type="mmdet.Resize", scale=image_scale, keep_ratio=True),
+    dict(type="hcformer_mm.LoadImageFromFile", backend_args=backend_args),
+    dict(type="hcformer_mm.LoadInstanceAnnotations", with_bbox=True, with_mask=True),
+    dict(type="hcformer_mm.Resize", scale=image_scale, keep_ratio=True),
     dict(type="mmdet.RandomFlip", prob=0.5),
     dict(type="mmdet.PackDetInputs"),
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile", backend_args=backend_args),
-    dict(type="mmdet.Resize", scale=image_scale, keep_ratio=True),
+    dict(type="hcformer_mm.Resize", scale=image_scale, keep_ratio=True),
     dict(
         type="mmdet.PackDetInputs",
         meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),

@@ -6,9 +6,9 @@ backend_args = None
 image_scale = (256, 192)
 
 train_pipeline = [
-    dict(type="LoadImageFromFile", backend_args=backend_args),
-    dict(type="mmdet.LoadPanopticAnnotations", backend_args=backend_args),
-    dict(type="mmdet.Resize", scale=image_scale, keep_ratio=True),
+    dict(type="hcformer_mm.LoadImageFromFile", backend_args=backend_args),
+    dict(type="hcformer_mm.LoadPanopticAnnotations", backend_args=backend_args),
+    dict(type="hcformer_mm.Resize", scale=image_scale, keep_ratio=True),
     dict(type="mmdet.RandomFlip", prob=0.5),
     dict(type="mmdet.PackDetInputs"),
 ]
@@ -16,9 +16,9 @@ train_pipeline = [
 # semantic map, at the original size (hence after Resize), travels with the image.
 test_pipeline = [
     dict(type="LoadImageFromFile", backend_args=backend_args),
-    dict(type="mmdet.Resize", scale=image_scale, keep_ratio=True),
+    dict(type="hcformer_mm.Resize", scale=image_scale, keep_ratio=True),
     dict(
-        type="mmdet.LoadPanopticAnnotations",
+        type="hcformer_mm.LoadPanopticAnnotations",
         with_bbox=False,
         with_label=False,
         with_mask=False,
@@ -65,7 +65,7 @@ test_dataloader = val_dataloader
 
 val_evaluator = [
     dict(
-        type="mmdet.CocoPanopticMetric",
+        type="hcformer_mm.CocoPanopticMetric",
         ann_file=data_root + "annotations/panoptic_val.json",
         seg_prefix=data_root + "annotations/panoptic_val/",
         backend_args=backend_args,

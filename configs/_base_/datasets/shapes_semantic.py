@@ -5,18 +5,18 @@ backend_args = None
 image_scale = (256, 192)
 
 train_pipeline = [
-    dict(type="LoadImageFromFile", backend_args=backend_args),
-    dict(type="mmseg.LoadAnnotations", backend_args=backend_args),
-    dict(type="Resize", scale=image_scale, keep_ratio=True),
+    dict(type="hcformer_mm.LoadImageFromFile", backend_args=backend_args),
+    dict(type="hcformer_mm.LoadSemanticAnnotations", backend_args=backend_args),
+    dict(type="hcformer_mm.Resize", scale=image_scale, keep_ratio=True),
     dict(type="RandomFlip", prob=0.5),
     dict(type="mmseg.PackSegInputs"),
 ]
 # The ground truth keeps its original size: it is loaded after the resizing.
-# Its step has no scope, as MMSegInferencer leaves it out by this name.
+# The step that loads images has no scope, as the inferencers of mmdet and mmseg look it up so.
 test_pipeline = [
     dict(type="LoadImageFromFile", backend_args=backend_args),
-    dict(type="Resize", scale=image_scale, keep_ratio=True),
-    dict(type="LoadAnnotations", backend_args=backend_args),
+    dict(type="hcformer_mm.Resize", scale=image_scale, keep_ratio=True),
+    dict(type="hcformer_mm.LoadSemanticAnnotations", backend_args=backend_args),
     dict(type="mmseg.PackSegInputs"),
 ]
 

@@ -6,13 +6,13 @@ image_scale = (512, 384)
 crop_size = (192, 256)
 train_pipeline = [
     *_base_.train_pipeline[:2],  # loading
-    dict(type="Resize", scale=image_scale, keep_ratio=True),
+    dict(type="hcformer_mm.Resize", scale=image_scale, keep_ratio=True),
     dict(type="mmseg.RandomCrop", crop_size=crop_size),
     *_base_.train_pipeline[3:],  # flip, packing
 ]
 test_pipeline = [
     _base_.test_pipeline[0],  # loading
-    dict(type="Resize", scale=image_scale, keep_ratio=True),
+    dict(type="hcformer_mm.Resize", scale=image_scale, keep_ratio=True),
     *_base_.test_pipeline[2:],  # ground truth, packing
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -1,0 +1,295 @@
+"""Steps of pipelines: those of mmcv, mmdet and mmseg, with errors that name the file."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mmcv
+import numpy as np
+from mmcv.transforms import LoadImageFromFile as MMCVLoadImageFromFile
+from mmdet.datasets import transforms as mmdet_transforms
+from mmengine import fileio
+from mmseg.datasets import transforms as mmseg_transforms
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..registry import TRANSFORMS
+from ..structures.data_samples import VOID_LABEL, WIDE_VOID_LABEL, void_label
+from ..utils.errors import InputError
+from ..utils.images import decode_image, is_truncated
+
+
+@TRANSFORMS.register_module()
+class LoadImageFromFile(MMCVLoadImageFromFile):
+    """mmcv's ``LoadImageFromFile``, which also reads pixels of 10 to 16 bits.
+
+    Images of 8 bits are the same. See :func:`~hcformer_mm.utils.images.decode_image`.
+    """
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
+        """Add ``img`` ``(H, W, 3)``, BGR, ``img_shape`` and ``ori_shape``.
+
+        Raises:
+            ValueError: The file is truncated, or OpenCV cannot read it.
+        """
+        if (self.color_type, self.imdecode_backend) != ("color", "cv2"):
+            return super().transform(results)
+        file = results["img_path"]
+        try:
+            image = decode_image(fileio.get(file, backend_args=self.backend_args), file)
+        except (OSError, ValueError):
+            if self.ignore_empty:
+                return None
+            raise
+        results["img"] = image.astype(np.float32) if self.to_float32 else image
+        results["img_shape"] = results["ori_shape"] = image.shape[:2]
+        return results
+
+
+@TRANSFORMS.register_module()
+class LoadSemanticAnnotations(mmseg_transforms.LoadAnnotations):
+    """mmseg's ``LoadAnnotations``, for label maps of 8 and of 16 bits.
+
+    mmseg keeps the lower 8 bits of a label. Here void is 255 in files of 8 bits, and 65535 in files
+    of 16; in these, 255 is void too if there are at most 255 classes. In samples, void is
+    :func:`~hcformer_mm.structures.data_samples.void_label`.
+
+    Samples without ``seg_fields``, as mmseg's inferencer makes them, are left as they are.
+
+    Args:
+        num_classes: Number of classes; ``tools/train.py`` and ``tools/test.py`` take it from the
+            dataset. If None, labels are not checked, and void is that of more than 255 classes in
+            files with such labels.
+        options: Arguments of mmseg's ``LoadAnnotations``.
+    """
+
+    def __init__(self, *, num_classes: int | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.num_classes = num_classes
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Add ``gt_seg_map`` ``(H, W)``: uint8; uint16 where void is 65535.
+
+        Raises:
+            ValueError: The image has no label map, or the map cannot be read, has colors, differs
+                from the image in size, or contains a label that is neither a class nor void.
+        """
+        return super().transform(results) if "seg_fields" in results else results
+
+    def _load_seg_map(self, results: dict[str, Any]) -> None:
+        file = results.get("seg_map_path")
+        if file is None:
+            raise InputError(
+                f"expected a label map of {results['img_path']}, got none; set "
+                "data_prefix.seg_map_path of the dataset"
+            )
+        reduced = results["reduce_zero_label"]
+        if self.reduce_zero_label not in (None, reduced):
+            raise InputError(
+                f"expected reduce_zero_label={self.reduce_zero_label} in the dataset of {file}, as "
+                f"in its pipeline, got {reduced}; set it in the dataset alone"
+            )
+        labels = self._read(file, results["ori_shape"])
+        void = self._void(file, labels, reduced)
+        ignored = labels == np.iinfo(labels.dtype).max
+        if void == VOID_LABEL:
+            ignored |= labels == VOID_LABEL
+        if reduced:
+            ignored |= labels == 0
+            labels = labels - labels.dtype.type(1)
+        if results.get("label_map") is not None:
+            if void != VOID_LABEL:
+                raise InputError(
+                    f"expected all classes of the dataset of {file}, in their order, got others in "
+                    "metainfo; mmseg marks what is left out by 255, which is a class here"
+                )
+            of_file = labels.copy()
+            for old, new in results["label_map"].items():
+                labels[of_file == old] = new
+            ignored |= labels == VOID_LABEL
+        if self.num_classes is not None:
+            top = np.where(ignored, 0, labels).max()
+            if top >= self.num_classes:
+                raise InputError(
+                    f"expected labels below {self.num_classes}, the number of classes, in {file}, "
+                    f"got {top}{' (1 less than in the file)' * reduced}; correct the file, or the "
+                    "classes in metainfo of the dataset"
+                )
+        labels = labels.astype(np.uint8 if void == VOID_LABEL else np.uint16)
+        labels[ignored] = void
+        results["gt_seg_map"] = labels
+        results["seg_fields"].append("gt_seg_map")
+
+    def _read(self, file: str, size: tuple[int, int]) -> NDArray[np.unsignedinteger[Any]]:
+        """Labels ``(H, W)`` as the file stores them, uint8 or uint16."""
+        with _naming(file):
+            content = fileio.get(file, backend_args=self.backend_args)
+            labels = mmcv.imfrombytes(content, flag="unchanged", backend=self.imdecode_backend)
+        if labels.ndim == 3 and labels.shape[2] == 1:
+            labels = labels[..., 0]
+        if labels.ndim != 2:
+            raise InputError(
+                f"expected one class index per pixel in {file}, got {labels.shape[2]} channels; "
+                "convert its colors to class indices"
+            )
+        _check_size(file, labels.shape, size)
+        if labels.dtype.itemsize == 1:
+            return labels.astype(np.uint8)
+        low, high = labels.min(), labels.max()
+        if labels.dtype.kind not in "iu" or low < 0 or high > WIDE_VOID_LABEL:
+            raise InputError(
+                f"expected class indices of 8 or 16 bits in {file}, got {labels.dtype} from {low} "
+                f"to {high}; save it as a gray PNG file"
+            )
+        return labels.astype(np.uint16)
+
+    def _void(self, file: str, labels: NDArray[np.unsignedinteger[Any]], reduced: bool) -> int:
+        """Void in the sample of a file."""
+        wide = labels.dtype == np.uint16
+        if self.num_classes is None:
+            if not wide or labels.max() <= VOID_LABEL - reduced:
+                return VOID_LABEL
+            if ((labels > VOID_LABEL) & (labels < WIDE_VOID_LABEL)).any():
+                return WIDE_VOID_LABEL
+            raise InputError(
+                f"expected num_classes in the step LoadSemanticAnnotations, got None: it tells "
+                f"whether 255 is a class in {file}, a file of 16 bits; set it to the number of "
+                "classes"
+            )
+        void = void_label(self.num_classes)
+        if void != VOID_LABEL and not wide and (labels == VOID_LABEL).any():
+            raise InputError(
+                f"expected 16 bits in {file}, as there are {self.num_classes} classes, got 8 and "
+                "the label 255, which may be a class or void; save it with 16 bits, and 65535 for "
+                "void"
+            )
+        return void
+
+
+@TRANSFORMS.register_module()
+class LoadPanopticAnnotations(mmdet_transforms.LoadPanopticAnnotations):
+    """mmdet's ``LoadPanopticAnnotations``, whose errors name the file."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Add what mmdet's step adds.
+
+        Raises:
+            ValueError: The PNG file cannot be read, is truncated, or differs from its image in
+                size.
+        """
+        file = results["seg_map_path"]
+        with _naming(file):
+            content = fileio.get(file, backend_args=self.backend_args)
+            with Image.open(io.BytesIO(content)) as png:
+                width, height = png.size
+            if is_truncated(content):
+                raise InputError(f"expected a complete PNG file, got {file}; replace it")
+            # mmdet reshapes masks of another size.
+            _check_size(file, (height, width), results["ori_shape"])
+            return super().transform(results)
+
+
+@TRANSFORMS.register_module()
+class LoadInstanceAnnotations(mmdet_transforms.LoadAnnotations):
+    """mmdet's ``LoadAnnotations``, whose errors name the image."""
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Add what mmdet's step adds.
+
+        Raises:
+            ValueError: A box or a mask cannot be read, or differs from the image in size.
+        """
+        with _naming(f"the annotations of {results['img_path']}"):
+            return super().transform(results)
+
+    def _poly2mask(self, mask_ann: Any, img_h: int, img_w: int) -> NDArray[np.uint8]:
+        mask = super()._poly2mask(mask_ann, img_h, img_w)
+        # mmdet reshapes masks of another size.
+        _check_size("the masks", mask.shape, (img_h, img_w))
+        return mask
+
+
+@TRANSFORMS.register_module()
+class Resize(mmdet_transforms.Resize):
+    """mmdet's ``Resize`` without the objects that vanish, which a loss would ask for in vain.
+
+    Nothing is left of an object whose mask is empty at the new size; the first such image is warned
+    of. Stuff and semantic classes are read from the resized label map, so none of theirs is empty.
+    """
+
+    _warned = False
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Resize the image and what is annotated in it.
+
+        Raises:
+            ValueError: A side of the image becomes shorter than half a pixel.
+        """
+        results = super().transform(results)
+        if results.get("gt_masks") is None:
+            return results
+        visible = results["gt_masks"].areas > 0
+        if visible.all():
+            return results
+        # Masks that mmdet ignores may have been empty before.
+        vanished = ~(visible | results.get("gt_ignore_flags", False))
+        for key in ("gt_bboxes", "gt_bboxes_labels", "gt_masks", "gt_ignore_flags"):
+            if key in results:
+                results[key] = results[key][visible]
+        if vanished.any() and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{vanished.sum()} of {len(vanished)} objects of {results['img_path']} have no "
+                f"pixel left at {results['img_shape']}, its size in training; its file has "
+                f"{results['ori_shape']}. Such objects are left out, in other images too; train on "
+                "larger images or on crops to keep them",
+                stacklevel=2,
+            )
+        return results
+
+    def _resize_img(self, results: dict[str, Any]) -> None:
+        height, width = results["img"].shape[:2]
+        size = results["scale"]
+        if self.keep_ratio:
+            size = mmcv.rescale_size((width, height), size)
+        if min(size) < 1:
+            raise InputError(
+                f"expected an image that can be resized, but {results['img_path']}, {width} × "
+                f"{height} pixels, becomes {size[0]} × {size[1]}; cut it into pieces, or raise the "
+                "scale in the pipeline"
+            )
+        super()._resize_img(results)
+
+
+@TRANSFORMS.register_module()
+class ResizeShortestEdge(mmseg_transforms.ResizeShortestEdge):
+    """mmseg's ``ResizeShortestEdge``, which resizes by :class:`Resize`."""
+
+    def __init__(self, scale: int | tuple[int, int], max_size: int) -> None:
+        super().__init__(scale, max_size)
+        self.resize = Resize(scale=0, keep_ratio=True)
+
+
+def _check_size(file: str, found: tuple[int, ...], size: tuple[int, int]) -> None:
+    if tuple(found) != tuple(size):
+        raise InputError(
+            f"expected {file} of the image's height and width, {tuple(size)}, got {found}; annotate it "
+            "upright and at its own size"
+        )
+
+
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """Name a file in the errors of decoders."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        if file in str(error):
+            raise
+        raise InputError(
+            f"expected {file} to be readable: {error or type(error).__name__}"
+        ) from error
