@@ -3,9 +3,11 @@
 import argparse
 import os
 import sys
+from pathlib import Path
 
-from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from mmengine.fileio import dump
 
 from hcformer_mm.acceleration.inference import DTYPES
 from hcformer_mm.engine.runner import (
@@ -14,6 +16,7 @@ from hcformer_mm.engine.runner import (
     build_runner,
     load_config,
 )
+from hcformer_mm.utils.atomic_write import replacing
 from hcformer_mm.utils.errors import InputError
 
 
@@ -74,17 +77,30 @@ def write_label_maps(config: Config, folder: str) -> None:
         if is_a(evaluator, "IoUMetric"):
             evaluator.output_dir = folder
             return
-    raise SystemExit(
+    raise InputError(
         "expected a mmseg.IoUMetric in test_evaluator, which writes label maps for --out, "
         f"got {evaluators}"
     )
+
+
+def result_file(path: str) -> BaseMetric:
+    """Metric of mmdet that dumps a detector's results; here the file is whole or not there."""
+    from mmdet.evaluation import DumpDetResults
+
+    class DumpWhole(DumpDetResults):
+        def compute_metrics(self, results: list) -> dict:
+            with replacing(Path(path)) as unfinished:
+                dump(results, unfinished, file_format="pkl")
+            return {}
+
+    return DumpWhole(out_file_path=path)
 
 
 def augment(config: Config) -> None:
     """Wrap the model, and replace the pipeline, for test-time augmentation."""
     missing = [name for name in ("tta_model", "tta_pipeline") if name not in config]
     if missing:
-        raise SystemExit(
+        raise InputError(
             f"expected tta_model and tta_pipeline in {config.filename} for --tta, got no "
             f"{' and no '.join(missing)}; mmseg has them for semantic segmentation, mmdet for boxes"
         )
@@ -93,28 +109,30 @@ def augment(config: Config) -> None:
     config.model = config.tta_model
 
 
-def main() -> None:
-    args = parse_args()
+def test(args: argparse.Namespace) -> None:
     config = load_config(args)
-    config.load_from = args.checkpoint
     segmentor = config.get("default_scope") == "mmseg"
     if args.show_dir:
         draw_predictions(config, args.show_dir)
     if args.out is not None and segmentor:
         write_label_maps(config, args.out)
     elif args.out is not None and not args.out.endswith((".pkl", ".pickle")):
-        raise SystemExit(f"expected --out to end in .pkl or .pickle, got {args.out}")
+        raise InputError(f"expected --out to end in .pkl or .pickle, got {args.out}")
     if args.tta:
         augment(config)
     if args.fast or args.dtype != "float32":
         hook = dict(type="hcformer_mm.FastInferenceHook", fast=args.fast, dtype=args.dtype)
         config.custom_hooks = [*config.get("custom_hooks", []), hook]
+    runner = build_runner(config, ["test"], allow_partial=args.allow_partial)
+    if args.out is not None and not segmentor:
+        runner.test_evaluator.metrics.append(result_file(args.out))
+    runner.test()
+
+
+def main() -> None:
     try:
-        runner = build_runner(config, ["test"], allow_partial=args.allow_partial)
-        if args.out is not None and not segmentor:
-            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-        runner.test()
-    except InputError as error:
+        test(parse_args())
+    except (InputError, OSError) as error:
         sys.exit(f"test: {error}")
 
 

@@ -30,8 +30,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    args = parse_args()
+def train(args: argparse.Namespace) -> None:
     config = load_config(args)
     if args.amp:
         config.optim_wrapper.type = "AmpOptimWrapper"
@@ -41,7 +40,7 @@ def main() -> None:
         config.custom_hooks = [*config.get("custom_hooks", []), hook]
     if args.auto_scale_lr:
         if "base_batch_size" not in config.get("auto_scale_lr", {}):
-            raise SystemExit(
+            raise InputError(
                 f"expected auto_scale_lr.base_batch_size in {args.config} for --auto-scale-lr, got "
                 "none; add auto_scale_lr = dict(base_batch_size=...) to the config"
             )
@@ -49,8 +48,12 @@ def main() -> None:
     if args.resume is not None:
         config.resume = True
         config.load_from = None if args.resume == "auto" else args.resume
+    build_runner(config).train()
+
+
+def main() -> None:
     try:
-        build_runner(config).train()
+        train(parse_args())
     except InputError as error:
         sys.exit(f"train: {error}")
 

@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 
 from ..checkpoints.io import force_weights_only
 from ..utils.config import read_config
+from ..utils.errors import InputError
 from .dist import set_up_gloo
 from .hooks.checkpoint_check_hook import ALLOW_PARTIAL, CheckpointCheckHook
 from .hooks.data_check_hook import DataCheckHook
@@ -56,10 +57,22 @@ def load_config(args: Namespace) -> Config:
     """Read the config that the common arguments name, and apply their overrides.
 
     ``--work-dir`` overrides the config's ``work_dir``; without either, the folder is
-    ``work_dirs/<name of the config>``.
+    ``work_dirs/<name of the config>``. The checkpoint of :func:`add_checkpoint_arguments` becomes
+    ``load_from``.
+
+    Raises:
+        InputError: There is no such config, or it has no test set although a checkpoint is given.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     config = read_config(args.config, args.cfg_options)
+    if "checkpoint" in args:
+        wanted = ("test_dataloader", "test_evaluator", "test_cfg")
+        if missing := [name for name in wanted if config.get(name) is None]:
+            raise InputError(
+                f"expected {', '.join(wanted)} in {config.filename} to test on, got no "
+                f"{' and no '.join(missing)}"
+            )
+        config.load_from = args.checkpoint
     config.launcher = args.launcher
     if args.work_dir is not None:
         config.work_dir = args.work_dir
@@ -84,10 +97,13 @@ def build_runner(
             :class:`~.hooks.checkpoint_check_hook.CheckpointCheckHook`.
 
     Raises:
-        InputError: Config and data do not fit each other; see
+        InputError: There is no file ``load_from``, or config and data do not fit each other; see
             :class:`~.hooks.data_check_hook.DataCheckHook`.
     """
     force_weights_only()
+    checkpoint = config.get("load_from") or ""
+    if checkpoint and "://" not in checkpoint and not Path(checkpoint).expanduser().exists():
+        raise InputError(f"no such checkpoint: {checkpoint}")
     set_up_gloo(config)
     flexible = "runner_type" in config
     runner = RUNNERS.build(config) if flexible else Runner.from_cfg(config)
