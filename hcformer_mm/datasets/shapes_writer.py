@@ -2,16 +2,17 @@
 
 import json
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from mmengine.utils import track_parallel_progress, track_progress
 from panopticapi.utils import id2rgb
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ..utils.progress import progress
 from .shapes import METAINFO
 from .shapes_generator import GENERATOR_VERSION, Scene, render_scene
 
@@ -122,9 +123,11 @@ def _write_split(
         (root / folder).mkdir(parents=True)
     write = partial(_write_scene, root=root, split=split, seed=seed, size=size)
     if workers == 1:
-        records = track_progress(write, list(range(count)))
+        records = list(progress(map(write, range(count)), count, split))
     else:
-        records = track_parallel_progress(write, list(range(count)), workers, chunksize=4)
+        with ProcessPoolExecutor(workers) as pool:
+            found = pool.map(write, range(count), chunksize=4)
+            records = list(progress(found, count, split))
     images, panoptic, instances = zip(*records, strict=True)
     categories = _categories()
     things = [category for category in categories if category["isthing"]]
