@@ -34,11 +34,14 @@ class Classes:
         names: Name of each class.
         things: Names of the classes with countable objects. If empty, every segment is an object.
         palette: RGB color of each class; None for :func:`~.palette.distinct_colors`.
+        font: Font file in which drawings write the names; by default DejaVu Sans, or for names with
+            other characters a font of the system that has them.
     """
 
     names: Sequence[str]
     things: frozenset[str] = frozenset()
     palette: Sequence[Sequence[int]] | None = None
+    font: str | None = None
 
     @classmethod
     def from_metainfo(cls, meta: Mapping[str, Any] | None) -> "Classes":

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-from matplotlib import font_manager
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..structures.arrays import RGBImage
+from .fonts import font
 
 INK, FAINT = "#1a1a1a", "#707070"
 
@@ -87,10 +86,3 @@ def _write_scores(
         draw.text((left, top + round(1.3 * text)), name, FAINT, font(small), anchor="ls")
         draw.text((left, top + round(2.6 * text)), value, INK, font(text, bold=True), anchor="ls")
         left += width // len(scores)
-
-
-@lru_cache
-def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """Load DejaVu Sans, which comes with matplotlib, ``size`` pixels high."""
-    wanted = font_manager.FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")
-    return ImageFont.truetype(font_manager.findfont(wanted), size)

@@ -9,7 +9,7 @@ from ..evaluation.functional.superpixels import overlaps
 from ..structures.arrays import Labels, Mask, RGBImage
 from ..structures.panoptic import Classes, Panoptic
 from .arrays import boundary, check_same_size, gray_image
-from .panels import font
+from .fonts import font, fonts_for
 
 
 def draw_panoptic(
@@ -36,9 +36,15 @@ def draw_panoptic(
         The drawing, RGB uint8 ``(H, W, 3)``.
 
     Raises:
-        ValueError: ``image`` is not an RGB image, or the segments differ from it in size.
+        ValueError: ``image`` is not an RGB image, the segments differ from it in size, or one has
+            a class that ``classes`` lacks.
     """
     check_same_size(image, panoptic.segments)
+    unknown = set(panoptic.categories.values()) - set(range(len(classes.names)))
+    if unknown:
+        raise ValueError(
+            f"expected segments of {len(classes.names)} classes, got classes {sorted(unknown)}"
+        )
     ids, segments = np.unique(panoptic.segments, return_inverse=True)
     segments = segments.reshape(panoptic.segments.shape)  # index into ids
     colors = _segment_colors(ids, panoptic, classes, like)
@@ -133,6 +139,7 @@ def _write_names(
         classes: Names of the classes.
         size: Height of the names in pixels.
     """
+    fonts = fonts_for(tuple(classes.names), classes.font)
     canvas = Image.fromarray(drawn)
     draw = ImageDraw.Draw(canvas)
     taken = np.zeros(segments.shape, np.bool_)
@@ -146,7 +153,7 @@ def _write_names(
         name = classes.names[category]
         thing = name in classes.things
         for height in (size, max(10, round(0.75 * size))) if name else ():
-            style, edge = font(height, bold=thing), max(1, height // 9)
+            style, edge = font(height, bold=thing, file=fonts[name]), max(1, height // 9)
             left, top, right, bottom = map(
                 round, draw.textbbox((0, 0), name, style, stroke_width=edge)
             )
