@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from hcformer_mm.apis.cluster_inferencer import ClusterInferencer
@@ -11,6 +12,7 @@ from hcformer_mm.apis.result_writer import write_image
 from hcformer_mm.datasets.ground_truth import GroundTruth, open_ground_truth
 from hcformer_mm.structures.data_samples import SCORE_THR, predicted_segments
 from hcformer_mm.visualization import LAYOUTS, cluster_sheet
+from hcformer_mm.visualization.fonts import fonts_for
 
 
 def parse_args() -> argparse.Namespace:
@@ -61,6 +63,11 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="label maps of --gt count classes from 1 and use 0 for void, as in ADE20K",
     )
+    parser.add_argument(
+        "--font",
+        help="font file of the class names; by default DejaVu Sans, or a font of the system for "
+        "characters that it lacks",
+    )
     parser.add_argument("--batch-size", type=int, default=1, help="images per forward pass")
     parser.add_argument("--device", help="cpu, cuda or cuda:<index>; by default the GPU, if any")
     return parser.parse_args()
@@ -81,10 +88,7 @@ def read_ground_truth(
         reduce_zero_label=args.reduce_zero_label
         or bool(inferencer.model.dataset_meta.get("reduce_zero_label")),
     )
-    missing = [image.file_name for image in images if image.file_name not in truth]
-    if missing:
-        more = f" and {len(missing) - 3} more" * (len(missing) > 3)
-        raise ValueError(f"{args.gt} has no ground truth of {', '.join(missing[:3])}{more}")
+    truth.check(image.path or image.name for image in images)
     return truth
 
 
@@ -96,16 +100,16 @@ def draw(args: argparse.Namespace) -> None:
     images = with_unique_names(open_images(args.img))
     inferencer = ClusterInferencer(args.config, args.checkpoint, device=args.device)
     truth = read_ground_truth(args, inferencer, images)
+    classes = replace(inferencer.classes, font=args.font)
+    fonts_for(tuple(classes.names), classes.font)  # refuses a file that is no font
     drawn = 0
     for result in inferencer.iterate(args.img, batch_size=args.batch_size, progress=True):
         sheet = cluster_sheet(
             result.image,
             result.labels(connected=args.connected),
-            classes=inferencer.classes,
-            prediction=predicted_segments(
-                result.prediction, inferencer.classes, score_thr=args.score_thr
-            ),
-            ground_truth=truth and truth.read(result.name, result.image.shape[:2]),
+            classes=classes,
+            prediction=predicted_segments(result.prediction, classes, score_thr=args.score_thr),
+            ground_truth=truth and truth.read(result.path or result.name, result.image.shape[:2]),
             layout=args.layout,
             side=args.side,
         )

@@ -1,21 +1,23 @@
-"""Ground truth of images, looked up by name: COCO panoptic, COCO instances or label maps."""
+"""Ground truth of images, looked up by path: COCO panoptic, COCO instances or label maps."""
 
-import io
-import json
 from abc import ABC, abstractmethod
-from contextlib import redirect_stdout
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from mmdet.datasets.api_wrappers import COCO
 from panopticapi.utils import rgb2id
 from PIL import Image
+from pycocotools import mask as coco_mask
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from ..evaluation.functional.coco_masks import encode_annotation
 from ..structures.data_samples import VOID_LABEL, paint_instances
 from ..structures.panoptic import Classes, Panoptic
+from ..utils.path_index import PathIndex
+from .checks.coco import read_coco, require_keys
 
 # Endings of images and of their label maps in Cityscapes.
 _IMAGE_ENDING, _MAP_ENDING = "_leftImg8bit", "_gtFine_labelTrainIds"
@@ -24,15 +26,33 @@ _IMAGE_ENDING, _MAP_ENDING = "_leftImg8bit", "_gtFine_labelTrainIds"
 class GroundTruth(ABC):
     """Ground truth of a set of images, found by path or name, with or without suffix.
 
-    Unlike a dataset of mmdet or mmseg, it needs no config and no image files.
+    Unlike a dataset of mmdet or mmseg, it needs no config and no image files. An image in another
+    folder than its entry is found by its name, provided that the name is unique; see
+    :class:`~hcformer_mm.utils.path_index.PathIndex`.
     """
 
-    def __init__(self, path: Path, entries: dict[str, Any]) -> None:
+    def __init__(self, path: Path, entries: Iterable[tuple[str | PurePath, Any]]) -> None:
         self.path = path
-        self._entries = entries  # by name of the image
+        self._entries = PathIndex(entries, path, _name)  # by path of the image
 
-    def __contains__(self, image: object) -> bool:
-        return _name(image) in self._entries
+    def check(self, images: Iterable[str | Path]) -> None:
+        """Check that each of several images has ground truth of its own.
+
+        Raises:
+            ValueError: Images have no ground truth, or the same.
+        """
+        found = {str(image): self._entries.find(image) for image in images}
+        missing = [Path(image).name for image, entry in found.items() if entry is None]
+        if missing:
+            more = f" and {len(missing) - 3} more" * (len(missing) > 3)
+            raise ValueError(f"{self.path} has no ground truth of {', '.join(missing[:3])}{more}")
+        users: dict[int, str] = {}
+        for image, entry in found.items():
+            if (other := users.setdefault(id(entry), image)) != image:
+                raise ValueError(
+                    f"expected ground truth of its own for each image in {self.path}, got one for "
+                    f"{other} and {image}; name images there by the folders that tell them apart"
+                )
 
     def read(self, image: str | Path, size: tuple[int, int]) -> Panoptic:
         """Return the segments of an image.
@@ -42,12 +62,13 @@ class GroundTruth(ABC):
             size: Height and width of the image, in pixels.
 
         Raises:
-            ValueError: The image has no ground truth, or ground truth that cannot be read, differs
-                in size, or has a class that the model lacks.
+            ValueError: The image has no ground truth, or that of several images fits it; or its
+                ground truth cannot be read, differs in size, or has a class that the model lacks.
         """
-        if image not in self:
-            raise ValueError(f"{self.path} has no ground truth of {_name(image)}")
-        return self._read(self._entries[_name(image)], size)
+        entry = self._entries.find(image)
+        if entry is None:
+            raise ValueError(f"{self.path} has no ground truth of {image}")
+        return self._read(entry, size)
 
     @abstractmethod
     def _read(self, entry: Any, size: tuple[int, int]) -> Panoptic: ...
@@ -61,7 +82,8 @@ def open_ground_truth(
     Args:
         path: A COCO panoptic JSON file, its PNG files in the folder of the same name beside it; a
             COCO instance JSON file; or a folder, searched recursively, of gray PNG files named like
-            the images, with class indices and 255 for void.
+            the images, with class indices. Void is 255 in files of 8 bits and 65535 in files of 16,
+            where 255 is void too if the model has at most 255 classes.
         classes: Classes of the model.
         reduce_zero_label: Whether label maps count classes from 1 and use 0 for void, as ADE20K's.
 
@@ -74,20 +96,14 @@ def open_ground_truth(
         return _LabelMaps(path, classes, reduce_zero_label=reduce_zero_label)
     if not path.is_file():
         raise FileNotFoundError(f"no such ground truth: {path}")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
-        raise ValueError(f"expected {path} to be a JSON file: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"expected a COCO JSON object in {path}, got a {type(content).__name__}")
-    try:
-        keys = {key for entry in content["annotations"] for key in entry}
-        if "segments_info" in keys:
-            return _PanopticSegments(path, content, classes)
-        if "segmentation" in keys:
-            return _Instances(path, content, classes)
-    except KeyError as error:
-        raise ValueError(f"expected a COCO JSON file, but {path} lacks {error}") from None
+    content = read_coco(path)
+    keys = {key for entry in content["annotations"] for key in entry}
+    if "segments_info" in keys:
+        require_keys(content, path, "annotations", ("file_name", "segments_info"))
+        return _PanopticSegments(path, content, classes)
+    if "segmentation" in keys:
+        require_keys(content, path, "annotations", ("category_id",))
+        return _Instances(path, content, classes)
     raise ValueError(
         f"expected annotations with segments_info (panoptic) or segmentation (instances) in {path},"
         f" got {', '.join(sorted(keys)) or 'none'}"
@@ -98,8 +114,8 @@ class _PanopticSegments(GroundTruth):
     """COCO's panoptic format. Void and crowds, which hide their objects' borders, are ignored."""
 
     def __init__(self, path: Path, content: dict[str, Any], classes: Classes) -> None:
-        images = {image["id"]: image["file_name"] for image in content["images"]}
-        super().__init__(path, {_name(images[a["image_id"]]): a for a in content["annotations"]})
+        images = _images(path, content)
+        super().__init__(path, ((images[a["image_id"]], a) for a in content["annotations"]))
         self._labels = _labels(content, classes)
         self._names = {category["id"]: category["name"] for category in content["categories"]}
 
@@ -115,6 +131,14 @@ class _PanopticSegments(GroundTruth):
                     f"expected a class of the model for category {category} ({name}) of "
                     f"{self.path}, got none"
                 )
+        found = set(np.unique(segments).tolist())
+        missing = [info["id"] for info in infos if info["id"] not in found]
+        if missing:
+            raise ValueError(
+                f"expected segment {missing[0]} of {self.path} in {file}, whose colors are ids "
+                f"(red + 256 · green + 65536 · blue), got {sorted(found)[:4]} and "
+                f"{max(0, len(found) - 4)} others"
+            )
         return Panoptic(
             segments,
             {info["id"]: self._labels[info["category_id"]] for info in infos},
@@ -126,23 +150,28 @@ class _Instances(GroundTruth):
     """COCO's instances, small ones on top. Crowds and pixels of several instances are ignored."""
 
     def __init__(self, path: Path, content: dict[str, Any], classes: Classes) -> None:
-        super().__init__(path, {_name(image["file_name"]): image for image in content["images"]})
-        self._coco = COCO()
-        self._coco.dataset = content
-        with redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            self._coco.createIndex()
+        _images(path, content)
+        super().__init__(path, ((image["file_name"], image) for image in content["images"]))
         self._labels = _labels(content, classes)
         if not self._labels:
             raise ValueError(f"the model has no class for any category of {path}")
+        self._annotations = defaultdict(list)
+        for one in content["annotations"]:
+            # Like mmdet's datasets, leave out categories that the model has no class for.
+            if one["category_id"] in self._labels:
+                self._annotations[one["image_id"]].append(one)
 
     def _read(self, entry: dict[str, Any], size: tuple[int, int]) -> Panoptic:
         where = f"{entry['file_name']} in {self.path}"
         _check_size(where, (entry["height"], entry["width"]), size)
-        # Like mmdet's datasets, leave out categories that the model has no class for.
-        found = [a for a in self._coco.imgToAnns[entry["id"]] if a["category_id"] in self._labels]
-        masks = np.array([self._coco.annToMask(a) for a in found], np.bool_).reshape(-1, *size)
-        labels = np.array([self._labels[a["category_id"]] for a in found])
-        crowd = np.array([bool(a.get("iscrowd")) for a in found], np.bool_)
+        found = self._annotations[entry["id"]]
+        try:
+            encoded = [encode_annotation(one, size) for one in found]
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        masks = np.array([coco_mask.decode(one) for one in encoded], np.bool_).reshape(-1, *size)
+        labels = np.array([self._labels[one["category_id"]] for one in found])
+        crowd = np.array([bool(one.get("iscrowd")) for one in found], np.bool_)
         order = np.argsort(-masks.sum(axis=(1, 2)), kind="stable")
         order = order[~crowd[order]]
         background = Panoptic(np.zeros(size, np.int64), {})
@@ -155,15 +184,15 @@ class _LabelMaps(GroundTruth):
     """A folder of label maps; void is ignored."""
 
     def __init__(self, path: Path, classes: Classes, *, reduce_zero_label: bool) -> None:
-        files = {file.stem: file for file in sorted(path.rglob("*.png"))}
+        files = sorted(path.rglob("*.png"))
         if not files:
             raise ValueError(f"expected label maps as PNG files in {path}, found none")
-        cityscapes = {
-            stem.removesuffix(_MAP_ENDING) + _IMAGE_ENDING: file
-            for stem, file in files.items()
-            if stem.endswith(_MAP_ENDING)
-        }
-        super().__init__(path, cityscapes | files)
+        cityscapes = (
+            (file.with_stem(file.stem.removesuffix(_MAP_ENDING) + _IMAGE_ENDING), file)
+            for file in files
+            if file.stem.endswith(_MAP_ENDING)
+        )
+        super().__init__(path, (*cityscapes, *((file, file) for file in files)))
         self._num_classes = len(classes.names)
         self._reduce_zero_label = reduce_zero_label
 
@@ -173,22 +202,37 @@ class _LabelMaps(GroundTruth):
             raise ValueError(f"expected a gray PNG file of classes in {entry}, got {png.mode}")
         segments = np.asarray(png).astype(np.int64)
         _check_size(entry, segments.shape, size)
+        void_label = 65535 if png.mode.startswith("I") else VOID_LABEL
+        void = segments == void_label
+        if self._num_classes <= VOID_LABEL:
+            void |= segments == VOID_LABEL
         if self._reduce_zero_label:
-            void = (segments == 0) | (segments == VOID_LABEL)
-            segments = np.where(void, VOID_LABEL, segments - 1)
-        labels = np.unique(segments[segments != VOID_LABEL]).tolist()
+            void |= segments == 0
+            segments = np.where(void, void_label, segments - 1)
+        labels = np.unique(segments[~void]).tolist()
         if labels and labels[-1] >= self._num_classes:
             raise ValueError(
-                f"expected classes below {self._num_classes} in {entry}, or {VOID_LABEL} for void, "
+                f"expected classes below {self._num_classes} in {entry}, or {void_label} for void, "
                 f"got {labels[-1]}"
             )
-        return Panoptic(segments, {label: label for label in labels}, segments == VOID_LABEL)
+        return Panoptic(segments, {label: label for label in labels}, void)
 
 
-def _name(image: object) -> str:
+def _name(image: PurePath) -> str:
     """Return the name of an image without folder and suffix."""
-    path = Path(str(image))
-    return path.stem if path.suffix.lower() in IMG_EXTENSIONS else path.name
+    return image.stem if image.suffix.lower() in IMG_EXTENSIONS else image.name
+
+
+def _images(path: Path, content: dict[str, Any]) -> dict[Any, str]:
+    """Return file names by id; raise a ValueError if an annotation is of another image."""
+    images = {image["id"]: image["file_name"] for image in content["images"]}
+    lost = {one["image_id"] for one in content["annotations"]} - images.keys()
+    if lost:
+        raise ValueError(
+            f"expected annotations of the images of {path} alone, got some of the image ids "
+            f"{sorted(lost, key=str)[:3]}"
+        )
+    return images
 
 
 def _labels(content: dict[str, Any], classes: Classes) -> dict[int, int]:
@@ -203,7 +247,7 @@ def _open_png(file: Path) -> Image.Image:
         with Image.open(file) as image:
             image.load()
             return image
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"expected a PNG file, got {file}: {error}") from None
 
 

@@ -9,6 +9,7 @@ import pytest
 from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
 from hcformer_mm.datasets.ground_truth import open_ground_truth
 from hcformer_mm.evaluation.measures import MaskAP
@@ -63,8 +64,11 @@ def write_map(path: Path, values: list[list[int]]) -> None:
 def test_panoptic_segments(tmp_path: Path) -> None:
     path = write_panoptic(tmp_path)
     truth = open_ground_truth(path, CLASSES)
-    assert "a.jpg" in truth and tmp_path / "elsewhere" / "a.jpg" in truth
-    assert "a" in truth and "b.jpg" not in truth and "a.b" not in truth
+    for image in ("a.jpg", "a", tmp_path / "elsewhere" / "a.jpg"):
+        truth.check([image])
+    for other in ("b.jpg", "a.b"):
+        with pytest.raises(ValueError, match=f"truth.json has no ground truth of {other}$"):
+            truth.check(["a", other])
     panoptic = truth.read(tmp_path / "elsewhere" / "a.jpg", (4, 6))
     assert panoptic.segments.tolist() == [[261] * 3 + [9] * 2 + [0]] * 4
     assert panoptic.categories == {261: 2, 9: 0}
@@ -93,7 +97,6 @@ def test_unusable_panoptic_segments(tmp_path: Path) -> None:
 
 def test_instances(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth = open_ground_truth(write_instances(tmp_path), CLASSES)
-    assert "a.jpg" in truth and "b.jpg" not in truth
     panoptic = truth.read("a.jpg", (4, 6))
     large, small = 1002, 2002
     edge, middle = [large] * 3 + [0] * 3, [large, small, large] + [0] * 3
@@ -137,7 +140,7 @@ def test_image_without_instances(tmp_path: Path) -> None:
 @pytest.mark.parametrize("write", [write_panoptic, write_instances])
 def test_image_that_is_missing_or_of_another_size(write: Any, tmp_path: Path) -> None:
     truth = open_ground_truth(write(tmp_path), CLASSES)
-    with pytest.raises(ValueError, match=r"no ground truth of b$"):
+    with pytest.raises(ValueError, match=r"no ground truth of b.jpg$"):
         truth.read("b.jpg", (4, 6))
     with pytest.raises(ValueError, match=r"a\..* of the image's size \(6, 4\), got \(4, 6\)"):
         truth.read("a.jpg", (6, 4))
@@ -146,7 +149,6 @@ def test_image_that_is_missing_or_of_another_size(write: Any, tmp_path: Path) ->
 def test_label_maps(tmp_path: Path) -> None:
     write_map(tmp_path / "maps" / "a.png", [[0, 2, 255]])
     truth = open_ground_truth(tmp_path / "maps", CLASSES)
-    assert "a.jpg" in truth and "b.jpg" not in truth
     panoptic = truth.read("elsewhere/a.jpg", (1, 3))
     assert panoptic.segments.tolist() == [[0, 2, 255]]
     assert panoptic.categories == {0: 0, 2: 2}
@@ -173,9 +175,9 @@ def test_label_maps_of_cityscapes_are_found(tmp_path: Path) -> None:
     write_map(tmp_path / "ulm" / "ulm_000000_000019_gtFine_color.png", [[0, 0]])
     truth = open_ground_truth(tmp_path, CLASSES)
     image = "leftImg8bit/val/ulm/ulm_000000_000019_leftImg8bit.png"
-    assert image in truth
     assert truth.read(image, (1, 2)).segments.tolist() == [[1, 2]]
-    assert "ulm_000000_000020_leftImg8bit.png" not in truth
+    with pytest.raises(ValueError, match="no ground truth of ulm_000000_000020_left"):
+        truth.check(["ulm_000000_000020_leftImg8bit.png"])
 
 
 def test_unusable_label_maps(tmp_path: Path) -> None:
@@ -187,11 +189,14 @@ def test_unusable_label_maps(tmp_path: Path) -> None:
     for image, size, message in (
         ("a.jpg", (1, 2), r"classes below 3 in .*a\.png, .* got 3"),
         ("a.jpg", (2, 2), r"size \(2, 2\), got \(1, 2\)"),
-        ("b.jpg", (2, 2), r"no ground truth of b$"),
+        ("b.jpg", (2, 2), r"no ground truth of b.jpg$"),
         ("colored.jpg", (1, 2), r"gray PNG .*colored\.png, got RGB"),
     ):
         with pytest.raises(ValueError, match=message):
             truth.read(image, size)
+
+
+NONE = b'{"images": [], "categories": [{"id": 1, "name": "disc"}], "annotations": [%s]}'
 
 
 def test_files_that_hold_something_else(tmp_path: Path) -> None:
@@ -199,14 +204,219 @@ def test_files_that_hold_something_else(tmp_path: Path) -> None:
         open_ground_truth(tmp_path / "nothing.json", CLASSES)
     path = tmp_path / "truth.json"
     for content, message in (
-        (b"no json", "to be a JSON file"),
-        (b"\xff\xfe\x00", "to be a JSON file"),
-        (b'{"images": []}', r"expected a COCO JSON file, but .* lacks 'annotations'"),
-        (b"[1, 2]", "expected a COCO JSON object in .*, got a list"),
-        (b'{"annotations": []}', r"segmentation \(instances\) in .*truth\.json, got none"),
-        (b'{"annotations": [{"bbox": [], "id": 1}]}', "got bbox, id"),
-        (b'{"annotations": [{"segments_info": []}]}', "lacks 'images'"),
+        (b"no json", r"expected .*truth\.json to be a COCO JSON file"),
+        (b"\xff\xfe\x00", r"expected .*truth\.json to be a COCO JSON file"),
+        (b'{"images": [{"id"', r"expected .*truth\.json to be a COCO JSON file"),
+        (b'{"images": []}', r"expected .*truth\.json to have a list of categories"),
+        (b"[1, 2]", r"expected .*truth\.json to have a list .* got a list"),
+        (NONE % b"", r"segmentation \(instances\) in .*truth\.json, got none"),
+        (NONE % b'{"image_id": 1, "bbox": []}', "got bbox, image_id"),
+        (
+            NONE % b'{"image_id": 1, "segments_info": []}',
+            r"expected .*truth\.json to have a list of annotations, each with file_name",
+        ),
+        (
+            NONE % b'{"image_id": 1, "file_name": "a.png", "segments_info": []}',
+            r"annotations of the images of .*truth\.json alone, .* ids \[1\]",
+        ),
     ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=message):
             open_ground_truth(path, CLASSES)
+
+
+def shifted(number: int) -> list[list[int]]:
+    return [[number, 0], [0, 0]]
+
+
+def write_folders(folder: Path, form: str, names: tuple[str, ...]) -> Path:
+    """Ground truth of images of several folders: the first pixel is a disc in one of them alone."""
+    images = [dict(id=i, file_name=name, height=2, width=2) for i, name in enumerate(names)]
+    annotations: list[dict[str, Any]] = []
+    for number, name in enumerate(names):
+        png = Path(name).with_suffix(".png")
+        label = 2 if number == len(names) - 1 else 0
+        if form == "maps":
+            write_map(folder / "truth" / png, shifted(label))
+            continue
+        category = {0: 4, 2: 71}[label]
+        one = dict(id=number + 1, image_id=number, category_id=category, file_name=str(png))
+        if form == "panoptic":
+            path = folder / "truth" / png
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((2, 2, 3), (9, 0, 0), np.uint8)).save(path)
+            one["segments_info"] = [{"id": 9, "category_id": category}]
+        else:
+            one["segmentation"] = [[0, 0, 2, 0, 2, 2, 0, 2]]
+        annotations.append(one)
+    if form == "maps":
+        return folder / "truth"
+    return write_json(folder, images=images, annotations=annotations)
+
+
+FORMS = ["panoptic", "instances", "maps"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_images_of_one_name_in_several_folders(form: str, tmp_path: Path) -> None:
+    truth = open_ground_truth(
+        write_folders(tmp_path, form, ("a/0001.jpg", "b/x/0001.jpg", "c/x/0001.jpg")), CLASSES
+    )
+    images = [f"/images/val/{name}/0001.jpg" for name in ("a", "b/x", "c/x")]
+    found = [truth.read(image, (2, 2)) for image in images]
+    assert [set(one.categories.values()) & {2} for one in found] == [set(), set(), {2}]
+    truth.check(images)
+    for image in ("0001.jpg", "/images/d/0001.jpg", "/images/x/0001.jpg"):
+        with pytest.raises(ValueError, match=r"which image of .*truth.*, which may be "):
+            truth.read(image, (2, 2))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_ground_truth_is_of_one_image(form: str, tmp_path: Path) -> None:
+    """An image of another folder is found by its name, but not two images of one name."""
+    truth = open_ground_truth(write_folders(tmp_path, form, ("a/0001.jpg",)), CLASSES)
+    truth.check(["/elsewhere/0001.jpg"])
+    with pytest.raises(ValueError, match=r"got one for a/0001\.jpg and b/0001\.jpg; name images"):
+        truth.check(["a/0001.jpg", "b/0001.jpg"])
+
+
+def test_entries_of_one_image(tmp_path: Path) -> None:
+    """Of two entries, one would be lost."""
+    for form in FORMS[:2]:
+        with pytest.raises(ValueError, match=r"once in .*truth\.json, got a\.jpg twice"):
+            open_ground_truth(write_folders(tmp_path, form, ("a.jpg", "a.jpg")), CLASSES)
+
+
+def test_images_that_differ_in_suffix(tmp_path: Path) -> None:
+    for form in FORMS[:2]:
+        truth = open_ground_truth(write_folders(tmp_path, form, ("a.png", "a.jpg")), CLASSES)
+        found = [truth.read(f"x/a.{end}", (2, 2)).categories for end in ("png", "jpg")]
+        assert [set(one.values()) for one in found] == [{0}, {2}]
+
+
+MANY = Classes([f"class {i}" for i in range(300)])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "classes", "values", "expected"),
+    [
+        # value: class, or None for void
+        (np.uint16, MANY, [0, 255, 299, 65535], [0, 255, 299, None]),
+        (np.uint8, MANY, [0, 43, 254, 255], [0, 43, 254, None]),
+        (np.uint16, CLASSES, [0, 2, 255, 65535], [0, 2, None, None]),
+    ],
+)
+def test_label_maps_of_8_and_16_bits(
+    dtype: Any, classes: Classes, values: list[int], expected: list[int | None], tmp_path: Path
+) -> None:
+    Image.fromarray(np.array([values], dtype)).save(tmp_path / "a.png")
+    found = open_ground_truth(tmp_path, classes).read("a.jpg", (1, 4))
+    ignored = [None if void else value for value, void in zip(values, found.ignore[0], strict=True)]
+    assert ignored == expected
+    assert found.categories == {value: value for value in expected if value is not None}
+    assert found.segments.tolist() == [values]
+
+
+def test_label_maps_of_16_bits_that_count_from_1(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 1, 256, 65535]], np.uint16)).save(tmp_path / "a.png")
+    found = open_ground_truth(tmp_path, MANY, reduce_zero_label=True).read("a", (1, 4))
+    assert found.segments.tolist() == [[65535, 0, 255, 65535]]
+    assert found.ignore.tolist() == [[True, False, False, True]]
+    for value, message in ((301, "classes below 300 in .*, or 65535 for void, got 300"),):
+        Image.fromarray(np.array([[value]], np.uint16)).save(tmp_path / "a.png")
+        with pytest.raises(ValueError, match=message):
+            open_ground_truth(tmp_path, MANY, reduce_zero_label=True).read("a", (1, 1))
+
+
+BOX = [1, 0, 5, 0, 5, 3, 1, 3]
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        pytest.param([[0, 0, 3, 3]], id="two points, a box for pycocotools"),
+        pytest.param([BOX, [0, 0, 3, 3]], id="two points beside a polygon"),
+        pytest.param([[0, 0, 3]], id="odd"),
+        pytest.param([[0, 0, 3, 0, 3, 3, 1]], id="odd and long"),
+        pytest.param([[]], id="no point"),
+        pytest.param([], id="no polygon"),
+        pytest.param(None, id="none"),
+        pytest.param(BOX, id="no list of lists"),
+        pytest.param("box", id="text"),
+        pytest.param(dict(counts=[24]), id="no size"),
+        pytest.param(dict(size=[6, 4], counts=[24]), id="other size"),
+        pytest.param(dict(size=[4, 6], counts=[20]), id="short runs"),
+        pytest.param(dict(size=[4, 6], counts=[20, 20]), id="long runs"),
+        pytest.param(dict(size=[4, 6], counts=[26, -2]), id="negative runs"),
+        pytest.param(dict(size=[4, 6], counts=rle(1)["counts"] + "a0"), id="compressed, too long"),
+    ],
+)
+def test_instances_that_pycocotools_misreads(segmentation: Any, tmp_path: Path) -> None:
+    content = json.loads(write_instances(tmp_path).read_text())
+    content["annotations"][1]["segmentation"] = segmentation
+    path = write_json(tmp_path, **content)
+    message = r"truth\.json: expected polygons of three points or more, .* of annotation 2, got "
+    with pytest.raises(ValueError, match=message):
+        open_ground_truth(path, CLASSES).read("a.jpg", (4, 6))
+    with pytest.raises(ValueError, match=message):
+        MaskAP(str(path), ("sand", "disc")).truth(dict(img_id=3))
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [BOX],
+        [[1.0, 0.0, 5.0, 0.0, 5.0, 3.0, 1.0, 3.0]],
+        [[1, 0, 3, 0, 3, 3, 1, 3], [3, 0, 5, 0, 5, 3, 3, 3]],
+        dict(size=[4, 6], counts=[4, 3, 1, 3, 1, 3, 1, 3, 5]),
+        rle(),
+        [[2, 2, 2, 2, 2, 2]],
+    ],
+    ids=["polygon", "floats", "parts", "runs", "empty", "no area"],
+)
+def test_instances_are_those_of_pycocotools(segmentation: Any, tmp_path: Path) -> None:
+    content = json.loads(write_instances(tmp_path).read_text())
+    content["annotations"] = [
+        dict(id=1, image_id=3, category_id=71, segmentation=segmentation, iscrowd=0)
+    ]
+    path = write_json(tmp_path, **content)
+    expected = COCO(path).annToMask(content["annotations"][0])
+    found = open_ground_truth(path, CLASSES).read("a.jpg", (4, 6))
+    assert np.array_equal(found.segments > 0, expected)
+    assert np.array_equal(MaskAP(str(path), ("disc",)).truth(dict(img_id=3)).segments, expected)
+
+
+def test_panoptic_png_of_other_segments(tmp_path: Path) -> None:
+    """Ids that are stored as gray levels, for example."""
+    path = write_panoptic(tmp_path)
+    Image.fromarray(np.full((4, 6), 9, np.uint8)).save(tmp_path / "truth/a.png")
+    with pytest.raises(ValueError, match=r"expected segment 261 of .*json in .*a\.png, whose"):
+        open_ground_truth(path, CLASSES).read("a.jpg", (4, 6))
+    path.write_text(path.read_text().replace('"id": 261', f'"id": {2**24 + 261}'))
+    with pytest.raises(ValueError, match=rf"expected segment {2**24 + 261} of .*json in"):
+        open_ground_truth(path, CLASSES).read("a.jpg", (4, 6))
+
+
+@pytest.mark.parametrize("write", [write_panoptic, lambda folder: folder / "truth"])
+def test_damaged_pngs_are_named(write: Any, tmp_path: Path) -> None:
+    """Whatever is cut off or flipped, the result is right or a sentence names the file."""
+    path = write_panoptic(tmp_path)
+    if write is not write_panoptic:
+        path = write(tmp_path)
+        write_map(path / "a.png", [[0, 1, 2, 0, 1, 2]] * 4)
+    truth = open_ground_truth(path, CLASSES)
+    png = tmp_path / "truth/a.png"
+    whole = png.read_bytes()
+    before = truth.read("a.jpg", (4, 6))
+    refused = 0
+    for at in range(0, len(whole), 3):
+        for damaged in (whole[:at], whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :]):
+            png.write_bytes(damaged)
+            try:
+                found = truth.read("a.jpg", (4, 6))
+            except ValueError as error:
+                assert str(png) in str(error)
+                refused += 1
+            else:
+                assert np.array_equal(found.segments, before.segments)
+    assert refused > len(whole) / 3

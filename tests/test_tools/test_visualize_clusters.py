@@ -159,10 +159,14 @@ def test_errors_are_one_line(run, shapes, checkpoint, tmp_path):
         ((PANOPTIC, checkpoint(INSTANCE), "--img", image), "does not fit"),
         (
             (PANOPTIC, weights, "--img", image, "--gt", tmp_path / "no.json"),
-            "expected a COCO JSON file",
+            "to have a list of categories",
         ),
         ((PANOPTIC, weights, "--img", image, "--gt", "nowhere"), "no such ground truth: nowhere"),
         ((PANOPTIC, weights, "--img", image, image), "both be called 000000"),
+        (
+            (PANOPTIC, weights, "--img", image, "--font", tmp_path / "no.json"),
+            "expected a font that scales, got",
+        ),
         ((PANOPTIC, weights, "--img", image, "--batch-size", 0), "of at least 1, got 0 and 96"),
     ):
         with pytest.raises(SystemExit) as exit_:

@@ -1,5 +1,6 @@
 """ClusterVisualizationHook: draw clusters, prediction and ground truth in validation and test."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import mmcv
 from mmengine.dist import is_main_process
 from mmengine.fileio import get
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from mmengine.structures import BaseDataElement
 
 from ...datasets.ground_truth import GroundTruth, open_ground_truth
@@ -17,6 +18,7 @@ from ...structures.arrays import RGBImage
 from ...structures.data_samples import SCORE_THR, predicted_segments, true_segments
 from ...structures.panoptic import Classes
 from ...visualization import LAYOUTS, cluster_sheet
+from ...visualization.fonts import fonts_for
 
 
 @HOOKS.register_module()
@@ -39,10 +41,12 @@ class ClusterVisualizationHook(Hook):
         connected: Whether each connected part of a cluster counts as a cluster.
         side: Approximate longer side of a panel, in pixels.
         score_thr: Minimum score of the instances that are drawn.
+        font: Font file of the class names; by default DejaVu Sans, or a font of the system for
+            characters that it lacks.
         backend_args: Options of MMEngine's file client, which reads the images.
 
     Raises:
-        ValueError: A number is below 1, or ``layout`` is unknown.
+        ValueError: A number is below 1, ``layout`` is unknown, or ``font`` is not a font.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class ClusterVisualizationHook(Hook):
         connected: bool = False,
         side: int = 640,
         score_thr: float = SCORE_THR,
+        font: str | None = None,
         backend_args: dict[str, Any] | None = None,
     ) -> None:
         numbers = dict(interval=interval, max_images=max_images, side=side)
@@ -63,6 +68,7 @@ class ClusterVisualizationHook(Hook):
                 raise ValueError(f"expected {name} of at least 1, got {number}")
         if layout not in LAYOUTS:
             raise ValueError(f"expected a layout among {', '.join(LAYOUTS)}, got {layout!r}")
+        fonts_for((), font)  # refuses a file that is no font
         self.interval = interval
         self.max_images = max_images
         self.gt = gt
@@ -70,18 +76,33 @@ class ClusterVisualizationHook(Hook):
         self.connected = connected
         self.side = side
         self.score_thr = score_thr
+        self.font = font
         self.backend_args = backend_args
         self._recorder: ClusterRecorder | None = None
         self._truth: GroundTruth | None = None
+        self._named: dict[str, str] = {}  # image of each name of a sheet
         self._drawn = 0
 
     def before_run(self, runner: Runner) -> None:
-        """Check that the model's clusters can be recorded, before hours of training.
+        """Check that clusters can be recorded, and open the ground truth, before training.
 
         Raises:
             TypeError: The model has no backbone, like the wrapper of test-time augmentation.
+            ValueError: ``gt`` is not ground truth.
+            FileNotFoundError: There is no ``gt``.
         """
         ClusterRecorder(runner.model).remove()
+        # The attributes without underscore would build the loops.
+        loops = [
+            loop for loop in (runner._val_loop, runner._test_loop) if isinstance(loop, BaseLoop)
+        ]
+        if self.gt is not None and loops:
+            meta = loops[0].dataloader.dataset.metainfo
+            self._truth = open_ground_truth(
+                self.gt,
+                Classes.from_metainfo(meta),
+                reduce_zero_label=meta.get("reduce_zero_label", False),
+            )
 
     def _before_epoch(self, runner: Runner, mode: str = "train") -> None:
         self._drawn = 0
@@ -108,18 +129,22 @@ class ClusterVisualizationHook(Hook):
             return
         self._detach()
         meta = getattr(getattr(runner, f"{mode}_dataloader").dataset, "metainfo", {})
-        classes = Classes.from_metainfo(meta)
-        if self.gt is not None and self._truth is None:
-            reduce_zero_label = meta.get("reduce_zero_label", False)
-            self._truth = open_ground_truth(self.gt, classes, reduce_zero_label=reduce_zero_label)
+        classes = replace(Classes.from_metainfo(meta), font=self.font)
         for sample in outputs:
             if self._is_full():
                 break
-            name = f"{mode}_clusters_{Path(sample.img_path).stem}"
             # sample.cpu() would move only tensors, not the clusters.
             sheet = self._sheet(sample.to("cpu"), classes)
+            name = f"{mode}_clusters_{self._name(sample.img_path)}"
             runner.visualizer.add_image(name, sheet, step=runner.iter)
             self._drawn += 1
+
+    def _name(self, path: str) -> str:
+        """Name of an image without suffix, with its folder if another image has this name."""
+        name = Path(path).stem
+        if self._named.setdefault(name, path) != path:
+            name = f"{Path(path).parent.name}_{name}"
+        return name
 
     def _is_full(self) -> bool:
         return self.max_images is not None and self._drawn >= self.max_images

@@ -204,11 +204,28 @@ def test_beside_the_hook_that_records_for_evaluators(build) -> None:
         (dict(max_images=0), "max_images of at least 1, got 0"),
         (dict(side=0), "side of at least 1, got 0"),
         (dict(layout="wide"), "layout among full, .*, got 'wide'"),
+        (dict(font="no.ttf"), r"expected a font that scales, got no\.ttf"),
     ],
 )
 def test_wrong_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         HOOKS.build(dict(type="hcformer_mm.ClusterVisualizationHook", **options))
+
+
+def test_ground_truth_is_opened_before_training(build, tmp_path: Path) -> None:
+    (tmp_path / "gt.json").write_text("{")
+    for gt, message in (("gt.json", r"gt\.json to be a COCO JSON"), ("no", "no such ground truth")):
+        runner, _ = build(gt=str(tmp_path / gt))
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            runner.train()
+        assert runner.iter == 0
+
+
+def test_images_of_one_name_have_sheets_of_their_own() -> None:
+    hook = HOOKS.build(dict(type="hcformer_mm.ClusterVisualizationHook"))
+    for _ in range(2):  # validations
+        names = [hook._name(f"/val/{image}") for image in ("a/1.jpg", "2.jpg", "b/1.jpg")]
+        assert names == ["1", "2", "b_1"]
 
 
 def test_models_without_a_clustering_are_refused_before_they_run() -> None:
