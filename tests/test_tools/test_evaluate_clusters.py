@@ -1,10 +1,12 @@
 """Scores of clusters from the command line, for each task, with mmdet and mmseg."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from hcformer_mm.evaluation import ClusteringMetric
 from tests.helpers.tools import loader_options
 
 CONFIGS = Path(__file__).parents[2] / "configs/shapes"
@@ -87,14 +89,44 @@ def test_other_tasks(config, figure, metric, arguments, run, tmp_path):
     assert not any("slic" in name for name in metrics)
 
 
-def test_limit(arguments, run, tmp_path):
-    """Only the first image is scored, without AP, which would count the others as missed."""
+def test_limit(arguments, run, shapes, tmp_path, monkeypatch, capfd):
+    """Every second of four images is scored, without AP, which would count the others as missed."""
+    root = tmp_path / "shapes"
+    shutil.copytree(shapes, root)
+    for folder, suffix in (("val", "jpg"), ("annotations/panoptic_val", "png")):
+        shutil.copy(root / folder / f"000000.{suffix}", root / folder / f"4.{suffix}")
+    annotations = root / "annotations"
+    for kind in ("panoptic", "instances"):
+        file = annotations / f"{kind}_val.json"
+        content = json.loads(file.read_text())
+        content["images"].append({**content["images"][0], "id": 99, "file_name": "4.jpg"})
+        if kind == "panoptic":
+            fourth = {**content["annotations"][0], "image_id": 99, "file_name": "4.png"}
+            content["annotations"].append(fourth)
+        file.write_text(json.dumps(content))
+    scored = []
+    score = ClusteringMetric._score
+    monkeypatch.setattr(
+        ClusteringMetric,
+        "_score",
+        lambda metric, sample, clusters: (
+            scored.append(Path(sample["img_path"]).name) or score(metric, sample, clusters)
+        ),
+    )
+    overrides = [
+        f"test_dataloader.dataset.data_root={root}/",
+        f"test_evaluator.0.ann_file={annotations}/panoptic_val.json",
+        f"test_evaluator.0.seg_prefix={annotations}/panoptic_val",
+        f"test_evaluator.1.ann_file={annotations}/instances_val.json",
+    ]
     out = tmp_path / "scores.json"
-    command = arguments("hcformer_r18_shapes-panoptic", "--limit", 1, "--out", out)
-    run(command)
+    options = ("--limit", 2, "--out", out)
+    run(arguments("hcformer_r18_shapes-panoptic", *options, overrides=overrides))
+    assert scored == ["000000.jpg", "000002.jpg"]
+    assert "evaluated on 2 of 4 images, evenly spaced" in capfd.readouterr().out
     metrics = json.loads(out.read_text())["metrics"]
     assert "coco_panoptic/PQ" in metrics and "coco/segm_mAP" not in metrics
-    assert metrics["clusters/cells/clusters"].is_integer()
+    assert (2 * metrics["clusters/cells/clusters"]).is_integer()
 
 
 def test_config_with_the_metric(arguments, run, tmp_path):
@@ -125,7 +157,7 @@ def test_config_with_the_metric(arguments, run, tmp_path):
         (
             "hcformer_r18_shapes-panoptic",
             ["test_evaluator.0.ann_file=None"],
-            "ann_file and seg_prefix .* got ann_file=None",
+            "expected ann_file and seg_prefix, got None and",
         ),
     ],
 )

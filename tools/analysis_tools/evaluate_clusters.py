@@ -9,8 +9,14 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
+from mmengine.registry import DATASETS, DefaultScope
 
-from hcformer_mm.engine.runner import add_common_arguments, build_runner, load_config
+from hcformer_mm.engine.runner import (
+    add_checkpoint_arguments,
+    add_common_arguments,
+    build_runner,
+    load_config,
+)
 from hcformer_mm.utils.atomic_write import replacing
 
 METRIC = "hcformer_mm.ClusteringMetric"
@@ -34,7 +40,7 @@ def at_least_one(text: str) -> int:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_common_arguments(parser)
-    parser.add_argument("checkpoint", help="checkpoint file")
+    add_checkpoint_arguments(parser)
     parser.add_argument(
         "--slic",
         action="store_true",
@@ -45,7 +51,8 @@ def parse_args() -> argparse.Namespace:
         "--limit",
         type=at_least_one,
         metavar="N",
-        help="evaluate only the first N images, without CocoMetric's AP, which counts all images",
+        help="evaluate only N images, evenly spaced over the set, without CocoMetric's AP, which "
+        "counts all images",
     )
     parser.add_argument(
         "--out", type=json_file, metavar="JSON", help="write all results to this file"
@@ -97,26 +104,30 @@ def add_clusters(config: Config, *, slic: bool) -> None:
         config.custom_hooks = [*hooks, dict(type=HOOK)]
 
 
-def limit_images(config: Config, number: int) -> None:
-    """Test only the first images."""
+def limit_images(config: Config, number: int) -> str:
+    """Test only some images, evenly spaced, as neighbors are often alike; return what is tested."""
     dataset = config.test_dataloader.dataset
     if "pipeline" not in dataset:
         raise ValueError(
             f"expected a dataset with a pipeline for --limit, got the wrapper {dataset['type']}"
         )
-    dataset.indices = number
+    with DefaultScope.overwrite_default_scope(config.get("default_scope")):
+        total = len(DATASETS.build(dataset))
+    number = min(number, total)
+    dataset.indices = [index * total // number for index in range(number)]
     config.test_evaluator = [
         evaluator for evaluator in config.test_evaluator if not is_a(evaluator, *COUNT_ALL_IMAGES)
     ]
+    return f"{number} of {total} images, evenly spaced"
 
 
 def evaluate(args: argparse.Namespace) -> None:
     config = load_config(args)
-    config.load_from = args.checkpoint
     add_clusters(config, slic=args.slic)
-    if args.limit is not None:
-        limit_images(config, args.limit)
-    metrics = build_runner(config).test()
+    tested = "all images" if args.limit is None else limit_images(config, args.limit)
+    runner = build_runner(config, ["test"], allow_partial=args.allow_partial)
+    runner.logger.info(f"Clusters are evaluated on {tested}")
+    metrics = runner.test()
     if args.out is not None and is_main_process():
         # JSON has no NaN, which marks scores that are undefined on every image.
         figures = {
