@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..evaluation.functional.coco_masks import encode_annotation
-from ..structures.data_samples import VOID_LABEL, paint_instances
+from ..structures.data_samples import VOID_LABEL, WIDE_VOID_LABEL, paint_instances, void_label
 from ..structures.panoptic import Classes, Panoptic
 from ..utils.path_index import PathIndex
 from .checks.coco import read_coco, require_keys
@@ -82,8 +82,7 @@ def open_ground_truth(
     Args:
         path: A COCO panoptic JSON file, its PNG files in the folder of the same name beside it; a
             COCO instance JSON file; or a folder, searched recursively, of gray PNG files named like
-            the images, with class indices. Void is 255 in files of 8 bits and 65535 in files of 16,
-            where 255 is void too if the model has at most 255 classes.
+            the images, with class indices. Void is 65535, and 255 unless there are more classes.
         classes: Classes of the model.
         reduce_zero_label: Whether label maps count classes from 1 and use 0 for void, as ADE20K's.
 
@@ -202,18 +201,22 @@ class _LabelMaps(GroundTruth):
             raise ValueError(f"expected a gray PNG file of classes in {entry}, got {png.mode}")
         segments = np.asarray(png).astype(np.int64)
         _check_size(entry, segments.shape, size)
-        void_label = 65535 if png.mode.startswith("I") else VOID_LABEL
-        void = segments == void_label
-        if self._num_classes <= VOID_LABEL:
-            void |= segments == VOID_LABEL
+        label = void_label(self._num_classes)
+        if label != VOID_LABEL and not png.mode.startswith("I") and (segments == VOID_LABEL).any():
+            raise ValueError(
+                f"expected {entry} with 16 bits for {self._num_classes} classes, where {label} is "
+                f"void, since {VOID_LABEL} is void in 8 bits and a class in 16"
+            )
+        void = (segments == label) | (segments == WIDE_VOID_LABEL)
         if self._reduce_zero_label:
             void |= segments == 0
-            segments = np.where(void, void_label, segments - 1)
+            segments = segments - 1
+        segments = np.where(void, label, segments)
         labels = np.unique(segments[~void]).tolist()
         if labels and labels[-1] >= self._num_classes:
             raise ValueError(
-                f"expected classes below {self._num_classes} in {entry}, or {void_label} for void, "
-                f"got {labels[-1]}"
+                f"expected classes below {self._num_classes} in {entry}, or {label} for void, got "
+                f"{labels[-1]}"
             )
         return Panoptic(segments, {label: label for label in labels}, void)
 

@@ -1,5 +1,6 @@
 """Segmentations in the data samples of mmdet and mmseg."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -39,9 +40,14 @@ def predicted_segments(
     Returns:
         The predicted segments; None if the sample has no prediction. Where instances overlap, the
         one with the higher score is on top; pixels without an instance are void.
+
+    Raises:
+        ValueError: The prediction has a class that the model lacks.
     """
     if "pred_panoptic_seg" in sample:
-        return _from_labels(_label_map(sample.pred_panoptic_seg), classes)
+        number = len(classes.names)
+        void = {number, sample.pred_panoptic_seg.get("ignore_index", number)}
+        return _from_labels(_label_map(sample.pred_panoptic_seg), classes, INSTANCE_OFFSET, void)
     if "pred_instances" in sample and "masks" in sample.pred_instances:
         instances = sample.pred_instances.numpy()
         kept = np.flatnonzero(instances.scores >= score_thr)
@@ -63,12 +69,16 @@ def true_segments(sample: BaseDataElement, classes: Classes) -> Panoptic | None:
     Returns:
         The true segments; None if there is no ground truth, or if it was loaded before resizing and
         so differs from the original image in size.
+
+    Raises:
+        ValueError: The ground truth has a class that the model lacks.
     """
     size = tuple(sample.ori_shape[:2])
     truth = None
     if "gt_sem_seg" in sample:
         labels = _label_map(sample.gt_sem_seg)
-        truth = replace(_from_labels(labels, classes), ignore=labels == VOID_LABEL)
+        ignore = labels == void_label(len(classes.names))
+        truth = replace(_from_labels(labels, classes), ignore=ignore)
     if "gt_instances" in sample and "masks" in sample.gt_instances:
         masks = sample.gt_instances.masks.to_ndarray().astype(bool)
         under = Panoptic(np.zeros(masks.shape[1:], np.int64), {}) if truth is None else truth
@@ -81,19 +91,20 @@ def paint_instances(under: Panoptic, masks: Mask, labels: NDArray[Any]) -> Panop
     """Paint instances over a segmentation, one after the other.
 
     Args:
-        under: Segmentation with ids below 1000.
+        under: Segmentation whose ids are classes.
         masks: ``(N, H, W)``; later ones cover earlier ones.
         labels: Class index of each instance, ``(N,)``.
 
     Returns:
-        The visible segments. Instance ids are mmdet's, class + 1000 · number, counted from 1.
-        ``ignore`` covers pixels of several instances, and pixels that ``under`` ignores and no
-        instance covers.
+        The visible segments. Instance ids are mmdet's, class + 1000 · number, counted from 1, with
+        a larger factor for classes from 1000 on. ``ignore`` covers pixels of several instances, and
+        pixels that ``under`` ignores and no instance covers.
     """
     segments = under.segments.astype(np.int64)
     categories = dict(under.categories)
+    offset = max(INSTANCE_OFFSET, 1 + max([*categories, *map(int, labels)], default=0))
     for number, (mask, label) in enumerate(zip(masks, labels, strict=True), start=1):
-        segment = int(label) + INSTANCE_OFFSET * number
+        segment = int(label) + offset * number
         segments[mask] = segment
         categories[segment] = int(label)
     claims = masks.sum(axis=0, dtype=np.int64)
@@ -109,8 +120,22 @@ def _label_map(data: BaseDataElement) -> Labels:
     return data.get("sem_seg", data.get("data"))[0].cpu().numpy().astype(np.int64)
 
 
-def _from_labels(labels: Labels, classes: Classes) -> Panoptic:
-    """Segments with ids class + 1000 · instance; ids without a class are void."""
-    categories = {i: i % INSTANCE_OFFSET for i in np.unique(labels).tolist()}
-    known = {i: category for i, category in categories.items() if category < len(classes.names)}
-    return Panoptic(labels, known)
+def _from_labels(
+    labels: Labels, classes: Classes, offset: int | None = None, void: Collection[int] | None = None
+) -> Panoptic:
+    """Segments of a label map, whose ids are classes, or class + offset · instance.
+
+    Raises:
+        ValueError: An id has neither a class nor one of the labels of void.
+    """
+    number = len(classes.names)
+    void = (void_label(number),) if void is None else void
+    found = {i: i % offset if offset else i for i in np.unique(labels).tolist()}
+    categories = {i: category for i, category in found.items() if category not in void}
+    wrong = [i for i, category in categories.items() if i < 0 or category >= number]
+    if wrong:
+        raise ValueError(
+            f"expected classes from 0 to {number - 1}, or {' or '.join(map(str, void))} for void, "
+            f"in a label map{f' modulo {offset}' * bool(offset)}, got {wrong[0]}"
+        )
+    return Panoptic(labels, categories)

@@ -302,7 +302,7 @@ MANY = Classes([f"class {i}" for i in range(300)])
     [
         # value: class, or None for void
         (np.uint16, MANY, [0, 255, 299, 65535], [0, 255, 299, None]),
-        (np.uint8, MANY, [0, 43, 254, 255], [0, 43, 254, None]),
+        (np.uint8, MANY, [0, 43, 254, 3], [0, 43, 254, 3]),
         (np.uint16, CLASSES, [0, 2, 255, 65535], [0, 2, None, None]),
     ],
 )
@@ -314,7 +314,14 @@ def test_label_maps_of_8_and_16_bits(
     ignored = [None if void else value for value, void in zip(values, found.ignore[0], strict=True)]
     assert ignored == expected
     assert found.categories == {value: value for value in expected if value is not None}
-    assert found.segments.tolist() == [values]
+    void = 255 if classes is CLASSES else 65535
+    assert found.segments.tolist() == [[void if one is None else one for one in expected]]
+
+
+def test_255_in_8_bits_is_ambiguous_among_300_classes(tmp_path: Path) -> None:
+    write_map(tmp_path / "a.png", [[0, 255]])
+    with pytest.raises(ValueError, match=r"a\.png with 16 bits for 300 classes"):
+        open_ground_truth(tmp_path, MANY).read("a.jpg", (1, 2))
 
 
 def test_label_maps_of_16_bits_that_count_from_1(tmp_path: Path) -> None:

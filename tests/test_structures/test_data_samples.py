@@ -1,6 +1,7 @@
 """Segmentations from the data samples of mmdet and mmseg."""
 
 import numpy as np
+import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
@@ -112,3 +113,39 @@ def test_truth_that_is_missing_or_was_resized() -> None:
     masks = InstanceData(masks=BitmapMasks(np.zeros((1, 2, 8)), 2, 8), labels=torch.tensor([0]))
     assert true_segments(detection(gt_instances=masks), CLASSES) is None
     assert true_segments(detection(gt_instances=masks, gt_sem_seg=small), CLASSES) is None
+
+
+def test_more_classes_than_a_byte_holds() -> None:
+    """255 is a class, 65535 is void, and classes from 1000 on are not taken for instances."""
+    classes = Classes([f"class {i}" for i in range(1200)])
+    labels = torch.tensor([[[255, 1005, 65535, 5]]])
+    for field, read in (("gt_sem_seg", true_segments), ("pred_sem_seg", predicted_segments)):
+        found = read(detection(**{field: PixelData(sem_seg=labels)}), classes)
+        assert found.categories == {255: 255, 1005: 1005, 5: 5}
+    truth = true_segments(detection(gt_sem_seg=PixelData(sem_seg=labels)), classes)
+    assert truth.ignore.tolist() == [[False, False, True, False]]
+    instances = InstanceData(
+        masks=torch.tensor([mask(0), mask(1), mask(2)]).bool(),
+        labels=torch.tensor([1000, 0, 1100]),
+        scores=torch.tensor([0.7, 0.8, 0.9]),
+    )
+    found = predicted_segments(detection(pred_instances=instances), classes)
+    categories = [found.categories.get(segment) for segment in found.segments[0].tolist()]
+    assert categories == [1000, 0, 1100, None]
+
+
+@pytest.mark.parametrize("value", [2, 254, -1, 3000])
+def test_classes_that_the_model_lacks(value: int) -> None:
+    labels = torch.tensor([[[0, value, 1, 1]]])
+    message = rf"classes from 0 to 1, or 255 for void, in a label map, got {value}$"
+    for field, read in (("gt_sem_seg", true_segments), ("pred_sem_seg", predicted_segments)):
+        with pytest.raises(ValueError, match=message):
+            read(detection(**{field: PixelData(sem_seg=labels)}), CLASSES)
+
+
+@pytest.mark.parametrize("value", [3, 1003, -1000])
+def test_panoptic_ids_without_a_class(value: int) -> None:
+    sample = detection(pred_panoptic_seg=PixelData(sem_seg=torch.tensor([[[0, value, 1, 2]]])))
+    message = rf"from 0 to 1, or 2 for void, in a label map modulo 1000, got {value}$"
+    with pytest.raises(ValueError, match=message):
+        predicted_segments(sample, CLASSES)

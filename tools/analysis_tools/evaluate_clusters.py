@@ -78,7 +78,7 @@ def clustering_metric(evaluators: list[ConfigDict]) -> dict[str, Any]:
     if (panoptic := first("CocoPanopticMetric")) is not None:
         return dict(type=METRIC, ground_truth="panoptic", **files(panoptic, "seg_prefix"))
     if (semantic := first("IoUMetric", "SemSegMetric")) is not None:
-        void = semantic.get("ignore_index", 255)
+        void = semantic.get("ignore_index")
         return dict(type=METRIC, ground_truth="semantic", ignore_index=void)
     if (instance := first(*COUNT_ALL_IMAGES)) is not None:
         return dict(type=METRIC, ground_truth="instance", **files(instance))

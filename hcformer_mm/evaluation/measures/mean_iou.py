@@ -9,6 +9,7 @@ from mmseg.evaluation import IoUMetric
 from numpy.typing import NDArray
 
 from ...structures.arrays import Labels
+from ...structures.data_samples import void_label
 from ..functional.superpixels import majority_map
 from .measure import ImageGroundTruth, Measure, Sample, prediction_of
 
@@ -26,14 +27,14 @@ class MeanIoU(Measure[ImageGroundTruth, ClassMap, ClassCounts]):
 
     Args:
         num_classes: Number of classes.
-        ignore_index: Value of void pixels.
+        ignore_index: Value of void pixels; by default 255, or 65535 of more than 255 classes.
     """
 
     names = ("mIoU",)
 
-    def __init__(self, num_classes: int, *, ignore_index: int = 255) -> None:
+    def __init__(self, num_classes: int, *, ignore_index: int | None = None) -> None:
         self.num_classes = num_classes
-        self.ignore_index = ignore_index
+        self.ignore_index = void_label(num_classes) if ignore_index is None else ignore_index
 
     @staticmethod
     def found_in(sample: Sample) -> bool:

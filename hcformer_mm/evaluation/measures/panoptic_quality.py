@@ -58,7 +58,7 @@ class PanopticQuality(Measure[PanopticTruth, SegmentMap, PQStat]):
         coco: The content of ``ann_file``, if it is already read.
 
     Raises:
-        ValueError: A class has no category in the annotations, or several.
+        ValueError: A class has no category in the annotations, or several, or there are too many.
     """
 
     names = ("PQ", "PQ_th", "PQ_st")
@@ -82,6 +82,11 @@ class PanopticQuality(Measure[PanopticTruth, SegmentMap, PQStat]):
         # Labels follow the order of the JSON's categories, as in mmdet's datasets.
         self._categories = self._coco.get_cat_ids(cat_names=classes)
         check_categories(self._coco.cats, classes, ann_file)
+        if len(classes) >= INSTANCE_OFFSET:
+            raise ValueError(
+                f"expected fewer than {INSTANCE_OFFSET} classes, since segment ids are class + "
+                f"{INSTANCE_OFFSET} · instance, got {len(classes)}"
+            )
         # mmdet derives the names of PNG files from those of images, if annotations give none.
         self._files = {
             annotation["image_id"]: annotation.get("file_name")

@@ -54,7 +54,8 @@ class ClusteringMetric(BaseMetric):
             ``ann_file``. ``'semantic'`` reads ``gt_sem_seg`` of the samples.
         ann_file: Annotations in COCO's format, as mmdet's metrics read them.
         seg_prefix: Folder of the PNG files of panoptic annotations.
-        ignore_index: Void of semantic ground truth.
+        ignore_index: Void of semantic ground truth; by default 255, or 65535 of more than 255
+            classes.
         tolerance: Tolerance of boundaries in pixels; by default 0.0025 of the diagonal.
         slic: Whether to score SLIC superpixels too, about as many per image as each level has
             clusters; ``slic_1/clusters`` and so on are their actual numbers.
@@ -74,7 +75,7 @@ class ClusteringMetric(BaseMetric):
         *,
         ann_file: str | None = None,
         seg_prefix: str | None = None,
-        ignore_index: int = 255,
+        ignore_index: int | None = None,
         tolerance: int | None = None,
         slic: bool = False,
         backend_args: dict[str, Any] | None = None,
