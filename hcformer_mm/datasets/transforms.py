@@ -34,7 +34,7 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
         Raises:
             ValueError: The file is truncated, or OpenCV cannot read it.
         """
-        if (self.color_type, self.imdecode_backend) != ("color", "cv2"):
+        if (self.color_type, self.imdecode_backend) != ("color", "cv2") or self.file_client_args:
             return super().transform(results)
         file = results["img_path"]
         try:
@@ -275,8 +275,8 @@ class ResizeShortestEdge(mmseg_transforms.ResizeShortestEdge):
 def _check_size(file: str, found: tuple[int, ...], size: tuple[int, int]) -> None:
     if tuple(found) != tuple(size):
         raise InputError(
-            f"expected {file} of the image's height and width, {tuple(size)}, got {found}; annotate it "
-            "upright and at its own size"
+            f"expected {file} of the image's height and width, {tuple(size)}, got {found}; "
+            "annotate it upright and at its size"
         )
 
 

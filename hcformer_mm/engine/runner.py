@@ -16,6 +16,7 @@ from .dist import set_up_gloo
 from .hooks.checkpoint_check_hook import ALLOW_PARTIAL, CheckpointCheckHook
 from .hooks.data_check_hook import DataCheckHook
 from .hooks.param_groups_hook import ParamGroupsHook
+from .pipelines import complete_pipelines
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
@@ -88,10 +89,11 @@ def build_runner(
 
     It loads checkpoints with ``weights_only=True``, and refuses those that do not fit. On a machine
     without GPUs, the processes of torchrun communicate by gloo. With ``compile`` in the config,
-    parameter groups become plain dicts, which Dynamo can trace.
+    parameter groups become plain dicts, which Dynamo can trace. Pipelines are completed; see
+    :func:`~.pipelines.complete_pipelines`.
 
     Args:
-        config: Full config of a runner.
+        config: Full config of a runner, changed in place.
         splits: The loops that will run, of ``'train'``, ``'val'`` and ``'test'``.
         allow_partial: Whether a test goes on with a checkpoint that does not fit; see
             :class:`~.hooks.checkpoint_check_hook.CheckpointCheckHook`.
@@ -105,6 +107,7 @@ def build_runner(
     if checkpoint and "://" not in checkpoint and not Path(checkpoint).expanduser().exists():
         raise InputError(f"no such checkpoint: {checkpoint}")
     set_up_gloo(config)
+    complete_pipelines(config)
     flexible = "runner_type" in config
     runner = RUNNERS.build(config) if flexible else Runner.from_cfg(config)
     runner.register_hook(CheckpointCheckHook(allow_partial=allow_partial))

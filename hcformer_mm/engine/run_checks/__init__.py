@@ -18,6 +18,7 @@ from .evaluators import Metric, metric_classes, metric_faults, metrics_of
 from .findings import Findings
 from .label_maps import label_map_findings
 from .schedule import schedule_faults, schedule_warnings
+from .void import void_faults
 
 __all__ = ["Findings", "check_run"]
 
@@ -69,6 +70,7 @@ def check_run(
             found.add((*known.faults, *first_images(part, known)), tool_of(known))
     if heads:
         compare_classes(parts, found)
+    found.faults += void_faults(config, model, heads, parts, splits)
     ordered = [(read[part.key], part.classes, part.key) for part in parts if part.key in read]
     for metric in metrics:
         if (known := _read(metric.file, f"{metric.key}.ann_file", found)) is not None:

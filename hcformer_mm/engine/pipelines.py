@@ -1,0 +1,44 @@
+"""Pipelines of datasets: what their steps cannot know of the dataset."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmcv.transforms import LoadImageFromFile
+from mmengine.config import Config
+from mmengine.registry import TRANSFORMS, DefaultScope
+
+from ..datasets.transforms import LoadSemanticAnnotations
+from .run_checks.datasets import parts_of
+from .run_checks.lookup import class_of, is_a
+
+
+def complete_pipelines(config: Config) -> None:
+    """Complete the pipelines of the datasets in a config, in place, before they are built.
+
+    Label maps are read for the number of classes of their dataset. mmcv's ``LoadImageFromFile``,
+    which the inferencers of mmdet and mmseg look for by its name, becomes this package's, which
+    reads the same pixels from files of 8 bits.
+
+    Args:
+        config: Full config of a runner.
+    """
+    with DefaultScope.overwrite_default_scope(config.get("default_scope")):
+        for split in ("train", "val", "test"):
+            loader = config.get(f"{split}_dataloader") or {}
+            for part in parts_of(loader.get("dataset"), f"{split}_dataloader.dataset"):
+                for step in _steps(part.config.get("pipeline")):
+                    if class_of(TRANSFORMS, step) is LoadImageFromFile:
+                        step["type"] = "hcformer_mm.LoadImageFromFile"
+                    elif part.classes and is_a(TRANSFORMS, step, LoadSemanticAnnotations):
+                        step["num_classes"] = len(part.classes)
+
+
+def _steps(pipeline: Any) -> Iterator[dict[str, Any]]:
+    """Yield the steps of a pipeline, also those inside other steps."""
+    if isinstance(pipeline, dict):
+        if "type" in pipeline:
+            yield pipeline
+        pipeline = list(pipeline.values())
+    if isinstance(pipeline, list | tuple):
+        for part in pipeline:
+            yield from _steps(part)
