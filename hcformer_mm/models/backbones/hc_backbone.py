@@ -1,6 +1,7 @@
 """HCBackbone: hierarchical clustering around any registered multi-stage backbone."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal, cast
 
 import torch
@@ -41,7 +42,8 @@ class HCBackbone(BaseModule):
 
     Raises:
         ValueError: ``downsampling`` is unknown, or the taps are unknown, do not halve the
-            resolution, are fewer than ``hierarchical_level``, or cannot be made deformable.
+            resolution one after the other, are fewer than ``hierarchical_level``, or cannot be made
+            deformable.
     """
 
     def __init__(
@@ -98,6 +100,13 @@ class HCBackbone(BaseModule):
                 raise ValueError(
                     f"expected the tap {name!r} to run and to halve the resolution of a map; "
                     f"{tapping.describe_halving_modules(self.backbone)}"
+                )
+        for first, second in pairwise(self.taps):
+            coarse, fine = captured[first].coarse.shape[-2:], captured[second].fine.shape[-2:]
+            if coarse != fine:
+                raise ValueError(
+                    f"expected taps without gaps, finest first, got {self.taps}: {first!r} ends "
+                    f"at {tuple(coarse)}, but {second!r} starts at {tuple(fine)}"
                 )
         return [captured[name] for name in self.taps]
 

@@ -89,7 +89,17 @@ class HCFormerFusionHead(MaskFormerFusionHead):
 
         Returns:
             A dict per image with ``pan_results`` and ``ins_results``, as in mmdet.
+
+        Raises:
+            ValueError: The class logits are not of as many classes as this head.
         """
+        if mask_cls_results.shape[-1] != self.num_classes + 1:
+            raise ValueError(
+                f"expected class logits of the {self.num_classes} classes of "
+                f"{type(self).__name__} and no-object, got {tuple(mask_cls_results.shape)}; set "
+                "num_things_classes and num_stuff_classes of panoptic_head and "
+                "panoptic_fusion_head alike"
+            )
         wanted = dict(
             panoptic_on=self.test_cfg.get("panoptic_on", True),
             instance_on=self.test_cfg.get("instance_on", False),

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ...registry import MODELS
 from ...structures.clustered_features import ClusteredFeatures, require_clustering
+from ..losses.finite_assigner import FiniteAssigner
 from ..losses.mask_criterion import MaskCriterion
 from ..losses.scale_regularizer import scale_losses
 from ..utils.mask_decoding import MaskSpace, check_mask_space, decode_mask_logits, full_precision
@@ -59,8 +60,9 @@ class HCFormerHead(MaskTransformer):
         init_cfg: Initialization config of MMEngine.
 
     Raises:
-        ValueError: ``decoder`` or ``mask_space`` is unknown, ``class_weight`` does not fit the
-            classes, or the widths of the decoder differ from ``feat_channels``.
+        ValueError: ``decoder`` or ``mask_space`` is unknown, there is no class or no query,
+            ``class_weight`` does not fit the classes, or the widths of the decoder differ from
+            ``feat_channels``.
     """
 
     def __init__(
@@ -117,7 +119,7 @@ class HCFormerHead(MaskTransformer):
         self.train_cfg = train_cfg
         self.test_cfg = test_cfg
         if train_cfg:
-            self.assigner = TASK_UTILS.build(train_cfg["assigner"])
+            self.assigner = FiniteAssigner(TASK_UTILS.build(train_cfg["assigner"]))
             self.sampler = TASK_UTILS.build(train_cfg["sampler"], default_args=dict(context=self))
             self.num_points = train_cfg["num_points"]
             self.oversample_ratio = train_cfg["oversample_ratio"]
@@ -202,7 +204,7 @@ class HCFormerHead(MaskTransformer):
 
         Raises:
             TypeError: The features carry no clustering.
-            ValueError: The head has no ``train_cfg``.
+            ValueError: The head has no ``train_cfg``, or, on a CPU, a label is not a class.
         """
         x = require_clustering(x)
         self._check_train_cfg()
@@ -231,6 +233,16 @@ class HCFormerHead(MaskTransformer):
 
     def _ground_truth(self, batch_data_samples: SampleList) -> list[InstanceData]:
         """``labels`` ``(N,)`` and ``masks`` ``(N, H', W')`` of every image, stuff included."""
+        for sample in batch_data_samples:
+            labels = sample.gt_instances.labels
+            if labels.device.type != "cpu":
+                break  # the check would wait for the device
+            if ((labels < 0) | (labels >= self.num_classes)).any():
+                raise ValueError(
+                    f"expected labels from 0 to {self.num_classes - 1} for num_things_classes + "
+                    f"num_stuff_classes = {self.num_classes}, got {labels.tolist()} in "
+                    f"{sample.get('img_path')}; compare the classes of the dataset"
+                )
         return self.preprocess_gt(
             [sample.gt_instances for sample in batch_data_samples],
             [sample.get("gt_sem_seg") for sample in batch_data_samples],

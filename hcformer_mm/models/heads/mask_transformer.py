@@ -26,8 +26,8 @@ class MaskTransformer(Mask2FormerHead):
     mmdet's head provides the losses and ``_forward_head``.
 
     Raises:
-        ValueError: ``decoder`` is unknown, or the widths of the decoder differ from
-            ``feat_channels``.
+        ValueError: ``decoder`` is unknown, there is no class or no query, or the widths of the
+            decoder differ from ``feat_channels``.
     """
 
     def __init__(
@@ -48,11 +48,18 @@ class MaskTransformer(Mask2FormerHead):
         super(AnchorFreeHead, self).__init__(init_cfg=init_cfg)
         if decoder not in get_args(Decoder):
             raise ValueError(f"expected decoder among {get_args(Decoder)}, got {decoder!r}")
+        classes = (num_things_classes, num_stuff_classes)
+        if min(classes) < 0 or sum(classes) < 1 or num_queries < 1:
+            raise ValueError(
+                "expected at least one class (num_things_classes, num_stuff_classes) and one query "
+                f"(num_queries), got {classes} classes and {num_queries} queries"
+            )
         self.decoder = decoder
         self.num_things_classes = num_things_classes
         self.num_stuff_classes = num_stuff_classes
-        self.num_classes = num_things_classes + num_stuff_classes
+        self.num_classes = sum(classes)
         self.num_queries = num_queries
+        self.in_channels = in_channels
 
         kind = Mask2FormerTransformerDecoder if decoder == "masked" else DetrTransformerDecoder
         # Every layer is supervised, so every layer has to return its output.
@@ -108,7 +115,15 @@ class MaskTransformer(Mask2FormerHead):
         Returns:
             Class logits ``(B, Q, K + 1)`` and mask logits ``(B, Q, h, w)`` of every decoder layer.
             The masked decoder also predicts before its first layer, which gives one more pair.
+
+        Raises:
+            ValueError: The map does not have ``in_channels``.
         """
+        if feature_map.shape[1] != self.in_channels:
+            raise ValueError(
+                f"expected a last feature map of in_channels={self.in_channels} for "
+                f"{type(self).__name__}, got {tuple(feature_map.shape)}"
+            )
         mask_features = self.mask_proj(feature_map)
         memory = self.decoder_input_proj(feature_map).flatten(2).transpose(1, 2)  # (B, h·w, C)
         batch, _, rows, cols = feature_map.shape

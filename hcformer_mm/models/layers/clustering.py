@@ -1,5 +1,7 @@
 """The clustering module: the parameters of ``ops.soft_assign_maps``."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,9 @@ class ClusteringModule(nn.Module):
         coarse_channels: Channels of the map after downsampling.
         embed_channels: Channels :math:`C_F` of the space in which similarities are taken.
         init_scale: Initial value of :math:`s`.
+
+    Raises:
+        ValueError: ``embed_channels`` is less than 1, or ``init_scale`` is not finite.
     """
 
     def __init__(
@@ -31,6 +36,11 @@ class ClusteringModule(nn.Module):
         init_scale: float = 0.1,
     ) -> None:
         super().__init__()
+        if embed_channels < 1 or not math.isfinite(init_scale):
+            raise ValueError(
+                "expected embed_channels >= 1 and a finite init_scale, got "
+                f"{embed_channels} and {init_scale}"
+            )
         self.fine_norm = nn.LayerNorm(fine_channels)
         self.coarse_norm = nn.LayerNorm(coarse_channels)
         self.fine_proj = nn.Conv2d(fine_channels, embed_channels, 1, bias=False)

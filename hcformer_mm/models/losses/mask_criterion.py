@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from mmcv.ops import point_sample
-from mmdet.models.task_modules.assigners import BaseAssigner, HungarianAssigner
 from mmdet.models.task_modules.samplers import BaseSampler
 from mmdet.models.utils import get_uncertain_point_coords_with_randomness
 from mmdet.utils import reduce_mean
@@ -20,6 +19,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ..utils.mask_decoding import MaskSpace, decode_mask_logits, full_precision, mask_logits_at
+from .finite_assigner import FiniteAssigner
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class MaskCriterion:
             :func:`~hcformer_mm.models.utils.mask_decoding.decode_mask_logits`.
     """
 
-    assigner: BaseAssigner
+    assigner: FiniteAssigner
     sampler: BaseSampler
     loss_cls: nn.Module
     loss_mask: nn.Module
@@ -226,6 +226,6 @@ class MaskCriterion:
         """Sample the masks ``(N, H', W')`` of objects ``(M,)`` at points ``(M, P, 2)``."""
         # Masks are as large as the image, so do not copy them if every object is matched, as usual.
         # A Hungarian match is one to one: its length tells, without reading indices back.
-        if not (isinstance(self.assigner, HungarianAssigner) and len(objects) == len(masks)):
+        if not (self.assigner.one_to_one and len(objects) == len(masks)):
             masks = masks[objects]
         return point_sample(masks[:, None], points)[:, 0]

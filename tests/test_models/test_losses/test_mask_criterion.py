@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hcformer_mm.models.losses import mask_criterion
 from tests.helpers.models import COCO_CONFIG, data_sample, detector, seg_sample, segmentor
@@ -76,6 +77,40 @@ def test_equal_in_a_segmentor(same_points):
     label_map = torch.arange(10).repeat_interleave(10).expand(64, -1)[:, :96].clone()
     label_map[:20] = 255
     check_equal([seg_sample(label_map), seg_sample(label_map.flip(1))], segmentor)
+
+
+class Reads(TorchDispatchMode):
+    """Names of the operators that make the host wait for a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in {
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.equal,
+            torch.ops.aten.masked_select,
+            torch.ops.aten.nonzero,
+            torch.ops.aten._unique2,
+        }:
+            self.found.append(func.overloadpacket)
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_read_back_but_for_the_matching(monkeypatch):
+    """Besides the costs, mmdet's sampler looks up the matched and the other queries."""
+    reads, criterion = Reads(), mask_criterion.MaskCriterion.__call__
+
+    def watched(*args):
+        with reads:
+            return criterion(*args)
+
+    monkeypatch.setattr(mask_criterion.MaskCriterion, "__call__", watched)
+    samples = [data_sample((64, 96), things=number) for number in (2, 3)]
+    detector().train().loss(torch.randn(2, 3, 64, 96), samples)
+    # Four layers of two images, each with two lookups.
+    assert reads.found == [torch.ops.aten.nonzero, torch.ops.aten._unique2] * 16
 
 
 def test_only_matched_masks_are_decoded(monkeypatch):
