@@ -9,7 +9,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from hcformer_mm.acceleration.inference import DTYPES
 from hcformer_mm.apis import HCFormerInferencer
 from hcformer_mm.apis.inputs import open_images
-from hcformer_mm.apis.result_writer import write_image
+from hcformer_mm.apis.result_writer import check_writable, write_image
 from hcformer_mm.structures.data_samples import SCORE_THR
 
 
@@ -55,6 +55,11 @@ def parse_args() -> argparse.Namespace:
         help="COCO annotations whose image and category ids the results use, so that both can be "
         "compared",
     )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="stop at the first image that cannot be read, instead of leaving it out",
+    )
     return parser.parse_args()
 
 
@@ -71,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
         args.config, args.checkpoint, device=args.device, dtype=args.dtype, fast=args.fast
     )
     if to_file:
+        check_writable(args.out.parent)
         (sample,) = inferencer(args.image)
         image = images[0].read_rgb()
         write_image(args.out, inferencer.draw(image, sample, score_thr=args.score_thr))
@@ -83,15 +89,21 @@ def run(args: argparse.Namespace) -> None:
         ann_file=args.ann_file,
         score_thr=args.score_thr,
         progress=True,
+        strict=args.strict,
     )
     number = sum(1 for _ in results)
     print(f"{number} images in {args.out / 'vis'}, results in {args.out}")
+    if isinstance(images, list) and number < len(images):
+        raise ValueError(
+            f"{len(images) - number} of {len(images)} images could not be read: see 'failed' in "
+            f"{args.out / 'images.json'}"
+        )
 
 
 def main() -> None:
     try:
         run(parse_args())
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"image_demo: {error}")
 
 

@@ -1,23 +1,28 @@
 """BaseInferencer: run a model with its test pipeline on images, in batches."""
 
-import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.structures import BaseDataElement
-from mmengine.utils import ProgressBar
 from mmseg.models.segmentors import BaseSegmentor
+from torch import Tensor
 
 from ..acceleration.inference import autocast_test_step, check_dtype, prepare_for_inference
-from ..utils.config import find_config
+from ..utils.config import read_config
+from ..utils.progress import progress as show_progress
 from .inference import build_model, check_device, inference_pipeline, read_classes
 from .inputs import InputImage
+
+SHRINKAGE = 4
+"""Images that the test pipeline makes this many times shorter in a side are warned of."""
 
 
 class BaseInferencer:
@@ -58,7 +63,7 @@ class BaseInferencer:
         seed: int = 0,
     ) -> None:
         self._dtype = check_dtype(dtype)
-        config = model if isinstance(model, Config) else Config.fromfile(find_config(model))
+        config = model if isinstance(model, Config) else read_config(model)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         check_device(device)
@@ -80,8 +85,13 @@ class BaseInferencer:
         *,
         batch_size: int = 1,
         progress: bool = False,
+        strict: bool = False,
+        on_failure: Callable[[InputImage, str], None] = lambda image, reason: None,
     ) -> Iterator[tuple[InputImage, BaseDataElement]]:
         """Run the model lazily, one batch at a time.
+
+        At the end it warns of images that the test pipeline has shrunk to a quarter or less, and of
+        predictions that are not finite.
 
         Args:
             images: Images from :func:`~hcformer_mm.apis.inputs.open_images`.
@@ -89,34 +99,71 @@ class BaseInferencer:
                 other sizes run separately; mmdet pads all images of a batch to the largest, which
                 changes results slightly.
             progress: Whether to show a progress bar on standard error.
+            strict: Whether a file that is not a whole image is an error. By default it is skipped
+                with a warning, unless it is the only one.
+            on_failure: Called with each skipped image and the reason.
 
         Returns:
             Each image, in order, with its ``DetDataSample`` or ``SegDataSample`` on the CPU.
 
         Raises:
-            ValueError: ``batch_size`` is below 1; while iterating, a file is not an image.
+            ValueError: ``batch_size`` is below 1; while iterating, if ``strict``, a file is not a
+                whole image, else none is.
         """
         if batch_size < 1:
             raise ValueError(f"expected batch_size >= 1, got {batch_size}")
-        return self._predict(images, batch_size, progress)
+        total = len(images) if isinstance(images, list) else None
+        results = self._predict(images, batch_size, strict or total == 1, on_failure)
+        return show_progress(results, total) if progress else results
 
     def _predict(
-        self, images: Iterable[InputImage], batch_size: int, progress: bool
+        self,
+        images: Iterable[InputImage],
+        batch_size: int,
+        strict: bool,
+        on_failure: Callable[[InputImage, str], None],
     ) -> Iterator[tuple[InputImage, BaseDataElement]]:
-        number = len(images) if isinstance(images, list) else 0  # 0: unknown
-        bar = ProgressBar(number, file=sys.stderr) if progress else None
         stream = iter(images)
-        while batch := list(islice(stream, batch_size)):
-            yield from zip(batch, self._run(batch), strict=True)
-            if bar is not None:
-                bar.update(len(batch))
-        if bar is not None:
-            bar.file.write("\n")
+        read = skipped = 0
+        shrunk, not_finite = _Cases(), _Cases()
+        try:
+            while batch := list(islice(stream, batch_size)):
+                prepared: list[tuple[InputImage, dict[str, Any]]] = []
+                for image in batch:
+                    try:
+                        prepared.append((image, self._prepare(image)))
+                    except ValueError as error:
+                        if strict:
+                            raise
+                        warnings.warn(f"skipped: {error}", stacklevel=2)
+                        on_failure(image, str(error))
+                        skipped += 1
+                read += len(prepared)
+                for image, given in prepared:
+                    whole, size = (given["data_samples"].get(f"{x}_shape") for x in ("ori", "img"))
+                    if any(old >= SHRINKAGE * new for old, new in zip(whole, size, strict=True)):
+                        shrunk.add(f"{image.source} from {whole} to {size}")
+                samples = self._run([given for _, given in prepared])
+                for (image, _), sample in zip(prepared, samples, strict=True):
+                    if not _is_finite(sample):
+                        not_finite.add(image.source)
+                    yield image, sample
+        finally:
+            shrunk.warn(
+                f"images became {SHRINKAGE} times shorter or more in a side before the model saw "
+                "them, so that small objects vanish: give the model crops, or increase the scale "
+                "of Resize in the config's test pipeline"
+            )
+            not_finite.warn(
+                "predictions have values that are not finite and mean nothing: check the "
+                "checkpoint, and try dtype='float32'"
+            )
+        if skipped and not read:
+            raise ValueError(f"expected an image that can be read, got none among {skipped} files")
 
-    def _run(self, images: Sequence[InputImage]) -> list[BaseDataElement]:
-        """Return the data samples of a batch on the CPU, floating-point values in float32."""
-        batch = [self._prepare(image) for image in images]
-        groups: Iterable[list[dict[str, Any]]] = [batch]
+    def _run(self, batch: list[dict[str, Any]]) -> list[BaseDataElement]:
+        """Return the data samples of prepared images on the CPU, floating-point values float32."""
+        groups: Iterable[list[dict[str, Any]]] = [batch] if batch else []
         if isinstance(self.model, BaseSegmentor):
             # mmseg's data preprocessor refuses a batch of several sizes.
             groups = (list(group) for _, group in groupby(batch, _input_size))
@@ -131,14 +178,47 @@ class BaseInferencer:
         return autocast_test_step(self.model, self._dtype)(pseudo_collate(batch))
 
     def _prepare(self, image: InputImage) -> dict[str, Any]:
-        """Run the test pipeline on an image."""
-        if image.array is not None:
-            return self._array_pipeline(dict(img=image.array, img_id=image.number))
+        """Run the test pipeline on an image.
+
+        Raises:
+            ValueError: Its file is not a whole image, or the pipeline cannot resize it.
+        """
         try:
+            if image.path is None:
+                return self._array_pipeline(dict(img=image.array, img_id=image.number))
             return self._file_pipeline(dict(img_path=str(image.path), img_id=image.number))
-        except Exception:
-            image.read()  # raises a clear error if the file cannot be read
-            raise
+        except cv2.error as error:
+            raise ValueError(
+                f"expected an image that the test pipeline can resize, got {image.source} of "
+                f"{image.read().shape[:2]}: {error.err}"
+            ) from None
+
+
+@dataclass
+class _Cases:
+    """Number of images that something happened to, and the first of them."""
+
+    number: int = 0
+    first: str = ""
+
+    def add(self, case: str) -> None:
+        self.first = self.first or case
+        self.number += 1
+
+    def warn(self, what: str) -> None:
+        if self.number:
+            warnings.warn(f"{self.number} {what} (first: {self.first})", stacklevel=3)
+
+
+def _is_finite(element: BaseDataElement) -> bool:
+    """Whether all floating-point values of a data sample, such as scores, are finite."""
+    for value in element.values():
+        if isinstance(value, BaseDataElement):
+            if not _is_finite(value):
+                return False
+        elif isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            return False
+    return True
 
 
 def _input_size(prepared: dict[str, Any]) -> tuple[int, ...]:

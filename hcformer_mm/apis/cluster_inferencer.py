@@ -46,7 +46,12 @@ class ClusterInferencer(BaseInferencer):
     """
 
     def __call__(
-        self, inputs: Inputs, *, batch_size: int = 1, progress: bool = False
+        self,
+        inputs: Inputs,
+        *,
+        batch_size: int = 1,
+        progress: bool = False,
+        strict: bool = False,
     ) -> list[ClusteredImage]:
         """Cluster and segment images.
 
@@ -55,25 +60,33 @@ class ClusterInferencer(BaseInferencer):
                 :func:`~hcformer_mm.apis.inputs.open_images`.
             batch_size: Images per forward pass.
             progress: Whether to show a progress bar.
+            strict: Whether a file that is not a whole image is an error; by default it is skipped
+                with a warning, unless it is the only one.
 
         Returns:
-            One entry per image, in order, on the CPU.
+            One entry per image that can be read, in order, on the CPU.
 
         Raises:
-            ValueError: An input is not an image, or the model has no clusters.
+            ValueError: An input is not an image, no file is, or the model has no clusters.
             FileNotFoundError: No such file.
         """
-        return list(self.iterate(inputs, batch_size=batch_size, progress=progress))
+        return list(self.iterate(inputs, batch_size=batch_size, progress=progress, strict=strict))
 
     def iterate(
-        self, inputs: Inputs, *, batch_size: int = 1, progress: bool = False
+        self,
+        inputs: Inputs,
+        *,
+        batch_size: int = 1,
+        progress: bool = False,
+        strict: bool = False,
     ) -> Iterator[ClusteredImage]:
         """Yield the results of a call one by one, for more images than fit in memory.
 
         Arguments and errors are the same as for a call. The model runs only when the next result is
         requested.
         """
-        results = self.predict(open_images(inputs), batch_size=batch_size, progress=progress)
+        images = open_images(inputs)
+        results = self.predict(images, batch_size=batch_size, progress=progress, strict=strict)
         return (
             ClusteredImage(image.read_rgb(), sample.pop("clusters"), sample, image.name, image.path)
             for image, sample in results

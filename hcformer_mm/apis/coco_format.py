@@ -13,10 +13,11 @@ from panopticapi.evaluation import VOID
 from skimage.measure import regionprops
 
 from ..structures.panoptic import Classes, Panoptic
+from ..utils.path_index import PathIndex
 
 
-def read_coco_ids(path: str | Path, classes: Classes) -> tuple[dict[str, int], list[int]]:
-    """Read image ids by file name, and the category id of each class, from COCO annotations.
+def read_coco_ids(path: str | Path, classes: Classes) -> tuple[PathIndex[int], list[int]]:
+    """Read image ids by path, and the category id of each class, from COCO annotations.
 
     Args:
         path: Instance or panoptic JSON file.
@@ -24,16 +25,14 @@ def read_coco_ids(path: str | Path, classes: Classes) -> tuple[dict[str, int], l
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The file is not in COCO's format, a name has two ids, or a class has no
-            category.
+        ValueError: The file is not in COCO's format, a path or a category has two ids, or a class
+            has no category.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such annotations: {path}")
     try:
         content = json.loads(Path(path).read_text())
-        images = _by_name(
-            (Path(image["file_name"]).name, image["id"]) for image in content["images"]
-        )
+        images = PathIndex(((one["file_name"], one["id"]) for one in content["images"]), path)
         categories = _by_name((entry["name"], entry["id"]) for entry in content["categories"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(

@@ -41,6 +41,7 @@ class HCFormerInferencer(BaseInferencer):
         score_thr: float = SCORE_THR,
         logits: bool = False,
         progress: bool = False,
+        strict: bool = False,
     ) -> list[BaseDataElement]:
         """Segment images.
 
@@ -55,15 +56,18 @@ class HCFormerInferencer(BaseInferencer):
             score_thr: Minimum score of instances that are drawn.
             logits: Whether mmseg's samples keep ``seg_logits``, one float per pixel and class.
             progress: Whether to show a progress bar.
+            strict: Whether a file that is not a whole image is an error. By default it is skipped
+                with a warning and listed in ``images.json``, unless it is the only one.
 
         Returns:
-            One data sample per image, in order, on the CPU, at the image's size. A
-            ``DetDataSample`` has ``pred_panoptic_seg``, ``pred_instances`` and ``pred_sem_seg``, as
-            far as the model's ``test_cfg`` enables them; a ``SegDataSample`` has ``pred_sem_seg``.
+            One data sample per image that can be read, in order, on the CPU, at the image's size;
+            ``img_path`` says which file it is of. A ``DetDataSample`` has ``pred_panoptic_seg``,
+            ``pred_instances`` and ``pred_sem_seg``, as far as the model's ``test_cfg`` enables
+            them; a ``SegDataSample`` has ``pred_sem_seg``.
 
         Raises:
-            ValueError: An input is not an image, two images would be written to the same file, or
-                the results cannot be written as requested.
+            ValueError: An input is not an image, no file is, two images would be written to the
+                same file, or the results cannot be written as requested.
             FileNotFoundError: No such file.
         """
         return list(
@@ -76,6 +80,7 @@ class HCFormerInferencer(BaseInferencer):
                 score_thr=score_thr,
                 logits=logits,
                 progress=progress,
+                strict=strict,
             )
         )
 
@@ -90,6 +95,7 @@ class HCFormerInferencer(BaseInferencer):
         score_thr: float = SCORE_THR,
         logits: bool = False,
         progress: bool = False,
+        strict: bool = False,
     ) -> Iterator[BaseDataElement]:
         """Yield the results of a call one by one, for more images than fit in memory.
 
@@ -105,7 +111,10 @@ class HCFormerInferencer(BaseInferencer):
             images = writer.accept(images)
         elif ann_file is not None:
             raise ValueError(f"expected out_dir for results with the ids of {ann_file}, got none")
-        results = self.predict(images, batch_size=batch_size, progress=progress)
+        options = {} if writer is None else dict(on_failure=writer.add_failure)
+        results = self.predict(
+            images, batch_size=batch_size, progress=progress, strict=strict, **options
+        )
         return _finished(results, writer, logits=logits)
 
     def draw(

@@ -11,9 +11,11 @@ from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from mmseg.models.segmentors import BaseSegmentor
 
+from ..checkpoints.fit import load_weights
 from ..checkpoints.io import load_checkpoint
 from ..structures.panoptic import Classes
 from ..utils.config import build_without_weights, dataset_meta_of, logging_from, tested_dataset
+from ..utils.errors import InputError
 
 
 def build_model(
@@ -54,10 +56,11 @@ def build_model(
             model.init_weights()
     else:
         content = load_checkpoint(checkpoint)
-        try:
-            model.load_state_dict(content.get("state_dict", content))
-        except RuntimeError as error:
-            raise ValueError(f"{checkpoint} does not fit {config.filename}: {error}") from None
+        fit = load_weights(model, content, checkpoint)
+        if faults := fit.faults():
+            raise InputError(
+                f"{checkpoint} does not fit {config.filename}: {faults}; {fit.advice()}"
+            )
         meta = content.get("meta") or {}
     model.dataset_meta = meta.get("dataset_meta") or dataset_meta_of(config)
     model = revert_sync_batchnorm(model)
@@ -104,14 +107,12 @@ def inference_pipeline(config: Config, *, arrays: bool = False) -> Compose:
             f"expected a test_dataloader with a pipeline, got none in {config.filename}"
         )
     steps = [step for step in dataset["pipeline"] if "Annotations" not in _type_name(step)]
-    if arrays:
-        first = _type_name(steps[0]) if steps else "no steps"
-        if not first.endswith("LoadImageFromFile"):
-            raise ValueError(
-                "expected a pipeline that begins with LoadImageFromFile, which arrays replace, got "
-                f"{first}"
-            )
-        steps[0] = dict(type="mmdet.LoadImageFromNDArray")
+    first = _type_name(steps[0]) if steps else "no steps"
+    if not first.endswith("LoadImageFromFile"):
+        raise ValueError(f"expected a pipeline that begins with LoadImageFromFile, got {first}")
+    # Ours refuses truncated files, which OpenCV fills with gray, and reads more than 8 bits.
+    loader = "mmdet.LoadImageFromNDArray" if arrays else "hcformer_mm.LoadImageFromFile"
+    steps[0] = {**steps[0], "type": loader}
     with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmdet")):
         return Compose(steps)
 

@@ -1,17 +1,20 @@
 """Input images: files, folders, videos, arrays and streams of frames."""
 
+import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 import mmcv
 import numpy as np
 from numpy.typing import NDArray
 from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from ..utils.images import decode_image
 
 VIDEO_EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
@@ -30,8 +33,9 @@ class InputImage:
     """One input image; its file is read by :meth:`read`.
 
     Attributes:
-        name: Stem of the file name; ``<video>_<frame number>``, such as ``street_000012``, in a
-            video file; the number in the input for arrays and frames of an opened video.
+        name: Stem of the file name, after its folders if images of several folders have one name;
+            ``<video>_<frame number>``, such as ``street_000012``, in a video file; the number in
+            the input for arrays and frames of an opened video.
         number: Number in the input, from 0.
         path: File of the image, if it has one.
         array: Pixels ``(H, W, 3)`` uint8, BGR, of an image without a file.
@@ -44,24 +48,30 @@ class InputImage:
 
     @property
     def file_name(self) -> str:
-        """Name of the file; ``<name>.png`` if there is none."""
-        return f"{self.name}.png" if self.path is None else self.path.name
+        """Name of the file, after its folders if ``name`` has them; ``<name>.png`` if none."""
+        if self.path is None:
+            return f"{self.name}.png"
+        return str(PurePosixPath(self.name).with_name(self.path.name))
+
+    @property
+    def source(self) -> str:
+        """Where the image comes from, for messages."""
+        return str(self.path or f"image {self.number} of the input")
 
     def read(self) -> NDArray[np.uint8]:
         """Pixels, ``(H, W, 3)`` uint8, BGR.
 
         Raises:
-            ValueError: OpenCV cannot read the file.
+            ValueError: The file is not a whole image, or one that is not of integers.
         """
-        if self.array is not None:
+        if self.path is None:
+            assert self.array is not None
             return self.array
         try:
-            image = mmcv.imread(str(self.path))
-        except Exception:  # OpenCV raises an error of its own for an empty file
-            image = None
-        if image is None:
-            raise ValueError(f"expected an image that OpenCV can read, got {self.path}")
-        return image
+            content = self.path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"expected an image, got {self.path}: {error.strerror}") from None
+        return decode_image(content, self.path)
 
     def read_rgb(self) -> NDArray[np.uint8]:
         """Pixels, ``(H, W, 3)`` uint8, RGB."""
@@ -71,7 +81,8 @@ class InputImage:
 def open_images(inputs: Inputs) -> list[InputImage] | Iterator[InputImage]:
     """List the images of an input, in order; images of a folder are sorted by name.
 
-    All items of a sequence are checked before the first image is read. Videos and other iterables
+    All items of a sequence are checked before the first image is read, and images of one name get
+    different ones by their folders and suffixes. Videos and other iterables
     are read frame by frame and never held in memory as a whole.
 
     Args:
@@ -97,7 +108,30 @@ def open_images(inputs: Inputs) -> list[InputImage] | Iterator[InputImage]:
         return _numbered(chain.from_iterable(map(_expand, inputs)))
     expanded = [_expand(item) for item in inputs]
     images = _numbered(chain.from_iterable(expanded))
-    return list(images) if all(isinstance(part, list) for part in expanded) else images
+    if not all(isinstance(part, list) for part in expanded):
+        return images
+    return _with_distinct_names(list(images))
+
+
+def _with_distinct_names(images: list[InputImage]) -> list[InputImage]:
+    """If names collide, call files by their paths below a common folder, if need be with suffix."""
+    if _distinct(images):
+        return images
+    files = {one.number: os.path.abspath(one.path) for one in images if one.path is not None}
+    common = os.path.commonpath([os.path.dirname(file) for file in files.values()])
+    paths = {number: Path(os.path.relpath(file, common)) for number, file in files.items()}
+    for names in ({number: path.with_suffix("") for number, path in paths.items()}, paths):
+        named = [
+            replace(one, name=names[one.number].as_posix()) if one.number in names else one
+            for one in images
+        ]
+        if _distinct(named):
+            return named
+    return images  # a file is given twice
+
+
+def _distinct(images: list[InputImage]) -> bool:
+    return len({image.name for image in images}) == len(images)
 
 
 def with_unique_names(
@@ -121,14 +155,13 @@ def with_unique_names(
 def _checked_names(images: Iterable[InputImage]) -> Iterator[InputImage]:
     seen: dict[str, str] = {}
     for image in images:
-        where = str(image.path or f"image {image.number} of the input")
         if image.name in seen:
             raise ValueError(
-                f"expected images of different names, got {seen[image.name]} and {where}, whose "
-                f"results would both be called {image.name}; run them separately, with different "
-                "folders for their results"
+                f"expected images of different names, got {seen[image.name]} and {image.source}, "
+                f"whose results would both be called {image.name}; run them separately, with "
+                "different folders for their results"
             )
-        seen[image.name] = where
+        seen[image.name] = image.source
         yield image
 
 

@@ -1,11 +1,12 @@
 """ResultWriter: write drawings, COCO panoptic and instance results, and label maps."""
 
 import json
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from shutil import copyfileobj
+from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from mmengine.structures import BaseDataElement
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from PIL import Image
 from ..structures.data_samples import SCORE_THR, predicted_segments
 from ..structures.panoptic import Classes, Panoptic
 from ..utils.atomic_write import replacing
+from ..utils.path_index import PathIndex
 from ..visualization import draw_panoptic
 from .coco_format import encode_instances, encode_panoptic, label_map, read_coco_ids
 from .inputs import InputImage, with_unique_names
@@ -32,13 +34,13 @@ class ResultWriter:
     =============================================  ==============================================
 
     Use it as a context manager: it writes the JSON files on exit, unless an error occurred. Every
-    file is written whole or not at all.
+    file is written whole or not at all, and the entries of the JSON files are not kept in memory.
 
     Args:
         out_dir: The folder; created if necessary. Files of the same names are replaced.
         classes: Classes of the model.
-        ann_file: COCO annotations from which the files take image ids, by file name, and category
-            ids, by class name, so that the results can be compared with them. By default, images
+        ann_file: COCO annotations from which the files take image ids, by path, and category ids,
+            by class name, so that the results can be compared with them. By default, images
             and the model's classes are numbered in order from 0.
         draw: Whether to write ``vis/``.
         score_thr: Minimum score of instances that are drawn, if there is no panoptic result.
@@ -63,12 +65,12 @@ class ResultWriter:
         self.classes = classes
         self._ann_file = ann_file
         self._draw, self._score_thr = draw, score_thr
-        self._image_ids: Mapping[str, int] | None = None
+        self._image_ids: PathIndex[int] | None = None
         self._category_ids: Sequence[int] = range(len(classes.names))
         if ann_file is not None:
             self._image_ids, self._category_ids = read_coco_ids(ann_file, classes)
-        self._images: list[dict[str, Any]] = []
-        self._results: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        self._entries: dict[str, _Entries] = {}
+        self._failed: list[dict[str, Any]] = []
 
     def accept(
         self, images: list[InputImage] | Iterator[InputImage]
@@ -80,13 +82,24 @@ class ResultWriter:
                 runs.
 
         Raises:
-            ValueError: Two images share a name, or one is not in ``ann_file``.
+            ValueError: Two images share a name or an entry of ``ann_file``, or one has none.
         """
         images = with_unique_names(images)
-        if isinstance(images, list):
-            for image in images:
-                self._image_id(image)
-        return images
+        if self._image_ids is None:
+            return images
+        checked = self._with_own_ids(images)
+        return list(checked) if isinstance(images, list) else checked
+
+    def _with_own_ids(self, images: Iterable[InputImage]) -> Iterator[InputImage]:
+        seen: dict[int, str] = {}
+        for image in images:
+            other = seen.setdefault(self._image_id(image), image.source)
+            if other != image.source:
+                raise ValueError(
+                    f"expected an entry of its own in {self._ann_file} for each image, got one for "
+                    f"{other} and {image.source}"
+                )
+            yield image
 
     def add(self, image: InputImage, sample: BaseDataElement) -> None:
         """Write the PNG files of an image and collect its entries of the JSON files.
@@ -101,8 +114,8 @@ class ResultWriter:
         image_id = self._image_id(image)
         segments = segments_of(sample, self.classes, score_thr=self._score_thr)
         height, width = segments.segments.shape
-        self._images.append(
-            dict(id=image_id, file_name=image.file_name, height=height, width=width)
+        self._add(
+            "images", dict(id=image_id, file_name=image.file_name, height=height, width=width)
         )
         if self._draw:
             drawn = draw_panoptic(image.read_rgb(), segments, self.classes)
@@ -110,15 +123,17 @@ class ResultWriter:
         if "pred_panoptic_seg" in sample:
             ids, info = encode_panoptic(segments, self._category_ids)
             self._write_png("panoptic", image, id2rgb(ids))
-            self._results["panoptic"].append(
-                dict(image_id=image_id, file_name=f"{image.name}.png", segments_info=info)
-            )
+            entry = dict(image_id=image_id, file_name=f"{image.name}.png", segments_info=info)
+            self._add("panoptic", entry)
         if "pred_instances" in sample and "masks" in sample.pred_instances:
-            self._results["instances"] += encode_instances(
-                sample.pred_instances, image_id, self._category_ids
-            )
+            found = encode_instances(sample.pred_instances, image_id, self._category_ids)
+            self._add("instances", *found)
         if "pred_sem_seg" in sample:
             self._write_png("semantic", image, label_map(sample, len(self.classes.names)))
+
+    def add_failure(self, image: InputImage, reason: str) -> None:
+        """List an image that has no result under ``failed`` in ``images.json``."""
+        self._failed.append(dict(file_name=image.file_name, reason=reason))
 
     def close(self) -> None:
         """Write the JSON files."""
@@ -126,18 +141,22 @@ class ResultWriter:
         categories = [
             dict(id=i, name=name) for i, name in zip(self._category_ids, names, strict=True)
         ]
-        self._write_json("images", dict(images=self._images, categories=categories))
-        if "panoptic" in self._results:
-            panoptic = dict(
-                images=self._images,
-                annotations=self._results["panoptic"],
+        images = self._list("images")
+        failed = dict(failed=self._failed) if self._failed else {}
+        self._write_json("images", images=images, categories=categories, **failed)
+        if "panoptic" in self._entries:
+            self._write_json(
+                "panoptic",
+                images=images,
+                annotations=self._list("panoptic"),
                 categories=[one | dict(isthing=int(one["name"] in things)) for one in categories],
             )
-            self._write_json("panoptic", panoptic)
-        if "instances" in self._results:
-            self._write_json("instances", self._results["instances"])
+        if "instances" in self._entries:
+            with replacing(self.out_dir / "instances.json") as path, path.open("w") as file:
+                self._list("instances").write_to(file)
 
     def __enter__(self) -> "ResultWriter":
+        check_writable(self.out_dir)
         # JSON files of an earlier run do not describe the images of this run.
         for name in ("images", "panoptic", "instances"):
             (self.out_dir / f"{name}.json").unlink(missing_ok=True)
@@ -149,25 +168,86 @@ class ResultWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is None:
-            self.close()
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            while self._entries:
+                self._entries.popitem()[1].close()
 
     def _image_id(self, image: InputImage) -> int:
         if self._image_ids is None:
             return image.number
-        if image.file_name not in self._image_ids:
+        found = self._image_ids.find(image.path or image.file_name)
+        if found is None:
             raise ValueError(
-                f"expected images of {self._ann_file}, matched by file name, got "
-                f"{image.path or image.name}"
+                f"expected images of {self._ann_file}, matched by file name, got {image.source}"
             )
-        return self._image_ids[image.file_name]
+        return found
 
     def _write_png(self, folder: str, image: InputImage, pixels: NDArray[Any]) -> None:
         write_image(self.out_dir / folder / f"{image.name}.png", pixels)
 
-    def _write_json(self, name: str, content: Any) -> None:
-        with replacing(self.out_dir / f"{name}.json") as path:
-            path.write_text(json.dumps(content))
+    def _list(self, name: str) -> "_Entries":
+        if name not in self._entries:
+            self._entries[name] = _Entries(self.out_dir)
+        return self._entries[name]
+
+    def _add(self, name: str, *entries: dict[str, Any]) -> None:
+        self._list(name).add(entries)
+
+    def _write_json(self, name: str, **content: "_Entries | list[dict[str, Any]]") -> None:
+        with replacing(self.out_dir / f"{name}.json") as path, path.open("w") as file:
+            separator = "{"
+            for key, value in content.items():
+                file.write(f'{separator}"{key}": ')
+                if isinstance(value, _Entries):
+                    value.write_to(file)
+                else:
+                    json.dump(value, file)
+                separator = ", "
+            file.write("}")
+
+
+class _Entries:
+    """A list for JSON files, kept in a nameless file, of which a killed process leaves nothing.
+
+    Args:
+        folder: An existing folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = TemporaryFile("w+", dir=folder)  # noqa: SIM115  # closed with the writer
+        self.close = self._file.close
+        self._separator = ""
+
+    def add(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Append entries."""
+        for entry in entries:
+            self._file.write(self._separator + json.dumps(entry))
+            self._separator = ", "
+
+    def write_to(self, file: TextIO) -> None:
+        """Copy the list to a JSON file."""
+        self._file.seek(0)
+        file.write("[")
+        copyfileobj(self._file, file)
+        file.write("]")
+
+
+def check_writable(folder: Path) -> None:
+    """Create a folder unless it exists, and check that files can be written to it.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f"expected a folder that can be written for the results, got {folder}: {error.strerror}"
+        ) from None
 
 
 def segments_of(sample: BaseDataElement, classes: Classes, *, score_thr: float) -> Panoptic:

@@ -2,6 +2,7 @@
 
 import warnings
 
+import mmcv
 import numpy as np
 import pytest
 import torch
@@ -87,7 +88,7 @@ def test_progress(detector, images, capsys):
     samples(detector, images[:2], progress=True)
     assert "2/2" in capsys.readouterr().err
     samples(detector, iter(images[:2]), progress=True)
-    assert "completed: 2" in capsys.readouterr().err
+    assert "2it" in capsys.readouterr().err
     samples(detector, images[:1])
     assert capsys.readouterr().err == ""
 
@@ -169,7 +170,84 @@ def test_wrong_arguments(detector, images, tmp_path):
         BaseInferencer(SHAPES_CONFIG, dtype="int8")
     with pytest.raises(ValueError, match="batch_size >= 1, got 0"):
         detector.predict([], batch_size=0)
-    (tmp_path / "text.png").write_text("text")
-    with pytest.raises(ValueError, match=r"that OpenCV can read, got .*text\.png"):
-        samples(detector, tmp_path)
     assert samples(detector, []) == []
+
+
+@pytest.fixture
+def broken_folder(images, tmp_path):
+    """Images ``a.jpg`` and ``e.png``, and between them four files that are none."""
+    mmcv.imwrite(images[0], str(tmp_path / "a.jpg"))
+    content = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "b.jpg").write_bytes(content[: len(content) // 2])
+    (tmp_path / "c.png").write_bytes(b"")
+    (tmp_path / "d.png").write_text("text")
+    mmcv.imwrite(images[2], str(tmp_path / "e.png"))
+    mmcv.imwrite(np.zeros((2, 1500, 3), np.uint8), str(tmp_path / "f.png"))  # 256 × 0 for the model
+    return tmp_path
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 6])
+def test_broken_images_are_skipped_and_named(batch_size, files, broken_folder):
+    inferencer, failed = BaseInferencer(*files), []
+    with pytest.warns(UserWarning, match="skipped") as caught:
+        found = list(
+            inferencer.predict(
+                open_images(broken_folder),
+                batch_size=batch_size,
+                on_failure=lambda image, reason: failed.append((image.name, reason)),
+            )
+        )
+    assert [image.name for image, _ in found] == ["a", "e"]
+    assert [sample.img_path for _, sample in found] == [
+        str(broken_folder / name) for name in ("a.jpg", "e.png")
+    ]
+    assert [name for name, _ in failed] == ["b", "c", "d", "f"]
+    warned = [str(one.message) for one in caught if "skipped" in str(one.message)]
+    assert warned == [f"skipped: {reason}" for _, reason in failed]
+    for (_, reason), word in zip(failed, ("b.jpg", "c.png", "d.png", "f.png"), strict=True):
+        assert reason.startswith("expected a") and word in reason
+    assert "(2, 1500)" in failed[3][1] and "resize" in failed[3][1]
+    assert "\n" not in failed[3][1]
+
+
+def test_broken_images_are_errors(detector, broken_folder):
+    """If they should be, or if nothing else is left."""
+    results = detector.predict(open_images(broken_folder), strict=True)
+    assert next(results)[0].name == "a"
+    with pytest.raises(ValueError, match=r"b\.jpg"):
+        next(results)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=r"d\.png"):
+            samples(detector, broken_folder / "d.png")
+    for name in ("a.jpg", "e.png"):
+        (broken_folder / name).unlink()
+    for given in (broken_folder, iter(sorted(broken_folder.iterdir()))):
+        with (
+            pytest.warns(UserWarning, match="skipped"),
+            pytest.raises(ValueError, match="an image that can be read, got none among 4 files"),
+        ):
+            samples(detector, given)
+
+
+def test_shrunk_images_are_warned_of_once(detector, segmentor, images):
+    """The Shapes models resize to 256 pixels."""
+    large = np.zeros((1500, 1500, 3), np.uint8)
+    for inferencer in (detector, segmentor):
+        with pytest.warns(UserWarning, match="4 times shorter") as caught:
+            samples(inferencer, [images[0], large, large[:1100]])
+        (warning,) = [str(one.message) for one in caught if "shorter" in str(one.message)]
+        assert warning.startswith("2 images ")
+        assert "image 1 of the input from (1500, 1500) to (256, 256)" in warning
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*shorter")
+        samples(detector, [*images, large[:1000, :1000]])
+
+
+@pytest.mark.parametrize("path", [SHAPES_CONFIG, SEMANTIC_CONFIG])
+def test_predictions_that_are_not_finite_are_warned_of(path, model_files, images):
+    inferencer = BaseInferencer(*model_files(path), fast=False)
+    with torch.no_grad():
+        inferencer.model.backbone.backbone.layer4[0].conv1.weight[0] = torch.nan
+    with pytest.warns(UserWarning, match="2 predictions have values that are not finite .*image 0"):
+        samples(inferencer, images[:2])

@@ -76,7 +76,9 @@ def test_ids_of_annotations(tmp_path):
         categories=[dict(id=i, name=name) for name, i in IDS.items()][::-1],
     )
     path.write_text(json.dumps(content))
-    assert read_coco_ids(path, CLASSES) == ({"a.jpg": 7, "b.jpg": 3}, [47, 18, 193, 187])
+    images, categories = read_coco_ids(path, CLASSES)
+    assert [images.find(name) for name in ("a.jpg", "data/b.jpg", "c.jpg")] == [7, 3, None]
+    assert categories == [47, 18, 193, 187]
     with pytest.raises(ValueError, match="got none for mug, pot, tea, box and 1 more"):
         read_coco_ids(path, Classes(["cup", "mug", "pot", "tea", "box", "bag"]))
     with pytest.raises(ValueError, match=r"got none for mug$"):
@@ -86,7 +88,7 @@ def test_ids_of_annotations(tmp_path):
 @pytest.mark.parametrize(
     ("files", "names", "message"),
     [
-        (("a/x.jpg", "b/x.jpg"), ("disc",), "x.jpg is the name of both 1 and 2"),
+        (("a/x.jpg", "a/x.jpg"), ("disc",), r"every image once in .*, got a/x\.jpg twice"),
         (("x.jpg",), ("disc", "disc"), "disc is the name of both 1 and 2"),
     ],
 )

@@ -148,10 +148,8 @@ def test_streams_are_endless(inferencer, images):
 def test_errors_are_raised_before_the_model_runs(inferencer, folder, images, tmp_path):
     calls = []
     handle = inferencer.model.register_forward_pre_hook(lambda *_: calls.append(1))
-    mmcv.imwrite(images[0], str(tmp_path / "scene0.jpg"))
-    one = [folder / "scene0.png", tmp_path / "scene0.jpg"]
     with pytest.raises(ValueError, match="results would both be called scene0"):
-        inferencer(one, out_dir=tmp_path / "out")
+        inferencer([folder / "scene0.png"] * 2, out_dir=tmp_path / "out")
     for call in (inferencer, inferencer.iterate):
         with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
             call([images[0], "nowhere.png"])

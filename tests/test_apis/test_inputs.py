@@ -156,17 +156,57 @@ def test_files_that_are_none(tmp_path):
         open_images(tmp_path / "text.mp4")
 
 
-def test_names_that_collide(folder):
+def test_names_of_a_list_are_distinct(folder):
+    """By their folders, and by their suffixes if need be; where stems are distinct, they stay."""
+    for name in ("0/a.bmp", "0/d.png", "1/2/d.png", "1/2/e.png"):
+        mmcv.imwrite(pixels(2, 2), str(folder / name))
+    images = open_images([folder / "0", folder / "1" / "2", pixels(2, 2)])
+    assert names(images) == ["0/a", "0/d", "1/2/d", "1/2/e", "4"]
+    assert [image.file_name for image in images[1:3]] == ["0/d.png", "1/2/d.png"]
+    assert [image.number for image in images] == list(range(5))
+    images = open_images([folder / "1" / ".." / "0" / "d.png", folder / "d.png"])
+    assert names(images) == ["0/d", "d"]
     mmcv.imwrite(pixels(2, 2), str(folder / "d.jpg"))
     images = open_images(folder)
-    message = r"got .*d\.jpg and .*d\.png, whose results would both be called d"
+    assert names(images) == ["a.bmp", "b.PNG", "c.x.png", "d.jpg", "d.png"]
+    assert [image.file_name for image in images] == names(images)
+    (folder / "0" / "d.png").rename(folder / "0" / "1.png")
+    assert names(open_images([folder / "0" / "1.png", pixels(2, 2)])) == ["1.png", "1"]
+
+
+def test_names_that_collide(folder):
+    twice = [folder / "d.png"] * 2
+    message = r"got .*d\.png and .*d\.png, whose results would both be called d"
+    images = open_images(twice)
     with pytest.raises(ValueError, match=message):
         with_unique_names(images)
-    checked = with_unique_names(iter(images))
-    assert names(islice(checked, 4)) == ["a", "b", "c.x", "d"]
+    checked = with_unique_names(open_images(iter([folder / "a.bmp", *twice])))
+    assert names(islice(checked, 2)) == ["a", "d"]
     with pytest.raises(ValueError, match=message):
         next(checked)
     one = [InputImage("1", 0, path=Path("1.png")), InputImage("1", 1, array=pixels(1, 1))]
     with pytest.raises(ValueError, match=r"got 1\.png and image 1 of the input"):
         with_unique_names(one)
     assert with_unique_names(one[:1]) == one[:1]
+
+
+def test_broken_files(folder):
+    """OpenCV fills the rest of a truncated file with gray."""
+    whole = pixels(60, 80)
+    mmcv.imwrite(whole, str(folder / "whole.jpg"))
+    content = (folder / "whole.jpg").read_bytes()
+    (folder / "half.jpg").write_bytes(content[: len(content) // 2])
+    (image,) = open_images(folder / "half.jpg")
+    with pytest.raises(ValueError, match=r"a complete image .*half\.jpg"):
+        image.read()
+    (folder / "half.jpg").unlink()
+    with pytest.raises(ValueError, match=r"expected an image, got .*half\.jpg: No such file"):
+        image.read()
+
+
+def test_more_than_8_bits(folder):
+    sensor = pixels(6, 5).astype(np.uint16) * 16
+    mmcv.imwrite(sensor, str(folder / "sensor.png"))
+    (image,) = open_images(folder / "sensor.png")
+    with pytest.warns(UserWarning, match="12 bits"):
+        assert np.array_equal(image.read(), pixels(6, 5))

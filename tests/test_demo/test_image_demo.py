@@ -1,6 +1,8 @@
 """Command line of demo/image_demo.py."""
 
+import errno
 import json
+import os
 import sys
 
 import image_demo
@@ -83,6 +85,56 @@ def test_fast_by_default(words, fast, run, images, monkeypatch):
 def test_the_default_folder(run, images, tmp_path):
     run(images / "scene1.png")
     assert (tmp_path / "work_dirs" / "image_demo" / "vis" / "scene1.png").is_file()
+
+
+def test_a_folder_with_a_broken_image(run, images, tmp_path, capsys):
+    """Left out and listed; all else is written."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(2):
+        (folder / f"scene{i}.png").write_bytes((images / f"scene{i}.png").read_bytes())
+    mmcv.imwrite(scene(2), str(folder / "half.jpg"))
+    content = (folder / "half.jpg").read_bytes()
+    (folder / "half.jpg").write_bytes(content[: len(content) // 2])
+    with (
+        pytest.warns(UserWarning, match=r"skipped: .*half\.jpg"),
+        pytest.raises(
+            SystemExit, match=r"image_demo: 1 of 3 images could not be read: .*images.json"
+        ),
+    ):
+        run(folder, "--out", "out")
+    assert "2 images in out/vis" in capsys.readouterr().out
+    content = json.loads((tmp_path / "out" / "images.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["scene0.png", "scene1.png"]
+    ((name, reason),) = [entry.values() for entry in content["failed"]]
+    assert name == "half.jpg" and "half.jpg" in reason
+    assert len(json.loads((tmp_path / "out" / "panoptic.json").read_text())["annotations"]) == 2
+    with pytest.raises(SystemExit, match=r"image_demo: expected a complete image .*half\.jpg"):
+        run(folder, "--out", "strict", "--strict")
+    assert not (tmp_path / "strict" / "images.json").exists()
+    with pytest.raises(SystemExit, match=r"image_demo: expected a complete image .*half\.jpg"):
+        run(folder / "half.jpg")
+
+
+def test_results_that_cannot_be_written(run, images, tmp_path, monkeypatch):
+    """Said before the model runs, if it can be known; without a traceback in any case."""
+    (tmp_path / "file").write_text("file")
+    calls = []
+    monkeypatch.setattr(HCFormerInferencer, "_forward", lambda *_: calls.append(1))
+    for out in ("file", "file/out", "file/out.png"):
+        with pytest.raises(SystemExit, match=r"image_demo: expected a folder .* for the results"):
+            run(images / "scene0.png", "--out", out)
+    assert not calls
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(SystemExit, match=r"image_demo: .*No space left on device.*scene0\.png"):
+        run(images, "--out", "out")
+    assert list((tmp_path / "out").rglob("*.*")) == []
 
 
 def test_errors_end_in_one_line(run, model, images, tmp_path):
