@@ -42,26 +42,27 @@ def build_model(
     """
     if "model" not in config:
         raise ValueError(f"expected a config with a model, got {config.filename}")
+    content: dict[str, Any] = {}
     if checkpoint is None:
         torch.manual_seed(seed)
+    else:
+        content = load_checkpoint(checkpoint)  # a broken file is told before the model is built
     model = build_without_weights(config)
     if not isinstance(model, BaseDetector | BaseSegmentor):
         raise ValueError(
             "expected a detector of mmdet or a segmentor of mmseg, got "
             f"{type(model).__name__} of {config.filename}"
         )
-    meta: dict[str, Any] = {}
     if checkpoint is None:
         with logging_from("WARNING"):
             model.init_weights()
     else:
-        content = load_checkpoint(checkpoint)
         fit = load_weights(model, content, checkpoint)
         if faults := fit.faults():
             raise InputError(
                 f"{checkpoint} does not fit {config.filename}: {faults}; {fit.advice()}"
             )
-        meta = content.get("meta") or {}
+    meta = content.get("meta") or {}
     model.dataset_meta = meta.get("dataset_meta") or dataset_meta_of(config)
     model = revert_sync_batchnorm(model)
     return model.to(device).eval()
