@@ -9,7 +9,7 @@ from mmengine.registry import TRANSFORMS, DefaultScope
 
 from ..datasets.transforms import LoadSemanticAnnotations
 from .run_checks.datasets import parts_of
-from .run_checks.lookup import class_of, is_a
+from .run_checks.lookup import class_of
 
 
 def complete_pipelines(config: Config) -> None:
@@ -27,9 +27,10 @@ def complete_pipelines(config: Config) -> None:
             loader = config.get(f"{split}_dataloader") or {}
             for part in parts_of(loader.get("dataset"), f"{split}_dataloader.dataset"):
                 for step in _steps(part.config.get("pipeline")):
-                    if class_of(TRANSFORMS, step) is LoadImageFromFile:
+                    kind = class_of(TRANSFORMS, step)
+                    if kind is LoadImageFromFile:
                         step["type"] = "hcformer_mm.LoadImageFromFile"
-                    elif part.classes and is_a(TRANSFORMS, step, LoadSemanticAnnotations):
+                    elif part.classes and kind is LoadSemanticAnnotations:
                         step["num_classes"] = len(part.classes)
 
 

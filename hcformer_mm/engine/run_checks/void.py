@@ -13,7 +13,7 @@ from torch import nn
 
 from ...structures.data_samples import VOID_LABEL, void_label
 from .datasets import Part
-from .lookup import is_a
+from .lookup import class_of
 
 
 def void_faults(
@@ -47,9 +47,10 @@ def void_faults(
     if "train" in splits:
         values["model.data_preprocessor.seg_pad_val"] = getattr(processor, "seg_pad_val", None)
     for key, metric in _metrics(config, splits):
-        if is_a(METRICS, metric, IoUMetric):
+        kind = class_of(METRICS, metric) or object
+        if issubclass(kind, IoUMetric):
             values[f"{key}.ignore_index"] = metric.get("ignore_index", VOID_LABEL)
-        if is_a(METRICS, metric, IoUMetric, SemSegMetric) and metric.get("output_dir"):
+        if issubclass(kind, IoUMetric | SemSegMetric) and metric.get("output_dir"):
             yield (
                 f"expected at most {VOID_LABEL} classes to write label maps by {key}, which has 8 "
                 f"bits for a label, got {number}; let demo/image_demo.py write them"
