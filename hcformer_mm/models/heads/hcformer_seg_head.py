@@ -78,7 +78,14 @@ class HCFormerSegHead(HCFormerHead):
         return InstanceData(labels=labels, masks=label_map == labels[:, None, None])
 
     def _ground_truth(self, batch_data_samples: SampleList) -> list[InstanceData]:
-        return [self.masks_of_classes(sample.gt_sem_seg.data) for sample in batch_data_samples]
+        truth = []
+        for sample in batch_data_samples:
+            try:
+                truth.append(self.masks_of_classes(sample.gt_sem_seg.data))
+            except ValueError as error:
+                file = sample.get("seg_map_path") or sample.get("img_path")
+                raise ValueError(f"{error}: {file}") from None
+        return truth
 
     def loss(
         self,

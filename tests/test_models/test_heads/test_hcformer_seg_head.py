@@ -74,6 +74,11 @@ def test_ground_truth_of_a_hand_made_map():
     with pytest.raises(ValueError, match=message):
         head.masks_of_classes(torch.tensor([[[10, 3], [255, -1]]]))
 
+    sample = seg_sample(torch.tensor([[10, 3]]))
+    sample.set_metainfo(dict(seg_map_path="maps/wrong.png"))
+    with pytest.raises(ValueError, match=r"got \[10\]; .*: maps/wrong\.png"):
+        head._ground_truth([sample])
+
     head.ignore_index = 0
     assert head.masks_of_classes(torch.tensor([[[0, 1]]])).labels.tolist() == [1]
     with pytest.raises(ValueError, match=r"ignore_index=0, got \[255\]"):
