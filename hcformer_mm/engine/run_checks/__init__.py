@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmseg.datasets import BaseSegDataset
 
 from .annotations import Annotations, read_annotations
-from .classes import class_faults, compare_classes, heads_of, metainfo_faults
+from .classes import class_faults, compare_classes, heads_of, letter_warnings, metainfo_faults
 from .coco import class_order_faults, coco_faults, first_images, query_warnings, tool_of
 from .datasets import Part, parts_of
 from .evaluators import Metric, metric_classes, metric_faults, metrics_of
@@ -42,6 +42,12 @@ def check_run(
     if "train" in splits:
         found.faults += schedule_faults(config)
         found.warnings += schedule_warnings(config)
+
+    def queries(part: Part, head: str) -> int | None:
+        # The validation set is like the training set.
+        learns = part.key.startswith(splits[0])
+        return getattr(heads.get(head), "num_queries", None) if learns else None
+
     parts: list[Part] = []
     metrics: list[Metric] = []
     for split in splits:
@@ -56,17 +62,18 @@ def check_run(
             found.faults += faults
         elif part.dataset is not None:
             found.faults += class_faults(heads, part.dataset, part.name, part.key)
+            found.warnings += letter_warnings(part)
             if part.reads_coco:
                 file, key = part.dataset.ann_file, f"{part.key}.ann_file"
                 if (known := _read(file, key, found, hand_over=hand_over)) is not None:
                     read[part.key] = known
             elif isinstance(part.dataset, BaseSegDataset):
-                label_map_findings(part, heads, found)
+                label_map_findings(part, queries(part, "model.decode_head"), found)
     for part in parts:
         if (known := read.get(part.key)) is not None:
             found.faults += coco_faults(part, known)
-            if part.key.startswith(splits[0]):  # the validation set has its likes
-                found.warnings += query_warnings(part, known, heads)
+            if number := queries(part, "model.panoptic_head"):
+                found.warnings += query_warnings(known, number)
             found.add((*known.faults, *first_images(part, known)), tool_of(known))
     if heads:
         compare_classes(parts, found)

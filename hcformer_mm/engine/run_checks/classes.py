@@ -62,6 +62,10 @@ def metainfo_faults(metainfo: Any, key: str) -> Iterator[str]:
             f"expected a color for each of the {len(classes)} classes in {key}.palette, got "
             f"{len(palette)} colors"
         )
+    for color in palette if isinstance(palette, list | tuple) else ():
+        if not isinstance(color, list | tuple) or len(color) != 3:
+            yield f"expected red, green and blue of each color in {key}.palette, got {color!r}"
+            return
 
 
 def _is_file(name: str) -> bool:
@@ -108,6 +112,15 @@ def class_faults(
             f"{name} has classes {tuple(classes)}, but its thing_classes and stuff_classes are "
             f"{tuple(things)} and {tuple(stuff)}; expected classes to be the things and then the "
             f"stuff: correct {key}.metainfo"
+        )
+
+
+def letter_warnings(part: Part) -> Iterator[str]:
+    """Yield a sentence if a name may have been taken apart, as by ``tuple("cat")``."""
+    if len(part.classes) > 1 and all(len(one) == 1 and one.isalpha() for one in part.classes):
+        yield (
+            f"each class of {part.key} is one letter, {part.classes}; if they are one name, write "
+            f"({''.join(part.classes)!r},)"
         )
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from mmdet.datasets import CocoPanopticDataset
-from torch import nn
 
 from ...datasets.checks import Fault, check_image, check_masks, check_panoptic_png
 from .annotations import Annotations
@@ -41,7 +40,7 @@ def class_order_faults(used: Sequence[tuple[Annotations, tuple[str, ...], str]])
                 paste = "the files of this run differ in it: list their categories in one order"
             yield (
                 f"expected the classes of {key}.metainfo in the order of the categories of "
-                f"{known.file}, which numbers the labels, got {wrong!r} in place of {right!r}; "
+                f"{known.file}, which numbers labels, got {wrong!r} in place of {right!r}; "
                 f"{paste}"
             )
 
@@ -120,13 +119,10 @@ def first_images(part: Part, annotations: Annotations) -> Iterator[Fault]:
                     yield from check_panoptic_png(annotation, image, prefix["seg"])
 
 
-def query_warnings(
-    part: Part, annotations: Annotations, heads: Mapping[str, nn.Module]
-) -> Iterator[str]:
-    """Yield a sentence if images have more segments than a head has queries."""
-    key, head = "model.panoptic_head", heads.get("model.panoptic_head")
-    queries = getattr(head, "num_queries", None)
-    if queries is None or not annotations.targets:
+def query_warnings(annotations: Annotations, queries: int) -> Iterator[str]:
+    """Yield a sentence if images have more segments than the head has queries."""
+    key = "model.panoptic_head"
+    if not annotations.targets:
         return
     image, most = max(annotations.targets.items(), key=lambda item: item[1])
     if most > queries:

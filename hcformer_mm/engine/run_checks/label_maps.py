@@ -1,14 +1,13 @@
 """Datasets of label maps: their files, and the values in some of the maps."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from mmengine.registry import TRANSFORMS
 from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image
-from torch import nn
 
 from ...datasets.checks import Fault, check_label_maps
 from ...structures.data_samples import VOID_LABEL
@@ -20,12 +19,12 @@ FEW, MANY = 16, 512
 """Label maps that are opened, spread over the dataset; many if few show less than two classes."""
 
 
-def label_map_findings(part: Part, heads: Mapping[str, nn.Module], found: Findings) -> None:
+def label_map_findings(part: Part, queries: int | None, found: Findings) -> None:
     """Check the images and label maps of a dataset of MMSegmentation.
 
     Args:
         part: The dataset.
-        heads: Heads of the model by their keys.
+        queries: Queries of the head that learns from it; None if it has none.
         found: Gets faults and warnings.
     """
     dataset, key, prefix = part.dataset, part.key, part.dataset.data_prefix
@@ -37,8 +36,7 @@ def label_map_findings(part: Part, heads: Mapping[str, nn.Module], found: Findin
         return
     faults, entries = list(folder_faults(folder, f"{key}.data_prefix.img_path")), []
     if not faults:
-        dataset.full_init()
-        entries = [dataset.get_data_info(index) for index in range(len(dataset))]
+        entries = dataset.load_data_list()
         for name in ("img_path", "seg_map_path"):
             if name in prefix:
                 files = [os.path.relpath(e[name], prefix[name]) for e in entries if name in e]
@@ -53,7 +51,8 @@ def label_map_findings(part: Part, heads: Mapping[str, nn.Module], found: Findin
     if maps and not faults and part.classes:
         found.faults += _loader_faults(part)
         found.add(_values(part, maps), "check_semantic")
-        found.warnings += _query_warnings(part, maps, heads)
+        if queries:
+            found.warnings += _query_warnings(part, maps, queries)
 
 
 def _spread(maps: Sequence[str], number: int) -> list[str]:
@@ -92,12 +91,9 @@ def _loader_faults(part: Part) -> Iterator[str]:
         )
 
 
-def _query_warnings(
-    part: Part, maps: Sequence[str], heads: Mapping[str, nn.Module]
-) -> Iterator[str]:
+def _query_warnings(part: Part, maps: Sequence[str], queries: int) -> Iterator[str]:
     """Yield a sentence if a map has more classes than the head has queries."""
-    queries = getattr(heads.get("model.decode_head"), "num_queries", None)
-    if queries is None or queries >= len(part.classes):
+    if queries >= len(part.classes):
         return
     for path in _spread(maps, FEW):
         with Image.open(path) as image:

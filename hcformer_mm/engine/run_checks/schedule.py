@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from mmdet.datasets.samplers import MultiSourceSampler
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.registry import DATA_SAMPLERS, LOOPS
@@ -14,12 +15,13 @@ from .lookup import is_a
 def schedule_faults(config: Config) -> Iterator[str]:
     """Yield a sentence for every setting by which training does not end or is not scheduled."""
     loader = config.get("train_dataloader") or {}
+    sampler = loader.get("sampler")
     if _counts(config, EpochBasedTrainLoop) and is_a(
-        DATA_SAMPLERS, loader.get("sampler"), InfiniteSampler
+        DATA_SAMPLERS, sampler, InfiniteSampler, MultiSourceSampler
     ):
         yield (
             "expected a sampler that ends an epoch in train_dataloader for the "
-            "EpochBasedTrainLoop of train_cfg, got InfiniteSampler; set "
+            f"EpochBasedTrainLoop of train_cfg, got {sampler.get('type')}; set "
             "train_dataloader.sampler.type='DefaultSampler', or count iterations: "
             "train_cfg.type='IterBasedTrainLoop' with max_iters"
         )

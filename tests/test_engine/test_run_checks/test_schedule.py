@@ -1,0 +1,89 @@
+"""Epochs end, schedules step, and checkpoints are saved, or the user is told."""
+
+import pytest
+from mmengine.config import Config
+
+from hcformer_mm.engine.run_checks.schedule import schedule_faults, schedule_warnings
+from tests.helpers.run_configs import panoptic_config
+
+EPOCHS = [
+    dict(type="EpochBasedTrainLoop", max_epochs=2),
+    dict(by_epoch=True, max_epochs=2),
+]
+ITERATIONS = [
+    dict(type="IterBasedTrainLoop", max_iters=2),
+    dict(by_epoch=False, max_iters=2),
+]
+
+
+def config(loop, **settings):
+    made = panoptic_config("root")
+    made.train_cfg = loop
+    made.merge_from_dict(settings)
+    return made
+
+
+@pytest.mark.parametrize("loop", EPOCHS)
+@pytest.mark.parametrize("sampler", ["InfiniteSampler", "mmdet.MultiSourceSampler"])
+def test_endless_epochs(loop, sampler):
+    (found,) = schedule_faults(config(loop, **{"train_dataloader.sampler.type": sampler}))
+    assert f"got {sampler};" in found
+    assert "set train_dataloader.sampler.type='DefaultSampler'" in found
+    ending = {"train_dataloader.sampler.type": "DefaultSampler"}
+    assert list(schedule_faults(config(loop, **ending))) == []
+
+
+@pytest.mark.parametrize("loop", ITERATIONS)
+@pytest.mark.parametrize("sampler", ["InfiniteSampler", "DefaultSampler", "nowhere.Sampler"])
+def test_iterations_take_any_sampler(loop, sampler):
+    assert list(schedule_faults(config(loop, **{"train_dataloader.sampler.type": sampler}))) == []
+
+
+STEPS = dict(type="MultiStepLR", milestones=[1], by_epoch=False)
+
+
+@pytest.mark.parametrize("loop", ITERATIONS)
+@pytest.mark.parametrize(
+    ("schedulers", "key"),
+    [
+        (dict(STEPS, by_epoch=True), "param_scheduler"),
+        ([STEPS, dict(type="MultiStepLR", milestones=[1])], r"param_scheduler[1]"),
+        (dict(first=[STEPS], second=[dict(STEPS, by_epoch=True)]), "param_scheduler.second[0]"),
+    ],
+)
+def test_schedule_without_steps(loop, schedulers, key):
+    made = config(loop)
+    made.param_scheduler = schedulers
+    (found,) = schedule_faults(made)
+    assert f"set {key}.by_epoch=False" in found
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        STEPS,
+        dict(STEPS, by_epoch=True, convert_to_iter_based=True),
+        dict(type="ReduceOnPlateauLR", monitor="loss"),
+        None,
+    ],
+)
+def test_schedule_with_steps(scheduler):
+    made = config(ITERATIONS[0])
+    made.param_scheduler = scheduler
+    assert list(schedule_faults(made)) == []
+    made = config(EPOCHS[0], **{"train_dataloader.sampler.type": "DefaultSampler"})
+    made.param_scheduler = scheduler
+    assert list(schedule_faults(made)) == []
+
+
+def test_checkpoints_by_epochs():
+    for loop in ITERATIONS:
+        assert list(schedule_warnings(config(loop))) == []
+        (found,) = schedule_warnings(config(loop, **{"default_hooks.checkpoint.by_epoch": True}))
+        assert "no checkpoint is saved before the end" in found
+        assert len(list(schedule_warnings(Config(dict(train_cfg=loop))))) == 1
+        assert not list(
+            schedule_warnings(Config(dict(train_cfg=loop, default_hooks=dict(checkpoint=None))))
+        )
+    by_epoch = {"default_hooks.checkpoint.by_epoch": True}
+    assert list(schedule_warnings(config(EPOCHS[0], **by_epoch))) == []
