@@ -16,6 +16,7 @@ from hcformer_mm.models import ClusteringModule, HCFormerFusionHead
 from hcformer_mm.models.losses.mask_criterion import MaskCriterion
 from hcformer_mm.models.utils.mask_decoding import decode_class_logits, decode_mask_logits
 from hcformer_mm.ops import soft_assign
+from hcformer_mm.structures.clustered_features import ClusteredFeatures
 from tests.helpers import reference
 from tests.helpers.models import backbone, data_sample, detector, model_config
 from tests.helpers.strategies import SCALES, SIZES, half, maps
@@ -106,6 +107,32 @@ def test_half_precision_logits_stay_finite(data, dtype, space):
     with torch.autocast("cpu", dtype):
         for decode in (decode_mask_logits, decode_class_logits):
             assert decode(logits, assignments, space).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", HALF_PRECISION)
+@pytest.mark.parametrize(("scale", "space"), [(1e-4, "probability"), (10.0, "logit")])
+def test_head_and_losses_in_half_precision(dtype, scale, space):
+    """The coarsest map reaches 1e4."""
+    torch.manual_seed(0)
+    head = model().panoptic_head
+    coarsest = 1e4 * (2 * torch.rand(1, 512, 1, 2) - 1)
+    assignments = []
+    for size in ((8, 12), (4, 6), (2, 3)):
+        clustering = ClusteringModule(3, 4, init_scale=scale)
+        maps = 1e4 * torch.rand(1, 3, *size), 1e4 * torch.rand(1, 4, *half(size))
+        with torch.autocast("cpu", dtype):
+            assignments.append(clustering(*(x.to(dtype) for x in maps)))
+    features = ClusteredFeatures(
+        [coarsest.to(dtype)], assignments=assignments, scales=[clustering.scale] * 3
+    )
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", dtype):
+        patch.setattr(head, "mask_space", space)
+        losses = head.loss(features, [data_sample((32, 48))])
+    assert all(loss.isfinite() for loss in losses.values())
+    # float16 needs MMEngine's loss scaling for its gradients.
+    if dtype == torch.bfloat16:
+        gradients = torch.autograd.grad(sum(losses.values()), list(head.parameters()))
+        assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 @contextmanager

@@ -1,3 +1,5 @@
+from functools import partial
+
 import mmcv.ops
 import pytest
 import torch
@@ -35,6 +37,15 @@ def test_equals_the_oracle_with_gradients(case):
     output = modulated_deform_conv2d(*tensors, stride=stride, padding=padding)
     expected = reference.deform_conv(*tensors, stride, padding)
     reference.assert_same_with_gradients(output, expected, tensors, *3 * [1e-10])
+
+
+def test_gradcheck():
+    """Positions are not whole, where the interpolation has kinks."""
+    x, offset, mask, weight, bias = (tensor.detach() for tensor in inputs(3, 2, 1, (2, 3), 1))
+    tensors = x[:, :2], offset.round() + 0.3, mask, weight[:2, :2], bias[:2]
+    tensors = [tensor.clone().requires_grad_() for tensor in tensors]
+    convolve = partial(modulated_deform_conv2d, stride=2, padding=1)
+    assert torch.autograd.gradcheck(convolve, tensors)
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.5, 20.0])

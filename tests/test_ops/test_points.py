@@ -41,6 +41,17 @@ def test_equals_sampling_the_decoded_masks_with_gradients(size, levels):
     reference.assert_same_with_gradients(values, expected, inputs, 1e-10, 1e-9, 1e-9)
 
 
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_gradcheck(levels):
+    masks, assignments, points = hierarchy(3, 4, levels, batch=1)
+    points = points[:, ::8]
+
+    def at_points(masks, *assignments):
+        return decode_points(masks, assignments, points)
+
+    assert torch.autograd.gradcheck(at_points, (masks, *assignments))
+
+
 def test_candidates_out_of_bounds_do_not_count():
     masks, assignments, points = hierarchy(5, 7, 1)
     full = torch.ones_like(assignments[0])
