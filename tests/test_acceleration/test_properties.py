@@ -1,5 +1,7 @@
 """What holds for every chain of layers: equal results, and a way back."""
 
+from itertools import pairwise
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,7 +66,7 @@ def test_fusion_of_any_chain(chain, size, fuse):
 @given(st.lists(st.sampled_from(["conv", "norm", "relu"]), max_size=8))
 def test_norms_after_a_convolution_are_fused(chain):
     model = nn.Sequential(*(layer(kind, 3, 1) for kind in chain), nn.Conv2d(3, 3, 1)).eval()
-    followed = sum(pair == ("conv", "norm") for pair in zip(chain, chain[1:], strict=False))
+    followed = sum(pair == ("conv", "norm") for pair in pairwise(chain))
     fuse_conv_bn(model)
     assert len(norms(model)) == chain.count("norm") - followed
     assert all(isinstance(module, _BatchNorm) for module in norms(model))
