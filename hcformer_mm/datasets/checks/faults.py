@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 from ...utils.progress import progress
 
 Severity = Literal["error", "warning", "note"]
+SEVERITIES = get_args(Severity)
 Finding = tuple[str, str]
 """Kind and message of a fault, whose file is known elsewhere."""
 

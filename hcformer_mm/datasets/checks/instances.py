@@ -1,10 +1,11 @@
 """Check of COCO's instance annotations, as MMDetection's dataset and pycocotools read them."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from functools import partial
 from itertools import chain
 from math import isfinite
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,19 @@ from .coco import (
     check_categories,
     check_image_ids,
     check_images,
+    cut,
     image_sizes,
     is_box,
     read_coco,
     repeated,
     require_keys,
+    without_collector,
 )
 from .faults import Fault, Finding, faults_of, run_each
 from .files import check_image
 
-_BATCH = 50_000
-"""Annotations whose coordinates are in memory as arrays at a time."""
+_SAMPLE = 50_000
+"""Number of masks that the rules of the JSON file compare with boxes; check_masks takes all."""
 
 
 def check_instances(
@@ -54,9 +57,11 @@ def check_instances(
     tasks = [(image, by_image[image["id"]]) for image in content["images"]]
     img_dir = None if img_dir is None else Path(img_dir)
     check = partial(_check_image, ann_file=Path(ann_file), img_dir=img_dir)
-    return [*faults, *chain.from_iterable(run_each(check, tasks, num_workers))]
+    more = chain.from_iterable(run_each(check, tasks, num_workers))
+    return list(dict.fromkeys((*faults, *more)))  # both compare outlines with boxes
 
 
+@without_collector()
 def check_instances_json(content: Entry, ann_file: str | Path) -> list[Fault]:
     """Find the faults of an instance JSON file that need neither images nor decoded masks.
 
@@ -122,25 +127,25 @@ def _check_annotations(
         if annotation["category_id"] not in categories:
             yield (
                 "unknown category",
-                f"{_name(annotation)}: category {annotation['category_id']} is not among the "
-                "categories, and mmdet leaves the object out",
+                f"{_name(annotation)}: category {annotation['category_id']!r} is not among "
+                "the categories, and mmdet leaves the object out",
             )
         if (size := sizes.get(annotation["image_id"])) is None:
             continue  # a fault of the image, reported there
         box, mask = _box_fault(annotation, size), _mask_fault(annotation, size)
-        for kind, message in filter(None, (box, mask)):
-            yield kind, f"{_name(annotation)}: {message}"
         usable += box is None
-        if box is None and mask is None and isinstance(annotation["segmentation"], list):
+        if box or mask:
+            for kind, message in filter(None, (box, mask)):
+                yield kind, f"{_name(annotation)}: {message}"
+        elif isinstance(annotation["segmentation"], list):
             outlined.append(annotation)
-    for start in range(0, len(outlined), _BATCH):
-        some = outlined[start : start + _BATCH]
+    if some := outlined[:: len(outlined) // _SAMPLE + 1]:
         yield from _check_outlines(some, _outlines(some), sizes)
     if annotations and not usable:
         yield "no objects", f"mmdet leaves out all {len(annotations)} annotations"
     elif annotations and all(annotation.get("iscrowd") for annotation in annotations):
         yield "crowds only", "all objects are crowds, which training and scores leave out"
-    empty = len(sizes.keys() - {annotation["image_id"] for annotation in annotations})
+    empty = len(sizes.keys() - set(map(itemgetter("image_id"), annotations)))
     if empty:
         yield "image without objects", f"{empty} of {len(images)} images have no annotation"
 
@@ -149,8 +154,8 @@ def _box_fault(annotation: Entry, size: tuple[int, int]) -> Finding | None:
     """Why mmdet or pycocotools cannot use the box and the numbers of an annotation."""
     box: Any = annotation.get("bbox")
     area = annotation.get("area")
-    missing = [key for key in ("area", "bbox", "iscrowd") if annotation.get(key) is None]
-    if missing:
+    if area is None or box is None or annotation.get("iscrowd") is None:
+        missing = [key for key in ("area", "bbox", "iscrowd") if annotation.get(key) is None]
         return (
             "incomplete annotation",
             f"it lacks {', '.join(missing)}, and mmdet or pycocotools stops",
@@ -184,24 +189,26 @@ def _mask_fault(annotation: Entry, size: tuple[int, int]) -> Finding | None:
         )
     if isinstance(mask, dict):
         return _run_lengths_fault(mask, size)
-    if not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
-        return "polygon", f"expected a list of polygons, each a list of numbers, got {_cut(mask)}"
-    short = [polygon for polygon in mask if len(polygon) < 6 or len(polygon) % 2]
+    try:
+        short = [polygon for polygon in mask if len(polygon) < 6 or len(polygon) % 2]
+        total = sum(map(sum, mask))
+    except TypeError:
+        return (
+            "polygon",
+            f"expected a list of polygons, each a list of numbers, got {cut(mask, 60)}",
+        )
+    if not isfinite(total):
+        return "polygon", "a coordinate is not finite, and pycocotools takes all memory"
     if len(short) == len(mask):
         return (
             "no polygon",
-            f"expected a polygon of x, y of at least 3 points, got {_cut(mask)}: training leaves "
-            "the object out, and pycocotools stops",
+            f"expected a polygon of x, y of at least 3 points, got {cut(mask, 60)}: training "
+            "leaves the object out, and pycocotools stops",
         )
-    try:
-        if not all(isfinite(sum(polygon)) for polygon in mask):
-            return "polygon", "a coordinate is not finite, and pycocotools takes all memory"
-    except TypeError:
-        return "polygon", f"expected numbers as coordinates, got {_cut(mask)}"
     if short:
         return (
             "short polygon",
-            f"training leaves out {_cut(short)}, which is no list of x, y of at least 3 points",
+            f"training leaves out {cut(short, 60)}, which is no list of x, y of at least 3 points",
         )
     return None
 
@@ -221,7 +228,7 @@ def _run_lengths_fault(mask: Entry, size: tuple[int, int]) -> Finding | None:
     try:
         fits = min(counts) >= 0 and sum(counts) == size[0] * size[1]
     except (TypeError, ValueError):
-        return "run lengths", f"expected counts as text or numbers, got {_cut(counts)}"
+        return "run lengths", f"expected counts as text or numbers, got {cut(counts, 60)}"
     if not fits:
         return (
             "run lengths",
@@ -234,10 +241,15 @@ def _run_lengths_fault(mask: Entry, size: tuple[int, int]) -> Finding | None:
 def _outlines(annotations: list[Entry]) -> NDArray[np.float64]:
     """Left, top, right and bottom of the polygons of each annotation, ``(N, 4)``."""
     lengths = np.array([sum(map(len, one["segmentation"])) for one in annotations]) // 2
-    numbers = chain.from_iterable(chain.from_iterable(one["segmentation"]) for one in annotations)
-    points = np.fromiter(numbers, np.float64, 2 * lengths.sum()).reshape(-1, 2)
+    polygons = chain.from_iterable(one["segmentation"] for one in annotations)
+    points = _array(polygons, 2 * lengths.sum(), 2)
     starts = np.cumsum(lengths) - lengths
     return np.hstack([f.reduceat(points, starts) for f in (np.minimum, np.maximum)])
+
+
+def _array(rows: Iterable[Iterable[float]], size: int, width: int) -> NDArray[np.float64]:
+    """Array of the numbers in lists, much faster than ``np.array``."""
+    return np.fromiter(chain.from_iterable(rows), np.float64, size).reshape(-1, width)
 
 
 def _check_outlines(
@@ -245,8 +257,8 @@ def _check_outlines(
 ) -> Iterator[Finding]:
     """Find masks far outside their image, and boxes that do not fit the outlines of their masks."""
     low, high = outlines[:, :2], outlines[:, 2:]
-    bounds = np.array([sizes[one["image_id"]] for one in annotations], np.float64)[:, ::-1]
-    boxes = np.array([one["bbox"] for one in annotations], np.float64)
+    bounds = _array((sizes[one["image_id"]] for one in annotations), 2 * len(annotations), 2)
+    boxes = _array((one["bbox"] for one in annotations), 4 * len(annotations), 4)
     margin = 2 + (high - low).max(1) / 10
 
     def differ(corners: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -254,6 +266,7 @@ def _check_outlines(
 
     wrong = differ(np.hstack((boxes[:, :2], boxes[:, :2] + boxes[:, 2:])))
     corners = wrong & ~differ(boxes)
+    bounds = bounds[:, ::-1]
     far = np.maximum(-bounds - low, high - 2 * bounds).max(axis=1) > 0
     for index in np.flatnonzero(far | wrong):
         box, found = annotations[index]["bbox"], np.round(outlines[index], 2).tolist()
@@ -279,8 +292,9 @@ def _check_masks(annotations: list[Entry], size: tuple[int, int]) -> Iterator[Fi
             continue  # faults of the JSON file
         sizes = {annotation["image_id"]: size}
         if isinstance(mask, list):
-            if any(_check_outlines([annotation], _outlines([annotation]), sizes)):
-                continue  # as above
+            if found := list(_check_outlines([annotation], _outlines([annotation]), sizes)):
+                yield from found
+                continue  # pycocotools may take all memory for a mask far outside
             rle = mask_utils.merge(mask_utils.frPyObjects(mask, *size))
         elif isinstance(mask["counts"], list):
             rle = mask_utils.frPyObjects(mask, *size)
@@ -323,7 +337,3 @@ def _compressed_pixels(counts: str) -> int:
 
 def _name(annotation: Entry) -> str:
     return f"annotation {annotation['id']} (image {annotation['image_id']})"
-
-
-def _cut(value: Any) -> str:
-    return f"{str(value)[:60]}"

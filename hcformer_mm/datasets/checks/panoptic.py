@@ -20,6 +20,7 @@ from .coco import (
     read_coco,
     repeated,
     require_keys,
+    without_collector,
 )
 from .faults import Fault, Finding, faults_of, run_each
 from .files import UnreadableError, check_image, check_size, decode, open_file
@@ -58,6 +59,7 @@ def check_panoptic(
     return [*faults, *chain.from_iterable(run_each(check, tasks, num_workers))]
 
 
+@without_collector()
 def check_panoptic_json(content: Entry, ann_file: str | Path) -> list[Fault]:
     """Find the faults of a panoptic JSON file that need no look at its PNG files.
 

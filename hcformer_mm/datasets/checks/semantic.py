@@ -19,7 +19,7 @@ def check_semantic(
     num_classes: int,
     *,
     img_suffix: str = ".jpg",
-    map_suffix: str = ".png",
+    seg_map_suffix: str = ".png",
     ann_file: str | Path | None = None,
     ignore_index: int = VOID_LABEL,
     reduce_zero_label: bool = False,
@@ -32,7 +32,7 @@ def check_semantic(
         map_dir: Folder of the label maps.
         num_classes: Number of classes, without void.
         img_suffix: What the names of images end in.
-        map_suffix: What the names of label maps end in, after the same beginning.
+        seg_map_suffix: What the names of label maps end in, after the same beginning.
         ann_file: File with the names of the images to check, without suffix, one a line; None
             checks all.
         ignore_index: Label of void.
@@ -50,8 +50,10 @@ def check_semantic(
         names = [name.removesuffix(img_suffix) for name in _files(img_dir, img_suffix)]
     else:
         names = [line.strip() for line in Path(ann_file).read_text().splitlines() if line.strip()]
-    faults = list(_check_lists(img_dir, map_dir, names, img_suffix, map_suffix, ann_file))
-    tasks = [(map_dir / f"{name}{map_suffix}", img_dir / f"{name}{img_suffix}") for name in names]
+    faults = list(_check_lists(img_dir, map_dir, names, img_suffix, seg_map_suffix, ann_file))
+    tasks = [
+        (map_dir / f"{name}{seg_map_suffix}", img_dir / f"{name}{img_suffix}") for name in names
+    ]
     check = partial(
         _check_pair,
         num_classes=num_classes,
@@ -178,16 +180,17 @@ def _check_lists(
     map_dir: Path,
     names: list[str],
     img_suffix: str,
-    map_suffix: str,
+    seg_map_suffix: str,
     ann_file: str | Path | None,
 ) -> Iterator[Fault]:
     """Compare the lists of images and of label maps."""
-    maps = set(_files(map_dir, map_suffix))
+    maps = set(_files(map_dir, seg_map_suffix))
     others = Counter(
         path.suffix
         for path in img_dir.rglob("*")
         if path.suffix.lower() in IMG_EXTENSIONS
-        and not path.name.endswith((img_suffix, map_suffix))
+        and not path.name.endswith(img_suffix)
+        and map_dir not in path.parents
     )
     got = ", ".join(f"{count} that end in {suffix}" for suffix, count in others.items())
     if not names:
@@ -196,20 +199,20 @@ def _check_lists(
     elif others and ann_file is None:
         message = f"mmseg leaves out images that do not end in {img_suffix} (img_suffix): {got}"
         yield Fault("image of another suffix", img_dir, message)
-    if names and not any(f"{name}{map_suffix}" in maps for name in names):
+    if names and not any(f"{name}{seg_map_suffix}" in maps for name in names):
         near = next((m for m in _files(map_dir, "") if m.startswith(names[0])), None)
-        message = f"no label map is called like its image, {names[0]}{map_suffix}"
+        message = f"no label map is called like its image, {names[0]}{seg_map_suffix}"
         if near is not None:
             message += f"; set seg_map_suffix={near.removeprefix(names[0])!r} for {near}"
         yield Fault("map suffix", map_dir, message)
     if ann_file is None:
-        for name in sorted(maps - {f"{name}{map_suffix}" for name in names}):
+        for name in sorted(maps - {f"{name}{seg_map_suffix}" for name in names}):
             yield Fault("map without image", map_dir / name, "no image belongs to this label map")
 
 
 def _files(folder: Path, suffix: str) -> list[str]:
     """Relative names of the files in a folder, at any depth, that end in a suffix."""
-    found = (path for path in folder.rglob(f"*{suffix}") if path.is_file())
+    found = (path for path in folder.rglob("*") if path.name.endswith(suffix) and path.is_file())
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
