@@ -10,7 +10,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..checkpoints.io import force_weights_only
-from ..utils.config import read_config
+from ..utils.config import naming, read_config
 from ..utils.errors import InputError
 from .dist import set_up_gloo
 from .hooks.checkpoint_check_hook import ALLOW_PARTIAL, CheckpointCheckHook
@@ -109,7 +109,8 @@ def build_runner(
     set_up_gloo(config)
     complete_pipelines(config)
     flexible = "runner_type" in config
-    runner = RUNNERS.build(config) if flexible else Runner.from_cfg(config)
+    with naming(config):
+        runner = RUNNERS.build(config) if flexible else Runner.from_cfg(config)
     runner.register_hook(CheckpointCheckHook(allow_partial=allow_partial))
     if config.get("compile") and not flexible:
         runner.register_hook(ParamGroupsHook())

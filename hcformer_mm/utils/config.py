@@ -116,14 +116,22 @@ def build_without_weights(config: Config) -> BaseModel:
     Raises:
         ValueError: A type is unknown, or does not accept its settings.
     """
-    with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmdet")):
-        try:
-            return MODELS.build(without_pretrained(deepcopy(config.model)))
-        except (KeyError, TypeError, ValueError, AssertionError) as error:
-            raise InputError(
-                f"expected settings of 'model' in {config.filename} that make a model, got "
-                f"{_describe(error)}"
-            ) from error
+    scope = config.get("default_scope", "mmdet")
+    with DefaultScope.overwrite_default_scope(scope), naming(config):
+        return MODELS.build(without_pretrained(deepcopy(config.model)))
+
+
+@contextmanager
+def naming(config: Config) -> Iterator[None]:
+    """Turn the errors of settings that registries do not accept into one that names the config."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"expected settings in {config.filename} that can be built, got {_describe(error)}"
+        ) from error
 
 
 def dataset_meta_of(config: Config) -> dict[str, Any] | None:
