@@ -6,8 +6,10 @@ from typing import Any
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.registry import TRANSFORMS, DefaultScope
+from mmseg.datasets.transforms import RandomCrop
 
 from ..datasets.transforms import LoadSemanticAnnotations
+from ..structures.data_samples import void_label
 from .run_checks.datasets import parts_of
 from .run_checks.lookup import class_of
 
@@ -15,9 +17,9 @@ from .run_checks.lookup import class_of
 def complete_pipelines(config: Config) -> None:
     """Complete the pipelines of the datasets in a config, in place, before they are built.
 
-    Label maps are read for the number of classes of their dataset. mmcv's ``LoadImageFromFile``,
-    which the inferencers of mmdet and mmseg look for by its name, becomes this package's, which
-    reads the same pixels from files of 8 bits.
+    Label maps are read and cropped for the number of classes of their dataset. mmcv's
+    ``LoadImageFromFile``, which the inferencers of mmdet and mmseg look for by its name, becomes
+    this package's, which reads the same pixels from files of 8 bits.
 
     Args:
         config: Full config of a runner.
@@ -32,6 +34,8 @@ def complete_pipelines(config: Config) -> None:
                         step["type"] = "hcformer_mm.LoadImageFromFile"
                     elif part.classes and kind is LoadSemanticAnnotations:
                         step["num_classes"] = len(part.classes)
+                    elif part.classes and kind is RandomCrop:
+                        step.setdefault("ignore_index", void_label(len(part.classes)))
 
 
 def _steps(pipeline: Any) -> Iterator[dict[str, Any]]:

@@ -52,6 +52,14 @@ def test_steps_inside_steps_and_datasets_inside_datasets_are_found():
         assert part.pipeline[1].transforms[2][0].num_classes == 150
 
 
+def test_crops_are_chosen_by_classes_and_not_by_void():
+    path = "configs/hc_fcn/hc-fcn32s_r101_4xb4-160k_ade20k-512x512.py"
+    assert completed(path).train_dataloader.dataset.pipeline[3].ignore_index == 255
+    own = dict(type="mmseg.BaseSegDataset", metainfo=dict(classes=NAMES))
+    changes = {f"train_dataloader.dataset.{key}": value for key, value in own.items()}
+    assert completed(path, **changes).train_dataloader.dataset.pipeline[3].ignore_index == VOID
+
+
 def test_other_steps_stay_as_they_are():
     before, config = Config.fromfile(ROOT / SHAPES_CONFIG), completed(SHAPES_CONFIG)
     for split in ("train", "val", "test"):
