@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +32,8 @@ class Annotations:
         maps: Name of each image's PNG file of segments, by id.
         targets: Segments of each image that a query has to find, by id: objects, and classes of
             stuff. Crowds are none.
-        with_objects: Whether MMDetection's ``filter_empty_gt`` keeps any image.
+        sides: Shorter side of each image, in pixels, by id.
+        objects: Ids of the images with objects of each category, by its name.
         samples: First images, each with its annotations.
         faults: Faults of the file's content.
     """
@@ -43,7 +45,8 @@ class Annotations:
     images: Mapping[Any, str]
     maps: Mapping[Any, str]
     targets: Mapping[Any, int]
-    with_objects: bool
+    sides: Mapping[Any, float]
+    objects: Mapping[str, Set[Any]]
     samples: tuple[tuple[Entry, list[Entry]], ...]
     faults: tuple[Fault, ...]
 
@@ -87,7 +90,7 @@ def _summarize(file: Path, content: Entry) -> Annotations:
     targets: dict[Any, int] = {}
     maps: dict[Any, str] = {}
     used: set[Any] = set()
-    with_objects = False
+    objects: defaultdict[str, set[Any]] = defaultdict(set)
     for annotation in annotations:
         image = annotation["image_id"]
         if image in samples:
@@ -97,14 +100,16 @@ def _summarize(file: Path, content: Entry) -> Annotations:
             maps[image] = annotation["file_name"]
             found = [s.get("category_id") for s in segments if not s.get("iscrowd")]
             stuff = {one for one in found if not isthing.get(one)}
-            things = sum(one not in stuff for one in found)
-            targets[image] = things + len(stuff)
-            with_objects = with_objects or things > 0
+            things = [one for one in found if one not in stuff]
+            targets[image] = len(things) + len(stuff)
+            for one in things:
+                objects[names.get(one, "")].add(image)
             used.update(s.get("category_id") for s in segments)
         else:
             targets[image] = targets.get(image, 0) + (not annotation.get("iscrowd"))
-            with_objects = True
-            used.add(annotation.get("category_id"))
+            category = annotation.get("category_id")
+            objects[names.get(category, "")].add(image)
+            used.add(category)
     return Annotations(
         file=file,
         panoptic=panoptic,
@@ -113,7 +118,8 @@ def _summarize(file: Path, content: Entry) -> Annotations:
         images={image["id"]: image["file_name"] for image in content["images"]},
         maps=maps,
         targets=targets,
-        with_objects=with_objects,
+        sides={image["id"]: min(image["height"], image["width"]) for image in content["images"]},
+        objects=objects,
         samples=tuple((image, samples[image["id"]]) for image in images),
         faults=faults,
     )

@@ -77,19 +77,30 @@ def coco_faults(part: Part, annotations: Annotations) -> Iterator[str]:
             f"{few(unknown)}; add them to its classes, or remove them from the file"
         )
     yield from _thing_faults(annotations, dataset.metainfo, key)
-    filtered = (dataset.filter_cfg or {}).get("filter_empty_gt") and not dataset.test_mode
-    if filtered and not annotations.with_objects:
+    images = _kept(part, annotations)
+    if annotations.images and not images:
         yield (
-            f"expected an image with objects in {file}, got none, so that "
-            f"{key}.filter_cfg.filter_empty_gt leaves out all images; set it to False"
+            f"expected images in {file} that {key}.filter_cfg keeps, got none with "
+            f"{dict(dataset.filter_cfg)}; set filter_empty_gt=False and a smaller min_size"
         )
     prefix = dataset.data_prefix
-    images = list(annotations.images.values())
     if "img" in prefix:
         yield from folder_faults(prefix["img"], f"{key}.data_prefix.img", images)
     if panoptic and prefix.get("seg"):
         maps = (name.replace(".jpg", ".png") for name in images)
         yield from folder_faults(prefix["seg"], f"{key}.data_prefix.seg", maps)
+
+
+def _kept(part: Part, annotations: Annotations) -> list[str]:
+    """Names of the images that a dataset does not leave out by its ``filter_cfg``."""
+    dataset, images = part.dataset, annotations.images
+    if dataset.test_mode or not dataset.filter_cfg:
+        return list(images.values())
+    least = dataset.filter_cfg.get("min_size", 0)
+    kept = {one for one, side in annotations.sides.items() if side >= least}
+    if dataset.filter_cfg.get("filter_empty_gt"):
+        kept &= set[Any]().union(*(annotations.objects.get(one, ()) for one in part.classes))
+    return [name for image, name in images.items() if image in kept]
 
 
 def _thing_faults(annotations: Annotations, metainfo: Mapping[str, Any], key: str) -> Iterator[str]:

@@ -162,12 +162,23 @@ def test_no_image(root):
     assert any("expected at least one image" in s for s in faults(panoptic_config(root)))
 
 
-def test_filter_that_leaves_no_image(tmp_path):
+@pytest.mark.parametrize("filter_cfg", [dict(filter_empty_gt=True), dict(min_size=49)])
+def test_filter_that_leaves_no_image(tmp_path, filter_cfg):
+    """The sampler of an empty set never ends."""
     write_sets(tmp_path, {"0.jpg": drawing(GROUND, SKY)})
     config = panoptic_config(tmp_path)
-    config.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=True)
+    config.train_dataloader.dataset.filter_cfg = filter_cfg
+    config.val_dataloader.dataset.filter_cfg = filter_cfg  # has no effect in test mode
     (found,) = faults(config)
-    assert "filter_cfg.filter_empty_gt leaves out all images; set it to False" in found
+    assert f"train_dataloader.dataset.filter_cfg keeps, got none with {filter_cfg}; set" in found
+
+
+def test_images_that_the_filter_leaves_out_may_be_missing(tmp_path):
+    write_sets(tmp_path, {"0.jpg": drawing(THING, GROUND), "1.jpg": drawing(GROUND, SKY)})
+    config = panoptic_config(tmp_path)
+    config.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=True, min_size=32)
+    (tmp_path / "train/1.jpg").unlink()
+    assert faults(config) == []
 
 
 def test_faults_of_the_checkers(root):
