@@ -1,19 +1,11 @@
-"""Predicted samples with clusters and every kind of ground truth, and their evaluation.
-
-As a script under torchrun, ``clustering_samples.py FOLDER`` evaluates its process's share of the
-samples and writes the metrics to ``rank<rank>.json`` in the folder.
-"""
+"""Predicted samples with clusters and every kind of ground truth, and their evaluation."""
 
 import json
-import sys
-from pathlib import Path
 
 import mmcv
 import numpy as np
 import torch
 from mmdet.structures.mask import mask2bbox
-from mmengine.config import Config
-from mmengine.dist import get_rank, get_world_size
 from mmengine.evaluator import Evaluator
 from mmengine.structures import InstanceData, PixelData
 from panopticapi.utils import rgb2id
@@ -22,7 +14,6 @@ from PIL import Image
 from hcformer_mm.datasets.shapes import METAINFO
 from hcformer_mm.datasets.shapes_writer import write_shapes
 from hcformer_mm.structures.image_clusters import ImageClusters
-from tests.helpers.tools import torchrun
 
 NUMBER = 5
 CLASSES = METAINFO["classes"]
@@ -118,26 +109,3 @@ def evaluate(metrics, samples, size=None, *, classes=CLASSES):
     for one in samples:
         evaluator.process([one])
     return evaluator.evaluate(size or len(samples))
-
-
-def launch(folder):
-    """Evaluate in two processes and return the metrics of each."""
-    torchrun(__file__, folder)
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
-
-
-def main():
-    from hcformer_mm.engine import set_up_gloo
-
-    folder = Path(sys.argv[1])
-    set_up_gloo(Config(dict(launcher="pytorch", env_cfg=dict(dist_cfg=dict(backend="gloo")))))
-    every = samples(folder)
-    # Samplers take turns, and repeat the first samples to make shares equal.
-    share = [*every, *every][: -(-NUMBER // 2) * 2][get_rank() :: get_world_size()]
-    metrics = evaluate([metric(folder)], share, NUMBER)
-    (folder / f"rank{get_rank()}.json").write_text(json.dumps(metrics))
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -75,11 +75,12 @@ def quick_config(root, work_dir, path=SHAPES_CONFIG, *, batch_size=1, hooks=None
     return config
 
 
-def torchrun(script, folder):
-    """Run a script on a folder in two processes of torchrun."""
-    arguments = ("--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0")
+def torchrun(script, folder, processes=2):
+    """Run a script on a folder in several processes of torchrun."""
+    rendezvous = ("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0")
+    arguments = (f"--nproc_per_node={processes}", *rendezvous, script, str(folder))
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *arguments, script, str(folder)],
+        [sys.executable, "-m", "torch.distributed.run", *arguments],
         cwd=folder,  # MMEngine collects results in ./.dist_test
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -20,10 +20,8 @@ from hcformer_mm.evaluation.partitions import cell_map, slic_superpixels
 from hcformer_mm.structures.image_clusters import ImageClusters
 from tests.helpers.clustering_samples import (
     CLASSES,
-    NUMBER,
     THINGS,
     evaluate,
-    launch,
     metric,
     samples,
 )
@@ -237,14 +235,6 @@ def test_cells_of_a_resized_image():
         assert cell_map(clusters).shape == size
         table = superpixels.overlaps(cell_map(clusters), labels)
         assert table.pixels.nnz == len(table.cluster_labels)
-
-
-def test_two_processes_report_the_results_of_one(folder, panoptic):
-    """Of five samples, the second process repeats one of the first to make shares equal."""
-    expected = {name: value for name, value in panoptic.items() if name.startswith("clusters/")}
-    assert NUMBER % 2 == 1
-    for metrics in launch(folder):
-        assert metrics == expected
 
 
 def test_prefix_and_tables(folder, caplog, monkeypatch):
