@@ -189,8 +189,13 @@ class LoadPanopticAnnotations(mmdet_transforms.LoadPanopticAnnotations):
                 width, height = png.size
             if is_truncated(content):
                 raise InputError(f"expected a complete PNG file, got {file}; replace it")
-            # mmdet reshapes masks of another size.
+            # mmdet reshapes masks of another size, and squeezes a single row or column.
             _check_size(file, (height, width), results["ori_shape"])
+            if min(height, width) == 1:
+                raise InputError(
+                    f"expected {file} of two rows and two columns at least, got {(height, width)}, "
+                    "which mmdet cannot read; leave the image out"
+                )
             return super().transform(results)
 
 

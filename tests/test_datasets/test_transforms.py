@@ -403,6 +403,13 @@ def test_panoptic_files_that_cannot_be_read_are_refused(tiny, tmp_path):
         LoadPanopticAnnotations()(results | dict(ori_shape=(80, 60)))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 1)])
+def test_panoptic_files_of_one_row_or_column_are_refused(size, tiny, tmp_path):
+    path = save(tmp_path / "ids.png", np.zeros((*size, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"ids\.png of two rows and two columns at least, got \("):
+        LoadPanopticAnnotations()(tiny["mmdet"] | dict(seg_map_path=path, ori_shape=size))
+
+
 def test_masks_of_another_size_are_refused(tiny):
     """mmdet reshapes them, which scrambles the mask of an image that lies on its side."""
     results = tiny["mmdet"] | dict(ori_shape=(WIDTH, HEIGHT))
