@@ -37,5 +37,5 @@ def test_exploding_training_ends_in_a_sentence(shapes, tmp_path):
     with pytest.raises(SystemExit) as error:
         run_tool("tools/train.py", tmp_path / "config.py")
     message = str(error.value)
-    assert message.startswith("train.py: expected finite losses and weights, got ")
+    assert message.startswith("train: expected finite losses and weights, got ")
     assert "(images: " in message and ".png" in message and message.endswith("and start again")
