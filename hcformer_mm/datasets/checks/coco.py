@@ -124,7 +124,7 @@ def image_sizes(images: list[Entry]) -> dict[Any, tuple[int, int]]:
     return {
         number: size
         for number, size in sizes
-        if all(isinstance(length, int | float) and length >= 1 for length in size)
+        if all(isinstance(length, int | float) and 1 <= length < 1e6 for length in size)
     }
 
 

@@ -240,11 +240,15 @@ def _read_segments(path: Path) -> NDArray[Any]:
 def _check_ids(annotation: Entry, segments: NDArray[Any]) -> Iterator[Finding]:
     ids, counts = np.unique(segments, return_counts=True)
     areas = dict(zip(ids.tolist(), counts.tolist(), strict=True))
-    infos = {info["id"]: info for info in annotation["segments_info"] if "id" in info}
+    infos = {
+        info["id"]: info
+        for info in annotation["segments_info"]
+        if isinstance(info, dict) and isinstance(info.get("id"), int | float)
+    }
     for value in sorted(areas.keys() - infos.keys() - {VOID}):
         message = f"id {value}, of {areas[value]} pixels, is not in the JSON"
         yield "PNG id not in the JSON", message
-    for value in sorted(infos.keys() - areas.keys(), key=str):
+    for value in sorted(infos.keys() - areas.keys()):
         yield "JSON id not in the PNG", f"id {value} of the JSON has no pixel"
     for value in sorted(infos.keys() & areas.keys() - {VOID}):
         area = infos[value].get("area", areas[value])

@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from panopticapi.utils import id2rgb, rgb2id
@@ -157,6 +158,52 @@ class Faults(Shapes):
         self.segment["bbox"] = [0, 0, 0, 0]
         return self.ann_file, "mmdet leaves out segments whose box [0, 0, 0, 0] is below 1 pixel"
 
+    def box_of_text(self):
+        self.segment["bbox"] = list("0123")
+        return self.ann_file, "expected left, top, width and height as bbox, got ['0', '1'"
+
+    def area_of_text(self):
+        self.segment["area"] = "12"
+        return self.ann_file, "expected the area in pixels, got '12'"
+
+    def id_of_text(self):
+        """Text never equals the number that the PNG holds."""
+        self.segment["id"] = str(self.segment["id"])
+        return self.ann_file, "expected an id from 1 to 16777215, which a color holds, got '"
+
+    def id_too_large(self):
+        self.segment["id"] = 256**3
+        return self.ann_file, "which a color holds, got 16777216"
+
+    def no_segment(self):
+        self.annotation["segments_info"][0] = 7
+        return self.ann_file, "image 2, segment 7: it lacks area, bbox, category_id, id, iscrowd"
+
+    def ids_of_another_type(self):
+        for annotation in self.content["annotations"]:
+            annotation["image_id"] = str(annotation["image_id"])
+        return self.ann_file, "annotations are of the image '1', and the image's id is 1"
+
+    def jpeg_image_names(self):
+        """mmdet replaces .jpg alone, so it reads the image as its PNG."""
+        image = self.content["images"][1]
+        (self.img_dir / image["file_name"]).rename(self.img_dir / "000001.jpeg")
+        image["file_name"] = "000001.jpeg"
+        return self.ann_file, "mmdet reads 000001.jpeg for 000001.jpeg, but the annotation names"
+
+    def jpeg_for_a_png(self):
+        Image.open(self.png).save(self.png, format="JPEG")
+        return self.png, "expected a PNG, whose colors are exact, got JPEG"
+
+    def png_of_16_bits(self):
+        cv2.imwrite(str(self.png), cv2.imread(str(self.png)).astype(np.uint16) * 256)
+        return self.png, "expected 8 bits per color, got 16"
+
+    def truncated_image(self):
+        image = self.img_dir / self.content["images"][1]["file_name"]
+        image.write_bytes(image.read_bytes()[:-200])
+        return image, "expected a whole image"
+
     def no_box(self):
         self.segment["bbox"] = None
         return self.ann_file, "expected left, top, width and height as bbox, got None"
@@ -210,6 +257,74 @@ def test_faults_come_in_order_of_annotations(shapes):
 def test_images_are_checked_on_demand(shapes):
     shutil.rmtree(shapes.img_dir)
     assert check_panoptic(shapes.ann_file, shapes.seg_dir) == []
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA"])
+def test_palettes_and_alpha_are_read_like_mmdet(shapes, mode):
+    png = Image.open(shapes.png)
+    png.convert(mode, palette=Image.Palette.ADAPTIVE).save(shapes.png)
+    assert Image.open(shapes.png).mode == mode
+    assert np.array_equal(rgb2id(cv2.imread(str(shapes.png))[..., ::-1]), rgb2id(np.asarray(png)))
+    assert shapes.check() == []
+
+
+def keep(shapes, kept, categories=None):
+    """Leave only some segments of the set, given by a function of a segment and its category."""
+    by_id = {category["id"]: category for category in shapes.content["categories"]}
+    for annotation in shapes.content["annotations"]:
+        png = shapes.seg_dir / annotation["file_name"]
+        ids = rgb2id(np.asarray(Image.open(png)))
+        infos = annotation["segments_info"]
+        infos[:] = [info for info in infos if kept(by_id[info["category_id"]])]
+        ids[~np.isin(ids, [info["id"] for info in infos])] = 0
+        Image.fromarray(id2rgb(ids)).save(png)
+    if categories is not None:
+        shapes.content["categories"] = [one for one in by_id.values() if categories(one)]
+
+
+@pytest.mark.parametrize("isthing", [0, 1])
+def test_things_or_stuff_alone_are_clean(shapes, isthing):
+    def of_kind(category):
+        return category["isthing"] == isthing
+
+    keep(shapes, of_kind, of_kind)
+    assert shapes.check() == []
+
+
+def test_one_class_is_clean(shapes):
+    name = shapes.content["categories"][-1]["name"]
+    keep(shapes, lambda one: one["name"] == name, lambda one: one["name"] == name)
+    assert not [fault for fault in shapes.check() if fault.severity != "note"]
+
+
+def test_no_segments_are_a_note(shapes):
+    keep(shapes, lambda category: False)
+    (note,) = shapes.check()
+    assert (note.kind, note.severity) == ("no segments", "note")
+
+
+def test_crowds_only_are_a_note(shapes):
+    keep(shapes, lambda category: category["isthing"] == 1)
+    for annotation in shapes.content["annotations"]:
+        for segment in annotation["segments_info"]:
+            segment["iscrowd"] = 1
+    (note,) = shapes.check()
+    assert (note.kind, note.severity) == ("crowds only", "note")
+
+
+def test_names_in_folders_are_clean(shapes):
+    """Images of one name in two folders are images of their own."""
+    for number, (image, annotation) in enumerate(
+        zip(shapes.content["images"], shapes.content["annotations"], strict=True)
+    ):
+        for folder, entry, name in (
+            (shapes.img_dir, image, f"{number}/1.jpg"),
+            (shapes.seg_dir, annotation, f"{number}/1.png"),
+        ):
+            (folder / name).parent.mkdir()
+            (folder / entry["file_name"]).rename(folder / name)
+            entry["file_name"] = name
+    assert shapes.check() == []
 
 
 @pytest.mark.slow

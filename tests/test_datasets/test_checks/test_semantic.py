@@ -70,7 +70,7 @@ class Faults(Maps):
         return "label out of range", self.map, "got -5"
 
     def sixteen_bits(self):
-        self.save(np.where(labels() == 1, 300, labels()).astype(np.uint16))
+        self.save(np.where(labels() == 1, np.uint16(300), labels()))
         return "label out of range", self.map, "got 300"
 
     def all_void(self):
