@@ -258,7 +258,7 @@ def _layer(exploration: Exploration, level: int, overlay: Overlay) -> RGBImage:
     if overlay == "mean colors":
         return mean_colors(image, labels)
     if overlay == "random colors":
-        return random_colors(np.unique(labels, return_inverse=True)[1].reshape(labels.shape))
+        return random_colors(labels)
     if overlay != "prediction":
         raise ValueError(f"expected one of {OVERLAYS} as overlay, got {overlay!r}")
     if exploration.prediction is None:

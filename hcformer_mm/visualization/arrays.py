@@ -62,7 +62,7 @@ def boundary(labels: Labels, width: int) -> Mask:
 
 def check_same_size(image: RGBImage, labels: NDArray[Any]) -> None:
     """Raise a ValueError unless ``image`` is an RGB image and ``labels`` a map of its size."""
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise ValueError(f"expected a uint8 RGB image (H, W, 3), got {image.dtype} {image.shape}")
     if labels.shape != image.shape[:2]:
         raise ValueError(

@@ -6,6 +6,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from skimage.color import rgb2lab
 
+from ..evaluation.functional.label_maps import unique_inverse
 from ..structures.arrays import Labels, Mask, RGBImage
 from ..structures.palette import distinct_colors
 from .arrays import boundary, check_same_size, gray_image
@@ -68,6 +69,8 @@ def draw_hierarchy(image: RGBImage, levels: Sequence[Labels]) -> RGBImage:
     Raises:
         ValueError: ``image`` is not an RGB image, or the labels differ from it in size.
     """
+    for labels in levels:
+        check_same_size(image, labels)
     drawn = (0.5 * gray_image(image)).astype(np.uint8)
     line = max(image.shape) / 640
     # From dark blue to bright yellow, in even steps of lightness.
@@ -95,7 +98,7 @@ def mean_colors(image: RGBImage, labels: Labels) -> RGBImage:
 
     Args:
         image: The image, ``(H, W, 3)``.
-        labels: ``(H, W)``, nonnegative and preferably dense, as memory grows with the largest.
+        labels: ``(H, W)``.
 
     Returns:
         The drawing, RGB uint8 ``(H, W, 3)``.
@@ -104,10 +107,10 @@ def mean_colors(image: RGBImage, labels: Labels) -> RGBImage:
         ValueError: ``image`` is not an RGB image, or the labels differ from it in size.
     """
     check_same_size(image, labels)
+    _, labels = unique_inverse(labels)  # from 0, as memory grows with the largest
     flat = labels.ravel()
-    count = np.bincount(flat).clip(min=1)
     sums = [np.bincount(flat, channel) for channel in image.reshape(-1, 3).T]
-    means = np.stack(sums, axis=1) / count[:, None]  # (K, 3)
+    means = np.stack(sums, axis=1) / np.bincount(flat)[:, None]  # (K, 3)
     return means.round().astype(np.uint8)[labels]
 
 
@@ -115,7 +118,7 @@ def random_colors(labels: Labels, *, seed: int = 0) -> RGBImage:
     """Fill every cluster with a random color that clearly differs from those of its neighbors.
 
     Args:
-        labels: ``(H, W)``, nonnegative and preferably dense, as memory grows with the largest.
+        labels: ``(H, W)``.
         seed: Seed of the choice.
 
     Returns:
@@ -124,7 +127,8 @@ def random_colors(labels: Labels, *, seed: int = 0) -> RGBImage:
     colors = distinct_colors(64)
     lab = rgb2lab(colors[None] / 255.0)[0]
     distance = np.linalg.norm(lab[:, None] - lab[None], axis=-1)  # (64, 64)
-    number = int(labels.max()) + 1
+    names, labels = unique_inverse(labels)
+    number = len(names)
     # Random preferences decide among colors that differ about equally from the neighbors' colors.
     preference = np.random.default_rng(seed).uniform(0, 30, (number, len(colors)))
     sides = [(labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])]
