@@ -12,9 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-from mmengine.config import Config
-
 from hcformer_mm.datasets.shapes_writer import is_standard
+from hcformer_mm.utils.config import read_config
+from hcformer_mm.utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = Path("configs/shapes/hcformer_r18_shapes-panoptic.py")
@@ -43,7 +43,7 @@ class Demo:
 
     def __init__(self, work_dir: Path) -> None:
         self.work_dir = work_dir
-        self.config = Config.fromfile(ROOT / CONFIG)
+        self.config = read_config(ROOT / CONFIG)
         self.minutes: dict[str, str] = {}
 
     def run(self, title: str, *command: object) -> None:
@@ -86,7 +86,7 @@ class Demo:
         earlier = ROOT / self.work_dir / CONFIG.name  # the runner saves its config here
         if not earlier.is_file():
             return
-        then = Config.fromfile(earlier)
+        then = read_config(earlier)
         changed = [key for key in TRAINING if then.get(key) != self.config.get(key)]
         if changed:
             raise StepError(
@@ -167,12 +167,12 @@ def main() -> None:
         if not (work_dir / CONFIG.name).is_file():
             sys.exit(f"demo: {work_dir} holds no training of {CONFIG}; delete it yourself")
         shutil.rmtree(work_dir)
-    demo = Demo(work_dir.relative_to(ROOT) if work_dir.is_relative_to(ROOT) else work_dir)
     try:
+        demo = Demo(work_dir.relative_to(ROOT) if work_dir.is_relative_to(ROOT) else work_dir)
         demo.make_data()
         demo.train()
         report(demo, demo.evaluate(), demo.draw())
-    except StepError as error:
+    except (StepError, InputError) as error:
         sys.exit(f"demo: {error}")
     except KeyboardInterrupt:
         sys.exit("\ndemo: interrupted; the same command continues from here")

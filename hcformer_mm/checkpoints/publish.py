@@ -81,7 +81,7 @@ def publish(source: str | Path, target: str | Path) -> Published:
     kept = {"hcformer_mm_version": __version__} | {key: meta[key] for key in PUBLIC if key in meta}
     if "cfg" in kept and (config := _public_config(kept.pop("cfg"))) is not None:
         kept["cfg"] = config
-    with TemporaryDirectory(dir=target.parent) as folder:
+    with TemporaryDirectory(prefix=f".{target.stem}.", dir=target.parent) as folder:
         unnamed = Path(folder) / target.name
         save_checkpoint(unnamed, dict(meta=kept, state_dict=state_dict))
         path = unnamed.replace(target.with_name(f"{target.stem}-{sha256(unnamed)[:8]}.pth"))

@@ -4,6 +4,7 @@ import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
@@ -99,13 +100,16 @@ def build_runner(
             :class:`~.hooks.checkpoint_check_hook.CheckpointCheckHook`.
 
     Raises:
-        InputError: There is no file ``load_from``, or config and data do not fit each other; see
+        InputError: There is no file ``load_from``; a dataset would read a pickle, which can run
+            code; or config and data do not fit each other; see
             :class:`~.hooks.data_check_hook.DataCheckHook`.
     """
     force_weights_only()
     checkpoint = config.get("load_from") or ""
     if checkpoint and "://" not in checkpoint and not Path(checkpoint).expanduser().exists():
         raise InputError(f"no such checkpoint: {checkpoint}")
+    for split in splits:
+        _refuse_pickles(config.get(f"{split}_dataloader"), f"{split}_dataloader")
     set_up_gloo(config)
     complete_pipelines(config)
     flexible = "runner_type" in config
@@ -117,3 +121,20 @@ def build_runner(
     hooks = [hook for hook in runner.hooks if isinstance(hook, DataCheckHook)] or [DataCheckHook()]
     hooks[0].check(runner, splits, hand_over=True)
     return runner
+
+
+def _refuse_pickles(settings: Any, key: str) -> None:
+    """Raise an InputError if a setting, at any depth, is the path of a pickle."""
+    if isinstance(settings, str) and settings.endswith((".pkl", ".pickle")):
+        raise InputError(
+            f"expected no pickle in {key}, because reading one runs the code in it, got "
+            f"{settings}; convert it to JSON"
+        )
+    if isinstance(settings, dict):
+        settings = settings.items()
+    elif isinstance(settings, list | tuple):
+        settings = enumerate(settings)
+    else:
+        return
+    for name, value in settings:
+        _refuse_pickles(value, f"{key}.{name}")

@@ -151,6 +151,18 @@ def test_checkpoints(tool, fault, folder):
     assert not (folder / "marker").exists()
 
 
+@pytest.mark.parametrize("key", ["ann_file", "proposal_file"])
+def test_annotations_that_run_code(key, shapes, folder):
+    """MMEngine's datasets unpickle a file with this suffix."""
+    config = quick_config(shapes, folder / "o")
+    config.train_dataloader.dataset[key] = str(folder / "annotations.pkl")
+    CHECKPOINTS["pickle"](folder / "annotations.pkl")
+    config.dump(folder / "quick.py")
+    message = refuse("tools/train.py", folder / "quick.py")
+    assert f"expected no pickle in train_dataloader.dataset.{key}" in message
+    assert not (folder / "marker").exists()
+
+
 @pytest.mark.parametrize(
     ("tool", "fault"),
     [
