@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
+from ...evaluation.functional.coco_masks import encode_annotation
 from .coco import (
     Entry,
     check_categories,
@@ -224,7 +225,7 @@ def _run_lengths_fault(mask: Entry, size: tuple[int, int]) -> Finding | None:
     if isinstance(counts, str):
         if counts.startswith(("b'", 'b"')):
             return "run lengths", "expected counts without b'', which Python puts around bytes"
-        return None  # check_masks decodes them
+        return None  # encode_annotation reads them
     try:
         fits = min(counts) >= 0 and sum(counts) == size[0] * size[1]
     except (TypeError, ValueError):
@@ -287,52 +288,21 @@ def _check_outlines(
 
 def _check_masks(annotations: list[Entry], size: tuple[int, int]) -> Iterator[Finding]:
     for annotation in annotations:
-        mask: Any = annotation.get("segmentation")
         if _box_fault(annotation, size) or _mask_fault(annotation, size):
             continue  # faults of the JSON file
-        sizes = {annotation["image_id"]: size}
-        if isinstance(mask, list):
-            if found := list(_check_outlines([annotation], _outlines([annotation]), sizes)):
-                yield from found
-                continue  # pycocotools may take all memory for a mask far outside
-            rle = mask_utils.merge(mask_utils.frPyObjects(mask, *size))
-        elif isinstance(mask["counts"], list):
-            rle = mask_utils.frPyObjects(mask, *size)
-        elif (pixels := _compressed_pixels(mask["counts"])) == size[0] * size[1]:
-            rle = mask
-        else:
-            yield (
-                "run lengths",
-                f"{_name(annotation)}: expected compressed counts that add up to "
-                f"{size[0] * size[1]} pixels, got {pixels}: pycocotools fills the mask with chance "
-                "values or stops",
-            )
+        polygons = isinstance(annotation["segmentation"], list)
+        try:
+            rle = encode_annotation(annotation, size)
+        except ValueError as error:
+            yield "polygon" if polygons else "run lengths", f"{_name(annotation)}: {error}"
             continue
         if not mask_utils.area(rle):
             yield "empty mask", f"{_name(annotation)}: the mask has no pixel"
-        elif isinstance(mask, dict):
-            left, top, width, height = mask_utils.toBbox(rle)
-            outline = np.array([[left, top, left + width, top + height]])
-            yield from _check_outlines([annotation], outline, sizes)
-
-
-def _compressed_pixels(counts: str) -> int:
-    """Number of pixels in COCO's compressed run lengths, which pycocotools does not check.
-
-    Every character holds 5 bits, lowest first, and whether more follow. From the fourth on, a run
-    is stored as the difference from the last but one.
-    """
-    runs: list[int] = []
-    value = shift = 0
-    for code in counts.encode():
-        code -= 48
-        value |= (code & 31) << shift
-        shift += 5
-        if not code & 32:
-            value -= bool(code & 16) << shift  # the sign
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return sum(runs) if min(runs, default=0) >= 0 else -1
+            continue
+        left, top, width, height = mask_utils.toBbox(rle)
+        outline = np.array([[left, top, left + width, top + height]])
+        outlines = _outlines([annotation]) if polygons else outline
+        yield from _check_outlines([annotation], outlines, {annotation["image_id"]: size})
 
 
 def _name(annotation: Entry) -> str:

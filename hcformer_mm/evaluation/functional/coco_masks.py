@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from pycocotools import mask as coco_mask
 
 
@@ -19,18 +20,24 @@ def encode_annotation(annotation: Mapping[str, Any], size: tuple[int, int]) -> d
 
     Raises:
         ValueError: There is no segmentation; a polygon has fewer than three points or an odd number
-            of coordinates, such as two points, which pycocotools takes for a box; or run lengths
-            are malformed or of another size.
+            of coordinates, such as two points, which pycocotools takes for a box, or reaches far
+            outside the image, for which it takes all memory; or run lengths are malformed, of
+            another size, or do not add up to it, so that it fills the mask with chance values.
     """
     found: Any = annotation.get("segmentation")
     fault = ValueError(
-        f"expected polygons of three points or more, or run lengths of the size {tuple(size)}, as "
-        f"segmentation of annotation {annotation.get('id')}, got {_shorten(found)}; correct it, or "
-        "leave the annotation out"
+        "expected polygons of three points or more, or run lengths of all pixels of the size "
+        f"{tuple(size)}, as segmentation of annotation {annotation.get('id')}, got "
+        f"{_shorten(found)}; correct it, or leave the annotation out"
     )
     try:
         if isinstance(found, list):
             if not found or any(len(polygon) < 6 or len(polygon) % 2 for polygon in found):
+                raise fault
+            points, bounds = np.concatenate([np.reshape(p, (-1, 2)) for p in found]), size[::-1]
+            if not np.logical_and(
+                points >= np.negative(bounds), points <= np.add(bounds, bounds)
+            ).all():
                 raise fault
             return coco_mask.merge(coco_mask.frPyObjects(found, *size))
         if tuple(found["size"]) != tuple(size):
@@ -39,10 +46,31 @@ def encode_annotation(annotation: Mapping[str, Any], size: tuple[int, int]) -> d
             if sum(found["counts"]) != size[0] * size[1] or min(found["counts"]) < 0:
                 raise fault
             return coco_mask.frPyObjects(found, *size)
-        coco_mask.decode(found)  # raises an error if the counts do not fit the size
+        if _compressed_pixels(found["counts"]) != size[0] * size[1]:
+            raise fault
+        coco_mask.decode(found)  # raises an error for other characters
         return found
     except (TypeError, KeyError, ValueError, OverflowError):
         raise fault from None
+
+
+def _compressed_pixels(counts: str | bytes) -> int:
+    """Number of pixels in compressed run lengths, which pycocotools does not check.
+
+    Every character holds 5 bits, lowest first, and whether more follow. From the fourth on, a run
+    is stored as the difference from the last but one.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for code in counts.encode() if isinstance(counts, str) else counts:
+        code -= 48
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            value -= bool(code & 16) << shift  # the sign
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return sum(runs) if min(runs, default=0) >= 0 else -1
 
 
 def _shorten(value: Any) -> str:
