@@ -108,9 +108,9 @@ def commands(*needles):
 
 
 def test_annotations_are_clean(run, capsys):
-    for command in commands("check_panoptic.py"):
+    for command in commands("dataset_converters/check_"):
         run(command)
-    assert capsys.readouterr().out.count("are clean") == 2
+    assert capsys.readouterr().out.count(": clean") == 3
 
 
 def test_panoptic(run, project):
@@ -147,5 +147,6 @@ def test_wrong_number_is_refused_as_the_page_says(run, project):
 
 
 def test_every_command_is_known():
-    tools = ("check_panoptic.py", "tools/train.py", "tools/test.py", "visualize_clusters.py")
+    checks = ("check_panoptic.py", "check_semantic.py")
+    tools = (*checks, "tools/train.py", "tools/test.py", "visualize_clusters.py")
     assert all(any(tool in command for tool in tools) for command in COMMANDS)
