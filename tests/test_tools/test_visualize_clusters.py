@@ -89,6 +89,31 @@ def test_models_of_every_kind(run, shapes, checkpoint, tmp_path, config, gt):
     assert full > len(read(tmp_path / "000001.png"))
 
 
+def test_images_of_one_name_in_two_folders(run, shapes, checkpoint, tmp_path):
+    """Each has its own sheet with its own ground truth."""
+    first = shapes / "semantic/val/000000.png"
+    flipped = tmp_path / "flipped.png"
+    Image.fromarray(np.fliplr(read(first))).save(flipped)
+    sheets = {}
+    for maps in ((first, flipped), (flipped, first)):
+        root = tmp_path / maps[0].stem
+        for folder, label_map in zip("ab", maps, strict=True):
+            for kind, file in (("images", shapes / "val/000000.jpg"), ("maps", label_map)):
+                copied = root / kind / folder / f"0001{file.suffix}"
+                copied.parent.mkdir(parents=True)
+                shutil.copy(file, copied)
+        images = (root / "images/a", root / "images/b")
+        arguments = (SEMANTIC, checkpoint(SEMANTIC), "--img", *images, "--gt", root / "maps")
+        run(*arguments, "--layout", "figure-5", "--out", root / "out")
+        for folder, label_map in zip("ab", maps, strict=True):
+            sheet = read(root / f"out/{folder}/0001.png")
+            assert np.array_equal(sheets.setdefault(label_map, sheet), sheet)
+    assert not np.array_equal(*sheets.values())
+    (root / "maps/b/0001.png").unlink()
+    with pytest.raises(SystemExit, match=r"its own for each image in .*, got one for .*a/0001\.j"):
+        run(*arguments, "--out", root / "none")
+
+
 def test_instances_below_the_threshold_are_not_drawn(run, shapes, checkpoint, tmp_path):
     image = shapes / "val/000000.jpg"
     arguments = (INSTANCE, checkpoint(INSTANCE), "--img", image, "--out", tmp_path)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import mmcv
+import numpy as np
 from mmengine.dist import is_main_process
 from mmengine.fileio import get
 from mmengine.hooks import Hook
@@ -17,6 +17,7 @@ from ...registry import HOOKS
 from ...structures.arrays import RGBImage
 from ...structures.data_samples import SCORE_THR, predicted_segments, true_segments
 from ...structures.panoptic import Classes
+from ...utils.images import decode_image
 from ...visualization import LAYOUTS, cluster_sheet
 from ...visualization.fonts import fonts_for
 
@@ -156,7 +157,7 @@ class ClusterVisualizationHook(Hook):
 
     def _sheet(self, sample: BaseDataElement, classes: Classes) -> RGBImage:
         content = get(sample.img_path, backend_args=self.backend_args)
-        image = mmcv.imfrombytes(content, channel_order="rgb")
+        image = np.ascontiguousarray(decode_image(content, sample.img_path)[..., ::-1])
         if self._truth is None:
             truth = true_segments(sample, classes)
         else:

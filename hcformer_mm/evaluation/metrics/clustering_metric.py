@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
-import mmcv
 from mmengine.evaluator import BaseMetric
 from mmengine.fileio import get
 from mmengine.logging import MMLogger
@@ -12,6 +11,7 @@ from mmengine.logging import MMLogger
 from ...registry import METRICS
 from ...structures.arrays import Labels, RGBImage
 from ...structures.image_clusters import ImageClusters
+from ...utils.images import decode_image
 from ..error_attribution import (
     CELLS,
     DECODING,
@@ -126,7 +126,7 @@ class ClusteringMetric(BaseMetric):
         self._measures = measures = self._measures or self._choose_measures(sample)
         truths = [measure.truth(sample) for measure in measures]
         content = get(sample["img_path"], backend_args=self.backend_args)
-        image = mmcv.imfrombytes(content, flag="color", channel_order="rgb")
+        image = decode_image(content, sample["img_path"])[..., ::-1]
         for name, array in (
             *(("ground truth", truth.segments) for truth in truths),
             ("pixels", image[..., 0]),
