@@ -15,7 +15,7 @@ PANOPTIC, INSTANCE = ("CocoPanopticMetric",), ("CocoMetric", "CocoBoundaryMetric
 READ_FILES = (*PANOPTIC, *INSTANCE, "ClusteringMetric")
 _APART = (
     "test each set of a ConcatDataset in a run of its own, or, with CocoMetric, by "
-    "mmdet.MultiDatasetsEvaluator"
+    "MultiDatasetsEvaluator"
 )
 
 

@@ -1,5 +1,7 @@
 """A run whose model, config and data do not fit each other is refused before anything runs."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +14,11 @@ from mmseg.datasets import ADE20KDataset
 from torch import nn
 
 from hcformer_mm.datasets import ShapesInstanceDataset, ShapesPanopticDataset
+from hcformer_mm.engine import DataCheckHook
+from hcformer_mm.engine.runner import build_runner
 from hcformer_mm.utils.errors import InputError
 from tests.helpers.models import SEMANTIC_CONFIG
-from tests.helpers.tools import quick_config, run_tool
+from tests.helpers.tools import INSTANCE_CONFIG, quick_config, run_tool, torchrun
 
 
 class Loop(BaseLoop):
@@ -159,3 +163,113 @@ def test_train_tool_refuses(shapes, tmp_path):
     with pytest.raises(SystemExit, match=expected):
         run_tool("tools/train.py", tmp_path / "config.py")
     assert not list(tmp_path.rglob("*.pth"))
+
+
+def fewer_classes(config):
+    """MMDetection would stop with ``KeyError``, before any hook."""
+    meta = ShapesPanopticDataset.METAINFO
+    root = config.train_dataloader.dataset.data_root
+    content = json.loads(Path(root, "annotations/panoptic_train.json").read_text())
+    used = {s["category_id"] for one in content["annotations"] for s in one["segments_info"]}
+    names = {one["id"]: one["name"] for one in content["categories"]}
+    left_out = next(names[one] for one in sorted(used) if names[one] in meta["stuff_classes"])
+    config.train_dataloader.dataset.metainfo = dict(
+        classes=tuple(name for name in meta["classes"] if name != left_out),
+        stuff_classes=tuple(name for name in meta["stuff_classes"] if name != left_out),
+    )
+    return f"expected no segments in .*panoptic_train.json .* got {left_out}; add them to its"
+
+
+def another_order(config):
+    """The right number of classes, so that MMDetection and the model would take them."""
+    meta = ShapesPanopticDataset.METAINFO
+    grass, water, *rest = meta["stuff_classes"]
+    stuff = (water, grass, *rest)
+    config.train_dataloader.dataset.metainfo = dict(
+        classes=(*meta["thing_classes"], *stuff), stuff_classes=stuff
+    )
+    return "which numbers labels, got 'water' in place of 'grass'; set train_dataloader"
+
+
+def endless_epochs(config):
+    config.train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=2)
+    return "expected a sampler that ends an epoch .* got InfiniteSampler"
+
+
+@pytest.mark.parametrize("change", [fewer_classes, another_order, endless_epochs])
+def test_train_tool_refuses_in_one_sentence(shapes, tmp_path, change):
+    """Also in a config whose own hooks replace those of the runtime."""
+    config = quick_config(shapes, tmp_path, hooks=[])
+    expected = change(config)
+    config.dump(tmp_path / "config.py")
+    with pytest.raises(SystemExit, match=expected) as raised:
+        run_tool("tools/train.py", tmp_path / "config.py")
+    assert str(raised.value).startswith("train: ")
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_joined_test_sets_are_refused(shapes, tmp_path):
+    """``CocoMetric`` would score the second set against the first one's annotations."""
+    config = quick_config(shapes, tmp_path, INSTANCE_CONFIG)
+    dataset = config.test_dataloader.dataset
+    config.test_dataloader.dataset = dict(type="ConcatDataset", datasets=[dataset, dataset])
+    with pytest.raises(InputError, match="expected images with ids of their own"):
+        build_runner(config, ["test"])
+
+
+def test_several_datasets_are_scored_apart(shapes, tmp_path):
+    """What the refusal proposes works: each dataset gets its own figures."""
+    config = quick_config(shapes, tmp_path, INSTANCE_CONFIG)
+    datasets, metrics = [], []
+    for split in ("train", "val"):
+        dataset = config.test_dataloader.dataset.to_dict()
+        file = f"annotations/instances_{split}.json"
+        datasets.append(dict(dataset, ann_file=file, data_prefix=dict(img=f"{split}/")))
+        metrics.append(dict(config.test_evaluator[0].to_dict(), ann_file=f"{shapes}/{file}"))
+    config.test_dataloader.dataset = dict(type="ConcatDataset", datasets=datasets)
+    config.test_evaluator = dict(
+        type="MultiDatasetsEvaluator", metrics=metrics, dataset_prefixes=["train", "val"]
+    )
+    scores = build_runner(config, ["test"]).test()
+    assert {"train/coco/segm_mAP", "val/coco/segm_mAP"} <= set(scores)
+
+
+def test_other_models_run(shapes, tmp_path):
+    """A Mask R-CNN of mmdet is checked for its data alone."""
+    config = quick_config(shapes, tmp_path, INSTANCE_CONFIG)
+    check(nn.Linear(1, 1))
+    hook = DataCheckHook()
+    hook.check(SimpleNamespace(model=nn.Linear(1, 1), cfg=config), ["train", "val"])
+
+
+REFUSED_RUN = """
+import sys
+from mmengine.config import Config
+from mmengine.dist import get_rank
+
+from hcformer_mm.engine.runner import build_runner
+from hcformer_mm.engine import DataCheckHook
+from hcformer_mm.engine.runner import build_runner
+from hcformer_mm.utils.errors import InputError
+
+config = Config.fromfile(f"{sys.argv[1]}/config.py")
+config.launcher = "pytorch"
+config.env_cfg.dist_cfg.backend = "gloo"
+try:
+    build_runner(config)
+except InputError as error:
+    open(f"{sys.argv[1]}/rank{get_rank()}.txt", "w").write(str(error))
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_refuse(shapes, tmp_path):
+    """The main process reads the files, and all stop with its sentences."""
+    config = quick_config(shapes, tmp_path)
+    another_order(config)
+    config.dump(tmp_path / "config.py")
+    (tmp_path / "run.py").write_text(REFUSED_RUN)
+    torchrun(tmp_path / "run.py", tmp_path)
+    first, second = (tmp_path / f"rank{rank}.txt" for rank in (0, 1))
+    assert "got 'water' in place of 'grass'" in first.read_text()
+    assert first.read_text() == second.read_text()

@@ -157,7 +157,7 @@ def test_evaluator_of_several_datasets(root, tmp_path):
     config, second = joined(root, other, "instances")
     metrics = [config.val_evaluator, second.val_evaluator]
     config.val_evaluator = dict(
-        type="mmdet.MultiDatasetsEvaluator", dataset_prefixes=["a", "b"], metrics=metrics
+        type="MultiDatasetsEvaluator", dataset_prefixes=["a", "b"], metrics=metrics
     )
     assert faults(config, maskformer(1, 0)) == []
     config.val_evaluator.metrics = metrics[::-1]
@@ -165,7 +165,7 @@ def test_evaluator_of_several_datasets(root, tmp_path):
     assert len(faults(config, maskformer(1, 0))) == 2
     config, second = joined(root, other)
     config.val_evaluator = dict(
-        type="mmdet.MultiDatasetsEvaluator",
+        type="MultiDatasetsEvaluator",
         dataset_prefixes=["a", "b"],
         metrics=[config.val_evaluator, second.val_evaluator],
     )
