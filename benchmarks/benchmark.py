@@ -184,8 +184,11 @@ def main() -> None:
         results=results,
     )
     print(measure.as_markdown(report))
-    for file in args.out:
-        measure.write_report(file, report)
+    try:
+        for file in args.out:
+            measure.write_report(file, report)
+    except OSError as error:
+        sys.exit(f"benchmark: {error}")
 
 
 if __name__ == "__main__":

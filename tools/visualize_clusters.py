@@ -121,7 +121,7 @@ def draw(args: argparse.Namespace) -> None:
 def main() -> None:
     try:
         draw(parse_args())
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"visualize_clusters: {error}")
 
 

@@ -142,7 +142,7 @@ def main() -> None:
     args = parse_args()
     try:
         evaluate(args)
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (ValueError, TypeError, OSError) as error:
         sys.exit(f"evaluate_clusters: {error}")
 
 

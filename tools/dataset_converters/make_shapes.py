@@ -42,7 +42,7 @@ def main() -> None:
             workers=args.workers,
             overwrite=args.overwrite,
         )
-    except (FileExistsError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"make_shapes: {error}")
     megabytes = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file()) / 1e6
     print(
