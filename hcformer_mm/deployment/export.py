@@ -7,7 +7,8 @@ logits. :func:`load_exported` runs the exported file.
 import io
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from ..models.backbones import HCBackbone
 from ..models.heads import HCFormerHead
 from ..utils.atomic_write import replacing
+from ..utils.errors import InputError
 from .rewriters import rewrite_modules
 
 Format = Literal["onnx", "torch-export"]
@@ -290,25 +292,30 @@ def load_exported(path: Path) -> Runner:
         A function from normalized images ``(B, 3, H, W)`` to outputs by name.
 
     Raises:
-        ValueError: The file has an unknown suffix.
+        FileNotFoundError: There is no such file.
+        ValueError: The file has an unknown suffix, or is damaged.
         ImportError: onnxruntime is not installed.
     """
+    if path.suffix not in SUFFIXES.values():
+        raise ValueError(f"expected a file of one of {list(SUFFIXES.values())}, got {path}")
+    if not path.is_file():
+        raise FileNotFoundError(f"no such exported model: {path}")
     if path.suffix == SUFFIXES["torch-export"]:
-        module = torch.export.load(path).module()
+        with _naming(path):
+            module = torch.export.load(path).module()
 
         def run_program(image: Tensor) -> dict[str, Tensor]:
             with torch.inference_mode():
                 return cast(dict[str, Tensor], module(image))
 
         return run_program
-    if path.suffix != SUFFIXES["onnx"]:
-        raise ValueError(f"expected a file of one of {list(SUFFIXES.values())}, got {path}")
     _require("onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    with _naming(path):
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
     def run_session(image: Tensor) -> dict[str, Tensor]:
@@ -316,3 +323,13 @@ def load_exported(path: Path) -> Runner:
         return {name: torch.from_numpy(a) for name, a in zip(names, arrays, strict=True)}
 
     return run_session
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn whatever a reader of exported models stumbles over into an error that names the file."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"expected {path} to be a whole exported model: {reason}") from error

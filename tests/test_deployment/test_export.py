@@ -173,3 +173,14 @@ def test_models_without_a_known_head(tiny, monkeypatch):
 def test_unknown_files():
     with pytest.raises(ValueError, match=r"expected a file of one of \['.onnx', '.pt2'\]"):
         load_exported(Path("model.trt"))
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_broken_files(suffix, tmp_path):
+    path = tmp_path / f"x{suffix}"
+    with pytest.raises(FileNotFoundError, match=f"no such exported model: {path}"):
+        load_exported(path)
+    for content in (b"", b"some text", b"PK\x03\x04 broken"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"expected {path} to be a whole exported model"):
+            load_exported(path)

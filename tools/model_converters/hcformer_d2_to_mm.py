@@ -8,7 +8,6 @@ from pathlib import Path
 from mmengine.config import DictAction
 
 from hcformer_mm.checkpoints.hcformer_d2 import Report, convert_file, revert_file
-from hcformer_mm.checkpoints.io import SAFETENSORS
 
 
 def parse_args() -> argparse.Namespace:
@@ -71,7 +70,7 @@ def show(report: Report, dst: Path, reverse: bool) -> None:
     if report.left_out:
         print(f"left out   {', '.join(report.left_out)}: no weights")
     print(f"written    {dst}")
-    if not reverse and dst.suffix != SAFETENSORS:  # MMEngine's runner cannot read those
+    if not reverse:
         print(f"evaluate   python tools/test.py {config} {shlex.quote(str(dst))}{overrides}")
 
 
