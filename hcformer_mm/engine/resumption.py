@@ -44,9 +44,9 @@ def data_order(loader: DataLoader) -> dict[str, Any]:
     batches: Any = loader.batch_sampler
     dataset: Any = loader.dataset
     return dict(
-        seed=getattr(batches.sampler, "seed", None),
+        seed=getattr(getattr(batches, "sampler", None), "seed", None),
         num_images=len(dataset),
-        batch_size=batches.batch_size,
+        batch_size=getattr(batches, "batch_size", None),
         num_workers=loader.num_workers,
         num_processes=get_world_size(),
     )
@@ -68,7 +68,11 @@ def resume_data(
     """
     loader = loop.dataloader
     batch_sampler: Any = loader.batch_sampler
-    sampler = batch_sampler.sampler
+    sampler = getattr(batch_sampler, "sampler", None)
+    if sampler is None:  # MMEngine's way for batches of unknown origin
+        if state is not None:
+            set_random_state(state)
+        return
     if seed is not None and hasattr(sampler, "seed"):
         sampler.seed = seed
     if isinstance(loop, EpochBasedTrainLoop):

@@ -6,6 +6,7 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from ...checkpoints.io import some
 from ...registry import HOOKS
 from ...utils.errors import InputError
 
@@ -42,9 +43,11 @@ class FiniteLossHook(Hook):
                 losses[name] = float(value) if logged is None else logged.current()
         bad = [f"{name} = {loss}" for name, loss in losses.items() if not math.isfinite(loss)]
         if bad:
-            samples = data_batch.get("data_samples", ()) if isinstance(data_batch, dict) else ()
-            images = [str(getattr(sample, "img_path", "without a name")) for sample in samples]
-            raise diverged(runner, f"{', '.join(bad)} (images: {', '.join(images)})")
+            samples = data_batch.get("data_samples") if isinstance(data_batch, dict) else None
+            images = [
+                str(getattr(sample, "img_path", "without a name")) for sample in samples or ()
+            ]
+            raise diverged(runner, f"{some(bad)} (images: {some(images, 16)})")
 
 
 def diverged(runner: Runner, found: str) -> InputError:

@@ -39,9 +39,9 @@ class CheckpointBackend(LocalBackend):
                 super().put(obj, unfinished)
         except OSError as error:
             raise InputError(
-                f"expected room for {len(obj) / 1e6:.0f} MB at {filepath}, got "
-                f"{error.strerror!r}; free space and go on with --resume: earlier checkpoints are "
-                "still there"
+                f"expected to write a checkpoint of {len(obj) / 1e6:.0f} MB to {filepath}, got "
+                f"{error.strerror!r}; make that possible and go on with --resume: earlier "
+                "checkpoints are still there"
             ) from error
 
     def remove(self, filepath: str | Path) -> None:
@@ -202,7 +202,7 @@ class ResumableCheckpointHook(CheckpointHook):
         for path in dict.fromkeys([Path(named), *newest] if named else newest):
             try:
                 load_checkpoint(path)
-            except (FileNotFoundError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 faults.append(str(error))
                 continue
             if faults or not named:

@@ -38,4 +38,4 @@ def test_exploding_training_ends_in_a_sentence(shapes, tmp_path):
         run_tool("tools/train.py", tmp_path / "config.py")
     message = str(error.value)
     assert message.startswith("train: expected finite losses and weights, got ")
-    assert "(images: " in message and ".png" in message and message.endswith("and start again")
+    assert "(images: " in message and ".jpg" in message and message.endswith("and start again")
