@@ -17,7 +17,7 @@ from .dist import set_up_gloo
 from .hooks.checkpoint_check_hook import ALLOW_PARTIAL, CheckpointCheckHook
 from .hooks.data_check_hook import DataCheckHook
 from .hooks.param_groups_hook import ParamGroupsHook
-from .pipelines import complete_pipelines
+from .pipelines import complete_evaluators, complete_pipelines
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
@@ -90,8 +90,9 @@ def build_runner(
 
     It loads checkpoints with ``weights_only=True``, and refuses those that do not fit. On a machine
     without GPUs, the processes of torchrun communicate by gloo. With ``compile`` in the config,
-    parameter groups become plain dicts, which Dynamo can trace. Pipelines are completed; see
-    :func:`~.pipelines.complete_pipelines`.
+    parameter groups become plain dicts, which Dynamo can trace. Pipelines and
+    evaluators are completed; see :func:`~.pipelines.complete_pipelines` and
+    :func:`~.pipelines.complete_evaluators`.
 
     Args:
         config: Full config of a runner, changed in place.
@@ -112,6 +113,7 @@ def build_runner(
         _refuse_pickles(config.get(f"{split}_dataloader"), f"{split}_dataloader")
     set_up_gloo(config)
     complete_pipelines(config)
+    complete_evaluators(config)
     flexible = "runner_type" in config
     with naming(config):
         runner = RUNNERS.build(config) if flexible else Runner.from_cfg(config)

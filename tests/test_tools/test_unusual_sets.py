@@ -40,7 +40,7 @@ def write_config(root, name):
     annotations = root / "annotations/panoptic_val"
     panoptic = dict(ann_file=f"{annotations}.json", seg_prefix=f"{annotations}/")
     config.val_evaluator = config.test_evaluator = [
-        dict(type="hcformer_mm.CocoPanopticMetric", **panoptic),
+        dict(type="mmdet.CocoPanopticMetric", **panoptic),  # build_runner replaces it
         dict(type="mmdet.SemSegMetric", iou_metrics=["mIoU"], prefix="sem_seg"),
     ]
     config.train_cfg.update(max_iters=2, val_interval=1)
