@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -14,6 +17,7 @@ from pycocotools.coco import COCO
 from hcformer_mm.datasets.ground_truth import open_ground_truth
 from hcformer_mm.evaluation.measures import MaskAP
 from hcformer_mm.structures.panoptic import Classes
+from tests.helpers.label_maps import SIZES
 
 CLASSES = Classes(["sand", "box", "disc"])
 IMAGES = [{"id": 3, "file_name": "some/folder/a.jpg", "height": 4, "width": 6}]
@@ -333,6 +337,69 @@ def test_label_maps_of_16_bits_that_count_from_1(tmp_path: Path) -> None:
         Image.fromarray(np.array([[value]], np.uint16)).save(tmp_path / "a.png")
         with pytest.raises(ValueError, match=message):
             open_ground_truth(tmp_path, MANY, reduce_zero_label=True).read("a", (1, 1))
+
+
+@given(
+    SIZES.flatmap(lambda size: arrays(np.uint8, size) | arrays(np.uint16, size)),
+    st.sampled_from([1, 3, 254, 255, 256, 300, 65535]),
+    st.booleans(),
+)
+def test_label_maps_of_any_values(tmp_path: Path, pixels: Any, number: int, reduced: bool) -> None:
+    """Every pixel is void or has its class, or a sentence names the file."""
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    classes = Classes([str(i) for i in range(number)])
+    truth = open_ground_truth(tmp_path, classes, reduce_zero_label=reduced)
+    values = pixels.astype(int)
+    void = (values == 65535) | ((values == 255) & (number <= 255)) | ((values == 0) & reduced)
+    expected = values - reduced
+    ambiguous = pixels.dtype == np.uint8 and number > 255 and (pixels == 255).any()
+    if ambiguous or (expected[~void] >= number).any():
+        with pytest.raises(ValueError, match=r"expected .*a\.png"):
+            truth.read("a.jpg", pixels.shape)
+        return
+    found = truth.read("a.jpg", pixels.shape)
+    assert np.array_equal(found.ignore, void)
+    assert np.array_equal(found.segments[~void], expected[~void])
+    assert found.categories == {int(i): int(i) for i in np.unique(expected[~void])}
+
+
+@given(
+    SIZES.flatmap(lambda size: arrays(np.bool_, st.tuples(st.integers(0, 4), *map(st.just, size)))),
+    st.data(),
+)
+def test_instances_of_any_masks(tmp_path: Path, masks: Any, data: st.DataObject) -> None:
+    """The smallest of several instances is on top, and pixels of several, and crowds, are void."""
+    size = masks.shape[1:]
+    crowds = [data.draw(st.booleans()) for _ in masks]
+    encoded = [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in masks]
+    content = dict(
+        images=[dict(id=1, file_name="a.jpg", height=size[0], width=size[1])],
+        annotations=[
+            dict(
+                id=number,
+                image_id=1,
+                category_id=71,
+                iscrowd=int(crowd),
+                segmentation={**one, "counts": one["counts"].decode()},
+            )
+            for number, (one, crowd) in enumerate(zip(encoded, crowds, strict=True), start=1)
+        ],
+    )
+    content["annotations"].append(  # of another image, so that the file is one of instances
+        dict(id=9, image_id=2, category_id=71, iscrowd=0, segmentation=rle(0))
+    )
+    content["images"].append(dict(id=2, file_name="b.jpg", height=4, width=6))
+    path = write_json(tmp_path, **content)
+    found = open_ground_truth(path, CLASSES).read("a.jpg", size)
+    objects = [mask for mask, crowd in zip(masks, crowds, strict=True) if not crowd]
+    claims = np.sum([np.zeros(size, int), *objects], axis=0)
+    hidden = np.any([np.zeros(size, bool), *masks[np.array(crowds, bool)]], axis=0)
+    assert np.array_equal(found.ignore, (claims > 1) | hidden)
+    assert np.array_equal(found.segments > 0, claims > 0)
+    for y, x in zip(*np.nonzero(claims), strict=True):
+        area = min(mask.sum() for mask in objects if mask[y, x])
+        visible = found.segments == found.segments[y, x]
+        assert any(mask.sum() == area and mask[visible].all() for mask in objects if mask[y, x])
 
 
 BOX = [1, 0, 5, 0, 5, 3, 1, 3]
