@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from ..acceleration.inference import autocast_test_step, check_dtype, prepare_for_inference
 from ..utils.config import read_config
 from ..utils.progress import progress as show_progress
+from ..visualization.fonts import fonts_for
 from .inference import build_model, check_device, inference_pipeline, read_classes
 from .inputs import InputImage
 
@@ -42,13 +43,15 @@ class BaseInferencer:
             :func:`~hcformer_mm.acceleration.inference.prepare_for_inference`, which changes results
             by rounding.
         seed: Seed of random weights.
+        font: Font file of the class names in drawings; see
+            :class:`~hcformer_mm.structures.panoptic.Classes`.
 
     Attributes:
         model: The model in evaluation mode; if ``fast``, its BatchNorm is fused into convolutions.
         classes: Names and colors of its classes.
 
     Raises:
-        ValueError: No such config, device or ``dtype``, or the weights do not fit the config.
+        ValueError: No such config, device, ``dtype`` or font, or the weights do not fit the config.
         FileNotFoundError: No such checkpoint.
     """
 
@@ -61,7 +64,9 @@ class BaseInferencer:
         dtype: str = "float32",
         fast: bool = True,
         seed: int = 0,
+        font: str | None = None,
     ) -> None:
+        fonts_for((), font)  # refuses a file that is no font
         self._dtype = check_dtype(dtype)
         config = model if isinstance(model, Config) else read_config(model)
         if device is None:
@@ -73,7 +78,7 @@ class BaseInferencer:
                 stacklevel=2,
             )
         self.model = build_model(config, weights, device=device, seed=seed)
-        self.classes = read_classes(self.model)
+        self.classes = replace(read_classes(self.model), font=font)
         if fast:
             prepare_for_inference(self.model)
         self._file_pipeline = inference_pipeline(config)
