@@ -50,6 +50,11 @@ def parse_args() -> argparse.Namespace:
         "(default: %(default)s)",
     )
     parser.add_argument(
+        "--font",
+        help="font file of the class names; by default DejaVu Sans, or a font of the system for "
+        "characters that it lacks",
+    )
+    parser.add_argument(
         "--ann-file",
         type=Path,
         help="COCO annotations whose image and category ids the results use, so that both can be "
@@ -73,7 +78,12 @@ def run(args: argparse.Namespace) -> None:
     if to_file and args.ann_file is not None:
         raise ValueError(f"expected a folder for results with --ann-file, got --out {args.out}")
     inferencer = HCFormerInferencer(
-        args.config, args.checkpoint, device=args.device, dtype=args.dtype, fast=args.fast
+        args.config,
+        args.checkpoint,
+        device=args.device,
+        dtype=args.dtype,
+        fast=args.fast,
+        font=args.font,
     )
     if to_file:
         check_writable(args.out.parent)

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from hcformer_mm.apis.cluster_inferencer import ClusterInferencer
@@ -12,7 +11,6 @@ from hcformer_mm.apis.result_writer import write_image
 from hcformer_mm.datasets.ground_truth import GroundTruth, open_ground_truth
 from hcformer_mm.structures.data_samples import SCORE_THR, predicted_segments
 from hcformer_mm.visualization import LAYOUTS, cluster_sheet
-from hcformer_mm.visualization.fonts import fonts_for
 
 
 def parse_args() -> argparse.Namespace:
@@ -98,17 +96,17 @@ def draw(args: argparse.Namespace) -> None:
             f"expected --batch-size and --side of at least 1, got {args.batch_size} and {args.side}"
         )
     images = with_unique_names(open_images(args.img))
-    inferencer = ClusterInferencer(args.config, args.checkpoint, device=args.device)
+    inferencer = ClusterInferencer(args.config, args.checkpoint, device=args.device, font=args.font)
     truth = read_ground_truth(args, inferencer, images)
-    classes = replace(inferencer.classes, font=args.font)
-    fonts_for(tuple(classes.names), classes.font)  # refuses a file that is no font
     drawn = 0
     for result in inferencer.iterate(args.img, batch_size=args.batch_size, progress=True):
         sheet = cluster_sheet(
             result.image,
             result.labels(connected=args.connected),
-            classes=classes,
-            prediction=predicted_segments(result.prediction, classes, score_thr=args.score_thr),
+            classes=inferencer.classes,
+            prediction=predicted_segments(
+                result.prediction, inferencer.classes, score_thr=args.score_thr
+            ),
             ground_truth=truth and truth.read(result.path or result.name, result.image.shape[:2]),
             layout=args.layout,
             side=args.side,
