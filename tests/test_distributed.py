@@ -1,6 +1,7 @@
-"""Two processes on the CPU learn what one of them learns from the same images."""
+"""Processes on the CPU learn what one of them learns from the same images, and end together."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -48,11 +49,11 @@ def two_processes(folder):
     return {name: mean(*ranks) for name, ranks in launch(folder).items()}
 
 
-def mean(first, second):
-    """Mean losses of two processes, by step."""
+def mean(*ranks):
+    """Mean losses of processes, by step."""
     return [
-        {name: (one[name] + two[name]) / 2 for name in one}
-        for one, two in zip(first, second, strict=True)
+        {name: sum(losses[name] for losses in step) / len(ranks) for name in step[0]}
+        for step in zip(*ranks, strict=True)
     ]
 
 
@@ -66,6 +67,63 @@ def test_loss_curve_is_that_of_one_process(folder, two_processes, name):
         assert two == pytest.approx(one, abs=1e-4)
     # The images repeat, so the next loss shows what a step has learned.
     assert abs(alone[-1]["loss"] - alone[0]["loss"]) > 0.1
+
+
+@pytest.mark.slow
+def test_three_processes_one_without_objects(tmp_path):
+    """They get images 1 and 4, 2 and 5, and 3 and 6."""
+    write_shapes(tmp_path / "shapes", num_train=6, num_val=1, size=(64, 96), workers=1)
+    write_config(
+        tmp_path,
+        "three",
+        (3, 0, 1, 0, 0, 2),
+        steps=STEPS,
+        model__panoptic_head__no_object_weight=1.0,
+        default_hooks__checkpoint=None,
+    )
+    alone = train(tmp_path / "three.py")
+    together = mean(*launch(tmp_path, 3)["three"])
+    for one, two in zip(alone, together, strict=True):
+        assert two == pytest.approx(one, abs=1e-4)
+    assert abs(alone[-1]["loss"] - alone[0]["loss"]) > 0.1
+
+
+@pytest.mark.slow
+def test_resumed_processes_go_on_as_before(tmp_path):
+    """Each has its own random numbers; the configs run in the order of their names."""
+    write_shapes(tmp_path / "shapes", num_train=4, num_val=1, size=(64, 96), workers=1)
+    options = dict(random_points=True, randomness=dict(seed=0, diff_rank_seed=True))
+    options |= dict(train_dataloader__sampler__shuffle=True, default_hooks__checkpoint__interval=2)
+    segments = (2, 2, 1, 3)
+    write_config(tmp_path, "a_whole", segments, steps=5, **options)
+    write_config(tmp_path, "b_first", segments, steps=2, **options)
+    options |= dict(resume=True, load_from=str(tmp_path / "b_first/iter_2.pth"))
+    write_config(tmp_path, "c_rest", segments, steps=5, **options)
+    ranks = launch(tmp_path)
+    for whole, first, rest in zip(*(ranks[name] for name in sorted(ranks)), strict=True):
+        assert first + rest == whole
+    one, two = ranks["a_whole"]
+    assert one[0] != two[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "signal, within",
+    [("SIGKILL", 30), ("SIGSTOP", 5 + 30 + 60)],
+    ids=["died", "hangs"],
+)
+def test_a_process_that_ends_stops_the_others(signal, within, tmp_path):
+    """One that hangs is noticed after the timeout of 5 seconds, and torchrun waits for 30 more."""
+    write_shapes(tmp_path / "shapes", num_train=4, num_val=1, size=(64, 96), workers=1)
+    record = tmp_path / "time.txt"
+    hook = dict(type="Interrupt", signal_name=signal, record=str(record))
+    options = dict(custom_hooks=[hook], env_cfg__dist_cfg__timeout=5)
+    write_config(tmp_path, "ends", (2, 2, 0, 0), steps=1000, **options)
+    with pytest.raises(AssertionError):
+        launch(tmp_path)
+    waited = time.time() - float(record.read_text())
+    print(f"{signal}: {waited:.1f} s")
+    assert waited < within
 
 
 def test_classification_is_normalized_in_each_process(folder, two_processes):

@@ -5,13 +5,22 @@ losses of all steps to ``<config>.rank<rank>.json``.
 """
 
 import json
+import os
+import signal
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.dist import get_rank
 from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from panopticapi.utils import rgb2id
+from PIL import Image
 
 from hcformer_mm.engine import set_up_gloo
 from hcformer_mm.engine.runner import build_runner
@@ -41,6 +50,20 @@ class Recorder(Hook):
         self.steps.append({name: float(value.detach()) for name, value in outputs.items()})
 
 
+@HOOKS.register_module()
+class Interrupt(Hook):
+    """Sends a signal to the second process after the first iteration, and records the time."""
+
+    def __init__(self, signal_name, record):
+        self.signal = signal.Signals[signal_name]
+        self.record = Path(record)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if get_rank() == 1:
+            self.record.write_text(str(time.time()))
+            os.kill(os.getpid(), self.signal)
+
+
 def write_config(folder, name, segments, *, steps, **changes):
     """Write a config that trains on the first ``len(segments)`` Shapes in ``folder``.
 
@@ -53,9 +76,15 @@ def write_config(folder, name, segments, *, steps, **changes):
     """
     root = folder / "shapes"
     content = json.loads((root / "annotations/panoptic_train.json").read_text())
+    maps = root / "annotations" / name
+    maps.mkdir()
     for annotation, number in zip(content["annotations"], segments, strict=True):
         assert number <= len(annotation["segments_info"])
         del annotation["segments_info"][number:]
+        file = annotation["file_name"]
+        colors = np.array(Image.open(root / "annotations/panoptic_train" / file))
+        kept = np.isin(rgb2id(colors), [segment["id"] for segment in annotation["segments_info"]])
+        Image.fromarray(colors * kept[..., None].astype(colors.dtype)).save(maps / file)
     (root / f"annotations/{name}.json").write_text(json.dumps(content))
     config = Config.fromfile(ROOT / SHAPES_CONFIG)
     config.merge_from_dict(
@@ -66,6 +95,7 @@ def write_config(folder, name, segments, *, steps, **changes):
             "model.train_cfg.num_points": 256,
             "train_dataloader.dataset.data_root": f"{root}/",
             "train_dataloader.dataset.ann_file": f"annotations/{name}.json",
+            "train_dataloader.dataset.data_prefix.seg": f"annotations/{name}/",
             "train_dataloader.sampler.shuffle": False,
             "train_dataloader.batch_size": len(segments),
             "train_dataloader.num_workers": 0,
@@ -98,16 +128,20 @@ def train(path, launcher="none"):
     recorder = Recorder()
     runner = build_runner(config)
     runner.register_hook(recorder)
-    with mock.patch("torch.rand", fixed_points):
+    patch = mock.patch("torch.rand", fixed_points)
+    with nullcontext() if config.get("random_points") else patch:
         runner.train()
     return recorder.steps
 
 
-def launch(folder):
-    """Run all configs of a folder in two processes and return their losses by name and rank."""
-    torchrun(__file__, folder)
+def launch(folder, processes=2):
+    """Run all configs of a folder in processes and return their losses by name and rank."""
+    torchrun(__file__, folder, processes)
     return {
-        path.stem: [json.loads(path.with_suffix(f".rank{r}.json").read_text()) for r in range(2)]
+        path.stem: [
+            json.loads(path.with_suffix(f".rank{rank}.json").read_text())
+            for rank in range(processes)
+        ]
         for path in folder.glob("*.py")
     }
 
@@ -117,6 +151,7 @@ def main():
         steps = train(path, "pytorch")
         rank = torch.distributed.get_rank()
         path.with_suffix(f".rank{rank}.json").write_text(json.dumps(steps))
+        torch.distributed.barrier()  # the next config may read what this one writes
     torch.distributed.destroy_process_group()
 
 
