@@ -114,12 +114,14 @@ def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """
     tensors: dict[str, Tensor] = {}
     for name, value in content.items():
+        if not isinstance(name, str):
+            continue
         if isinstance(value, Tensor):
             tensors[name] = value
         elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
             # A writable copy in the machine's byte order.
             tensors[name] = torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
-    if all(str(name).startswith(WRAPPER) for name in tensors):
+    if all(name.startswith(WRAPPER) for name in tensors):
         tensors = {name.removeprefix(WRAPPER): value for name, value in tensors.items()}
     return tensors
 
@@ -175,8 +177,8 @@ def _load_torch(path: Path) -> Any:
         ) from None
     except Exception as error:  # whatever the readers of zip files and pickles stumble over
         raise InputError(
-            f"expected {path} to be a complete file of torch.save, got a damaged one; copy or "
-            f"download it again: {_reason(error)}"
+            f"expected {path} to be a complete file of torch.save, which it is not "
+            f"({_reason(error)}); copy or download it again"
         ) from None
 
 

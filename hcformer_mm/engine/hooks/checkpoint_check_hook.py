@@ -47,15 +47,17 @@ class CheckpointCheckHook(Hook):
         Raises:
             InputError: The checkpoint does not belong to what runs.
         """
-        if any("flat_param" in name for name in checkpoint.get("state_dict", ())):
+        if any("flat_param" in str(name) for name in checkpoint.get("state_dict", ())):
             return
         file = runner._load_from or find_latest_checkpoint(runner.work_dir)
-        training = isinstance(runner._train_loop, BaseLoop)
+        # Only the loops that run are built; the properties without underscore would build others.
+        loops = (runner._train_loop, runner._test_loop, runner._val_loop)
+        loop = next(loop for loop in loops if isinstance(loop, BaseLoop))
+        training = loop is runner._train_loop
         fit = load_weights(_whole_model(runner), checkpoint, file)
         faults = []
         if weights := fit.faults():
             faults.append(f"{weights}; {fit.advice()}")
-        loop = runner._train_loop if training else runner._test_loop
         metainfo = getattr(loop.dataloader.dataset, "metainfo", {})
         faults += compare_classes(checkpoint, metainfo)
         resuming = training and runner._resume

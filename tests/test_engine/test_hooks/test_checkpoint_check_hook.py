@@ -53,9 +53,9 @@ def check(logged):
 
     def check(content, model=None, *, classes=NAMES, mode="test", allow_partial=False, **own):
         model = model or Net()
-        loops = dict(_train_loop=dict(), _test_loop=dict())
+        loops = dict(_train_loop=dict(), _test_loop=dict(), _val_loop=None)
         loop = Loop(None, SimpleNamespace(dataset=SimpleNamespace(metainfo=dict(classes=classes))))
-        loops["_test_loop" if mode == "test" else "_train_loop"] = loop
+        loops[f"_{mode if mode in ('test', 'val') else 'train'}_loop"] = loop
         runner = SimpleNamespace(
             **loops,
             model=model,
@@ -86,7 +86,7 @@ def interrupted(model=None, **options):
     return trained(model, optimizer=state, message_hub={}, param_schedulers=[])
 
 
-@pytest.mark.parametrize("mode", ["test", "load", "resume"])
+@pytest.mark.parametrize("mode", ["test", "val", "load", "resume"])
 def test_what_fits_passes(mode, check):
     model = Net()
     assert check(interrupted(), model, mode=mode, optim_wrapper=wrapper(model)) == ""
