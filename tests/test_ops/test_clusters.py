@@ -107,10 +107,14 @@ def test_hierarchy_equals_loop(height: int, width: int) -> None:
     check_nested(dense)
 
 
-@pytest.mark.parametrize("image_size", [(1, 1), (3, 30), (17, 22), (28, 40), (25, 37)])
+@pytest.mark.parametrize(
+    ("image_size", "stride"),
+    [((1, 1), 4), ((3, 30), 4), ((17, 22), 4), ((28, 40), 4), ((25, 37), 4), ((7, 9), 1)],
+)
 @pytest.mark.parametrize("dense", [True, False])
-def test_image_labels_are_those_of_the_cells(image_size: tuple[int, int], dense: bool) -> None:
-    stride = 4
+def test_image_labels_are_those_of_the_cells(
+    image_size: tuple[int, int], stride: int, dense: bool
+) -> None:
     assignments = random_hierarchy(2, 7, 10, 3)
     cells = hierarchical_clusters(assignments, dense=False)
 
