@@ -156,12 +156,12 @@ class BaseInferencer:
         finally:
             shrunk.warn(
                 f"images became {SHRINKAGE} times shorter or more in a side before the model saw "
-                "them, so that small objects vanish: give the model crops, or increase the scale "
+                "them, so that small objects vanish; give the model crops, or increase the scale "
                 "of Resize in the config's test pipeline"
             )
             not_finite.warn(
-                "predictions have values that are not finite and mean nothing: check the "
-                "checkpoint, and try dtype='float32'"
+                "images have predictions that are not finite and mean nothing; check the "
+                "checkpoint, or use dtype='float32'"
             )
         if skipped and not read:
             raise ValueError(f"expected an image that can be read, got none among {skipped} files")
@@ -197,6 +197,10 @@ class BaseInferencer:
                 f"expected an image that the test pipeline can resize, got {image.source} of "
                 f"{image.read().shape[:2]}: {error.err}"
             ) from None
+        except ValueError as error:
+            if image.path is not None:
+                raise
+            raise ValueError(f"{image.source}: {error}") from None  # it names the file None
 
 
 @dataclass
@@ -212,7 +216,7 @@ class _Cases:
 
     def warn(self, what: str) -> None:
         if self.number:
-            warnings.warn(f"{self.number} {what} (first: {self.first})", stacklevel=3)
+            warnings.warn(f"{what}: {self.number}, the first {self.first}", stacklevel=3)
 
 
 def _is_finite(element: BaseDataElement) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
+from mmengine.config import Config
 from torch import nn
 
 from hcformer_mm.acceleration.inference import DTYPES
@@ -206,8 +207,19 @@ def test_broken_images_are_skipped_and_named(batch_size, files, broken_folder):
     assert warned == [f"skipped: {reason}" for _, reason in failed]
     for (_, reason), word in zip(failed, ("b.jpg", "c.png", "d.png", "f.png"), strict=True):
         assert reason.startswith("expected a") and word in reason
-    assert "(2, 1500)" in failed[3][1] and "resize" in failed[3][1]
-    assert "\n" not in failed[3][1]
+    assert "1500 × 2 pixels" in failed[3][1]
+
+
+def test_images_that_a_pipeline_cannot_resize(images, model_files):
+    """By our Resize or another one."""
+    config = Config.fromfile(model_files()[0])
+    thin = np.zeros((2, 1500, 3), np.uint8)
+    for kind in ("hcformer_mm.Resize", "mmdet.Resize"):
+        config.test_dataloader.dataset.pipeline[1].type = kind
+        inferencer = BaseInferencer(config, model_files()[1], fast=False)
+        with pytest.raises(ValueError, match=r"image 0 of the input.*(2, 1500|1500 × 2)") as raised:
+            samples(inferencer, thin)
+        assert "\n" not in str(raised.value)
 
 
 def test_broken_images_are_errors(detector, broken_folder):
@@ -231,17 +243,18 @@ def test_broken_images_are_errors(detector, broken_folder):
 
 
 def test_shrunk_images_are_warned_of_once(detector, segmentor, images):
-    """The Shapes models resize to 256 pixels."""
+    """The Shapes models resize to 256 × 192 pixels at most."""
     large = np.zeros((1500, 1500, 3), np.uint8)
     for inferencer in (detector, segmentor):
         with pytest.warns(UserWarning, match="4 times shorter") as caught:
             samples(inferencer, [images[0], large, large[:1100]])
         (warning,) = [str(one.message) for one in caught if "shorter" in str(one.message)]
-        assert warning.startswith("2 images ")
-        assert "image 1 of the input from (1500, 1500) to (256, 256)" in warning
+        assert warning.endswith(
+            ": 2, the first image 1 of the input from (1500, 1500) to (192, 192)"
+        )
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*shorter")
-        samples(detector, [*images, large[:1000, :1000]])
+        samples(detector, [*images, large[:760, :760]])
 
 
 @pytest.mark.parametrize("path", [SHAPES_CONFIG, SEMANTIC_CONFIG])
@@ -249,5 +262,5 @@ def test_predictions_that_are_not_finite_are_warned_of(path, model_files, images
     inferencer = BaseInferencer(*model_files(path), fast=False)
     with torch.no_grad():
         inferencer.model.backbone.backbone.layer4[0].conv1.weight[0] = torch.nan
-    with pytest.warns(UserWarning, match="2 predictions have values that are not finite .*image 0"):
+    with pytest.warns(UserWarning, match=r"not finite .*: 2, the first image 0"):
         samples(inferencer, images[:2])

@@ -122,7 +122,7 @@ def test_results_that_cannot_be_written(run, images, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(HCFormerInferencer, "_forward", lambda *_: calls.append(1))
     for out in ("file", "file/out", "file/out.png"):
-        with pytest.raises(SystemExit, match=r"image_demo: expected a folder .* for the results"):
+        with pytest.raises(SystemExit, match=r"image_demo: expected a folder .*for the results"):
             run(images / "scene0.png", "--out", out)
     assert not calls
     monkeypatch.undo()
