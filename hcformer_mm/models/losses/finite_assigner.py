@@ -5,7 +5,6 @@ from copy import copy
 from functools import partial
 from typing import Any
 
-import torch
 from mmdet.models.task_modules.assigners import AssignResult, BaseAssigner, HungarianAssigner
 from mmengine.structures import InstanceData
 from torch import Tensor
@@ -57,6 +56,6 @@ class FiniteAssigner(BaseAssigner):
         return result
 
 
-def _finite(cost: Any, *args: Any, **kwargs: Any) -> Tensor:
-    costs: Tensor = cost(*args, **kwargs)
-    return torch.nan_to_num(costs, nan=LARGEST_COST, posinf=LARGEST_COST, neginf=LARGEST_COST)
+def _finite(cost: Any, **options: Any) -> Tensor:
+    costs: Tensor = cost(**options)
+    return costs.where(costs.isfinite(), LARGEST_COST)

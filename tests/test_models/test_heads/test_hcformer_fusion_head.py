@@ -60,6 +60,8 @@ def test_three_results_in_one_pass():
     assert instances.masks[best].tolist() == [[True, True, False, False]] * 4
     assert instances.bboxes[best].tolist() == [0, 0, 2, 4]
     assert sample.pred_sem_seg.sem_seg.tolist() == [[[1, 1, 2, 2]] * 4]
+    assert sample.pred_sem_seg.sem_seg.dtype == torch.int64
+    assert panoptic.dtype == torch.int32
 
 
 def test_semantic_sums_masks_of_a_class():
@@ -168,6 +170,30 @@ def test_masks_too_large_to_be_resized_at_once(size, monkeypatch):
     sample = data_sample((20, 30), original=size)
     (result,) = fusion_head().predict(class_logits[None], masks[None], [sample], rescale=True)
     assert result["pan_results"].sem_seg.shape == sample.pred_sem_seg.sem_seg.shape == (1, *size)
+
+
+def test_defaults_are_mmdets():
+    """Scores around 0.8, and shares of masks around 0.8."""
+    random = torch.Generator().manual_seed(0)
+    class_logits = torch.zeros(1, 40, 4)
+    class_logits[0, torch.arange(40), torch.arange(40) % 4] = torch.linspace(2.2, 2.7, 40)
+    masks = torch.full((1, 40, 40, 40), -5.0)
+    for row, height in enumerate(torch.randint(1, 6, (40,), generator=random).tolist()):
+        masks[0, row, row : row + height] = 5.0
+    ours, mmdets = (
+        head(num_things_classes=2, num_stuff_classes=1, test_cfg={}).predict(
+            class_logits, masks, [data_sample((40, 40))]
+        )
+        for head in (HCFormerFusionHead, MaskFormerFusionHead)
+    )
+    assert ours[0].keys() == mmdets[0].keys() == {"pan_results"}
+    segments = ours[0]["pan_results"].sem_seg
+    assert torch.equal(segments, mmdets[0]["pan_results"].sem_seg)
+    assert 3 < len(segments.unique()) < 30
+    needed = post_processing.needed_queries(class_logits[0], {}, num_classes=3)
+    scores, classes = class_logits[0].softmax(-1).max(-1)
+    assert torch.equal(needed, (scores > 0.8) & (classes < 3))
+    assert 0 < needed.sum() < 30
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -59,6 +59,21 @@ def test_queries_that_are_not_finite_are_matched_last(field, value):
     assert found.gt_inds[[1, 4]].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_pairs_that_are_not_finite_are_matched_last(value):
+    """A cost alone, as after an overflow; -inf would be the best of all."""
+
+    def cost(**_):
+        return torch.tensor([[value, 3.0], [1.0, 2.0], [value, 9.0]])
+
+    strict = HungarianAssigner([model_config().train_cfg.assigner.match_costs[0]] * 2)
+    strict.match_costs = [cost, cost]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = FiniteAssigner(strict).assign(*instances(3, 2))
+    assert found.gt_inds.tolist() == [2, 1, 0]
+
+
 def test_every_object_is_matched_though_nothing_is_finite():
     """Else the loss would be finite, and training would go on."""
     forgiving, _ = assigners()
