@@ -9,6 +9,7 @@ from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from PIL import Image
 
+from hcformer_mm.utils.errors import InputError
 from tests.helpers.tools import ROOT, loader_options, read_metrics, read_scalars, run_tool
 
 HCFORMER = "configs/hcformer/hcformer"
@@ -218,12 +219,12 @@ def functions():
 
 def test_augmentation_needs_its_model(functions):
     config = Config.fromfile(ROOT / COCO_INSTANCE)
-    with pytest.raises(SystemExit, match=r"expected tta_model and tta_pipeline in .* no tta_model"):
+    with pytest.raises(InputError, match=r"expected tta_model and tta_pipeline in .* no tta_model"):
         functions["augment"](config)
 
 
 def test_label_maps_need_their_metric(functions):
     config = Config.fromfile(ROOT / ADE20K)
     config.test_evaluator.type = "mmseg.DepthMetric"
-    with pytest.raises(SystemExit, match=r"expected a mmseg\.IoUMetric"):
+    with pytest.raises(InputError, match=r"expected a mmseg\.IoUMetric"):
         functions["write_label_maps"](config, "label_maps")
