@@ -14,7 +14,7 @@ from .annotations import Annotations, read_annotations
 from .classes import class_faults, compare_classes, heads_of, letter_warnings, metainfo_faults
 from .coco import class_order_faults, coco_faults, first_images, query_warnings, tool_of
 from .datasets import Part, parts_of
-from .evaluators import Metric, metric_classes, metric_faults, metrics_of
+from .evaluators import Metric, metric_classes, metric_faults, metric_warnings, metrics_of
 from .findings import Findings
 from .label_maps import label_map_findings
 from .schedule import schedule_faults, schedule_warnings
@@ -82,6 +82,7 @@ def check_run(
     for metric in metrics:
         if (known := _read(metric.file, f"{metric.key}.ann_file", found)) is not None:
             found.faults += metric_faults(metric, known, read)
+            found.warnings += metric_warnings(metric)
             if metric.parts and (classes := metric_classes(metric.parts[0], known)):
                 ordered.append((known, classes, metric.parts[0].key))
     found.faults += class_order_faults(ordered)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmdet.evaluation import CocoPanopticMetric
 from mmengine.registry import METRICS
 
 from .annotations import Annotations
@@ -25,17 +26,22 @@ class Metric:
 
     Attributes:
         key: Its key in the config.
-        name: Name of its class.
+        kind: Its class.
         config: Its config.
         parts: The datasets whose predictions it scores.
         apart: Whether other metrics score the rest of the datasets.
     """
 
     key: str
-    name: str
+    kind: type
     config: dict[str, Any]
     parts: tuple[Part, ...]
     apart: bool
+
+    @property
+    def name(self) -> str:
+        """Name of its class."""
+        return self.kind.__name__
 
     @property
     def file(self) -> str:
@@ -69,7 +75,7 @@ def metrics_of(config: Any, key: str, parts: Sequence[Part]) -> Iterator[Metric]
         if is_local(metric.get("ann_file"), metric.get("backend_args")):
             own = f"{key}[{index}]" if several else key
             scored = parts[index : index + 1] if apart else parts
-            yield Metric(own, kind.__name__, metric, tuple(scored), apart)
+            yield Metric(own, kind, metric, tuple(scored), apart)
 
 
 def metric_faults(
@@ -117,28 +123,36 @@ def metric_faults(
             f"expected all {len(images)} images of {_keys(metric.parts)} in {metric.file} "
             f"({name}), got other ids or names for {len(foreign)}, such as {foreign[0]}; {remedy}"
         )
-    elif metric.counts_all and (rest := len(known) - _number(metric.parts, images)):
+    elif metric.counts_all and (rest := len(known) - len(images)):
         yield (
             f"expected {metric.file} ({name}) to have the images of {_keys(metric.parts)} alone, "
             f"got {rest} more, which {metric.name} counts as missed; set {name} to a file without "
-            "them, or test all of them"
+            "them"
         )
     folder = metric.config.get("seg_prefix")
     if folder and not foreign and is_local(folder, metric.config.get("backend_args")):
         maps = [annotations.maps[image] for image in images if image in annotations.maps]
+        if metric.kind is CocoPanopticMetric and any(os.path.dirname(one) for one in maps):
+            yield (
+                f"expected hcformer_mm.CocoPanopticMetric as {metric.key} for images in several "
+                "folders, got mmdet.CocoPanopticMetric, which ignores folders; set its type"
+            )
+            return
         yield from folder_faults(folder, f"{metric.key}.seg_prefix", maps)
+
+
+def metric_warnings(metric: Metric) -> Iterator[str]:
+    """Yield a sentence if images that are left out on purpose lower the scores of a metric."""
+    for part in metric.parts:
+        if metric.counts_all and getattr(part.dataset, "_indices", None) is not None:
+            yield (
+                f"{part.key}.indices leaves out images, which {metric.key} ({metric.name}) counts "
+                "as missed: its scores are too low"
+            )
 
 
 def _keys(parts: Sequence[Part]) -> str:
     return " and ".join(part.key for part in parts)
-
-
-def _number(parts: Sequence[Part], images: Mapping[Any, str]) -> int:
-    """Number of images that are tested, without those that ``indices`` leave out."""
-    indices = [part.dataset._indices for part in parts]
-    if len(parts) > 1 or indices[0] is None:
-        return len(images)
-    return min(len(images), abs(indices[0]) if isinstance(indices[0], int) else len(indices[0]))
 
 
 def metric_classes(part: Part, annotations: Annotations) -> tuple[str, ...]:

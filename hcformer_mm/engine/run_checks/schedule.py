@@ -15,7 +15,7 @@ from .lookup import is_a
 def schedule_faults(config: Config) -> Iterator[str]:
     """Yield a sentence for every setting by which training does not end or is not scheduled."""
     loader = config.get("train_dataloader") or {}
-    sampler = loader.get("sampler")
+    sampler = loader.get("sampler") or {}
     if _counts(config, EpochBasedTrainLoop) and is_a(
         DATA_SAMPLERS, sampler, InfiniteSampler, MultiSourceSampler
     ):

@@ -1,8 +1,10 @@
 """Metrics read the annotations of the images that they score, or the run is refused."""
 
+import json
+
 import pytest
 
-from tests.helpers.panoptic_sets import CATEGORIES, metainfo
+from tests.helpers.panoptic_sets import GROUND, SKY, THING, drawing, metainfo
 from tests.helpers.run_configs import (
     edit,
     faults,
@@ -10,6 +12,7 @@ from tests.helpers.run_configs import (
     instances,
     maskformer,
     panoptic_config,
+    warnings,
     write_sets,
 )
 
@@ -44,14 +47,12 @@ def test_instances_beside_panoptic_annotations_pass(root):
 
 def test_instances_in_another_order_are_refused(tmp_path):
     """The metric numbers the things by its own file."""
-    categories = {7: dict(id=1, name="box", isthing=1), 8: dict(id=2, name="bag", isthing=1)}
-    assert CATEGORIES  # the shared drawing has one thing, so a file of things is written by hand
     write_sets(tmp_path)
     for split in ("train", "val"):
-        instances(tmp_path, split, tuple(one["name"] for one in categories.values()))
+        instances(tmp_path, split, ("box", "bag"))
     config = instance_config(tmp_path, dict(classes=("box", "bag")))
     assert faults(config, maskformer(2, 0)) == []
-    config.val_evaluator.ann_file = instances(tmp_path / "", "val", ("bag", "box"))
+    config.val_evaluator.ann_file = instances(tmp_path, "val", ("bag", "box"))
     assert any("got 'box' in place of 'bag'" in s for s in faults(config, maskformer(2, 0)))
 
 
@@ -87,16 +88,33 @@ def test_missing_files(root):
     ]
 
 
-@pytest.mark.parametrize("indices", [2, [0, 2]])
-def test_metric_that_counts_all_images(root, indices):
+def test_metric_that_counts_all_images(root):
     """CocoMetric takes the objects of images that were not tested for missed ones."""
     config = panoptic_config(root)
-    config.val_dataloader.dataset.indices = indices
+    metric = dict(type="mmdet.CocoMetric", ann_file=instances(root))
+    config.val_dataloader.dataset.indices = 2
+    assert warnings(config) == []
+    config.val_evaluator = metric
+    (found,) = warnings(config)
+    assert "val_dataloader.dataset.indices leaves out images, which val_evaluator" in found
     assert faults(config) == []
-    config.val_evaluator = dict(type="mmdet.CocoMetric", ann_file=instances(root))
+    config = panoptic_config(root)
+    config.val_evaluator = metric
+    edit(root / VAL, lambda content: [content[part].pop() for part in ("images", "annotations")])
     (found,) = faults(config)
     assert "got 1 more, which CocoMetric counts as missed" in found
     config.val_evaluator.update(format_only=True, outfile_prefix=str(root / "results"))
+    assert faults(config) == []
+
+
+def test_images_in_several_folders(tmp_path):
+    """mmdet's metric looks for PNG files without the folders of their images."""
+    images = {f"{folder}/0.jpg": drawing(THING, GROUND, SKY) for folder in "ab"}
+    write_sets(tmp_path, images)
+    config = panoptic_config(tmp_path)
+    (found,) = faults(config)
+    assert "expected hcformer_mm.CocoPanopticMetric as val_evaluator for images in several" in found
+    config.val_evaluator.type = "hcformer_mm.CocoPanopticMetric"
     assert faults(config) == []
 
 
@@ -129,8 +147,6 @@ def test_joined_sets_with_a_file_of_all_pass(root, tmp_path):
     other = tmp_path / "b"
     write_sets(other)
     edit(other / VAL, add(10))
-    import json
-
     parts = [json.loads((one / VAL).read_text()) for one in (root, other)]
     whole = tmp_path / "whole.json"
     whole.write_text(
