@@ -69,7 +69,7 @@ READ_CONFIGS = {
 }
 
 
-def checkpoint(path, **entries):
+def save(path, **entries):
     torch.save(dict(meta={}, state_dict=dict(weight=torch.ones(64)), **entries), path)
     return path.read_bytes()
 
@@ -85,10 +85,10 @@ CHECKPOINTS = {
     "folder": lambda path: path.mkdir(),
     "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("<html>404 not found</html>"),
-    "truncated": lambda path: path.write_bytes(checkpoint(path)[:700]),
-    "flipped": lambda path: path.write_bytes(flip(checkpoint(path))),
+    "truncated": lambda path: path.write_bytes(save(path)[:700]),
+    "flipped": lambda path: path.write_bytes(flip(save(path))),
     "list": lambda path: torch.save([1, 2], path),
-    "code": lambda path: checkpoint(path, extra=Touch(path.with_name("marker"))),
+    "code": lambda path: save(path, extra=Touch(path.with_name("marker"))),
     "pickle": lambda path: path.write_bytes(pickle.dumps(Touch(path.with_name("marker")))),
 }
 CONFIGS = {
@@ -105,6 +105,29 @@ CONFIGS = {
     "text.txt": b"model = dict()",
     "no_model.py": b"optim_wrapper = dict()",
     "wrong_model.py": b'model = dict(type="mmdet.NoSuchDetector")',
+}
+
+
+JSONS = {
+    "missing": None,
+    "empty": b"",
+    "truncated": b'{"images": [{"id": 1, "file_name": "a.p',
+    "list": b"[1, 2]",
+    "binary": b"\x80\x04\x00\xff\xfe" * 9,
+    "other": b'{"licenses": []}',
+}
+CHECKS = {
+    "panoptic": lambda file, d: ("tools/dataset_converters/check_panoptic.py", file, d),
+    "instances": lambda file, d: ("tools/dataset_converters/check_instances.py", file, d),
+}
+READ_JSON = {
+    "draw": lambda file, w, d: (
+        *("tools/visualize_clusters.py", CONFIG, w, "--img", d / "a.png", "--out", d / "o"),
+        *("--gt", file),
+    ),
+    "image_demo": lambda file, w, d: (
+        *("demo/image_demo.py", d, CONFIG, w, "--out", d / "o", "--ann-file", file),
+    ),
 }
 
 
@@ -136,7 +159,7 @@ def test_configs(tool, fault, folder):
     elif content is not None:
         path.write_bytes(content)
     weights = folder / "x.pth"
-    checkpoint(weights)
+    save(weights)
     assert str(path) in refuse(*READ_CONFIGS[tool](path, weights, folder))
 
 
@@ -184,4 +207,39 @@ def test_checkpoints_of_runs(tool, fault, shapes, folder):
     CHECKPOINTS[fault](path)
     message = refuse(*RUNS[tool](folder / "quick.py", path, folder))
     assert f": expected {path} to be" in message or f": expected {path} to hold only" in message
+    assert not (folder / "marker").exists()
+
+
+def write_json(path, fault):
+    if JSONS[fault] is not None:
+        path.write_bytes(JSONS[fault])
+
+
+@pytest.mark.parametrize("tool", CHECKS)
+@pytest.mark.parametrize("fault", JSONS)
+def test_annotations(tool, fault, folder, capsys):
+    path = folder / "x.json"
+    write_json(path, fault)
+    with pytest.raises(SystemExit) as stopped:
+        run_tool(*CHECKS[tool](path, folder))
+    assert stopped.value.code not in (0, None)
+    if isinstance(stopped.value.code, str):  # otherwise argparse told it
+        assert str(path) in stopped.value.code
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tool", "fault"), [("draw", "truncated"), ("image_demo", "binary"), ("image_demo", "list")]
+)
+def test_annotations_of_models(tool, fault, checkpoint, folder):
+    path, weights = folder / "x.json", checkpoint(SHAPES_CONFIG)
+    write_json(path, fault)
+    assert str(path) in refuse(*READ_JSON[tool](path, weights, folder))
+    assert not list(folder.glob("o/*.json"))
+
+
+def test_annotations_of_models_run_no_code(checkpoint, folder):
+    path, weights = folder / "x.pkl", checkpoint(SHAPES_CONFIG)
+    path.write_bytes(pickle.dumps(Touch(folder / "marker")))
+    assert str(path) in refuse(*READ_JSON["image_demo"](path, weights, folder))
     assert not (folder / "marker").exists()

@@ -1,0 +1,44 @@
+"""Configs are found by path, name and package, in a clone that is not installed too."""
+
+import runpy
+import shutil
+
+import pytest
+
+from hcformer_mm.utils import paths
+from hcformer_mm.utils.config import find_config, read_config
+from tests.helpers.models import SHAPES_CONFIG
+
+NAME = "hcformer_r18_shapes-panoptic"
+
+
+@pytest.mark.parametrize(
+    "name", [SHAPES_CONFIG, NAME, f"{NAME}.py", f"hcformer_mm::shapes/{NAME}.py"]
+)
+def test_one_config_has_several_names(name):
+    assert find_config(name).samefile(SHAPES_CONFIG)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_resources_of_a_clone(installed, tmp_path):
+    """Configs and tools lie beside the package until an installation puts them into it."""
+    module = tmp_path / "hcformer_mm/utils/paths.py"
+    module.parent.mkdir(parents=True)
+    shutil.copy(paths.__file__, module)
+    if installed:
+        (tmp_path / "hcformer_mm/.mim").mkdir()
+    found = runpy.run_path(str(module))["RESOURCES"]
+    assert found == (tmp_path / "hcformer_mm/.mim" if installed else tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nowhere::a.py", "hcformer_mm::a.py", "configs"])
+def test_configs_that_are_not_there(name):
+    with pytest.raises(ValueError, match=rf"expected .* got '{name}'"):
+        find_config(name)
+
+
+def test_overrides(tmp_path):
+    assert read_config(NAME, {"train_cfg.max_iters": 7}).train_cfg.max_iters == 7
+    match = rf"expected overrides of .*{NAME}\.py that apply to it, got .*val_evaluator\.9"
+    with pytest.raises(ValueError, match=match):
+        read_config(NAME, {"val_evaluator.9.metric": "x"})
