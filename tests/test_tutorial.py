@@ -140,9 +140,9 @@ def test_wrong_number_is_refused_as_the_page_says(run, project):
     wrong.write_text(
         config.read_text().replace("num_things_classes=len(things)", "num_things_classes=6")
     )
-    with pytest.raises(ValueError) as raised:
+    with pytest.raises(SystemExit) as raised:
         run(train.replace(config.name, wrong.name))
-    (message,) = (text for kind, text in re.findall(r"^```()\n(model\..*?)^```", PAGE, re.M | re.S))
+    (message,) = re.findall(r"^- (model\..*?)^- ", PAGE, re.M | re.S)
     assert " ".join(message.split()) in str(raised.value)
 
 
