@@ -63,7 +63,7 @@ def test_backbone(downsampling):
     """Images of any size have a hierarchy of assignments that sum to one."""
     clustering = backbone(downsampling=downsampling).eval()
 
-    @settings(max_examples=4)
+    @settings(max_examples=3)
     @given(st.sampled_from([(1, 1), (1, 90), (70, 1), (33, 47), (2, 3), (64, 31)]), st.booleans())
     def check(size, channels_last):
         image = torch.randn(1, 3, *size)
@@ -163,7 +163,7 @@ def segments(data, size, objects):
     return InstanceData(labels=labels, masks=masks.long())
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(
     st.data(),
     SIZES,
