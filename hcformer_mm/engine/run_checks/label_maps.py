@@ -39,7 +39,8 @@ def label_map_findings(part: Part, queries: int | None, found: Findings) -> None
         entries = dataset.load_data_list()
         for name in ("img_path", "seg_map_path"):
             if name in prefix:
-                files = [os.path.relpath(e[name], prefix[name]) for e in entries if name in e]
+                start = len(os.path.join(prefix[name], ""))
+                files = [entry[name][start:] for entry in entries if name in entry]
                 faults += folder_faults(prefix[name], f"{key}.data_prefix.{name}", files)
         if not entries:
             faults.append(
