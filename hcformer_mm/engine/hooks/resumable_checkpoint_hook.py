@@ -9,7 +9,7 @@ from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, find_latest_checkpoint
 
-from ...checkpoints.io import load_checkpoint, some
+from ...checkpoints.io import force_weights_only, load_checkpoint, some
 from ...registry import HOOKS
 from ...utils.atomic_write import replacing
 from ...utils.errors import InputError
@@ -87,7 +87,11 @@ class ResumableCheckpointHook(CheckpointHook):
 
     def before_run(self, runner: Runner) -> None:
         """Choose the checkpoint of ``--resume``."""
-        if not runner._resume or runner._load_from is not None:
+        if not runner._resume:
+            return
+        # PyTorch does not load the logs that the original releases of MMEngine save otherwise.
+        force_weights_only()
+        if runner._load_from is not None:
             return
         chosen = [self._newest_that_loads(runner) if is_main_process() else None]
         broadcast_object_list(chosen)
