@@ -10,7 +10,6 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..structures.arrays import Labels, Mask, RGBImage
 
@@ -42,8 +41,11 @@ def resize_map(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     """Resize labels, a mask or flat colors to (h, w): nearest to the center of each new pixel."""
     if array.shape[:2] == size:
         return array
-    image = Image.fromarray(array.astype(np.int32) if array.ndim == 2 else array)
-    return np.asarray(image.resize(size[::-1], Image.Resampling.NEAREST)).astype(array.dtype)
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new)
+        for new, old in zip(size, array.shape, strict=False)
+    )
+    return array[rows[:, None], columns]
 
 
 def gray_image(image: RGBImage) -> RGBImage:

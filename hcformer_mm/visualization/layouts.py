@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ..evaluation.functional.label_maps import unique_inverse
 from ..evaluation.functional.superpixels import (
     boundary_scores,
     explained_variation,
@@ -171,12 +172,12 @@ class _Drawing:
         if kind == "truth" and self.truth is not None:
             return self._segments("Ground truth", self.truth)
         if kind == "oracle" and self.truth is not None:
-            void = int(self.truth.segments.min()) - 1
-            best = majority_map(
-                self.clusters[-1], self.truth.segments, ignore=self.truth.ignore, void=void
-            )
+            ids, segments = unique_inverse(self.truth.segments)
+            best = majority_map(self.clusters[-1], segments, ignore=self.truth.ignore, void=-1)
+            known = self.truth.categories
+            categories = {i: known[one] for i, one in enumerate(ids.tolist()) if one in known}
             title, note = "Best labeling", f"of the clusters of level {len(self.clusters)}"
-            return replace(self._segments(title, replace(self.truth, segments=best)), note=note)
+            return replace(self._segments(title, Panoptic(best, categories)), note=note)
         return None
 
     def _segments(self, title: str, panoptic: Panoptic) -> Panel:

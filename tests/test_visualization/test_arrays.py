@@ -26,7 +26,7 @@ def test_panels_are_near_their_target(size: tuple[int, int], panel: tuple[int, i
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (14, 15), (20, 3), (13, 33), (3, 2)])
 def test_resized_label_is_that_at_the_center(size: tuple[int, int]) -> None:
-    labels = np.random.default_rng(0).integers(0, 1 << 24, (7, 5))
+    labels = np.random.default_rng(0).integers(-1 << 63, (1 << 63) - 1, (7, 5))
     result = resize_map(labels, size)
     assert result.shape == size and result.dtype == labels.dtype
     for y, x in itertools.product(*map(range, size)):

@@ -76,6 +76,22 @@ def test_clusters_of_any_labels(pair, seed):
     assert np.array_equal(image, before)
 
 
+def test_sheets_of_extreme_ids():
+    image = np.zeros((2, 3, 3), np.uint8)
+    ids = np.array([[-(2**63), 2**63 - 1, 0]] * 2)
+    drawn = [
+        cluster_sheet(
+            image,
+            [np.array([[0, 1, 1]] * 2)],
+            classes=CLASSES,
+            ground_truth=Panoptic(segments, {segments[0, 0]: 0, segments[0, 1]: 1}),
+            side=30,
+        )
+        for segments in (ids, np.array([[1, 3, 2]] * 2))
+    ]
+    assert np.array_equal(*drawn)
+
+
 @pytest.mark.filterwarnings("ignore:no font of this system")
 @given(st.data(), SEVERAL, st.sampled_from(sorted(LAYOUTS)))
 def test_sheets_of_any_image(data, given_maps, layout):
