@@ -14,6 +14,7 @@ from ...utils.errors import InputError
 from .faults import Finding
 
 Entry = dict[str, Any]
+NUMBER = (int, float)  # made once, since millions of values are compared with it
 
 _KEYS = dict(
     images=("id", "file_name", "height", "width"),
@@ -124,7 +125,7 @@ def image_sizes(images: list[Entry]) -> dict[Any, tuple[int, int]]:
     return {
         number: size
         for number, size in sizes
-        if all(isinstance(length, int | float) and 1 <= length < 1e6 for length in size)
+        if all(isinstance(length, NUMBER) and 1 <= length < 1e6 for length in size)
     }
 
 

@@ -15,6 +15,7 @@ from pycocotools import mask as mask_utils
 
 from ...evaluation.functional.coco_masks import encode_annotation
 from .coco import (
+    NUMBER,
     Entry,
     check_categories,
     check_image_ids,
@@ -163,7 +164,7 @@ def _box_fault(annotation: Entry, size: tuple[int, int]) -> Finding | None:
         )
     if not is_box(box):
         return "no box", f"expected left, top, width and height as bbox, got {box}"
-    if not isinstance(area, int | float):
+    if not isinstance(area, NUMBER):
         return "incomplete annotation", f"expected the area in pixels, got {area!r}"
     left, top, width, height = box
     if width < 1 or height < 1 or not area > 0:
@@ -190,9 +191,12 @@ def _mask_fault(annotation: Entry, size: tuple[int, int]) -> Finding | None:
         )
     if isinstance(mask, dict):
         return _run_lengths_fault(mask, size)
+    short, total = [], 0.0
     try:
-        short = [polygon for polygon in mask if len(polygon) < 6 or len(polygon) % 2]
-        total = sum(map(sum, mask))
+        for polygon in mask:
+            total += sum(polygon)
+            if len(polygon) < 6 or len(polygon) % 2:
+                short.append(polygon)
     except TypeError:
         return (
             "polygon",

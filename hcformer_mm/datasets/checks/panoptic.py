@@ -12,6 +12,7 @@ from panopticapi.evaluation import OFFSET, VOID
 from panopticapi.utils import rgb2id
 
 from .coco import (
+    NUMBER,
     Entry,
     check_categories,
     check_image_ids,
@@ -195,7 +196,7 @@ def _segment_fault(segment: Any, categories: Set[Any]) -> Finding | None:
     box, area = segment["bbox"], segment["area"]
     if number == VOID:
         return "void id", f"expected an id from 1 on, since {VOID} means void"
-    if not isinstance(number, int | float) or not 0 < number < OFFSET:
+    if not isinstance(number, NUMBER) or not 0 < number < OFFSET:
         return (
             "segment id",
             f"expected an id from 1 to {OFFSET - 1}, which a color holds, got {number!r}",
@@ -204,7 +205,7 @@ def _segment_fault(segment: Any, categories: Set[Any]) -> Finding | None:
         return "unknown category", f"category {category} is not among the categories"
     if not is_box(box):
         return "no box", f"expected left, top, width and height as bbox, got {box}"
-    if not isinstance(area, int | float):
+    if not isinstance(area, NUMBER):
         return "incomplete segment", f"expected the area in pixels, got {area!r}"
     if box[2] < 1 or box[3] < 1 or not area > 0:
         return (
@@ -243,7 +244,7 @@ def _check_ids(annotation: Entry, segments: NDArray[Any]) -> Iterator[Finding]:
     infos = {
         info["id"]: info
         for info in annotation["segments_info"]
-        if isinstance(info, dict) and isinstance(info.get("id"), int | float)
+        if isinstance(info, dict) and isinstance(info.get("id"), NUMBER)
     }
     for value in sorted(areas.keys() - infos.keys() - {VOID}):
         message = f"id {value}, of {areas[value]} pixels, is not in the JSON"
