@@ -54,7 +54,7 @@ def config(tmp_path):
     prefix = dict(img="val2017/", seg=ANNOTATIONS)
     config = read(COCO_CONFIG, tmp_path, f"{ANNOTATIONS}.json", prefix)
     panoptic = dict(
-        type="mmdet.CocoPanopticMetric",
+        type="hcformer_mm.CocoPanopticMetric",
         ann_file=str(SAMPLE / f"{ANNOTATIONS}.json"),
         seg_prefix=str(SAMPLE / ANNOTATIONS),
     )

@@ -161,7 +161,8 @@ class ClusterVisualizationHook(Hook):
         if self._truth is None:
             truth = true_segments(sample, classes)
         else:
-            truth = self._truth.read(sample.img_path, image.shape[:2])
+            height, width = image.shape[:2]
+            truth = self._truth.read(sample.img_path, (height, width))
         return cluster_sheet(
             image,
             [level.numpy() for level in sample.clusters.labels(connected=self.connected)],
