@@ -84,12 +84,12 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    height, width = args.shape
     try:
         model = build_without_weights(read_config(args.config, args.cfg_options))
+        counts = count_multiply_adds(model, height, width)
     except ValueError as error:
         sys.exit(f"get_flops: {error}")
-    height, width = args.shape
-    counts = count_multiply_adds(model, height, width)
 
     print(f"config      {args.config}")
     print(f"input       1 x 3 x {height} x {width}")
