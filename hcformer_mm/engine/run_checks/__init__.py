@@ -12,8 +12,8 @@ from mmseg.datasets import BaseSegDataset
 
 from .annotations import Annotations, read_annotations
 from .classes import class_faults, compare_classes, heads_of, letter_warnings, metainfo_faults
-from .coco import class_order_faults, coco_faults, first_images, query_warnings, tool_of
-from .datasets import Part, parts_of
+from .coco import class_order_faults, coco_faults, first_images, first_maps, query_warnings, tool_of
+from .datasets import Part, is_local, parts_of
 from .evaluators import Metric, metric_classes, metric_faults, metric_warnings, metrics_of
 from .findings import Findings
 from .label_maps import label_map_findings
@@ -82,11 +82,16 @@ def check_run(
     for metric in metrics:
         if (known := _read(metric.file, f"{metric.key}.ann_file", found)) is not None:
             found.faults += metric_faults(metric, known, read)
-            found.warnings += metric_warnings(metric)
+            found.warnings += metric_warnings(metric, known, read)
+            folder = metric.config.get("seg_prefix")
+            if folder and known.panoptic and is_local(folder):
+                found.add(first_maps(known, folder), tool_of(known))
             if metric.parts and (classes := metric_classes(metric.parts[0], known)):
                 ordered.append((known, classes, metric.parts[0].key))
     found.faults += class_order_faults(ordered)
+    # A metric usually reads the files of its dataset.
     found.faults = list(dict.fromkeys(found.faults))
+    found.warnings = list(dict.fromkeys(found.warnings))
     return found
 
 

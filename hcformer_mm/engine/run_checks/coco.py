@@ -124,10 +124,16 @@ def first_images(part: Part, annotations: Annotations) -> Iterator[Fault]:
             yield from check_image(path, (image["height"], image["width"]))
         if not annotations.panoptic:
             yield from check_masks(image, own, annotations.file)
-        elif prefix.get("seg"):
-            for annotation in own:
-                if Path(prefix["seg"], annotation["file_name"]).is_file():
-                    yield from check_panoptic_png(annotation, image, prefix["seg"])
+    if annotations.panoptic and prefix.get("seg"):
+        yield from first_maps(annotations, prefix["seg"])
+
+
+def first_maps(annotations: Annotations, folder: str) -> Iterator[Fault]:
+    """Yield the faults of the PNG files of the first images."""
+    for image, own in annotations.samples:
+        for annotation in own:
+            if Path(folder, annotation["file_name"]).is_file():
+                yield from check_panoptic_png(annotation, image, folder)
 
 
 def query_warnings(annotations: Annotations, queries: int) -> Iterator[str]:

@@ -96,9 +96,11 @@ def metric_faults(
         )
         return
     images: dict[Any, str] = {}
+    sides: dict[Any, float] = {}
     for part in metric.parts:
         if part.key not in read:
             return  # a dataset of another kind
+        sides |= read[part.key].sides
         for image, name in read[part.key].images.items():
             if image in images:
                 yield (
@@ -112,7 +114,9 @@ def metric_faults(
     foreign = [
         name
         for image, name in images.items()
-        if image not in known or os.path.basename(known[image]) != os.path.basename(name)
+        if image not in known
+        or os.path.basename(known[image]) != os.path.basename(name)
+        or annotations.sides[image] != sides[image]
     ]
     name = f"{metric.key}.ann_file"
     if foreign:
@@ -121,7 +125,8 @@ def metric_faults(
         )
         yield (
             f"expected all {len(images)} images of {_keys(metric.parts)} in {metric.file} "
-            f"({name}), got other ids or names for {len(foreign)}, such as {foreign[0]}; {remedy}"
+            f"({name}), got other ids, names or sizes for {len(foreign)}, such as {foreign[0]}; "
+            f"{remedy}"
         )
     elif metric.counts_all and (rest := len(known) - len(images)):
         yield (
@@ -141,9 +146,26 @@ def metric_faults(
         yield from folder_faults(folder, f"{metric.key}.seg_prefix", maps)
 
 
-def metric_warnings(metric: Metric) -> Iterator[str]:
-    """Yield a sentence if images that are left out on purpose lower the scores of a metric."""
+def metric_warnings(
+    metric: Metric, annotations: Annotations, read: Mapping[str, Annotations]
+) -> Iterator[str]:
+    """Yield a sentence if a metric may not score what the user means.
+
+    Args:
+        metric: The metric.
+        annotations: What its file has.
+        read: What the files of the datasets have, by the keys of the datasets.
+    """
     for part in metric.parts:
+        own = read.get(part.key, annotations)
+        if own.panoptic == annotations.panoptic:
+            # Training and validation images often have the same ids and names.
+            counts = own.targets.items()
+            if other := [one for one, count in counts if annotations.targets.get(one, 0) != count]:
+                yield (
+                    f"{metric.file} ({metric.key}.ann_file) has other segments than {own.file} "
+                    f"({part.key}.ann_file) for {len(other)} images, such as {own.images.get(other[0])}"
+                )
         if metric.counts_all and getattr(part.dataset, "_indices", None) is not None:
             yield (
                 f"{part.key}.indices leaves out images, which {metric.key} ({metric.name}) counts "

@@ -1,8 +1,11 @@
 """Metrics read the annotations of the images that they score, or the run is refused."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers.panoptic_sets import GROUND, SKY, THING, drawing, metainfo
 from tests.helpers.run_configs import (
@@ -56,7 +59,7 @@ def test_instances_in_another_order_are_refused(tmp_path):
     assert any("got 'box' in place of 'bag'" in s for s in faults(config, maskformer(2, 0)))
 
 
-@pytest.mark.parametrize("change", ["ids", "names"])
+@pytest.mark.parametrize("change", ["ids", "names", "sizes"])
 def test_annotations_of_other_images(root, change):
     config = panoptic_config(root)
     other = root / "annotations/other.json"
@@ -64,13 +67,44 @@ def test_annotations_of_other_images(root, change):
     if change == "ids":
         edit(other, add(10))
     else:
-        edit(other, lambda content: [
-            image.update(file_name=f"x{image['file_name']}") for image in content["images"]
-        ])  # fmt: skip
+
+        def rename(content):
+            for image in content["images"]:
+                image.update(height=9) if change == "sizes" else image.update(
+                    file_name=f"x{image['file_name']}"
+                )
+
+        edit(other, rename)
     config.val_evaluator.ann_file = str(other)
     found = [s for s in faults(config) if "expected all 3 images" in s]
     assert len(found) == 1
-    assert f"in {other} (val_evaluator.ann_file), got other ids or names for 3" in found[0]
+    assert f"in {other} (val_evaluator.ann_file), got other ids, names or sizes for 3" in found[0]
+
+
+def test_annotations_of_images_with_the_same_names(root):
+    """Those of the training set, whose images have the ids and names of the validation set."""
+    edit(root / "annotations/panoptic_train.json", lambda content: [
+        annotation["segments_info"].pop() for annotation in content["annotations"]
+    ])  # fmt: skip
+    config = panoptic_config(root)
+    config.val_evaluator.ann_file = f"{root}/annotations/panoptic_train.json"
+    (found,) = warnings(config, splits=["val"])
+    assert "panoptic_train.json (val_evaluator.ann_file) has other segments than" in found
+    assert found.endswith("for 3 images, such as 0.jpg")
+
+
+def test_png_files_of_another_set(root):
+    """They exist, and have other ids than the annotations."""
+    config = panoptic_config(root)
+    other = root / "other"
+    shutil.copytree(root / "annotations/panoptic_val", other)
+    for png in other.iterdir():
+        pixels = np.asarray(Image.open(png))
+        Image.fromarray(np.where(pixels > 0, pixels + 1, 0).astype(np.uint8)).save(png)
+    config.val_evaluator.seg_prefix = str(other)
+    found = faults(config)
+    assert found
+    assert all(str(other / "0.png") in sentence for sentence in found)
 
 
 def test_missing_files(root):
@@ -140,7 +174,7 @@ def test_joined_sets_are_refused(root, tmp_path):
     edit(other / VAL, add(10))
     (found,) = faults(joined(root, other)[0])
     assert "expected all 6 images of val_dataloader.dataset.datasets[0] and" in found
-    assert "got other ids or names for 3" in found
+    assert "got other ids, names or sizes for 3" in found
 
 
 def test_joined_sets_with_a_file_of_all_pass(root, tmp_path):
