@@ -29,6 +29,7 @@ WARNINGS = frozenset(
         "map without image",
         "short polygon",
         "stuff in parts",
+        "too large to check",
     }
 )
 NOTES = frozenset({"class without pixels", "crowds only", "image without objects", "no segments"})

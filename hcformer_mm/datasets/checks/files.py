@@ -37,9 +37,9 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with open_file(path) as image:
         width, height = image.size
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         image.draft("L", (1, 1))  # decodes a JPEG at an eighth of its size
         decode(path, image)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     # MMCV turns images; values from 5 on swap height and width.
     return (width, height) if orientation >= 5 else (height, width)
 
@@ -54,6 +54,8 @@ def open_file(path: Path) -> Image.Image:
         raise UnreadableError("missing file", path, f"the file does not exist{_elsewhere(path)}")
     try:
         return Image.open(path)
+    except Image.DecompressionBombError as error:  # OpenCV reads more
+        raise UnreadableError("too large to check", path, str(error)) from error
     except Exception as error:  # Pillow raises errors of many types for damaged files
         raise UnreadableError("unreadable file", path, f"expected an image: {error}") from error
 

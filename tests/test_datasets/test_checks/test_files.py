@@ -1,0 +1,57 @@
+"""Images are read to their end, and what cannot be read is told apart."""
+
+import pytest
+from PIL import Image
+
+from hcformer_mm.datasets.checks import check_image
+
+
+@pytest.fixture(params=["jpg", "png", "webp"])
+def image(request, tmp_path):
+    path = tmp_path / "folder" / f"image.{request.param}"
+    path.parent.mkdir()
+    Image.effect_noise((40, 30), 50).convert("RGB").save(path)
+    return path
+
+
+@pytest.mark.parametrize("size", [None, (30, 40)])
+def test_clean(image, size):
+    assert check_image(image, size) == []
+
+
+def test_another_size(image):
+    (fault,) = check_image(image, (40, 30))
+    assert (fault.kind, fault.severity) == ("size", "error")
+    assert fault.message == "expected height and width (40, 30), got (30, 40)"
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, -50])
+def test_every_part_of_a_file_is_needed(image, kept):
+    image.write_bytes(image.read_bytes()[:kept])
+    (fault,) = check_image(image)
+    assert (fault.kind, fault.severity) == ("unreadable file", "error")
+
+
+@pytest.mark.parametrize("name", ["../image.jpg", "image.bmp"])
+def test_a_missing_file_is_looked_for_near(image, name):
+    near = image.parent.parent / "image.jpg" if name[0] == "." else image.with_suffix(".bmp")
+    missing = image.parent / (near.name if name[0] == "." else "image.gif")
+    for path in (image.parent.parent, image.parent):
+        (path / "image.jpg").unlink(missing_ok=True)
+    image.unlink(missing_ok=True)
+    Image.new("RGB", (4, 3)).save(near)
+    (fault,) = check_image(missing)
+    assert fault.message == f"the file does not exist, but {near} does"
+
+
+def test_a_missing_file(image):
+    (fault,) = check_image(image.parent / "other.jpg")
+    assert fault.kind == "missing file"
+    assert fault.message == "the file does not exist"
+
+
+def test_very_large_images_are_not_refused(image, monkeypatch):
+    """Pillow refuses them, but OpenCV reads them."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    (fault,) = check_image(image)
+    assert (fault.kind, fault.severity) == ("too large to check", "warning")
