@@ -164,7 +164,8 @@ def metric_warnings(
             if other := [one for one, count in counts if annotations.targets.get(one, 0) != count]:
                 yield (
                     f"{metric.file} ({metric.key}.ann_file) has other segments than {own.file} "
-                    f"({part.key}.ann_file) for {len(other)} images, such as {own.images.get(other[0])}"
+                    f"({part.key}.ann_file) for {len(other)} images, such as "
+                    f"{own.images.get(other[0])}"
                 )
         if metric.counts_all and getattr(part.dataset, "_indices", None) is not None:
             yield (
