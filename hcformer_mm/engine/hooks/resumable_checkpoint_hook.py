@@ -87,7 +87,7 @@ class ResumableCheckpointHook(CheckpointHook):
 
     def before_run(self, runner: Runner) -> None:
         """Choose the checkpoint of ``--resume``."""
-        if not runner._resume:
+        if not runner._resume or runner._has_loaded:  # as in MMEngine's FlexibleRunner
             return
         # PyTorch does not load the logs that the original releases of MMEngine save otherwise.
         force_weights_only()
@@ -110,7 +110,7 @@ class ResumableCheckpointHook(CheckpointHook):
         if not self.by_epoch and self.interval > 0 and self.interval % counts:
             runner.logger.warning(
                 "A resumed run starts without the gradients that were accumulated when its "
-                f"checkpoint was saved: expected an interval of checkpoints divisible by "
+                "checkpoint was saved: expected an interval of checkpoints divisible by "
                 f"accumulative_counts = {counts}, got {self.interval}."
             )
         if type(self.file_backend) is LocalBackend:
@@ -136,7 +136,10 @@ class ResumableCheckpointHook(CheckpointHook):
                 "The checkpoint holds no random states, so training resumes with other random "
                 "numbers than without the interruption."
             )
-            loaded = dict(data=data_order(loop.dataloader) | dict(seed=runner.seed), random=[])
+            # MMEngine gives samplers the run's seed, unless each process has its own.
+            own = runner._randomness_cfg.get("diff_rank_seed")
+            seed = dict(seed=None if own else runner.seed)
+            loaded = dict(data=data_order(loop.dataloader) | seed, random=[])
         now = data_order(loop.dataloader)
         changed = [
             f"{name} was {before} and is {now[name]}"
