@@ -62,7 +62,7 @@ def publish(source: str | Path, target: str | Path) -> Published:
 
     Raises:
         FileNotFoundError: ``source`` is not a file.
-        ValueError: ``source`` has no ``state_dict`` of an unwrapped model, or ``target`` is not a
+        ValueError: ``source`` has no weights in ``state_dict``, or ``target`` is not a
             ``.pth`` file in an existing folder.
     """
     target = Path(target)

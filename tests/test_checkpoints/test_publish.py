@@ -120,15 +120,18 @@ def test_publishes_the_moving_average(tmp_path):
     assert model.weight.item() == 8.0
 
 
+def test_wrapped_models_are_published_under_their_own_names(tmp_path):
+    torch.save(dict(state_dict={"module.weight": torch.zeros(1)}), tmp_path / "wrapped.pth")
+    path = publish(tmp_path / "wrapped.pth", tmp_path / "model.pth").path
+    assert load_checkpoint(path)["state_dict"].keys() == {"weight"}
+
+
 def test_refuses(tmp_path):
     source = trained(tmp_path / "iter_7.pth")
     with pytest.raises(ValueError, match=r"expected a name that ends in \.pth"):
         publish(source, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"an existing folder to publish to, got .*no$"):
         publish(source, tmp_path / "no" / "model.pth")
-    torch.save(dict(state_dict={"module.weight": torch.zeros(1)}), source)
-    with pytest.raises(ValueError, match=r"prefix 'module\.' of DistributedDataParallel"):
-        publish(source, tmp_path / "model.pth")
     torch.save(dict(model={"weight": torch.zeros(1)}), source)
     with pytest.raises(ValueError, match=r"with weights in 'state_dict', got model"):
         publish(source, tmp_path / "model.pth")
