@@ -1,5 +1,6 @@
 """HCFormerFusionHead: panoptic, instance and semantic results from one prediction."""
 
+import warnings
 from typing import Any
 
 from mmdet.models.seg_heads import MaskFormerFusionHead
@@ -99,6 +100,12 @@ class HCFormerFusionHead(MaskFormerFusionHead):
                 f"{type(self).__name__} and no-object, got {tuple(mask_cls_results.shape)}; set "
                 "num_things_classes and num_stuff_classes of panoptic_head and "
                 "panoptic_fusion_head alike"
+            )
+        if not mask_cls_results.isfinite().all():
+            warnings.warn(
+                "expected finite class logits, got NaN or Inf, which segment nothing; look at the "
+                "weights of the checkpoint and at the images",
+                stacklevel=2,
             )
         wanted = dict(
             panoptic_on=self.test_cfg.get("panoptic_on", True),

@@ -306,6 +306,15 @@ def test_queries_that_no_result_needs_are_not_decoded(results):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_segment_nothing(value):
+    class_logits, masks = hand_drawn()
+    class_logits[0, 1] = value
+    with pytest.warns(UserWarning, match="expected finite class logits, got NaN or Inf"):
+        (result,) = fusion_head().predict(class_logits, masks, [data_sample((4, 4))])
+    assert result["pan_results"].sem_seg[0].tolist() == [[1 + INSTANCE_OFFSET] * 2 + [3] * 2] * 4
+
+
 def test_nothing_detected():
     class_logits = torch.zeros(1, 3, 4)
     class_logits[..., -1] = 10.0
