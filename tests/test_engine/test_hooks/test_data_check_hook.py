@@ -8,7 +8,8 @@ import pytest
 from mmdet.datasets import CocoPanopticDataset
 from mmengine.config import Config
 from mmengine.dataset import ConcatDataset, RepeatDataset
-from mmengine.registry import HOOKS
+from mmengine.hub import get_config
+from mmengine.registry import HOOKS, DefaultScope
 from mmengine.runner import BaseLoop, Runner
 from mmseg.datasets import ADE20KDataset
 from torch import nn
@@ -234,12 +235,23 @@ def test_several_datasets_are_scored_apart(shapes, tmp_path):
     assert {"train/coco/segm_mAP", "val/coco/segm_mAP"} <= set(scores)
 
 
-def test_other_models_run(shapes, tmp_path):
-    """A Mask R-CNN of mmdet is checked for its data alone."""
-    config = quick_config(shapes, tmp_path, INSTANCE_CONFIG)
-    check(nn.Linear(1, 1))
-    hook = DataCheckHook()
-    hook.check(SimpleNamespace(model=nn.Linear(1, 1), cfg=config), ["train", "val"])
+def test_other_models_pass(shapes):
+    """A Mask R-CNN of mmdet, trained by epochs, is checked for its data alone."""
+    config = get_config("mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py")
+    for split in ("train", "val"):
+        config[f"{split}_dataloader"].dataset.update(
+            data_root=f"{shapes}/",
+            ann_file=f"annotations/instances_{split}.json",
+            data_prefix=dict(img=f"{split}/"),
+            metainfo=dict(classes=ShapesInstanceDataset.METAINFO["classes"]),
+        )
+    config.val_evaluator.ann_file = f"{shapes}/annotations/instances_val.json"
+    runner = SimpleNamespace(model=nn.Linear(1, 1), cfg=config)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        DataCheckHook().check(runner, ["train", "val"])
+        config.val_dataloader.dataset.ann_file = "nowhere.json"
+        with pytest.raises(InputError, match=r"nowhere.json: No such file"):
+            DataCheckHook().check(runner, ["train", "val"])
 
 
 REFUSED_RUN = """
