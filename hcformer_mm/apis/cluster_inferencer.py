@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from ..models.utils.cluster_recorder import record_clusters
 from ..structures.image_clusters import ImageClusters
 from .base_inferencer import BaseInferencer
 from .inputs import Inputs, open_images
+
+_LOCK = Lock()
 
 
 @dataclass(frozen=True)
@@ -93,5 +96,6 @@ class ClusterInferencer(BaseInferencer):
         )
 
     def _forward(self, batch: list[dict[str, Any]]) -> list[BaseDataElement]:
-        with record_clusters(self.model):
+        # The recorder's hooks see the calls of all threads.
+        with _LOCK, record_clusters(self.model):
             return super()._forward(batch)
