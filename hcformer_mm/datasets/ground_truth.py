@@ -14,10 +14,11 @@ from pycocotools import mask as coco_mask
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..evaluation.functional.coco_masks import encode_annotation
-from ..structures.data_samples import VOID_LABEL, WIDE_VOID_LABEL, paint_instances, void_label
+from ..structures.data_samples import paint_instances, void_label
 from ..structures.panoptic import Classes, Panoptic
 from ..utils.path_index import PathIndex
 from .checks.coco import read_coco, require_keys
+from .transforms import LoadSemanticAnnotations, check_size
 
 # Endings of images and of their label maps in Cityscapes.
 _IMAGE_ENDING, _MAP_ENDING = "_leftImg8bit", "_gtFine_labelTrainIds"
@@ -121,7 +122,7 @@ class _PanopticSegments(GroundTruth):
     def _read(self, entry: dict[str, Any], size: tuple[int, int]) -> Panoptic:
         file = self.path.with_suffix("") / entry["file_name"]
         segments = rgb2id(np.asarray(_open_png(file).convert("RGB")))
-        _check_size(file, segments.shape, size)
+        check_size(str(file), segments.shape, size)
         infos = entry["segments_info"]
         for category in (info["category_id"] for info in infos):
             if category not in self._labels:
@@ -162,7 +163,7 @@ class _Instances(GroundTruth):
 
     def _read(self, entry: dict[str, Any], size: tuple[int, int]) -> Panoptic:
         where = f"{entry['file_name']} in {self.path}"
-        _check_size(where, (entry["height"], entry["width"]), size)
+        check_size(where, (entry["height"], entry["width"]), size)
         found = self._annotations[entry["id"]]
         try:
             encoded = [encode_annotation(one, size) for one in found]
@@ -192,33 +193,20 @@ class _LabelMaps(GroundTruth):
             if file.stem.endswith(_MAP_ENDING)
         )
         super().__init__(path, (*cityscapes, *((file, file) for file in files)))
-        self._num_classes = len(classes.names)
+        self._void = void_label(len(classes.names))
         self._reduce_zero_label = reduce_zero_label
+        self._load = LoadSemanticAnnotations(num_classes=len(classes.names))
 
     def _read(self, entry: Path, size: tuple[int, int]) -> Panoptic:
-        png = _open_png(entry)
-        if len(png.getbands()) != 1:
-            raise ValueError(f"expected a gray PNG file of classes in {entry}, got {png.mode}")
-        segments = np.asarray(png).astype(np.int64)
-        _check_size(entry, segments.shape, size)
-        label = void_label(self._num_classes)
-        if label != VOID_LABEL and not png.mode.startswith("I") and (segments == VOID_LABEL).any():
-            raise ValueError(
-                f"expected {entry} with 16 bits for {self._num_classes} classes, where {label} is "
-                f"void, since {VOID_LABEL} is void in 8 bits and a class in 16"
-            )
-        void = (segments == label) | (segments == WIDE_VOID_LABEL)
-        if self._reduce_zero_label:
-            void |= segments == 0
-            segments = segments - 1
-        segments = np.where(void, label, segments)
-        labels = np.unique(segments[~void]).tolist()
-        if labels and labels[-1] >= self._num_classes:
-            raise ValueError(
-                f"expected classes below {self._num_classes} in {entry}, or {label} for void, got "
-                f"{labels[-1]}"
-            )
-        return Panoptic(segments, {label: label for label in labels}, void)
+        sample = dict(
+            seg_map_path=str(entry),
+            ori_shape=size,
+            reduce_zero_label=self._reduce_zero_label,
+            seg_fields=[],
+        )
+        segments = self._load.transform(sample)["gt_seg_map"].astype(np.int64)
+        void = segments == self._void
+        return Panoptic(segments, {i: i for i in np.unique(segments[~void]).tolist()}, void)
 
 
 def _name(image: PurePath) -> str:
@@ -252,8 +240,3 @@ def _open_png(file: Path) -> Image.Image:
             return image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"expected a PNG file, got {file}: {error}") from None
-
-
-def _check_size(file: Path | str, found: tuple[int, ...], size: tuple[int, int]) -> None:
-    if tuple(found) != tuple(size):
-        raise ValueError(f"expected {file} of the image's size {tuple(size)}, got {found}")

@@ -135,7 +135,7 @@ class LoadSemanticAnnotations(mmseg_transforms.LoadAnnotations):
                 f"expected one class index per pixel in {file}, got {labels.shape[2]} channels; "
                 "convert its colors to class indices"
             )
-        _check_size(file, labels.shape, size)
+        check_size(file, labels.shape, size)
         if labels.dtype.itemsize == 1:
             return labels.astype(np.uint8)
         low, high = labels.min(), labels.max()
@@ -190,7 +190,7 @@ class LoadPanopticAnnotations(mmdet_transforms.LoadPanopticAnnotations):
             if is_truncated(content):
                 raise InputError(f"expected a complete PNG file, got {file}; replace it")
             # mmdet reshapes masks of another size, and squeezes a single row or column.
-            _check_size(file, (height, width), results["ori_shape"])
+            check_size(file, (height, width), results["ori_shape"])
             if min(height, width) == 1:
                 raise InputError(
                     f"expected {file} of two rows and two columns at least, got {(height, width)}, "
@@ -215,7 +215,7 @@ class LoadInstanceAnnotations(mmdet_transforms.LoadAnnotations):
     def _poly2mask(self, mask_ann: Any, img_h: int, img_w: int) -> NDArray[np.uint8]:
         mask = super()._poly2mask(mask_ann, img_h, img_w)
         # mmdet reshapes masks of another size.
-        _check_size("the masks", mask.shape, (img_h, img_w))
+        check_size("the masks", mask.shape, (img_h, img_w))
         return mask
 
 
@@ -284,7 +284,8 @@ class ResizeShortestEdge(mmseg_transforms.ResizeShortestEdge):
         self.resize = Resize(scale=0, keep_ratio=True)
 
 
-def _check_size(file: str, found: tuple[int, ...], size: tuple[int, int]) -> None:
+def check_size(file: str, found: tuple[int, ...], size: tuple[int, int]) -> None:
+    """Raise an InputError unless annotations in a file have the height and width of their image."""
     if tuple(found) != tuple(size):
         raise InputError(
             f"expected {file} of the image's height and width, {tuple(size)}, got {found}; "

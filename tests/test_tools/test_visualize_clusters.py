@@ -154,7 +154,7 @@ def test_labels_that_count_from_1(tmp_path):
         if flag or meta:
             assert truth.read("a.jpg", (1, 2)).segments.tolist() == [[255, 0]]
         else:
-            with pytest.raises(ValueError, match="classes below 1"):
+            with pytest.raises(ValueError, match="labels below 1,"):
                 truth.read("a.jpg", (1, 2))
 
 
