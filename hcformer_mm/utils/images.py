@@ -47,8 +47,13 @@ def is_truncated(content: bytes) -> bool:
     Versions of OpenCV differ in what they make of such a file: an error, or gray and black pixels.
     """
     if content.startswith(b"\xff\xd8"):
-        # The scan has no marker in it, and the thumbnail of the EXIF data comes before.
-        return content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
+        # The scan has no marker in it. The thumbnail of the EXIF data comes before, in a segment
+        # whose length is given; the video of a moving photograph comes after.
+        start = 2
+        while (marker := content[start : start + 2])[:1] == b"\xff" and marker != b"\xff\xda":
+            padded = marker == b"\xff\xff"
+            start += 1 if padded else 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+        return content.find(b"\xff\xd9", start) < 0
     return content.startswith(b"\x89PNG") and content.rfind(b"IEND") < 0
 
 
