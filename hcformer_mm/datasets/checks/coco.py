@@ -15,6 +15,7 @@ from .faults import Finding
 
 Entry = dict[str, Any]
 NUMBER = (int, float)  # made once, since millions of values are compared with it
+CROWD = (0, 1)  # mmdet takes any other text, number or list for 1
 
 _KEYS = dict(
     images=("id", "file_name", "height", "width"),

@@ -27,6 +27,7 @@ WARNINGS = frozenset(
         "image of another suffix",
         "image without annotation",
         "map without image",
+        "one class",
         "short polygon",
         "stuff in parts",
         "too large to check",

@@ -15,6 +15,7 @@ from pycocotools import mask as mask_utils
 
 from ...evaluation.functional.coco_masks import encode_annotation
 from .coco import (
+    CROWD,
     NUMBER,
     Entry,
     check_categories,
@@ -166,6 +167,8 @@ def _box_fault(annotation: Entry, size: tuple[int, int]) -> Finding | None:
         return "no box", f"expected left, top, width and height as bbox, got {box}"
     if not isinstance(area, NUMBER):
         return "incomplete annotation", f"expected the area in pixels, got {area!r}"
+    if annotation["iscrowd"] not in CROWD:
+        return "incomplete annotation", f"expected iscrowd, 0 or 1, got {annotation['iscrowd']!r}"
     left, top, width, height = box
     if width < 1 or height < 1 or not area > 0:
         return (

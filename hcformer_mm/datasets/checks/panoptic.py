@@ -12,6 +12,7 @@ from panopticapi.evaluation import OFFSET, VOID
 from panopticapi.utils import rgb2id
 
 from .coco import (
+    CROWD,
     NUMBER,
     Entry,
     check_categories,
@@ -193,7 +194,7 @@ def _segment_fault(segment: Any, categories: Set[Any]) -> Finding | None:
     if missing:
         return "incomplete segment", f"it lacks {', '.join(sorted(missing))}, and mmdet stops"
     number, category = segment["id"], segment["category_id"]
-    box, area = segment["bbox"], segment["area"]
+    box, area, crowd = segment["bbox"], segment["area"], segment["iscrowd"]
     if number == VOID:
         return "void id", f"expected an id from 1 on, since {VOID} means void"
     if not isinstance(number, NUMBER) or not 0 < number < OFFSET:
@@ -207,6 +208,8 @@ def _segment_fault(segment: Any, categories: Set[Any]) -> Finding | None:
         return "no box", f"expected left, top, width and height as bbox, got {box}"
     if not isinstance(area, NUMBER):
         return "incomplete segment", f"expected the area in pixels, got {area!r}"
+    if crowd not in CROWD:
+        return "incomplete segment", f"expected iscrowd, 0 or 1, got {crowd!r}"
     if box[2] < 1 or box[3] < 1 or not area > 0:
         return (
             "empty box",

@@ -227,6 +227,8 @@ def _together(
         faults += some
         labels += pixels
         number += bool(pixels)
+    if not labels.keys() <= set(range(-1, num_classes)):
+        return faults  # labels out of range, reported for their maps
     void, present = labels[-1], sorted(label for label in labels if label >= 0)
     missing = sorted(set(range(num_classes)) - set(present))
     if void and not present:
@@ -239,6 +241,9 @@ def _together(
             "pixels are a class, as in masks of 0 and 255, give them its number (divide by 255)"
         )
         faults.append(Fault("one class alone", folder, message))
+    elif len(present) == 1:
+        message = f"{number} maps have class {present[0]} alone, so nothing can be learned"
+        faults.append(Fault("one class", folder, message))
     elif missing and number:
         message = f"{len(missing)} classes have no pixel in {number} maps: {_listed(missing)}"
         faults.append(Fault("class without pixels", folder, message))

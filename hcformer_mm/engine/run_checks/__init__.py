@@ -74,7 +74,8 @@ def check_run(
             found.faults += coco_faults(part, known)
             if number := queries(part, "model.panoptic_head"):
                 found.warnings += query_warnings(known, number)
-            found.add((*known.faults, *first_images(part, known)), tool_of(known))
+            # Both compare outlines with boxes.
+            found.add(dict.fromkeys((*known.faults, *first_images(part, known))), tool_of(known))
     if heads:
         compare_classes(parts, found)
     found.faults += void_faults(config, model, heads, parts, splits)

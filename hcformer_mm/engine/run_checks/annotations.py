@@ -12,6 +12,7 @@ from typing import Any
 import pycocotools.coco
 
 from ...datasets.checks import Fault, check_instances_json, check_panoptic_json, read_coco
+from ...datasets.checks.coco import image_sizes
 
 NUMBER_OF_SAMPLES = 8
 """Images of a dataset whose files are opened."""
@@ -32,7 +33,7 @@ class Annotations:
         maps: Name of each image's PNG file of segments, by id.
         targets: Segments of each image that a query has to find, by id: objects, and classes of
             stuff. Crowds are none.
-        sides: Shorter side of each image, in pixels, by id.
+        sides: Shorter side of each image of a valid size, in pixels, by id.
         objects: Ids of the images with objects of each category, by its name.
         samples: First images, each with its annotations.
         faults: Faults of the file's content.
@@ -51,8 +52,11 @@ class Annotations:
     faults: tuple[Fault, ...]
 
 
-_known: dict[tuple[str, int, int], Annotations] = {}
-_handed_over: dict[str, Entry] = {}
+Version = tuple[str, int, int]
+"""Path, time of the last change and size of a file."""
+
+_known: dict[Version, Annotations] = {}
+_handed_over: dict[str, tuple[Version, Entry]] = {}
 
 
 def read_annotations(file: str | Path, *, hand_over: bool = False) -> Annotations:
@@ -66,15 +70,19 @@ def read_annotations(file: str | Path, *, hand_over: bool = False) -> Annotation
     Raises:
         ValueError: The file has another format; the message names it.
     """
-    path, stat = os.path.abspath(file), os.stat(file)
-    version = (path, stat.st_mtime_ns, stat.st_size)
+    version = _version(file)
     if version not in _known:
         content = read_coco(Path(file))
         _known[version] = _summarize(Path(file), content)
         if hand_over:
-            _handed_over[path] = content
+            _handed_over[version[0]] = version, content
             pycocotools.coco.json = SimpleNamespace(**{**vars(json), "load": _load})
     return _known[version]
+
+
+def _version(file: str | Path) -> Version:
+    stat = os.stat(file)
+    return os.path.abspath(file), stat.st_mtime_ns, stat.st_size
 
 
 def _summarize(file: Path, content: Entry) -> Annotations:
@@ -96,15 +104,15 @@ def _summarize(file: Path, content: Entry) -> Annotations:
         if image in samples:
             samples[image].append(annotation)
         if panoptic:
-            segments = annotation["segments_info"]
+            segments = [s for s in annotation["segments_info"] if _has_category(s)]
             maps[image] = annotation["file_name"]
-            found = [s.get("category_id") for s in segments if not s.get("iscrowd")]
+            found = [s["category_id"] for s in segments if not s.get("iscrowd")]
             stuff = {one for one in found if not isthing.get(one)}
             things = [one for one in found if one not in stuff]
             targets[image] = len(things) + len(stuff)
             for one in things:
                 objects[names.get(one, "")].add(image)
-            used.update(s.get("category_id") for s in segments)
+            used.update(s["category_id"] for s in segments)
         else:
             targets[image] = targets.get(image, 0) + (not annotation.get("iscrowd"))
             category = annotation.get("category_id")
@@ -118,14 +126,23 @@ def _summarize(file: Path, content: Entry) -> Annotations:
         images={image["id"]: image["file_name"] for image in content["images"]},
         maps=maps,
         targets=targets,
-        sides={image["id"]: min(image["height"], image["width"]) for image in content["images"]},
+        sides={image: min(size) for image, size in image_sizes(content["images"]).items()},
         objects=objects,
         samples=tuple((image, samples[image["id"]]) for image in images),
         faults=faults,
     )
 
 
+def _has_category(segment: Any) -> bool:
+    """Whether a segment names a category, or else is a fault of the file's content."""
+    return isinstance(segment, dict) and isinstance(segment.get("category_id"), int | float | str)
+
+
 def _load(file: Any) -> Any:
     """Stand in for ``json.load`` in pycocotools, and give parsed content to its first reader."""
-    content = _handed_over.pop(os.path.abspath(getattr(file, "name", "")), None)
-    return json.load(file) if content is None else content
+    path = os.path.abspath(getattr(file, "name", ""))
+    if path in _handed_over:
+        version, content = _handed_over.pop(path)
+        if version == _version(path):
+            return content
+    return json.load(file)

@@ -116,7 +116,7 @@ def metric_faults(
         for image, name in images.items()
         if image not in known
         or os.path.basename(known[image]) != os.path.basename(name)
-        or annotations.sides[image] != sides[image]
+        or annotations.sides.get(image) != sides.get(image)
     ]
     name = f"{metric.key}.ann_file"
     if foreign:

@@ -76,7 +76,7 @@ def _values(part: Part, maps: Sequence[str]) -> list[Fault]:
         )
         # A rare class may be in other maps.
         faults = [fault for fault in faults if fault.kind != "class without pixels"]
-        if not {"one class alone", "only void"} & {fault.kind for fault in faults}:
+        if not {"one class", "one class alone", "only void"} & {fault.kind for fault in faults}:
             break
     return faults
 

@@ -182,6 +182,14 @@ class Faults:
         del self.annotation["iscrowd"]
         return "incomplete annotation", "it lacks iscrowd"
 
+    def iscrowd_of_text(self):
+        self.put(iscrowd="0")
+        return "incomplete annotation", "expected iscrowd, 0 or 1, got '0'"
+
+    def iscrowd_of_a_list(self):
+        self.put(iscrowd=[0])
+        return "incomplete annotation", "expected iscrowd, 0 or 1, got [0]"
+
     def unknown_category(self):
         self.put(category_id=7)
         return "unknown category", "category 7 is not among the categories"

@@ -166,6 +166,11 @@ class Faults(Shapes):
         self.segment["area"] = "12"
         return self.ann_file, "expected the area in pixels, got '12'"
 
+    def iscrowd_of_text(self):
+        """mmdet takes the text "0" for true, and leaves the segment out of training."""
+        self.segment["iscrowd"] = "0"
+        return self.ann_file, "expected iscrowd, 0 or 1, got '0'"
+
     def id_of_text(self):
         """Text never equals the number that the PNG holds."""
         self.segment["id"] = str(self.segment["id"])

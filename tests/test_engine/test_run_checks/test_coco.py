@@ -194,6 +194,41 @@ def test_faults_of_the_checkers(root):
     assert "(3 faults of this kind; tools/dataset_converters/check_panoptic.py lists them)" in found
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "sentence"),
+    [
+        ("images", dict(height="48"), "expected height and width in pixels, got ('48', 64)"),
+        ("segments", dict(category_id=[1]), "category [1] is not among the categories"),
+        ("segments", None, "segment None: it lacks area"),
+    ],
+)
+def test_values_of_another_type(root, part, change, sentence):
+    """They are named, although nothing else can be known of such an image or segment."""
+
+    def spoil(content):
+        entries = content["annotations"][0]["segments_info"]
+        entries = entries if part == "segments" else content[part]
+        entries[0] = change and {**entries[0], **change}
+
+    for file in (TRAIN, VAL):
+        edit(root / file, spoil)
+    for file in (TRAIN, VAL):
+        assert any(str(root / file) in s and sentence in s for s in faults(panoptic_config(root)))
+
+
+def test_a_fault_counts_once(root):
+    """The rules of the file and those of the first images both compare outlines with boxes."""
+    file = instances(root, "train")
+
+    def corners(content):
+        for annotation in content["annotations"]:
+            annotation["bbox"] = [16, 12, 40, 36]
+
+    edit(file, corners)
+    (found,) = faults(instance_config(root, dict(classes=("box",))), maskformer(1, 0), ["train"])
+    assert "(3 faults of this kind;" in found
+
+
 def test_first_images(root):
     """A PNG with other ids than the JSON file makes PQ zero; a wrong area is worth a warning."""
 
@@ -261,3 +296,13 @@ def test_a_file_is_parsed_once(root, monkeypatch):
     first, second = COCO(file), COCO(file)
     assert loads == [file]
     assert first.dataset == second.dataset
+
+
+def test_a_file_that_changes_is_parsed_again(root):
+    """A run may be refused and its file corrected before another reader comes."""
+    file = instances(root)
+    instances(root, "train")
+    config = instance_config(root, dict(classes=("box",)))
+    check_run(config, maskformer(1, 0), ["val"], hand_over=True)
+    edit(file, lambda content: content["images"].pop())
+    assert len(COCO(file).imgs) == 2

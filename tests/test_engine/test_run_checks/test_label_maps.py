@@ -38,6 +38,17 @@ def test_rare_objects_pass(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("classes", "pixels"), [(BINARY, mask(0)), (("object",), mask(255))], ids=["two", "one"]
+)
+def test_one_class_in_all_maps(tmp_path, classes, pixels):
+    """mIoU would be 100 without learning anything."""
+    config = semantic_config(tmp_path, classes, [pixels] * 3)
+    assert faults(config, segmentor(len(classes)), ["train"]) == []
+    (found,) = warnings(config, segmentor(len(classes)), ["train"])
+    assert "semantic/train: 3 maps have class 0 alone, so nothing can be learned" in found
+
+
+@pytest.mark.parametrize(
     ("pixels", "sentence"),
     [
         (mask(2), "expected classes from 0 to 1"),
