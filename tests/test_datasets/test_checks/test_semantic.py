@@ -215,6 +215,11 @@ def test_images_and_maps_in_one_folder(tmp_path):
     assert check_semantic(tmp_path, tmp_path, 3) == []
 
 
+def test_labels_out_of_range_are_no_class_alone(maps):
+    maps.save_all(lambda values: np.where(values == 1, 255, 7).astype(np.uint8))
+    assert {fault.kind for fault in maps.check()} == {"label out of range"}
+
+
 def test_some_maps_alone(maps):
     paths = sorted(maps.map_dir.rglob("*.png"))
     assert check_label_maps(paths, 3) == []
