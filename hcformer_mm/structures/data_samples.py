@@ -8,6 +8,7 @@ import numpy as np
 from mmdet.evaluation.functional import INSTANCE_OFFSET
 from mmengine.structures import BaseDataElement
 from numpy.typing import NDArray
+from panopticapi.evaluation import OFFSET
 
 from .arrays import Labels, Mask
 from .panoptic import Classes, Panoptic
@@ -120,22 +121,36 @@ def _label_map(data: BaseDataElement) -> Labels:
     return data.get("sem_seg", data.get("data"))[0].cpu().numpy().astype(np.int64)
 
 
+def classes_of_ids(
+    labels: Labels, num_classes: int, void: Collection[int], what: str, offset: int | None = None
+) -> dict[int, int]:
+    """Class of each id in a label map, without those of void.
+
+    Args:
+        labels: ``(H, W)``; ids are classes, or class + offset · instance.
+        num_classes: Number of classes.
+        void: Numbers of void, in place of a class.
+        what: Name of the label map, for an error.
+        offset: See ``labels``.
+
+    Raises:
+        ValueError: An id has neither a class nor one of the numbers of void.
+    """
+    found = {i: i % offset if offset else i for i in np.unique(labels).tolist()}
+    classes = {i: label for i, label in found.items() if label not in void}
+    wrong = [i for i, one in classes.items() if not 0 <= i < OFFSET or one >= num_classes]
+    if wrong:
+        raise ValueError(
+            f"expected classes from 0 to {num_classes - 1}, or {' or '.join(map(str, void))} for "
+            f"void, in {what}{f' modulo {offset}' * bool(offset)}, got {wrong[0]}"
+        )
+    return classes
+
+
 def _from_labels(
     labels: Labels, classes: Classes, offset: int | None = None, void: Collection[int] | None = None
 ) -> Panoptic:
-    """Segments of a label map, whose ids are classes, or class + offset · instance.
-
-    Raises:
-        ValueError: An id has neither a class nor one of the labels of void.
-    """
+    """Segments of a label map; see :func:`classes_of_ids`."""
     number = len(classes.names)
     void = (void_label(number),) if void is None else void
-    found = {i: i % offset if offset else i for i in np.unique(labels).tolist()}
-    categories = {i: category for i, category in found.items() if category not in void}
-    wrong = [i for i, category in categories.items() if i < 0 or category >= number]
-    if wrong:
-        raise ValueError(
-            f"expected classes from 0 to {number - 1}, or {' or '.join(map(str, void))} for void, "
-            f"in a label map{f' modulo {offset}' * bool(offset)}, got {wrong[0]}"
-        )
-    return Panoptic(labels, categories)
+    return Panoptic(labels, classes_of_ids(labels, number, void, "a label map", offset))

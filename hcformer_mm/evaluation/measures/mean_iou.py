@@ -9,7 +9,7 @@ from mmseg.evaluation import IoUMetric
 from numpy.typing import NDArray
 
 from ...structures.arrays import Labels
-from ...structures.data_samples import void_label
+from ...structures.data_samples import classes_of_ids, void_label
 from ..functional.superpixels import majority_map
 from .measure import ImageGroundTruth, Measure, Sample, prediction_of
 
@@ -87,10 +87,5 @@ class MeanIoU(Measure[ImageGroundTruth, ClassMap, ClassCounts]):
         """Return pixel data of mmdet (``sem_seg``) or mmseg (``data``) as ``(H, W)``."""
         values = pixels["sem_seg"] if "sem_seg" in pixels else pixels["data"]
         classes = values.squeeze(0).cpu().numpy().astype(np.int64)
-        found = np.unique(classes[classes != self.ignore_index])
-        if len(found) and not 0 <= found[0] <= found[-1] < self.num_classes:
-            raise ValueError(
-                f"expected classes from 0 to {self.num_classes - 1}, or {self.ignore_index} for "
-                f"void, in the {what}, got values from {found[0]} to {found[-1]}"
-            )
+        classes_of_ids(classes, self.num_classes, (self.ignore_index,), f"the {what}")
         return classes

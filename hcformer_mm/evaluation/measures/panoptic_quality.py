@@ -14,10 +14,11 @@ from mmdet.datasets.api_wrappers import COCOPanoptic
 from mmdet.evaluation.functional import INSTANCE_OFFSET
 from mmengine.fileio import get, get_local_path, join_path
 from numpy.typing import NDArray
-from panopticapi.evaluation import OFFSET, VOID, PQStat
+from panopticapi.evaluation import VOID, PQStat
 from panopticapi.utils import rgb2id
 
 from ...structures.arrays import Labels
+from ...structures.data_samples import classes_of_ids
 from ..functional.superpixels import majority_map, overlaps
 from .measure import ImageGroundTruth, Measure, Sample, check_categories, prediction_of
 
@@ -127,18 +128,9 @@ class PanopticQuality(Measure[PanopticTruth, SegmentMap, PQStat]):
         prediction = prediction_of(sample, "pred_panoptic_seg", "panoptic")
         labels = prediction["sem_seg"].squeeze(0).cpu().numpy().astype(np.int64)
         void = {self._num_classes, prediction.get("ignore_index", self._num_classes)}
-        segments = {}
-        for label in np.unique(labels).tolist():
-            number = label % INSTANCE_OFFSET
-            if number in void:
-                continue
-            if not 0 <= label < OFFSET or number >= self._num_classes:
-                raise ValueError(
-                    f"expected ids class + {INSTANCE_OFFSET} · instance below 2**24 in the "
-                    f"prediction of image {sample['img_id']}, with classes below "
-                    f"{self._num_classes}, or {self._num_classes} for void, got {label}"
-                )
-            segments[label] = self._categories[number]
+        what = f"the prediction of image {sample['img_id']}"
+        found = classes_of_ids(labels, self._num_classes, void, what, INSTANCE_OFFSET)
+        segments = {label: self._categories[number] for label, number in found.items()}
         if self._first_is_thing:
             # If mmdet's CocoPanopticMetric ran before, it has set void pixels of the prediction to
             # 0. No thing of class 0 has this label, since instances are numbered from 1.
