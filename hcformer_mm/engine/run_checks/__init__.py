@@ -72,6 +72,11 @@ def check_run(
     for part in parts:
         if (known := read.get(part.key)) is not None:
             found.faults += coco_faults(part, known)
+            if known.panoptic is None and not part.dataset.test_mode:
+                found.warnings.append(
+                    f"{known.file} ({part.key}.ann_file) has no annotations, so nothing can be "
+                    "learned"
+                )
             if number := queries(part, "model.panoptic_head"):
                 found.warnings += query_warnings(known, number)
             # Both compare outlines with boxes.
@@ -84,6 +89,11 @@ def check_run(
         if (known := _read(metric.file, f"{metric.key}.ann_file", found)) is not None:
             found.faults += metric_faults(metric, known, read)
             found.warnings += metric_warnings(metric, known, read)
+            if known.panoptic is None:
+                found.warnings.append(
+                    f"{known.file} ({metric.key}.ann_file) has no annotations, so nothing can be "
+                    "scored"
+                )
             folder = metric.config.get("seg_prefix")
             if folder and known.panoptic and is_local(folder):
                 found.add(first_maps(known, folder), tool_of(known))

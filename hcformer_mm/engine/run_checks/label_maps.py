@@ -3,17 +3,21 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from mmengine.registry import TRANSFORMS
 from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image
 
-from ...datasets.checks import Fault, check_label_maps
+from ...datasets.checks import Fault, check_image, check_label_maps
 from ...structures.data_samples import VOID_LABEL
+from .annotations import NUMBER_OF_SAMPLES
 from .datasets import Part, folder_faults, is_local
 from .findings import Findings
 from .lookup import class_of
+
+T = TypeVar("T")
 
 FEW, MANY = 16, 512
 """Label maps that are opened, spread over the dataset; many if few show less than two classes."""
@@ -48,6 +52,8 @@ def label_map_findings(part: Part, queries: int | None, found: Findings) -> None
                 f"correct {key}.data_prefix.img_path or {key}.img_suffix"
             )
     found.faults += faults
+    if not faults:
+        found.add(_image_faults(_spread(entries, NUMBER_OF_SAMPLES)), "check_semantic")
     maps = [entry["seg_map_path"] for entry in entries if "seg_map_path" in entry]
     if maps and not faults and part.classes:
         found.faults += _loader_faults(part)
@@ -56,9 +62,22 @@ def label_map_findings(part: Part, queries: int | None, found: Findings) -> None
             found.warnings += _query_warnings(part, maps, queries)
 
 
-def _spread(maps: Sequence[str], number: int) -> list[str]:
-    """Choose a number of maps at equal distances."""
-    return list(maps[:: max(1, len(maps) // number)][:number])
+def _spread(items: Sequence[T], number: int) -> list[T]:
+    """Choose a number of items at equal distances."""
+    return list(items[:: max(1, len(items) // number)][:number])
+
+
+def _image_faults(entries: list[dict[str, Any]]) -> Iterator[Fault]:
+    """Yield the faults of images, which have the sizes of their label maps if they have any."""
+    for entry in entries:
+        size = None
+        if "seg_map_path" in entry:
+            try:
+                with Image.open(entry["seg_map_path"]) as labels:
+                    size = labels.height, labels.width
+            except OSError:
+                pass  # a fault of the label map, reported there
+        yield from check_image(Path(entry["img_path"]), size)
 
 
 def _values(part: Part, maps: Sequence[str]) -> list[Fault]:

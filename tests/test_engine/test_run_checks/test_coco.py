@@ -306,3 +306,17 @@ def test_a_file_that_changes_is_parsed_again(root):
     check_run(config, maskformer(1, 0), ["val"], hand_over=True)
     edit(file, lambda content: content["images"].pop())
     assert len(COCO(file).imgs) == 2
+
+
+def test_files_without_annotations(root):
+    """Those of test sets have none."""
+    for file in (TRAIN, VAL):
+        edit(root / file, lambda content: content.pop("annotations"))
+    config = panoptic_config(root)
+    assert faults(config) == []
+    learned, scored = warnings(config)
+    assert learned.endswith("(train_dataloader.dataset.ann_file) has no annotations, so nothing "
+                            "can be learned")  # fmt: skip
+    assert scored.endswith("(val_evaluator.ann_file) has no annotations, so nothing can be scored")
+    config.val_evaluator.format_only = True
+    assert warnings(config, splits=["val"]) == []

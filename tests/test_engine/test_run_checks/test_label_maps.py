@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers.run_configs import faults, segmentor, semantic_config, warnings
 
@@ -96,6 +97,16 @@ def test_missing_maps_and_images(tmp_path):
     config.train_dataloader.dataset.ann_file = "names.txt"
     (found,) = faults(config, segmentor(2))
     assert f"got {tmp_path}/names.txt, which does not exist" in found
+
+
+def test_images_that_do_not_fit_their_maps(tmp_path):
+    """Those of a validation set would be met after the first training iterations only."""
+    config = semantic_config(tmp_path, BINARY, [mask(1)] * 3)
+    (tmp_path / "val/0.jpg").write_bytes(b"")
+    Image.fromarray(mask(1)[:12]).save(tmp_path / "semantic/val/1.png")
+    broken, size = faults(config, segmentor(2))
+    assert f"{tmp_path}/val/0.jpg: expected an image" in broken
+    assert f"{tmp_path}/val/1.jpg: expected height and width (12, 32), got (24, 32)" in size
 
 
 def test_maps_of_many_classes(tmp_path):
