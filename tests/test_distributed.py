@@ -108,21 +108,21 @@ def test_resumed_processes_go_on_as_before(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "signal, within",
-    [("SIGKILL", 30), ("SIGSTOP", 5 + 30 + 60)],
-    ids=["died", "hangs"],
+    "rank, way, within",
+    [(0, "error", 30), (1, "SIGKILL", 30), (1, "SIGSTOP", 5 + 30 + 60)],
+    ids=["refuses", "died", "hangs"],
 )
-def test_a_process_that_ends_stops_the_others(signal, within, tmp_path):
+def test_a_process_that_ends_stops_the_others(rank, way, within, tmp_path):
     """One that hangs is noticed after the timeout of 5 seconds, and torchrun waits for 30 more."""
     write_shapes(tmp_path / "shapes", num_train=4, num_val=1, size=(64, 96), workers=1)
     record = tmp_path / "time.txt"
-    hook = dict(type="Interrupt", signal_name=signal, record=str(record))
+    hook = dict(type="Interrupt", rank=rank, way=way, record=str(record))
     options = dict(custom_hooks=[hook], env_cfg__dist_cfg__timeout=5)
     write_config(tmp_path, "ends", (2, 2, 0, 0), steps=1000, **options)
     with pytest.raises(AssertionError):
         launch(tmp_path)
     waited = time.time() - float(record.read_text())
-    print(f"{signal}: {waited:.1f} s")
+    print(f"{way}: {waited:.1f} s")
     assert waited < within
 
 

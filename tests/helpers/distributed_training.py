@@ -24,6 +24,7 @@ from PIL import Image
 
 from hcformer_mm.engine import set_up_gloo
 from hcformer_mm.engine.runner import build_runner
+from hcformer_mm.utils.errors import InputError
 from tests.helpers.models import SHAPES_CONFIG
 from tests.helpers.tools import ROOT, torchrun
 
@@ -52,16 +53,19 @@ class Recorder(Hook):
 
 @HOOKS.register_module()
 class Interrupt(Hook):
-    """Sends a signal to the second process after the first iteration, and records the time."""
+    """Ends a process after the first iteration, by a signal or an error, and records the time."""
 
-    def __init__(self, signal_name, record):
-        self.signal = signal.Signals[signal_name]
+    def __init__(self, rank, way, record):
+        self.rank = rank
+        self.way = way
         self.record = Path(record)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if get_rank() == 1:
+        if get_rank() == self.rank:
             self.record.write_text(str(time.time()))
-            os.kill(os.getpid(), self.signal)
+            if self.way == "error":
+                raise InputError("refused by one process")
+            os.kill(os.getpid(), signal.Signals[self.way])
 
 
 def write_config(folder, name, segments, *, steps, **changes):
