@@ -13,6 +13,7 @@ from panopticapi.evaluation import VOID
 from skimage.measure import regionprops
 
 from ..structures.panoptic import Classes, Panoptic
+from ..utils.errors import some
 from ..utils.path_index import PathIndex
 
 
@@ -43,7 +44,7 @@ def read_coco_ids(path: str | Path, classes: Classes) -> tuple[PathIndex[int], l
     if missing:
         raise ValueError(
             f"expected a category in {path} for every class of the model, got none for "
-            f"{', '.join(missing[:4])}{f' and {len(missing) - 4} more' * (len(missing) > 4)}"
+            f"{some(missing)}"
         )
     return images, [categories[name] for name in classes.names]
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..utils.errors import some
 from .hcformer_d2.key_mapping import COUNTER
-from .io import some, tensors_of, weights_entry
+from .io import tensors_of, weights_entry
 
 
 @dataclass

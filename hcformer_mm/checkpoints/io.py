@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -133,13 +133,6 @@ def sha256(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def some(names: Iterable[Any], limit: int = 4) -> str:
-    """List the first ``limit`` names and count the others, for an error message."""
-    listed = [str(name) for name in names]
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return f"{', '.join(listed[:limit]) or 'nothing'}{more}"
 
 
 def _load_for_mmengine(filename: str, map_location: Any = None) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
+from ..utils.errors import some
 from ..version import __version__
-from .io import load_checkpoint, save_checkpoint, sha256, some, tensors_of
+from .io import load_checkpoint, save_checkpoint, sha256, tensors_of
 
 PUBLIC = (
     "cfg",

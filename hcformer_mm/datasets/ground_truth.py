@@ -16,6 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from ..evaluation.functional.coco_masks import encode_annotation
 from ..structures.data_samples import paint_instances, void_label
 from ..structures.panoptic import Classes, Panoptic
+from ..utils.errors import some
 from ..utils.path_index import PathIndex
 from .checks.coco import read_coco, require_keys
 from .transforms import LoadSemanticAnnotations, check_size
@@ -45,8 +46,7 @@ class GroundTruth(ABC):
         found = {str(image): self._entries.find(image) for image in images}
         missing = [Path(image).name for image, entry in found.items() if entry is None]
         if missing:
-            more = f" and {len(missing) - 3} more" * (len(missing) > 3)
-            raise ValueError(f"{self.path} has no ground truth of {', '.join(missing[:3])}{more}")
+            raise ValueError(f"{self.path} has no ground truth of {some(missing, 3)}")
         users: dict[int, str] = {}
         for image, entry in found.items():
             if (other := users.setdefault(id(entry), image)) != image:

@@ -1,4 +1,7 @@
-"""The error of input that a check refused."""
+"""The error of input that a check refused, and parts of its message."""
+
+from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -7,3 +10,10 @@ class InputError(ValueError):
     def __str__(self) -> str:
         # PyTorch puts the traceback before the message of an error in a data worker.
         return super().__str__().rpartition("InputError: ")[2].strip()
+
+
+def some(names: Iterable[Any], limit: int = 4) -> str:
+    """List the first ``limit`` names and count the others, for an error message."""
+    listed = [str(name) for name in names]
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return f"{', '.join(listed[:limit]) or 'nothing'}{more}"

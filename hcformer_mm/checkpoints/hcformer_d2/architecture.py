@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from ...models.heads.hcformer_head import Decoder
 from ...utils.config import CONFIGS, read_config
-from ..io import some
+from ...utils.errors import some
 from .key_mapping import STAGES
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -9,7 +9,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from ...utils.config import build_without_weights
-from ..io import some
+from ...utils.errors import some
 from .architecture import (
     Architecture,
     Shapes,

@@ -10,8 +10,9 @@ from mmengine.config import Config
 from torch import Tensor
 
 from ...utils.config import dataset_meta_of, find_config, read_config
+from ...utils.errors import some
 from ...version import __version__
-from ..io import load_checkpoint, save_checkpoint, sha256, some, tensors_of, weights_entry
+from ..io import load_checkpoint, save_checkpoint, sha256, tensors_of, weights_entry
 from .architecture import Architecture, choose_config, find_architecture
 from .convert import BACKBONES, Conversion, convert, revert, shapes_of
 from .key_mapping import DROPPED

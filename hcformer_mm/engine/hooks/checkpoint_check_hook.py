@@ -10,10 +10,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ...checkpoints.fit import load_weights
-from ...checkpoints.io import some
 from ...registry import HOOKS
 from ...utils.config import build_without_weights
-from ...utils.errors import InputError
+from ...utils.errors import InputError, some
 
 ALLOW_PARTIAL = "--allow-partial"
 # Options that tell optimizers apart, whatever the version of PyTorch.

@@ -6,9 +6,8 @@ from typing import Any
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ...checkpoints.io import some
 from ...registry import HOOKS
-from ...utils.errors import InputError
+from ...utils.errors import InputError, some
 
 
 @HOOKS.register_module()

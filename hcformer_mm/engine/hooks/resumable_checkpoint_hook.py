@@ -9,10 +9,10 @@ from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, find_latest_checkpoint
 
-from ...checkpoints.io import force_weights_only, load_checkpoint, some
+from ...checkpoints.io import force_weights_only, load_checkpoint
 from ...registry import HOOKS
 from ...utils.atomic_write import replacing
-from ...utils.errors import InputError
+from ...utils.errors import InputError, some
 from ..resumption import data_order, random_state, resume_data, set_random_state
 from .finite_loss_hook import diverged
 

@@ -7,8 +7,9 @@ from typing import Any
 from mmdet.datasets import CocoPanopticDataset
 
 from ...datasets.checks import Fault, check_image, check_masks, check_panoptic_png
+from ...utils.errors import some
 from .annotations import Annotations
-from .datasets import Part, few, folder_faults
+from .datasets import Part, folder_faults
 
 
 def class_order_faults(used: Sequence[tuple[Annotations, tuple[str, ...], str]]) -> Iterator[str]:
@@ -30,7 +31,7 @@ def class_order_faults(used: Sequence[tuple[Annotations, tuple[str, ...], str]])
         if absent := [name for name in classes if name not in order]:
             yield (
                 f"expected each of the classes of {key}.metainfo among the categories of "
-                f"{known.file}, got no {few(absent)}; {paste}"
+                f"{known.file}, got no {some(absent)}; {paste}"
             )
         elif order != classes:
             wrong, right = next(
@@ -74,7 +75,7 @@ def coco_faults(part: Part, annotations: Annotations) -> Iterator[str]:
     if panoptic and (unknown := sorted(annotations.used - set(part.classes))):
         yield (
             f"expected no segments in {file} of categories that {key}.metainfo leaves out, got "
-            f"{few(unknown)}; add them to its classes, or remove them from the file"
+            f"{some(unknown)}; add them to its classes, or remove them from the file"
         )
     yield from _thing_faults(annotations, dataset.metainfo, key)
     images = _kept(part, annotations)

@@ -106,10 +106,3 @@ def folder_faults(folder: str, key: str, names: Iterable[str] = ()) -> Iterator[
             f"expected {len(names)} files of the dataset in {folder} ({key}), got all but "
             f"{len(missing)}, such as {missing[0]}; correct the path, or add the files"
         )
-
-
-def few(names: Iterable[Any]) -> str:
-    """First of many names, and the number of the others."""
-    names = [str(name) for name in names]
-    more = f" and {len(names) - 5} more" if len(names) > 6 else ""
-    return ", ".join(names[:5] if more else names) + more

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...structures.arrays import Labels
+from ...utils.errors import some
 
 Sample = Mapping[str, Any]
 """A predicted data sample as metrics receive it: a dict."""
@@ -88,5 +89,5 @@ def check_categories(
     if wrong:
         raise ValueError(
             f"expected one category in {ann_file} for every class of the model, got none or "
-            f"several for {', '.join(wrong[:4])}{f' and {len(wrong) - 4} more' * (len(wrong) > 4)}"
+            f"several for {some(wrong)}"
         )
