@@ -12,7 +12,7 @@ from mmseg.datasets.transforms import RandomCrop
 from ..datasets.transforms import LoadSemanticAnnotations
 from ..structures.data_samples import void_label
 from .run_checks.datasets import parts_of
-from .run_checks.lookup import class_of
+from .run_checks.lookup import class_of, metrics_in
 
 
 def complete_pipelines(config: Config) -> None:
@@ -50,15 +50,16 @@ def complete_evaluators(config: Config) -> None:
     """
     with DefaultScope.overwrite_default_scope(config.get("default_scope")):
         for split in ("val", "test"):
-            for metric in _steps(config.get(f"{split}_evaluator")):
-                files = metric.get("ann_file") and metric.get("seg_prefix")
-                if files and class_of(METRICS, metric) is CocoPanopticMetric:
+            for _, metric in metrics_in(config, split):
+                if class_of(METRICS, metric) is not CocoPanopticMetric:
+                    continue
+                if metric.get("ann_file") and metric.get("seg_prefix"):
                     metric["type"] = "hcformer_mm.CocoPanopticMetric"
                     metric.pop("nproc", None)  # it does not read files again at the end
 
 
 def _steps(pipeline: Any) -> Iterator[dict[str, Any]]:
-    """Yield the steps of a pipeline or the metrics of an evaluator, also those inside others."""
+    """Yield the steps of a pipeline, also those inside others."""
     if isinstance(pipeline, dict):
         if "type" in pipeline:
             yield pipeline

@@ -55,7 +55,7 @@ def check_run(
         if isinstance(loader, dict) and config.get(f"{split}_cfg") is not None:
             own = list(parts_of(loader.get("dataset"), f"{split}_dataloader.dataset"))
             parts += own
-            metrics += metrics_of(config.get(f"{split}_evaluator"), f"{split}_evaluator", own)
+            metrics += metrics_of(config, split, own)
     read: dict[str, Annotations] = {}
     for part in parts:
         if faults := list(metainfo_faults(part.config.get("metainfo"), f"{part.key}.metainfo")):

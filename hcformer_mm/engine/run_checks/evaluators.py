@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmdet.evaluation import CocoPanopticMetric
+from mmengine.config import Config
 from mmengine.registry import METRICS
 
 from .annotations import Annotations
 from .datasets import Part, folder_faults, is_local
-from .lookup import class_of
+from .lookup import class_of, metrics_in
 
 PANOPTIC, INSTANCE = ("CocoPanopticMetric",), ("CocoMetric", "CocoBoundaryMetric")
 READ_FILES = (*PANOPTIC, *INSTANCE, "ClusteringMetric")
@@ -55,27 +56,25 @@ class Metric:
         return self.name in INSTANCE or (self.name in PANOPTIC and written)
 
 
-def metrics_of(config: Any, key: str, parts: Sequence[Part]) -> Iterator[Metric]:
-    """Yield the metrics of an evaluator that read annotation files of this machine.
+def metrics_of(config: Config, split: str, parts: Sequence[Part]) -> Iterator[Metric]:
+    """Yield the metrics of a split that read annotation files of this machine.
 
     Args:
-        config: Config of the evaluator, or of its metrics.
-        key: Its key in the config.
+        config: Config of the runner.
+        split: ``'val'`` or ``'test'``.
         parts: Datasets of its loop.
     """
-    metrics, apart = config, False
-    if isinstance(config, dict) and "metrics" in config:
-        metrics, key = config["metrics"], f"{key}.metrics"
-        apart = str(config.get("type")).endswith("MultiDatasetsEvaluator")
-    several = isinstance(metrics, list | tuple)
-    for index, metric in enumerate(metrics if several else [metrics]):
+    evaluator = config.get(f"{split}_evaluator")
+    apart = isinstance(evaluator, dict) and str(evaluator.get("type")).endswith(
+        "MultiDatasetsEvaluator"
+    )
+    for index, (key, metric) in enumerate(metrics_in(config, split)):
         kind = class_of(METRICS, metric)
         if kind is None or kind.__name__ not in READ_FILES or metric.get("format_only"):
             continue
         if is_local(metric.get("ann_file"), metric.get("backend_args")):
-            own = f"{key}[{index}]" if several else key
             scored = parts[index : index + 1] if apart else parts
-            yield Metric(own, kind, metric, tuple(scored), apart)
+            yield Metric(key, kind, metric, tuple(scored), apart)
 
 
 def metric_faults(

@@ -1,7 +1,9 @@
-"""Classes that a config names."""
+"""Classes and metrics that a config names."""
 
+from collections.abc import Iterator
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.registry import Registry
 
 
@@ -21,3 +23,15 @@ def is_a(registry: Registry, config: Any, *classes: type) -> bool:
     """Return whether ``type`` of a config names one of the classes, or a class derived from one."""
     kind = class_of(registry, config)
     return kind is not None and issubclass(kind, classes)
+
+
+def metrics_in(config: Config, split: str) -> Iterator[tuple[str, Any]]:
+    """Yield the configs of the metrics of a split's evaluator, each with its key."""
+    key = f"{split}_evaluator"
+    evaluator = config.get(key)
+    if isinstance(evaluator, dict) and "metrics" in evaluator:
+        evaluator, key = evaluator["metrics"], f"{key}.metrics"
+    if isinstance(evaluator, list | tuple):
+        yield from ((f"{key}[{index}]", metric) for index, metric in enumerate(evaluator))
+    elif isinstance(evaluator, dict):
+        yield key, evaluator

@@ -1,7 +1,7 @@
 """Void: where it is 255, but more than 255 classes make that a class."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from itertools import chain
 
 from mmdet.datasets import CocoPanopticDataset
 from mmdet.evaluation import SemSegMetric
@@ -13,7 +13,7 @@ from torch import nn
 
 from ...structures.data_samples import VOID_LABEL, void_label
 from .datasets import Part
-from .lookup import class_of
+from .lookup import class_of, metrics_in
 
 
 def void_faults(
@@ -46,7 +46,7 @@ def void_faults(
     processor = getattr(getattr(model, "module", model), "data_preprocessor", None)
     if "train" in splits:
         values["model.data_preprocessor.seg_pad_val"] = getattr(processor, "seg_pad_val", None)
-    for key, metric in _metrics(config, splits):
+    for key, metric in chain.from_iterable(metrics_in(config, split) for split in splits):
         kind = class_of(METRICS, metric) or object
         if issubclass(kind, IoUMetric):
             values[f"{key}.ignore_index"] = metric.get("ignore_index", VOID_LABEL)
@@ -62,15 +62,3 @@ def void_faults(
             f"expected void to be {void}, as {VOID_LABEL} is one of the {number} classes of "
             f"{wide[0].name}, got {values[wrong[0]]} in {', '.join(wrong)}; set them to {void}"
         )
-
-
-def _metrics(config: Config, splits: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the metrics of all evaluators, with their keys."""
-    for split in splits:
-        evaluator, key = config.get(f"{split}_evaluator"), f"{split}_evaluator"
-        if isinstance(evaluator, dict) and "metrics" in evaluator:
-            evaluator, key = evaluator["metrics"], f"{key}.metrics"
-        if isinstance(evaluator, list | tuple):
-            yield from ((f"{key}[{index}]", metric) for index, metric in enumerate(evaluator))
-        elif isinstance(evaluator, dict):
-            yield key, evaluator
