@@ -17,8 +17,12 @@ from ..utils.errors import some
 from ..utils.path_index import PathIndex
 
 
-def read_coco_ids(path: str | Path, classes: Classes) -> tuple[PathIndex[int], list[int]]:
+def read_coco_ids(
+    path: str | Path, classes: Classes
+) -> tuple[PathIndex[int], list[int], dict[int, tuple[int, int]]]:
     """Read image ids by path, and the category id of each class, from COCO annotations.
+
+    The height and width of each image by its id come third, in pixels, of those that have them.
 
     Args:
         path: Instance or panoptic JSON file.
@@ -34,6 +38,11 @@ def read_coco_ids(path: str | Path, classes: Classes) -> tuple[PathIndex[int], l
     try:
         content = json.loads(Path(path).read_text())
         images = PathIndex(((one["file_name"], one["id"]) for one in content["images"]), path)
+        sizes = {
+            one["id"]: (one["height"], one["width"])
+            for one in content["images"]
+            if "height" in one and "width" in one
+        }
         categories = _by_name((entry["name"], entry["id"]) for entry in content["categories"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
@@ -46,7 +55,7 @@ def read_coco_ids(path: str | Path, classes: Classes) -> tuple[PathIndex[int], l
             f"expected a category in {path} for every class of the model, got none for "
             f"{some(missing)}"
         )
-    return images, [categories[name] for name in classes.names]
+    return images, [categories[name] for name in classes.names], sizes
 
 
 def _by_name(ids: Iterable[tuple[str, int]]) -> dict[str, int]:

@@ -207,7 +207,9 @@ def _expand(item: Any) -> list[_Part] | Iterator[_Part]:
 
 def _is_image(file: Path) -> bool:
     hidden = file.name.startswith(".")
-    return file.suffix.lower() in IMG_EXTENSIONS and not hidden and file.is_file()
+    # A link to nothing is an image that cannot be read.
+    there = file.is_file() or not file.exists()
+    return file.suffix.lower() in IMG_EXTENSIONS and not hidden and there
 
 
 def _frames(video: mmcv.VideoReader, path: Path | None) -> Iterator[_Part]:

@@ -67,8 +67,9 @@ class ResultWriter:
         self._draw, self._score_thr = draw, score_thr
         self._image_ids: PathIndex[int] | None = None
         self._category_ids: Sequence[int] = range(len(classes.names))
+        self._sizes: dict[int, tuple[int, int]] = {}
         if ann_file is not None:
-            self._image_ids, self._category_ids = read_coco_ids(ann_file, classes)
+            self._image_ids, self._category_ids, self._sizes = read_coco_ids(ann_file, classes)
         self._entries: dict[str, _Entries] = {}
         self._failed: list[dict[str, Any]] = []
 
@@ -109,11 +110,17 @@ class ResultWriter:
             sample: Prediction at the image's size.
 
         Raises:
-            ValueError: The image is not in ``ann_file``, or the sample has no segmentation.
+            ValueError: The image is not in ``ann_file`` or has another size there, or the sample
+                has no segmentation.
         """
         image_id = self._image_id(image)
         segments = segments_of(sample, self.classes, score_thr=self._score_thr)
         height, width = segments.segments.shape
+        if (size := self._sizes.get(image_id, (height, width))) != (height, width):
+            raise ValueError(
+                f"expected {image.source} of the height and width that {self._ann_file} has for "
+                f"it, {size}, got {(height, width)}; give the annotations of these images"
+            )
         self._add(
             "images", dict(id=image_id, file_name=image.file_name, height=height, width=width)
         )

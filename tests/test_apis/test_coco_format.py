@@ -76,7 +76,7 @@ def test_ids_of_annotations(tmp_path):
         categories=[dict(id=i, name=name) for name, i in IDS.items()][::-1],
     )
     path.write_text(json.dumps(content))
-    images, categories = read_coco_ids(path, CLASSES)
+    images, categories, _ = read_coco_ids(path, CLASSES)
     assert [images.find(name) for name in ("a.jpg", "data/b.jpg", "c.jpg")] == [7, 3, None]
     assert categories == [47, 18, 193, 187]
     with pytest.raises(ValueError, match="got none for mug, pot, tea, box and 1 more"):

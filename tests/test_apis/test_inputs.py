@@ -190,6 +190,13 @@ def test_names_that_collide(folder):
     assert with_unique_names(one[:1]) == one[:1]
 
 
+def test_links_to_nothing_are_broken_images(tmp_path):
+    (tmp_path / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (image,) = open_images(tmp_path)
+    with pytest.raises(ValueError, match=r"lost\.jpg: No such file"):
+        image.read()
+
+
 def test_broken_files(folder):
     """OpenCV fills the rest of a truncated file with gray."""
     whole = pixels(60, 80)

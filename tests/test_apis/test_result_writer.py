@@ -165,6 +165,17 @@ def test_images_that_are_not_in_the_annotations(files, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_images_of_another_set_with_the_same_names(files, tmp_path):
+    folder, path = files
+    content = read_json(path)
+    content["images"][0].update(height=6)
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"p0\.jpg of the .* has .* \(6, 7\), got \(5, 7"
+    ):
+        write(tmp_path / "out", folder, ann_file=path)
+
+
 def test_images_of_one_name_in_several_folders(tmp_path):
     """Named by their folders in every file, and matched with the annotations by them."""
     files = [tmp_path / f"data/{name}" for name in ("a/1.jpg", "b/1.jpg", "b/c/1.jpg")]
