@@ -1,4 +1,4 @@
-"""Loop, sampler, schedules and checkpoints: which of them count epochs, and which iterations."""
+"""Loop, sampler, schedules and checkpoints: epochs or iterations; and the optimizer's precision."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,14 +6,16 @@ from typing import Any
 from mmdet.datasets.samplers import MultiSourceSampler
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
-from mmengine.registry import DATA_SAMPLERS, LOOPS
+from mmengine.device import get_device
+from mmengine.optim import AmpOptimWrapper
+from mmengine.registry import DATA_SAMPLERS, LOOPS, OPTIM_WRAPPERS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from .lookup import is_a
 
 
 def schedule_faults(config: Config) -> Iterator[str]:
-    """Yield a sentence for every setting by which training does not end or is not scheduled."""
+    """Yield a sentence for every setting by which training does not start, end or step."""
     loader = config.get("train_dataloader") or {}
     sampler = loader.get("sampler") or {}
     if _counts(config, EpochBasedTrainLoop) and is_a(
@@ -24,6 +26,13 @@ def schedule_faults(config: Config) -> Iterator[str]:
             f"EpochBasedTrainLoop of train_cfg, got {sampler.get('type')}; set "
             "train_dataloader.sampler.type='DefaultSampler', or count iterations: "
             "train_cfg.type='IterBasedTrainLoop' with max_iters"
+        )
+    wrapper = config.get("optim_wrapper")
+    # MMEngine asserts the same when it builds the wrapper, and names neither key nor remedy.
+    if get_device() in ("cpu", "mps") and is_a(OPTIM_WRAPPERS, wrapper, AmpOptimWrapper):
+        yield (
+            "expected a GPU for the mixed precision of optim_wrapper, got a machine without one; "
+            "set optim_wrapper.type=OptimWrapper, and leave out --amp"
         )
     if _counts(config, IterBasedTrainLoop):
         for key, scheduler in _schedulers(config.get("param_scheduler"), "param_scheduler"):

@@ -3,6 +3,7 @@
 import pytest
 from mmengine.config import Config
 
+from hcformer_mm.engine.run_checks import schedule
 from hcformer_mm.engine.run_checks.schedule import schedule_faults, schedule_warnings
 from tests.helpers.run_configs import panoptic_config
 
@@ -87,3 +88,11 @@ def test_checkpoints_by_epochs():
         )
     by_epoch = {"default_hooks.checkpoint.by_epoch": True}
     assert list(schedule_warnings(config(EPOCHS[0], **by_epoch))) == []
+
+
+@pytest.mark.parametrize(("device", "number"), [("cpu", 1), ("mps", 1), ("cuda", 0)])
+def test_mixed_precision_needs_a_gpu(device, number, monkeypatch):
+    monkeypatch.setattr(schedule, "get_device", lambda: device)
+    found = list(schedule_faults(config(ITERATIONS[0], optim_wrapper=dict(type="AmpOptimWrapper"))))
+    assert len(found) == number
+    assert all("set optim_wrapper.type=OptimWrapper" in sentence for sentence in found)
