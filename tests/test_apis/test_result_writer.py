@@ -170,9 +170,7 @@ def test_images_of_another_set_with_the_same_names(files, tmp_path):
     content = read_json(path)
     content["images"][0].update(height=6)
     path.write_text(json.dumps(content))
-    with pytest.raises(
-        ValueError, match=r"p0\.jpg of the .* has .* \(6, 7\), got \(5, 7"
-    ):
+    with pytest.raises(ValueError, match=r"p0\.jpg of the .* has .* \(6, 7\), got \(5, 7"):
         write(tmp_path / "out", folder, ann_file=path)
 
 
