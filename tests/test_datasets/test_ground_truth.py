@@ -197,11 +197,7 @@ def test_files_that_hold_something_else(tmp_path: Path) -> None:
         open_ground_truth(tmp_path / "nothing.json", CLASSES)
     path = tmp_path / "truth.json"
     for content, message in (
-        (b"no json", r"expected .*truth\.json to be a COCO JSON file"),
-        (b"\xff\xfe\x00", r"expected .*truth\.json to be a COCO JSON file"),
         (b'{"images": [{"id"', r"expected .*truth\.json to be a COCO JSON file"),
-        (b'{"images": []}', r"expected .*truth\.json to have a list of categories"),
-        (b"[1, 2]", r"expected .*truth\.json to have a list .* got a list"),
         (NONE % b"", r"segmentation \(instances\) in .*truth\.json, got none"),
         (NONE % b'{"image_id": 1, "bbox": []}', "got bbox, image_id"),
         (

@@ -93,8 +93,14 @@ def require_keys(content: Any, path: Path, part: str, keys: Iterable[str]) -> No
                 raise InputError(f"{expected} (COCO's format); entry {number} is {cut(entry, 200)}")
 
 
-def check_categories(categories: list[Entry]) -> Iterator[Finding]:
-    """Find the faults of categories that matter to panoptic and instance files alike."""
+def check_lists(content: Entry) -> Iterator[Finding]:
+    """Find the faults of categories and images, which panoptic and instance files have alike."""
+    yield from _check_categories(content["categories"])
+    yield from _check_images(content["images"])
+    yield from _check_image_ids(content["images"], content["annotations"])
+
+
+def _check_categories(categories: list[Entry]) -> Iterator[Finding]:
     if not categories:
         yield "no category", "expected at least one category, got none"
     for key in ("id", "name"):
@@ -105,8 +111,7 @@ def check_categories(categories: list[Entry]) -> Iterator[Finding]:
             )
 
 
-def check_images(images: list[Entry]) -> Iterator[Finding]:
-    """Find the faults of the list of images that need no look at files."""
+def _check_images(images: list[Entry]) -> Iterator[Finding]:
     if not images:
         yield "no image", "expected at least one image, got none"
     for value in repeated(image["id"] for image in images):
@@ -130,8 +135,7 @@ def image_sizes(images: list[Entry]) -> dict[Any, tuple[int, int]]:
     }
 
 
-def check_image_ids(images: list[Entry], annotations: list[Entry]) -> Iterator[Finding]:
-    """Find annotations of images that are not in the list."""
+def _check_image_ids(images: list[Entry], annotations: list[Entry]) -> Iterator[Finding]:
     known = {image["id"] for image in images}
     unknown = set(map(itemgetter("image_id"), annotations)) - known
     types = {str(value): value for value in known} if unknown else {}

@@ -1,7 +1,7 @@
 """Check of COCO's instance annotations, as MMDetection's dataset and pycocotools read them."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
 from math import isfinite
@@ -18,9 +18,7 @@ from .coco import (
     CROWD,
     NUMBER,
     Entry,
-    check_categories,
-    check_image_ids,
-    check_images,
+    check_lists,
     cut,
     image_sizes,
     is_box,
@@ -77,16 +75,7 @@ def check_instances_json(content: Entry, ann_file: str | Path) -> list[Fault]:
     """
     path = Path(ann_file)
     require_keys(content, path, "annotations", ("id", "image_id", "category_id"))
-    images, annotations, categories = (
-        content[part] for part in ("images", "annotations", "categories")
-    )
-    findings = (
-        *check_categories(categories),
-        *check_images(images),
-        *check_image_ids(images, annotations),
-        *_check_annotations(images, annotations, {category["id"] for category in categories}),
-    )
-    return [Fault(kind, path, message) for kind, message in findings]
+    return faults_of(path, chain(check_lists(content), _check_annotations(content)))
 
 
 def check_masks(image: Entry, annotations: list[Entry], ann_file: str | Path) -> list[Fault]:
@@ -113,9 +102,9 @@ def _check_image(
     return faults
 
 
-def _check_annotations(
-    images: list[Entry], annotations: list[Entry], categories: Set[Any]
-) -> Iterator[Finding]:
+def _check_annotations(content: Entry) -> Iterator[Finding]:
+    images, annotations = content["images"], content["annotations"]
+    categories = {category["id"] for category in content["categories"]}
     sizes = image_sizes(images)
     for number in repeated(annotation["id"] for annotation in annotations):
         yield "duplicate id", f"several annotations have the id {number}: mmdet stops"
@@ -212,6 +201,12 @@ def _mask_fault(annotation: Entry, size: tuple[int, int]) -> Finding | None:
             "no polygon",
             f"expected a polygon of x, y of at least 3 points, got {cut(mask, 60)}: training "
             "leaves the object out, and pycocotools stops",
+        )
+    if len(mask[0]) < 5:
+        return (
+            "no polygon",
+            f"expected a polygon of x, y of at least 3 points before others, got {cut(mask, 60)}: "
+            "pycocotools judges all by the first, and stops",
         )
     if short:
         return (

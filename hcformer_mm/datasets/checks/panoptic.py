@@ -15,9 +15,7 @@ from .coco import (
     CROWD,
     NUMBER,
     Entry,
-    check_categories,
-    check_image_ids,
-    check_images,
+    check_lists,
     is_box,
     read_coco,
     repeated,
@@ -74,18 +72,14 @@ def check_panoptic_json(content: Entry, ann_file: str | Path) -> list[Fault]:
     """
     path = Path(ann_file)
     require_keys(content, path, "annotations", ("image_id", "file_name", "segments_info"))
-    images, annotations, categories = (
-        content[part] for part in ("images", "annotations", "categories")
-    )
+    annotations, categories = content["annotations"], content["categories"]
     findings = (
-        *check_categories(categories),
-        *_check_isthing(categories),
-        *check_images(images),
-        *check_image_ids(images, annotations),
-        *_check_names(images, annotations),
-        *_check_segments(annotations, categories),
+        check_lists(content),
+        _check_isthing(categories),
+        _check_names(content["images"], annotations),
+        _check_segments(annotations, categories),
     )
-    return [Fault(kind, path, message) for kind, message in findings]
+    return faults_of(path, chain.from_iterable(findings))
 
 
 def check_panoptic_png(annotation: Entry, image: Entry, seg_dir: str | Path) -> list[Fault]:

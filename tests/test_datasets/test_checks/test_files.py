@@ -1,5 +1,6 @@
 """Images are read to their end, and what cannot be read is told apart."""
 
+import mmcv
 import pytest
 from PIL import Image
 
@@ -23,6 +24,16 @@ def test_another_size(image):
     (fault,) = check_image(image, (40, 30))
     assert (fault.kind, fault.severity) == ("size", "error")
     assert fault.message == "expected height and width (40, 30), got (30, 40)"
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(3, (30, 40)), (6, (40, 30)), (8, (40, 30))])
+def test_an_image_that_lies_on_its_side_is_turned(tmp_path, orientation, size):
+    """As mmcv turns it before it meets its annotations."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (40, 30)).save(tmp_path / "image.jpg", exif=exif)
+    assert mmcv.imread(str(tmp_path / "image.jpg")).shape[:2] == size
+    assert check_image(tmp_path / "image.jpg", size) == []
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, -50])

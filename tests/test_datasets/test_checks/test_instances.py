@@ -235,32 +235,6 @@ class Faults:
         self.image["height"] = "96"
         return "size", "image 1: expected height and width in pixels, got ('96', 128)"
 
-    def another_size(self):
-        Image.new("RGB", (7, 5)).save(self.img_dir / "1.jpg")
-        return "size", "expected height and width (96, 128), got (5, 7)"
-
-    def on_its_side(self):
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        Image.new("RGB", SIZE[::-1]).save(self.img_dir / "1.jpg", exif=exif)
-        return "size", "expected height and width (96, 128), got (128, 96)"
-
-    def no_file(self):
-        (self.img_dir / "1.jpg").rename(self.img_dir.parent / "1.jpg")
-        return "missing file", f"does not exist, but {self.img_dir.parent / '1.jpg'} does"
-
-    def truncated_file(self):
-        rng = np.random.default_rng(0)
-        pixels = Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8))
-        pixels.save(self.img_dir / "1.jpg")
-        content = (self.img_dir / "1.jpg").read_bytes()
-        (self.img_dir / "1.jpg").write_bytes(content[: len(content) // 2])
-        return "unreadable file", "expected a whole image"
-
-    def foreign_file(self):
-        (self.img_dir / "1.jpg").write_text("no image")
-        return "unreadable file", "expected an image"
-
     def nothing_left(self):
         for annotation in self.content["annotations"]:
             annotation.update(bbox=[0.5, 0.2, 0.3, 0.4])

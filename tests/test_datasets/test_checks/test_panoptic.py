@@ -53,10 +53,6 @@ class Faults(Shapes):
         del category["isthing"]
         return self.ann_file, f"category 3 ({category['name']}): expected isthing"
 
-    def category_id_twice(self):
-        self.content["categories"].append({**self.content["categories"][-1], "name": "mud"})
-        return self.ann_file, "several categories have the id 10"
-
     def stuff_first(self):
         self.content["categories"].insert(0, self.content["categories"].pop())
         return self.ann_file, "category 1 (disc), a thing, follows stuff"
@@ -86,10 +82,6 @@ class Faults(Shapes):
         self.segment["id"] = 0
         return self.ann_file, "image 2, segment 0: expected an id from 1 on, since 0 means void"
 
-    def image_id_twice(self):
-        self.content["images"].append(dict(self.content["images"][1]))
-        return self.ann_file, "several images have the id 2"
-
     def png_twice(self):
         """Two images share a PNG: it has the ids of one of them."""
         self.content["annotations"][2]["file_name"] = self.annotation["file_name"]
@@ -103,10 +95,6 @@ class Faults(Shapes):
         self.content["annotations"].remove(self.annotation)
         return self.ann_file, "image 2 has no annotation"
 
-    def no_image(self):
-        del self.content["images"][1]
-        return self.ann_file, "an annotation is of the image 2, which is not among the images"
-
     def png_of_another_size(self):
         ids = np.pad(self.ids(), ((0, 1), (0, 0)))
         self.repaint(ids)
@@ -114,28 +102,9 @@ class Faults(Shapes):
         height, width = image["height"], image["width"]
         return self.png, f"expected height and width {(height, width)}, got {ids.shape}"
 
-    def image_of_another_size(self):
-        image = self.img_dir / self.content["images"][1]["file_name"]
-        Image.new("RGB", (7, 5)).save(image)
-        return image, "got (5, 7)"
-
-    def image_on_its_side(self):
-        """mmdet turns it, and then it does not fit."""
-        image = self.img_dir / self.content["images"][1]["file_name"]
-        pixels = Image.open(image).convert("RGB")
-        exif = Image.Exif()
-        exif[0x0112] = 6
-        pixels.save(image, exif=exif)
-        return image, f"got {pixels.size}"
-
     def no_png(self):
         self.png.unlink()
         return self.png, "the file does not exist"
-
-    def no_image_file(self):
-        image = self.img_dir / self.content["images"][1]["file_name"]
-        image.unlink()
-        return image, "the file does not exist"
 
     def broken_png(self):
         self.png.write_bytes(self.png.read_bytes()[:60])
@@ -203,11 +172,6 @@ class Faults(Shapes):
     def png_of_16_bits(self):
         cv2.imwrite(str(self.png), cv2.imread(str(self.png)).astype(np.uint16) * 256)
         return self.png, "expected 8 bits per color, got 16"
-
-    def truncated_image(self):
-        image = self.img_dir / self.content["images"][1]["file_name"]
-        image.write_bytes(image.read_bytes()[:-200])
-        return image, "expected a whole image"
 
     def no_box(self):
         self.segment["bbox"] = None

@@ -99,10 +99,6 @@ class Faults(Maps):
         self.map.write_bytes(self.map.read_bytes()[:-30])
         return "unreadable file", self.map, "expected a whole image"
 
-    def broken_image(self):
-        self.image.write_bytes(self.image.read_bytes()[:-30])
-        return "unreadable file", self.image, "expected a whole image"
-
     def another_image_suffix(self):
         self.image.rename(self.image.with_suffix(".JPG"))
         return "image of another suffix", self.img_dir, ".jpg (img_suffix): 1 that end in .JPG"
