@@ -69,6 +69,10 @@ class Faults:
         self.put(segmentation=[OUTLINE, [70, 20, 100, 60]])
         return "short polygon", "training leaves out [[70, 20, 100, 60]]"
 
+    def short_first_part(self):
+        self.put(segmentation=[[70, 20, 100, 60], OUTLINE])
+        return "no polygon", "of at least 3 points before others, got [[70, 20, 100, 60], ["
+
     def odd_part(self):
         self.put(segmentation=[OUTLINE, [*OUTLINE, 1]])
         return "short polygon", "which is no list of x, y of at least 3 points"
