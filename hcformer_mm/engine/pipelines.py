@@ -51,11 +51,9 @@ def complete_evaluators(config: Config) -> None:
     with DefaultScope.overwrite_default_scope(config.get("default_scope")):
         for split in ("val", "test"):
             for _, metric in metrics_in(config, split):
-                if class_of(METRICS, metric) is not CocoPanopticMetric:
-                    continue
-                if metric.get("ann_file") and metric.get("seg_prefix"):
+                replaced = class_of(METRICS, metric) is CocoPanopticMetric
+                if replaced and metric.get("ann_file") and metric.get("seg_prefix"):
                     metric["type"] = "hcformer_mm.CocoPanopticMetric"
-                    metric.pop("nproc", None)  # it does not read files again at the end
 
 
 def _steps(pipeline: Any) -> Iterator[dict[str, Any]]:

@@ -17,3 +17,9 @@ def some(names: Iterable[Any], limit: int = 4) -> str:
     listed = [str(name) for name in names]
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return f"{', '.join(listed[:limit]) or 'nothing'}{more}"
+
+
+def cut(value: Any, length: int) -> str:
+    """A value as text of a message, shortened."""
+    text = str(value)
+    return text if len(text) <= length else f"{text[:length]}…"

@@ -10,7 +10,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from ...utils.errors import InputError
+from ...utils.errors import InputError, cut
 from .faults import Finding
 
 Entry = dict[str, Any]
@@ -167,9 +167,3 @@ def repeated(values: Iterable[Hashable]) -> list[Any]:
     if len(set(values)) == len(values):
         return []
     return [value for value, count in Counter(values).items() if count > 1]
-
-
-def cut(value: Any, length: int) -> str:
-    """A value as text of a message, shortened."""
-    text = str(value)
-    return text if len(text) <= length else f"{text[:length]}…"

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
 from ...evaluation.functional.coco_masks import encode_annotation
+from ...utils.errors import cut
 from .coco import (
     CROWD,
     NUMBER,
     Entry,
     check_lists,
-    cut,
     image_sizes,
     is_box,
     read_coco,

@@ -9,6 +9,7 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ...structures.data_samples import VOID_LABEL, WIDE_VOID_LABEL, void_label
+from ...utils.errors import some
 from .faults import Fault, run_each
 from .files import UnreadableError, check_size, decode, image_size, open_file
 
@@ -223,8 +224,8 @@ def _together(
     faults: list[Fault] = []
     labels: Counter[int] = Counter()
     number = 0
-    for some, pixels in read:
-        faults += some
+    for found, pixels in read:
+        faults += found
         labels += pixels
         number += bool(pixels)
     if not labels.keys() <= set(range(-1, num_classes)):
@@ -237,7 +238,7 @@ def _together(
     elif void and len(present) == 1 and missing:
         message = (
             f"{number} maps have class {present[0]} alone, no pixel of "
-            f"{'class' if len(missing) == 1 else 'classes'} {_listed(missing)}, and void; if void "
+            f"{'class' if len(missing) == 1 else 'classes'} {some(missing, 10)}, and void; if void "
             "pixels are a class, as in masks of 0 and 255, give them its number (divide by 255)"
         )
         faults.append(Fault("one class alone", folder, message))
@@ -245,10 +246,6 @@ def _together(
         message = f"{number} maps have class {present[0]} alone, so nothing can be learned"
         faults.append(Fault("one class", folder, message))
     elif missing and number:
-        message = f"{len(missing)} classes have no pixel in {number} maps: {_listed(missing)}"
+        message = f"{len(missing)} classes have no pixel in {number} maps: {some(missing, 10)}"
         faults.append(Fault("class without pixels", folder, message))
     return faults
-
-
-def _listed(labels: list[int]) -> str:
-    return ", ".join(map(str, labels[:10])) + (", …" if len(labels) > 10 else "")

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from ...utils.errors import cut
+
 
 def encode_annotation(annotation: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     """Run-length encode the segmentation of an annotation as pycocotools does.
@@ -28,7 +30,7 @@ def encode_annotation(annotation: Mapping[str, Any], size: tuple[int, int]) -> d
     fault = ValueError(
         "expected polygons of three points or more, or run lengths of all pixels of the size "
         f"{tuple(size)}, as segmentation of annotation {annotation.get('id')}, got "
-        f"{_shorten(found)}; correct it, or leave the annotation out"
+        f"{cut(repr(found), 60)}; correct it, or leave the annotation out"
     )
     try:
         if isinstance(found, list):
@@ -71,8 +73,3 @@ def _compressed_pixels(counts: str | bytes) -> int:
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))
             value = shift = 0
     return sum(runs) if min(runs, default=0) >= 0 else -1
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else f"{text[:57]}…"

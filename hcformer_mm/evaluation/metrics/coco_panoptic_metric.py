@@ -30,44 +30,20 @@ class CocoPanopticMetric(_CocoPanopticMetric):
     Args:
         ann_file: Annotations in COCO's panoptic format.
         seg_prefix: Folder of their PNG files.
-        classwise: Whether to log the figures of each class as well.
-        format_only: Whether to write predictions without scoring them.
-        outfile_prefix: Prefix of ``<prefix>.panoptic.json`` and of the folder ``<prefix>.panoptic``
-            of predictions; by default they are not written.
-        backend_args: MMEngine's options for reading the files.
-        collect_device: ``'cpu'`` or ``'gpu'``, over which processes collect results.
-        prefix: First part of the result names; ``'coco_panoptic'`` by default.
+        options: Other arguments of mmdet's metric; there is nothing for its ``nproc`` to do.
 
     Raises:
         ValueError: ``ann_file`` or ``seg_prefix`` is missing.
     """
 
     def __init__(
-        self,
-        ann_file: str | None = None,
-        seg_prefix: str | None = None,
-        *,
-        classwise: bool = False,
-        format_only: bool = False,
-        outfile_prefix: str | None = None,
-        backend_args: dict[str, Any] | None = None,
-        collect_device: str = "cpu",
-        prefix: str | None = None,
+        self, ann_file: str | None = None, seg_prefix: str | None = None, **options: Any
     ) -> None:
-        if ann_file is None or (seg_prefix is None and not format_only):
+        if ann_file is None or (seg_prefix is None and not options.get("format_only")):
             raise ValueError(
                 f"expected ann_file and seg_prefix, got {ann_file!r} and {seg_prefix!r}"
             )
-        super().__init__(
-            ann_file=ann_file,
-            seg_prefix=seg_prefix,
-            classwise=classwise,
-            format_only=format_only,
-            outfile_prefix=outfile_prefix,
-            backend_args=backend_args,
-            collect_device=collect_device,
-            prefix=prefix,
-        )
+        super().__init__(ann_file=ann_file, seg_prefix=seg_prefix, **options)
         self._ann_file = ann_file
         self._measure: PanopticQuality | None = None
 
