@@ -84,25 +84,6 @@ def check_label_maps(
     return _together(read, Path(*paths[:1]).parent, num_classes)
 
 
-def check_label_map(
-    path: str | Path,
-    num_classes: int,
-    ignore_index: int = VOID_LABEL,
-    reduce_zero_label: bool = False,
-    image_size: tuple[int, int] | None = None,
-) -> list[Fault]:
-    """Find the faults of one label map.
-
-    Args:
-        path: The file.
-        num_classes: Number of classes, without void.
-        ignore_index: Label of void.
-        reduce_zero_label: Whether classes count from 1 and 0 is void, as in ADE20K.
-        image_size: Height and width of its image, in pixels; None accepts any.
-    """
-    return _read_map(Path(path), num_classes, ignore_index, reduce_zero_label, image_size)[0]
-
-
 def _check_pair(
     task: tuple[Path, Path], num_classes: int, ignore_index: int, reduce_zero_label: bool
 ) -> tuple[list[Fault], Counter[int]]:

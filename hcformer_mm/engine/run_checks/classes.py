@@ -42,8 +42,8 @@ def metainfo_faults(metainfo: Any, key: str) -> Iterator[str]:
         if name.upper() in metainfo:
             yield f"expected {key}.{name} in lower case, got {name.upper()}, which nothing reads"
         given = metainfo.get(name)
-        if given is None or (isinstance(given, str) and _is_file(given)):
-            continue
+        if given is None or (isinstance(given, str) and Path(given).is_file()):
+            continue  # MMEngine reads the names from the file
         if isinstance(given, str):
             yield f"expected a tuple of names as {key}.{name}, got {given!r}; write ({given!r},)"
         elif not isinstance(given, Sequence) or not all(isinstance(one, str) for one in given):
@@ -66,11 +66,6 @@ def metainfo_faults(metainfo: Any, key: str) -> Iterator[str]:
         if not isinstance(color, list | tuple) or len(color) != 3:
             yield f"expected red, green and blue of each color in {key}.palette, got {color!r}"
             return
-
-
-def _is_file(name: str) -> bool:
-    """Whether MMEngine reads the names from a file."""
-    return Path(name).is_file()
 
 
 def class_faults(

@@ -148,13 +148,7 @@ def metric_faults(
 def metric_warnings(
     metric: Metric, annotations: Annotations, read: Mapping[str, Annotations]
 ) -> Iterator[str]:
-    """Yield a sentence if a metric may not score what the user means.
-
-    Args:
-        metric: The metric.
-        annotations: What its file has.
-        read: What the files of the datasets have, by the keys of the datasets.
-    """
+    """Yield a sentence if a metric may not score what the user means; see metric_faults."""
     for part in metric.parts:
         own = read.get(part.key, annotations)
         if own.panoptic == annotations.panoptic:

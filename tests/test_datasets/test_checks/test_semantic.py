@@ -5,7 +5,7 @@ import pytest
 from mmseg.datasets.transforms import LoadAnnotations
 from PIL import Image
 
-from hcformer_mm.datasets.checks import check_label_map, check_label_maps, check_semantic
+from hcformer_mm.datasets.checks import check_label_maps, check_semantic
 
 SIZE = (48, 64)
 
@@ -170,9 +170,9 @@ def test_sixteen_bits_of_many_classes(maps):
     wide = np.where(labels() == 255, 65535, labels() + np.uint16(254))
     maps.save_all(lambda values: wide)
     assert not [fault for fault in maps.check(300) if fault.severity != "note"]
-    assert check_label_map(maps.map, 256)[0].message.endswith("for void, got 256")
+    assert check_label_maps([maps.map], 256)[0].message.endswith("for void, got 256")
     maps.save(np.where(wide > 300, 65535, 255).astype(np.uint8))
-    (fault,) = check_label_map(maps.map, 300)
+    (fault, *_) = check_label_maps([maps.map], 300)
     assert "255 in 8 bits is void or a class, of more than 255" in fault.message
 
 
