@@ -54,12 +54,14 @@ class CheckpointCheckHook(Hook):
         loop = next(loop for loop in loops if isinstance(loop, BaseLoop))
         training = loop is runner._train_loop
         fit = load_weights(_whole_model(runner), checkpoint, file)
+        resuming = training and runner._resume
+        tuning = training and not resuming and fit.loaded > 0
         faults = []
         if weights := fit.faults():
-            faults.append(f"{weights}; {fit.advice()}")
+            faults.append(weights + f"; {fit.advice()}" * (not tuning))
         metainfo = getattr(loop.dataloader.dataset, "metainfo", {})
-        faults += compare_classes(checkpoint, metainfo)
-        resuming = training and runner._resume
+        taken = "; labels would be taken for other classes" * (not tuning)
+        faults += (classes + taken for classes in compare_classes(checkpoint, metainfo))
         if resuming:
             faults += _compare_state(checkpoint, runner.optim_wrapper)
         if not faults:
@@ -85,7 +87,7 @@ def compare_classes(checkpoint: Mapping[str, Any], metainfo: Mapping[str, Any]) 
         return
     yield (
         f"it was trained on the classes {some(trained, 20)}, but the dataset has "
-        f"{some(present, 20)}; labels would be taken for other classes"
+        f"{some(present, 20)}"
     )
 
 

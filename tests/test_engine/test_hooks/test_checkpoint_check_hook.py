@@ -140,6 +140,9 @@ def test_fine_tuning_is_told_once_what_the_model_lacks(check):
     assert text.count("does not fit") == 1
     assert "2 of another shape: cls.weight" in text
     assert "2 tensors are loaded" in text
+    assert "trained on the classes a, b, c" in text
+    assert "use the config" not in text
+    assert "labels would be taken" not in text
 
 
 @pytest.mark.parametrize("mode", ["load", "test"])
