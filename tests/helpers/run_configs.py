@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.runner import BaseLoop
 from PIL import Image
 from torch import nn
 
@@ -21,6 +22,13 @@ from tests.helpers.panoptic_sets import (
 
 IMAGES = {f"{number}.jpg": drawing(THING, GROUND, SKY, shift=number) for number in range(3)}
 SPLITS = ("train", "val")
+
+
+class Loop(BaseLoop):
+    """A loop that was built."""
+
+    def run(self) -> None:
+        raise NotImplementedError
 
 
 def head(**numbers: int) -> nn.Module:

@@ -8,10 +8,10 @@ import torch
 from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
-from mmengine.runner import BaseLoop
 from torch import nn
 
 from hcformer_mm.engine import CheckpointCheckHook
+from tests.helpers.run_configs import Loop
 
 NAMES = ("disc", "box", "grass")
 
@@ -23,13 +23,6 @@ class Net(nn.Module):
         super().__init__()
         self.backbone = nn.Linear(4, 4)
         self.cls = nn.Linear(4, classes)
-
-
-class Loop(BaseLoop):
-    """A loop that was built."""
-
-    def run(self):
-        raise NotImplementedError
 
 
 def trained(model=None, classes=NAMES, **entries):

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.hub import get_config
 from mmengine.registry import HOOKS, DefaultScope
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 from mmseg.datasets import ADE20KDataset
 from torch import nn
 
@@ -19,28 +19,8 @@ from hcformer_mm.engine import DataCheckHook
 from hcformer_mm.engine.runner import build_runner
 from hcformer_mm.utils.errors import InputError
 from tests.helpers.models import SEMANTIC_CONFIG
+from tests.helpers.run_configs import Loop, head, maskformer
 from tests.helpers.tools import INSTANCE_CONFIG, quick_config, run_tool, torchrun
-
-
-class Loop(BaseLoop):
-    """A loop that was built, with a dataset that the hook reads."""
-
-    def run(self):
-        raise NotImplementedError
-
-
-def head(**numbers):
-    module = nn.Module()
-    for name, number in numbers.items():
-        setattr(module, name, number)
-    return module
-
-
-def maskformer(things=6, stuff=4):
-    model = nn.Module()
-    model.panoptic_head = head(num_things_classes=things, num_stuff_classes=stuff)
-    model.panoptic_fusion_head = head(num_things_classes=things, num_stuff_classes=stuff)
-    return model
 
 
 def check(model, **datasets):
@@ -58,7 +38,9 @@ def dataset(cls, **options):
 
 
 def test_what_fits_passes():
-    check(maskformer(), train=dataset(ShapesPanopticDataset), val=dataset(ShapesPanopticDataset))
+    check(
+        maskformer(6, 4), train=dataset(ShapesPanopticDataset), val=dataset(ShapesPanopticDataset)
+    )
     check(maskformer(80, 53), test=dataset(CocoPanopticDataset))
     check(maskformer(6, 0), train=dataset(ShapesInstanceDataset))
 
@@ -66,7 +48,7 @@ def test_what_fits_passes():
 @pytest.mark.parametrize("part", ["panoptic_head", "panoptic_fusion_head"])
 @pytest.mark.parametrize(("kind", "real"), [("things", 6), ("stuff", 4)])
 def test_both_numbers_and_the_key_are_named(part, kind, real):
-    model = maskformer()
+    model = maskformer(6, 4)
     setattr(getattr(model, part), f"num_{kind}_classes", 7)
     kind_of_class = "thing_classes" if kind == "things" else "stuff_classes"
     expected = (
@@ -81,7 +63,7 @@ def test_both_numbers_and_the_key_are_named(part, kind, real):
 
 def test_dataset_of_things_has_no_stuff():
     with pytest.raises(InputError, match=r"num_stuff_classes is 4, but .* has 0 stuff_classes"):
-        check(maskformer(), train=dataset(ShapesInstanceDataset))
+        check(maskformer(6, 4), train=dataset(ShapesInstanceDataset))
 
 
 def test_segmentor():
@@ -98,7 +80,7 @@ def test_segmentor():
 
 def test_wrappers_are_looked_into():
     wrapped = nn.Module()
-    wrapped.module = maskformer(5)
+    wrapped.module = maskformer(5, 4)
     shapes = dataset(ShapesPanopticDataset)
     repeated = RepeatDataset(shapes, 2, lazy_init=True)
     both = ConcatDataset([shapes, shapes], lazy_init=True)
@@ -126,8 +108,8 @@ def test_one_class_without_a_comma_is_refused():
 
 def test_other_models_and_datasets_are_left_alone():
     check(nn.Linear(1, 1), train=dataset(ShapesPanopticDataset))
-    check(maskformer(3), train=[1, 2, 3])
-    check(maskformer(3))
+    check(maskformer(3, 4), train=[1, 2, 3])
+    check(maskformer(3, 4))
 
 
 @pytest.mark.parametrize("run", ["train", "val", "test"])
@@ -259,8 +241,6 @@ import sys
 from mmengine.config import Config
 from mmengine.dist import get_rank
 
-from hcformer_mm.engine.runner import build_runner
-from hcformer_mm.engine import DataCheckHook
 from hcformer_mm.engine.runner import build_runner
 from hcformer_mm.utils.errors import InputError
 
