@@ -1,6 +1,7 @@
 """ResultWriter: write drawings, COCO panoptic and instance results, and label maps."""
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from shutil import copyfileobj
@@ -70,7 +71,7 @@ class ResultWriter:
         self._sizes: dict[int, tuple[int, int]] = {}
         if ann_file is not None:
             self._image_ids, self._category_ids, self._sizes = read_coco_ids(ann_file, classes)
-        self._entries: dict[str, _Entries] = {}
+        self._entries: defaultdict[str, _Entries] = defaultdict(lambda: _Entries(self.out_dir))
         self._failed: list[dict[str, Any]] = []
 
     def accept(
@@ -121,9 +122,8 @@ class ResultWriter:
                 f"expected {image.source} of the height and width that {self._ann_file} has for "
                 f"it, {size}, got {(height, width)}; give the annotations of these images"
             )
-        self._add(
-            "images", dict(id=image_id, file_name=image.file_name, height=height, width=width)
-        )
+        entry = dict(id=image_id, file_name=image.file_name, height=height, width=width)
+        self._entries["images"].add([entry])
         if self._draw:
             drawn = draw_panoptic(image.read_rgb(), segments, self.classes)
             self._write_png("vis", image, drawn)
@@ -131,10 +131,10 @@ class ResultWriter:
             ids, info = encode_panoptic(segments, self._category_ids)
             self._write_png("panoptic", image, id2rgb(ids))
             entry = dict(image_id=image_id, file_name=f"{image.name}.png", segments_info=info)
-            self._add("panoptic", entry)
+            self._entries["panoptic"].add([entry])
         if "pred_instances" in sample and "masks" in sample.pred_instances:
             found = encode_instances(sample.pred_instances, image_id, self._category_ids)
-            self._add("instances", *found)
+            self._entries["instances"].add(found)
         if "pred_sem_seg" in sample:
             self._write_png("semantic", image, label_map(sample, len(self.classes.names)))
 
@@ -148,19 +148,19 @@ class ResultWriter:
         categories = [
             dict(id=i, name=name) for i, name in zip(self._category_ids, names, strict=True)
         ]
-        images = self._list("images")
+        images = self._entries["images"]
         failed = dict(failed=self._failed) if self._failed else {}
         self._write_json("images", images=images, categories=categories, **failed)
         if "panoptic" in self._entries:
             self._write_json(
                 "panoptic",
                 images=images,
-                annotations=self._list("panoptic"),
+                annotations=self._entries["panoptic"],
                 categories=[one | dict(isthing=int(one["name"] in things)) for one in categories],
             )
         if "instances" in self._entries:
             with replacing(self.out_dir / "instances.json") as path, path.open("w") as file:
-                self._list("instances").write_to(file)
+                self._entries["instances"].write_to(file)
 
     def __enter__(self) -> "ResultWriter":
         check_writable(self.out_dir)
@@ -194,14 +194,6 @@ class ResultWriter:
 
     def _write_png(self, folder: str, image: InputImage, pixels: NDArray[Any]) -> None:
         write_image(self.out_dir / folder / f"{image.name}.png", pixels)
-
-    def _list(self, name: str) -> "_Entries":
-        if name not in self._entries:
-            self._entries[name] = _Entries(self.out_dir)
-        return self._entries[name]
-
-    def _add(self, name: str, *entries: dict[str, Any]) -> None:
-        self._list(name).add(entries)
 
     def _write_json(self, name: str, **content: "_Entries | list[dict[str, Any]]") -> None:
         with replacing(self.out_dir / f"{name}.json") as path, path.open("w") as file:
