@@ -106,6 +106,11 @@ class ResumableCheckpointHook(CheckpointHook):
         super().before_train(runner)
         self._starting = True
         self._of_training = None
+        if runner.iter >= runner.max_iters:
+            runner.logger.warning(
+                f"Nothing is left to train: the checkpoint is of iteration {runner.iter}, and "
+                f"train_cfg ends after {runner.max_iters}; raise it to train longer."
+            )
         counts = getattr(runner.optim_wrapper, "_accumulative_counts", 1)
         if not self.by_epoch and self.interval > 0 and self.interval % counts:
             runner.logger.warning(
@@ -184,6 +189,14 @@ class ResumableCheckpointHook(CheckpointHook):
         """Save the best checkpoint, if this is one, and then remove the one that it replaces."""
         if self.save_best:
             check_weights(runner)
+            # mmdet's CocoMetric has none if nothing is predicted, and MMEngine stops then.
+            if missing := set(self.key_indicators) - {"auto", *metrics}:
+                runner.logger.warning(
+                    f"No checkpoint is called best: expected {some(missing)}, as in "
+                    "default_hooks.checkpoint.save_best, among the metrics of this validation, got "
+                    f"{some(metrics, 20)}."
+                )
+                return
         super()._save_best_checkpoint(runner, metrics)
         self._remove_outdated()
 

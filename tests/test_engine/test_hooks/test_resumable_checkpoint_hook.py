@@ -204,6 +204,22 @@ def test_begins_where_there_is_nothing_to_resume(tmp_path):
     assert "training starts from the beginning" in logged(tmp_path)
 
 
+def test_a_training_that_is_over_is_told(tmp_path):
+    train(tmp_path, steps=4)
+    assert "Nothing is left" not in logged(tmp_path)
+    images, _ = train(tmp_path, steps=4, resume=True)
+    assert images == []
+    assert "of iteration 4, and train_cfg ends after 4" in logged(tmp_path)
+
+
+def test_a_validation_without_the_best_metric(tmp_path):
+    """Training goes on, and the checkpoint of the iteration is there."""
+    images, _ = train(tmp_path, steps=4, checkpoint=dict(save_best="PQ", rule="greater"))
+    assert len(images) == 4
+    assert saved(tmp_path) == ["iter_4.pth"]
+    assert "No checkpoint is called best: expected PQ, as in" in logged(tmp_path)
+
+
 class Diverge(Hook):
     """Puts a NaN into the weights."""
 
