@@ -94,7 +94,7 @@ def test_test_in_bfloat16_and_fast(trained, small_shapes, tmp_path):
         *("--fast", "--dtype", "bfloat16", "--cfg-options", *small_shapes),
     )
     assert "coco_panoptic/PQ" in read_metrics(tmp_path)
-    check, fast = used_config(tmp_path).custom_hooks
+    check, _, fast = used_config(tmp_path).custom_hooks
     assert check.type == "hcformer_mm.DataCheckHook"
     assert fast == dict(type="hcformer_mm.FastInferenceHook", fast=True, dtype="bfloat16")
 
