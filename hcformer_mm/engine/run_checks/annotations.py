@@ -12,12 +12,10 @@ from typing import Any
 import pycocotools.coco
 
 from ...datasets.checks import Fault, check_instances_json, check_panoptic_json, read_coco
-from ...datasets.checks.coco import image_sizes
+from ...datasets.checks.coco import Entry, image_sizes
 
 NUMBER_OF_SAMPLES = 8
 """Images of a dataset whose files are opened."""
-
-Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
