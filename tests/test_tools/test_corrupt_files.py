@@ -152,7 +152,7 @@ def test_configs(tool, fault, folder):
 
 @pytest.mark.parametrize(
     ("tool", "fault"),
-    pairs({**MODELS, **CONVERTERS}, CHECKPOINTS, "publish", ("missing", "flipped", "code")),
+    pairs({**MODELS, **CONVERTERS}, CHECKPOINTS, "publish", ("missing", "code")),
 )
 def test_checkpoints(tool, fault, folder):
     path = folder / "weights.pth"
@@ -178,7 +178,6 @@ def test_annotations_that_run_code(key, shapes, folder):
 @pytest.mark.parametrize(
     ("tool", "fault"),
     [
-        ("test", "flipped"),
         ("test", "code"),
         ("evaluate", "truncated"),
         ("resume", "code"),
