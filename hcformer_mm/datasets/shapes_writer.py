@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -12,7 +11,7 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ..utils.progress import progress
+from ..utils.progress import run_each
 from .shapes import METAINFO
 from .shapes_generator import GENERATOR_VERSION, Scene, render_scene
 
@@ -122,12 +121,7 @@ def _write_split(
     for folder in (split, f"annotations/panoptic_{split}", f"semantic/{split}"):
         (root / folder).mkdir(parents=True)
     write = partial(_write_scene, root=root, split=split, seed=seed, size=size)
-    if workers == 1:
-        records = list(progress(map(write, range(count)), count, split))
-    else:
-        with ProcessPoolExecutor(workers) as pool:
-            found = pool.map(write, range(count), chunksize=4)
-            records = list(progress(found, count, split))
+    records = run_each(write, range(count), workers, split)
     images, panoptic, instances = zip(*records, strict=True)
     categories = _categories()
     things = [category for category in categories if category["isthing"]]

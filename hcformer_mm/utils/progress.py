@@ -1,13 +1,15 @@
-"""A progress bar on terminals, and one line in logs."""
+"""A progress bar on terminals, and one line in logs; also for work in several processes."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from time import perf_counter
 from typing import TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def progress(
@@ -30,3 +32,26 @@ def progress(
     if bar.disable:
         line = tqdm.format_meter(done, bar.total, perf_counter() - start, prefix=desc or "")
         print(line, file=sys.stderr)
+
+
+def run_each(
+    function: Callable[[T], R], tasks: Sequence[T], num_workers: int, desc: str
+) -> Iterator[R]:
+    """Yield the result of each task, in order, and show how far it is.
+
+    Args:
+        function: What is done with a task; it can be pickled.
+        tasks: The tasks.
+        num_workers: Processes that do them; 1 means this process.
+        desc: What is done, such as ``'check files'``.
+
+    Raises:
+        ValueError: ``num_workers`` is below 1.
+    """
+    if num_workers < 1:
+        raise ValueError(f"expected num_workers of at least 1, got {num_workers}")
+    if num_workers == 1:
+        yield from progress(map(function, tasks), len(tasks), desc)
+    else:
+        with ProcessPoolExecutor(num_workers) as pool:
+            yield from progress(pool.map(function, tasks, chunksize=16), len(tasks), desc)

@@ -1,12 +1,9 @@
 """A fault of a data set, and how much it matters."""
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
-
-from ...utils.progress import progress
+from typing import Literal, get_args
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES = get_args(Severity)
@@ -34,9 +31,6 @@ WARNINGS = frozenset(
     }
 )
 NOTES = frozenset({"class without pixels", "crowds only", "image without objects", "no segments"})
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -73,24 +67,3 @@ class Fault:
 def faults_of(file: Path, findings: Iterator[Finding]) -> list[Fault]:
     """Faults of one file."""
     return [Fault(kind, file, message) for kind, message in findings]
-
-
-def run_each(check: Callable[[T], R], tasks: Sequence[T], num_workers: int) -> Iterator[R]:
-    """Yield the result of each task, in order, with a progress bar.
-
-    Args:
-        check: What is done with a task; it can be pickled.
-        tasks: What to check.
-        num_workers: Processes that check; 1 checks in this process.
-
-    Raises:
-        ValueError: ``num_workers`` is below 1.
-    """
-    if num_workers < 1:
-        raise ValueError(f"expected num_workers of at least 1, got {num_workers}")
-    if num_workers == 1:
-        yield from progress(map(check, tasks), len(tasks), "check files")
-    else:
-        with ProcessPoolExecutor(num_workers) as pool:
-            results = pool.map(check, tasks, chunksize=16)
-            yield from progress(results, len(tasks), "check files")

@@ -15,6 +15,7 @@ from pycocotools import mask as mask_utils
 
 from ...evaluation.functional.coco_masks import encode_annotation
 from ...utils.errors import cut
+from ...utils.progress import run_each
 from .coco import (
     CROWD,
     NUMBER,
@@ -27,7 +28,7 @@ from .coco import (
     require_keys,
     without_collector,
 )
-from .faults import Fault, Finding, faults_of, run_each
+from .faults import Fault, Finding, faults_of
 from .files import check_image
 
 _SAMPLE = 50_000
@@ -58,7 +59,7 @@ def check_instances(
     tasks = [(image, by_image[image["id"]]) for image in content["images"]]
     img_dir = None if img_dir is None else Path(img_dir)
     check = partial(_check_image, ann_file=Path(ann_file), img_dir=img_dir)
-    more = chain.from_iterable(run_each(check, tasks, num_workers))
+    more = chain.from_iterable(run_each(check, tasks, num_workers, "check files"))
     return list(dict.fromkeys((*faults, *more)))  # both compare outlines with boxes
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from panopticapi.evaluation import OFFSET, VOID
 from panopticapi.utils import rgb2id
 
+from ...utils.progress import run_each
 from .coco import (
     CROWD,
     NUMBER,
@@ -22,7 +23,7 @@ from .coco import (
     require_keys,
     without_collector,
 )
-from .faults import Fault, Finding, faults_of, run_each
+from .faults import Fault, Finding, faults_of
 from .files import UnreadableError, check_image, check_size, decode, open_file
 
 _SEGMENT_KEYS = {"id", "category_id", "iscrowd", "area", "bbox"}
@@ -56,7 +57,7 @@ def check_panoptic(
     tasks = [(a, images[a["image_id"]]) for a in content["annotations"] if a["image_id"] in images]
     img_dir = None if img_dir is None else Path(img_dir)
     check = partial(_check_files, seg_dir=Path(seg_dir), img_dir=img_dir)
-    return [*faults, *chain.from_iterable(run_each(check, tasks, num_workers))]
+    return [*faults, *chain.from_iterable(run_each(check, tasks, num_workers, "check files"))]
 
 
 @without_collector()

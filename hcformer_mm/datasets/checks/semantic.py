@@ -10,7 +10,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ...structures.data_samples import VOID_LABEL, WIDE_VOID_LABEL, void_label
 from ...utils.errors import some
-from .faults import Fault, run_each
+from ...utils.progress import run_each
+from .faults import Fault
 from .files import UnreadableError, check_size, decode, image_size, open_file
 
 
@@ -61,7 +62,9 @@ def check_semantic(
         ignore_index=ignore_index,
         reduce_zero_label=reduce_zero_label,
     )
-    return faults + _together(run_each(check, tasks, num_workers), map_dir, num_classes)
+    return faults + _together(
+        run_each(check, tasks, num_workers, "check files"), map_dir, num_classes
+    )
 
 
 def check_label_maps(
