@@ -209,7 +209,11 @@ class LoadInstanceAnnotations(mmdet_transforms.LoadAnnotations):
         Raises:
             ValueError: A box or a mask cannot be read, or differs from the image in size.
         """
-        with _naming(f"the annotations of {results['img_path']}"):
+        annotations = f"the annotations of {results['img_path']}"
+        if "height" in results and "width" in results:
+            # mmdet draws polygons at the image's size, whatever size they were made for.
+            check_size(annotations, (results["height"], results["width"]), results["ori_shape"])
+        with _naming(annotations):
             return super().transform(results)
 
     def _poly2mask(self, mask_ann: Any, img_h: int, img_w: int) -> NDArray[np.uint8]:

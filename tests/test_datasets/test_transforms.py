@@ -410,9 +410,19 @@ def test_panoptic_files_of_one_row_or_column_are_refused(size, tiny, tmp_path):
         LoadPanopticAnnotations()(tiny["mmdet"] | dict(seg_map_path=path, ori_shape=size))
 
 
+def test_polygons_for_another_size_are_refused(tiny):
+    """As of images that were made smaller after they were annotated."""
+    results = tiny["mmdet"] | dict(height=2 * HEIGHT, width=2 * WIDTH)
+    step = LoadInstanceAnnotations(with_bbox=True, with_mask=True)
+    with pytest.raises(
+        ValueError, match=rf"annotations of .*\({HEIGHT}, {WIDTH}\), got \({2 * HEIGHT}"
+    ):
+        step(results | dict(ori_shape=(HEIGHT, WIDTH)))
+
+
 def test_masks_of_another_size_are_refused(tiny):
     """mmdet reshapes them, which scrambles the mask of an image that lies on its side."""
-    results = tiny["mmdet"] | dict(ori_shape=(WIDTH, HEIGHT))
+    results = tiny["mmdet"] | dict(ori_shape=(WIDTH, HEIGHT), height=WIDTH, width=HEIGHT)
     step = LoadInstanceAnnotations(with_bbox=True, with_mask=True)
     problem = r"annotations of .*image\.jpg .*height and width, \(2000, 1500\), got \(1500, 2000\)"
     with pytest.raises(ValueError, match=problem):
