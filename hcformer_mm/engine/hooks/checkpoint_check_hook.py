@@ -5,7 +5,7 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
+from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -13,6 +13,7 @@ from ...checkpoints.fit import load_weights
 from ...registry import HOOKS
 from ...utils.config import build_without_weights
 from ...utils.errors import InputError, some
+from ..loops import built_loops
 
 ALLOW_PARTIAL = "--allow-partial"
 # Options that tell optimizers apart, whatever the version of PyTorch.
@@ -49,10 +50,9 @@ class CheckpointCheckHook(Hook):
         if any("flat_param" in str(name) for name in checkpoint.get("state_dict", ())):
             return
         file = runner._load_from or find_latest_checkpoint(runner.work_dir)
-        # Only the loops that run are built; the properties without underscore would build others.
-        loops = (runner._train_loop, runner._test_loop, runner._val_loop)
-        loop = next(loop for loop in loops if isinstance(loop, BaseLoop))
-        training = loop is runner._train_loop
+        loops = built_loops(runner)  # those that run
+        split = next(split for split in ("train", "test", "val") if split in loops)
+        loop, training = loops[split], split == "train"
         fit = load_weights(_whole_model(runner), checkpoint, file)
         resuming = training and runner._resume
         tuning = training and not resuming and fit.loaded > 0

@@ -9,6 +9,7 @@ from mmengine.runner import BaseLoop, Runner
 
 from ...models.utils.cluster_recorder import record_clusters
 from ...registry import HOOKS
+from ..loops import built_loops
 
 
 @HOOKS.register_module()
@@ -22,11 +23,9 @@ class ClusterRecordHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Wrap the validation and test loops that are about to run."""
-        for split in ("val", "test"):
-            # The attribute without underscore would build the loop.
-            loop = getattr(runner, f"_{split}_loop")
+        for split, loop in built_loops(runner).items():
             # A loop that runs again is already wrapped.
-            if isinstance(loop, BaseLoop) and "run" not in vars(loop):
+            if split != "train" and "run" not in vars(loop):
                 loop.run = _recording(loop)
 
 

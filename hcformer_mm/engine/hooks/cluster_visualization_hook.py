@@ -8,7 +8,7 @@ import numpy as np
 from mmengine.dist import is_main_process
 from mmengine.fileio import get
 from mmengine.hooks import Hook
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
 from ...datasets.ground_truth import GroundTruth, open_ground_truth
@@ -20,6 +20,7 @@ from ...structures.panoptic import Classes
 from ...utils.images import decode_image
 from ...visualization import LAYOUTS, cluster_sheet
 from ...visualization.fonts import fonts_for
+from ..loops import built_loops
 
 
 @HOOKS.register_module()
@@ -93,12 +94,10 @@ class ClusterVisualizationHook(Hook):
             FileNotFoundError: There is no ``gt``.
         """
         ClusterRecorder(runner.model).remove()
-        # The attributes without underscore would build the loops.
-        loops = [
-            loop for loop in (runner._val_loop, runner._test_loop) if isinstance(loop, BaseLoop)
-        ]
-        if self.gt is not None and loops:
-            meta = loops[0].dataloader.dataset.metainfo
+        loops = built_loops(runner)
+        loop = loops.get("val", loops.get("test"))
+        if self.gt is not None and loop is not None:
+            meta = loop.dataloader.dataset.metainfo
             self._truth = open_ground_truth(
                 self.gt,
                 Classes.from_metainfo(meta),

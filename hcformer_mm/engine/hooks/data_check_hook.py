@@ -5,9 +5,10 @@ from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 
 from ...registry import HOOKS
+from ..loops import built_loops
 from ..run_checks import Findings, check_run
 from ..run_checks.classes import class_faults, heads_of
 
@@ -61,9 +62,7 @@ class DataCheckHook(Hook):
         Raises:
             InputError: As in :meth:`check`.
         """
-        # The attribute without underscore would build the loop.
-        loops = {split: getattr(runner, f"_{split}_loop") for split in ("train", "val", "test")}
-        loops = {split: loop for split, loop in loops.items() if isinstance(loop, BaseLoop)}
+        loops = built_loops(runner)
         if not self._checked:
             self.check(runner, tuple(loops))
         found = Findings()
