@@ -1,5 +1,7 @@
 """Look up configs by name, read or change parts of them, and build their models."""
 
+import inspect
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -11,8 +13,9 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.runner import Runner
 
-from .errors import InputError
+from .errors import InputError, some
 from .paths import RESOURCES
 
 CONFIGS = RESOURCES / "configs"
@@ -21,6 +24,8 @@ CONFIGS = RESOURCES / "configs"
 
 def read_config(name: str | Path, options: Mapping[str, Any] | None = None) -> Config:
     """Read the config of a model.
+
+    A warning tells overrides inside sections that neither the config nor MMEngine's runner has.
 
     Args:
         name: A path, name or ``package::path``, as for :func:`find_config`.
@@ -34,6 +39,14 @@ def read_config(name: str | Path, options: Mapping[str, Any] | None = None) -> C
         config = Config.fromfile(path)
     except Exception as error:  # configs are code, which can raise anything
         raise InputError(f"expected a config in {path}, got {_describe(error)}") from error
+    sections = {key.partition(".")[0] for key in options or {} if "." in key}
+    read = {*config, *inspect.signature(Runner.__init__).parameters, "model_wrapper_cfg", "compile"}
+    if unknown := sections - read:
+        warnings.warn(
+            f"expected overrides of sections of {path}, got {some(unknown)}, which nothing there "
+            "reads; correct the names",
+            stacklevel=2,
+        )
     try:
         config.merge_from_dict(dict(options or {}))
     except (KeyError, TypeError, IndexError, ValueError, AssertionError) as error:

@@ -2,6 +2,7 @@
 
 import runpy
 import shutil
+import warnings
 
 import pytest
 
@@ -42,3 +43,12 @@ def test_overrides(tmp_path):
     match = rf"expected overrides of .*{NAME}\.py that apply to it, got .*val_evaluator\.9"
     with pytest.raises(ValueError, match=match):
         read_config(NAME, {"val_evaluator.9.metric": "x"})
+
+
+def test_overrides_of_other_sections_are_told():
+    """MMEngine makes a section of any name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_config(SHAPES_CONFIG, {"randomness.seed": 1, "compile": True, "model.x": 2})
+    with pytest.warns(UserWarning, match="sections of .*panoptic.py, got optim_wraper, which"):
+        read_config(SHAPES_CONFIG, {"optim_wraper.optimizer.lr": 0.1})
