@@ -131,8 +131,12 @@ def refuse(*command):
 
 
 def pairs(tools, faults, one, some):
-    """One tool with all faults, and all tools with some: they read files by the same functions."""
-    return [(tool, fault) for tool in tools for fault in faults if tool == one or fault in some]
+    """All pairs; by default one tool with all faults, and all tools with some."""
+    return [
+        pytest.param(tool, fault, marks=[pytest.mark.slow] * (tool != one and fault not in some))
+        for tool in tools
+        for fault in faults
+    ]
 
 
 @pytest.mark.parametrize(
