@@ -150,9 +150,8 @@ def test_missing_folder(root):
     )
 
 
-@pytest.mark.parametrize("content", ['{"images": [', "[]", "{}"])
-def test_damaged_file(root, content):
-    (root / TRAIN).write_text(content)
+def test_damaged_file(root):
+    (root / TRAIN).write_text('{"images": [')
     (found,) = faults(panoptic_config(root))
     assert f"expected {root / TRAIN}" in found
 
