@@ -54,7 +54,7 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     try:
         train(parse_args())
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"train: {error}")
 
 

@@ -134,6 +134,13 @@ def test_auto_scale_lr_needs_a_base_batch_size(tmp_path):
         run_tool("tools/train.py", SHAPES_CONFIG, "--work-dir", tmp_path, "--auto-scale-lr")
 
 
+def test_a_work_dir_that_is_a_file(tmp_path):
+    file = tmp_path / "results"
+    file.touch()
+    with pytest.raises(SystemExit, match=r"^train: .*File exists: '.*results'"):
+        run_tool("tools/train.py", SHAPES_CONFIG, "--work-dir", file)
+
+
 def test_dump_must_be_a_pickle():
     with pytest.raises(SystemExit, match=r"expected --out to end in \.pkl"):
         run_tool("tools/test.py", SHAPES_CONFIG, "x.pth", "--out", "x.json")
