@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmseg.datasets import BaseSegDataset
 
 from .annotations import Annotations, read_annotations
-from .classes import class_faults, compare_classes, heads_of, letter_warnings, metainfo_faults
+from .classes import class_faults, compare_classes, heads_of, metainfo_faults
 from .coco import class_order_faults, coco_faults, first_images, first_maps, query_warnings, tool_of
 from .datasets import Part, is_local, parts_of
 from .evaluators import Metric, metric_classes, metric_faults, metric_warnings, metrics_of
@@ -62,7 +62,6 @@ def check_run(
             found.faults += faults
         elif part.dataset is not None:
             found.faults += class_faults(heads, part.dataset, part.name, part.key)
-            found.warnings += letter_warnings(part)
             if part.reads_coco:
                 file, key = part.dataset.ann_file, f"{part.key}.ann_file"
                 if (known := _read(file, key, found, hand_over=hand_over)) is not None:

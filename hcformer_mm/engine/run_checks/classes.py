@@ -110,15 +110,6 @@ def class_faults(
         )
 
 
-def letter_warnings(part: Part) -> Iterator[str]:
-    """Yield a sentence if a name may have been taken apart, as by ``tuple("cat")``."""
-    if len(part.classes) > 1 and all(len(one) == 1 and one.isalpha() for one in part.classes):
-        yield (
-            f"each class of {part.key} is one letter, {part.classes}; if they are one name, write "
-            f"({''.join(part.classes)!r},)"
-        )
-
-
 def compare_classes(parts: Sequence[Part], found: Findings) -> None:
     """Compare the classes of the datasets of a run, whose labels mean the same to the model."""
     named = [part for part in parts if part.classes]

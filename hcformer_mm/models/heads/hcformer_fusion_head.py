@@ -8,6 +8,7 @@ from mmdet.structures import SampleList
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
+from ...ops.bands import is_eager_cpu
 from ...registry import MODELS
 from ..utils.post_processing import InstanceResult, PanopticResult, SemanticResult, resized_bands
 
@@ -101,7 +102,8 @@ class HCFormerFusionHead(MaskFormerFusionHead):
                 "num_things_classes and num_stuff_classes of panoptic_head and "
                 "panoptic_fusion_head alike"
             )
-        if not mask_cls_results.isfinite().all():
+        # Elsewhere the check would wait for the device.
+        if is_eager_cpu(mask_cls_results) and not mask_cls_results.isfinite().all():
             warnings.warn(
                 "expected finite class logits, got NaN or Inf, which segment nothing; look at the "
                 "weights of the checkpoint and at the images",

@@ -2,7 +2,6 @@
 
 import re
 
-import numpy as np
 import pytest
 
 from hcformer_mm.engine.run_checks.classes import metainfo_faults
@@ -11,8 +10,6 @@ from tests.helpers.run_configs import (
     faults,
     maskformer,
     panoptic_config,
-    segmentor,
-    semantic_config,
     warnings,
     write_sets,
 )
@@ -59,16 +56,6 @@ def test_metainfo_passes(meta):
 def test_names_in_a_file_pass(tmp_path):
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     assert list(metainfo_faults(dict(classes=str(tmp_path / "names.txt")), "m")) == []
-
-
-def test_single_letters_are_worth_a_warning(tmp_path):
-    """``tuple("cat")`` has three classes, as a set of letters has."""
-    maps = [np.array([[0, 1, 2]], np.uint8)]
-    config = semantic_config(tmp_path, tuple("cat"), maps)
-    (found,) = warnings(config, segmentor(3), ["train"])
-    assert found.endswith("if they are one name, write ('cat',)")
-    config = semantic_config(tmp_path, tuple("123"), maps)
-    assert warnings(config, segmentor(3), ["train"]) == []
 
 
 def test_names_that_differ_between_training_and_validation(tmp_path):
