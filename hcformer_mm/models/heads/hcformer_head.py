@@ -9,6 +9,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...ops.bands import is_eager_cpu
 from ...registry import MODELS
 from ...structures.clustered_features import ClusteredFeatures, require_clustering
 from ..losses.finite_assigner import FiniteAssigner
@@ -235,8 +236,8 @@ class HCFormerHead(MaskTransformer):
         """``labels`` ``(N,)`` and ``masks`` ``(N, H', W')`` of every image, stuff included."""
         for sample in batch_data_samples:
             labels = sample.gt_instances.labels
-            if labels.device.type != "cpu":
-                break  # the check would wait for the device
+            if not is_eager_cpu(labels):
+                break  # the check would wait for the device, or break a compiled graph
             if ((labels < 0) | (labels >= self.num_classes)).any():
                 raise ValueError(
                     f"expected labels from 0 to {self.num_classes - 1} for num_things_classes + "
