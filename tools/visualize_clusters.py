@@ -114,6 +114,8 @@ def draw(args: argparse.Namespace) -> None:
         write_image(args.out / f"{result.name}.png", sheet)
         drawn += 1
     print(f"{drawn} images in {args.out}")
+    if isinstance(images, list) and drawn < len(images):
+        raise ValueError(f"{len(images) - drawn} of {len(images)} images could not be read")
 
 
 def main() -> None:

@@ -61,6 +61,19 @@ def test_a_sheet_for_each_image_of_a_folder(run, shapes, checkpoint, tmp_path, c
     assert len(read(out / "000000.png")) < 0.85 * height  # no errors, no ground truth
 
 
+def test_a_broken_image_of_a_folder_is_counted(run, shapes, checkpoint, tmp_path):
+    folder, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(shapes / "val", folder)
+    whole = (folder / "000001.jpg").read_bytes()
+    (folder / "000001.jpg").write_bytes(whole[: len(whole) // 2])
+    with (
+        pytest.warns(UserWarning, match=r"skipped: .*000001\.jpg"),
+        pytest.raises(SystemExit, match="1 of 3 images could not be read"),
+    ):
+        run(PANOPTIC, checkpoint(PANOPTIC), "--img", folder, "--out", out)
+    assert sorted(path.name for path in out.iterdir()) == ["000000.png", "000002.png"]
+
+
 def test_layout_and_connected_parts(run, shapes, checkpoint, tmp_path):
     image, gt = shapes / "val/000000.jpg", shapes / "annotations/panoptic_val.json"
     arguments = (PANOPTIC, checkpoint(PANOPTIC), "--img", image, "--gt", gt, "--out", tmp_path)
