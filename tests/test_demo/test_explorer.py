@@ -260,7 +260,7 @@ def test_file_that_is_no_image(page, tmp_path):
     path = tmp_path / "text.png"
     path.write_text("no image")
     page.locator("#image input[type=file]").set_input_files(path)
-    page.get_by_text("expected an image that OpenCV can read, got text.png").wait_for()
+    page.get_by_text("expected a complete image that OpenCV can read, got text.png").wait_for()
     assert counts(page) == before
     assert not page.problems
 
