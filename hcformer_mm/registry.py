@@ -9,9 +9,10 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine.registry import VISUALIZERS as MMENGINE_VISUALIZERS
 from mmengine.registry import Registry
 
-__all__ = ["DATASETS", "HOOKS", "METRICS", "MODELS", "TRANSFORMS"]
+__all__ = ["DATASETS", "HOOKS", "METRICS", "MODELS", "TRANSFORMS", "VISUALIZERS"]
 
 MODELS = Registry(
     "model", parent=MMENGINE_MODELS, scope="hcformer_mm", locations=["hcformer_mm.models"]
@@ -27,4 +28,10 @@ METRICS = Registry(
 )
 HOOKS = Registry(
     "hook", parent=MMENGINE_HOOKS, scope="hcformer_mm", locations=["hcformer_mm.engine"]
+)
+VISUALIZERS = Registry(
+    "visualizer",
+    parent=MMENGINE_VISUALIZERS,
+    scope="hcformer_mm",
+    locations=["hcformer_mm.visualization.visualizer"],
 )

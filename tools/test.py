@@ -68,6 +68,8 @@ def draw_predictions(config: Config, folder: str) -> None:
                 backend.img_save_dir = os.path.join(os.pardir, folder)
     else:
         hook.test_out_dir = folder
+        if is_a(config.visualizer, "DetLocalVisualizer"):
+            config.visualizer.type = "hcformer_mm.Visualizer"
 
 
 def write_label_maps(config: Config, folder: str) -> None:

@@ -64,12 +64,14 @@ def train_small(work_dir, **options):
 
 def test_ten_kills(tmp_path):
     """Each run starts, and the last ends with the parameters of a run without kills."""
+    start = time.monotonic()
     in_a_process(train_small, tmp_path / "whole").join()
+    whole = time.monotonic() - start
     chance = random.Random(0)
     ends = []
     while len(ends) < KILLS:
         process = in_a_process(train_small, tmp_path / "killed", resume=True)
-        process.join(chance.uniform(0.1, 0.8))
+        process.join(chance.uniform(0.1, 0.5) * whole)
         process.kill()
         process.join()
         ends.append(process.exitcode)
