@@ -68,7 +68,7 @@ def draw_predictions(config: Config, folder: str) -> None:
                 backend.img_save_dir = os.path.join(os.pardir, folder)
     else:
         hook.test_out_dir = folder
-        if is_a(config.visualizer, "DetLocalVisualizer"):
+        if "visualizer" in config and is_a(config.visualizer, "DetLocalVisualizer"):
             config.visualizer.type = "hcformer_mm.Visualizer"
 
 
