@@ -28,7 +28,8 @@ def modulated_deform_conv2d(
     """Convolve with a kernel whose taps are moved and modulated at every position.
 
     A tap interpolates bilinearly between the four pixels around it; pixels outside the map are 0.
-    Equivalent to ``mmcv.ops.modulated_deform_conv2d`` with one group.
+    Equivalent to ``mmcv.ops.modulated_deform_conv2d`` with one group. Positions are computed in
+    float32 or wider: half precision would move taps by whole pixels on large maps.
 
     Args:
         x: Map ``(B, C, H, W)``.
@@ -53,7 +54,8 @@ def modulated_deform_conv2d(
         if tuple(tensor.shape) != expected:
             raise ValueError(f"expected {name} of {expected}, got {tuple(tensor.shape)}")
     pixels, weights = _bilinear_taps(offset, mask, (height, width), kernel, stride, padding)
-    samples = _weighted_sums(x.permute(0, 2, 3, 1).reshape(-1, channels), pixels, weights)
+    table = x.permute(0, 2, 3, 1).reshape(-1, channels)
+    samples = _weighted_sums(table, pixels, weights.to(x.dtype))
     samples = samples.view(batch * rows * cols, kernel**2 * channels)
     matrix = weight.permute(2, 3, 1, 0).reshape(kernel**2 * channels, -1)
     y = samples @ matrix if bias is None else torch.addmm(bias, samples, matrix)
@@ -79,6 +81,7 @@ def _bilinear_taps(
     """
     batch, _, rows, cols = offset.shape
     height, width = size
+    offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
     taps = torch.arange(kernel, device=offset.device)
     offset = offset.permute(0, 2, 3, 1).reshape(batch, rows, cols, kernel, kernel, 2)
     mask = mask.permute(0, 2, 3, 1).reshape(batch, rows, cols, kernel, kernel)

@@ -8,7 +8,8 @@ def linear_taps(position: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Index and weight of the two pixels around each position, in a new last dim.
 
     Args:
-        position: Positions of any shape; the center of pixel i is at i.
+        position: Positions of any shape, in float32 or wider; the center of pixel i is at i.
+            Half precision cannot hold every pixel: bfloat16 holds whole numbers up to 256.
         side: Number of pixels.
 
     Returns:

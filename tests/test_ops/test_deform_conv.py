@@ -101,6 +101,20 @@ def test_channels_last_and_without_bias():
     torch.testing.assert_close(without + bias.view(1, -1, 1, 1), with_bias)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_positions(dtype):
+    """On a map wider than the dtype can count; values and offsets are exact in it."""
+    x = (torch.arange(3001) % 64).to(dtype).expand(1, 1, 1, -1)
+    offset = torch.zeros(1, 2, 1, 3001, dtype=dtype)
+    offset[:, 1] = 0.25
+    ones = torch.ones(1, 1, 1, 1, dtype=dtype)
+    found = modulated_deform_conv2d(x, offset, ones.expand(1, 1, 1, 3001), ones)
+    expected = modulated_deform_conv2d(
+        x.double(), offset.double(), ones.double().expand(1, 1, 1, 3001), ones.double()
+    )
+    torch.testing.assert_close(found, expected.to(dtype), rtol=2**-6, atol=2**-6)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -1e30])
 def test_offsets_beyond_reason_spoil_their_position_alone(value):
     """As in training that diverges: the loss is NaN, but no index leaves the map."""

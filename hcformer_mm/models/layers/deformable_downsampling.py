@@ -5,13 +5,18 @@ from mmcv.cnn.bricks.wrappers import Conv2d
 from mmcv.ops import ModulatedDeformConv2d, get_compiling_cuda_version
 from mmcv.ops import modulated_deform_conv2d as mmcv_deform_conv2d
 from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
 
 from ...ops.deform_conv import is_exporting, modulated_deform_conv2d
+from ...ops.precision import autocast_off
 
 # Types of devices on which mmcv's kernel is used.
 _MMCV_KERNELS = {"npu", "mlu"}
 if get_compiling_cuda_version() != "not available":
     _MMCV_KERNELS.add("cuda")
+
+# Types of devices with an operator of torchvision, for tensors that mmcv's kernel does not take.
+_TORCHVISION_KERNELS = {"cuda", "meta"}
 
 
 class DeformableDownsampling(ModulatedDeformConv2d):
@@ -76,25 +81,30 @@ class DeformableDownsampling(ModulatedDeformConv2d):
         raw = raw[..., :rows, :cols]
         offset, mask = raw.tensor_split([raw.shape[1] * 2 // 3], dim=1)
         mask = mask.sigmoid()
-        if x.device.type not in _MMCV_KERNELS or is_exporting():
-            with torch.autocast(x.device.type, enabled=False):
-                dtype = weight.dtype
-                return modulated_deform_conv2d(
-                    x.to(dtype),
-                    offset.to(dtype),
-                    mask.to(dtype),
-                    weight,
-                    bias,
-                    stride=self.stride[0],
-                    padding=self.padding[0],
-                )
-        # mmcv's kernel computes positions in the dtype of the offsets, where float16 steps by a
-        # quarter of a pixel beyond 256, and reads any memory as if it were contiguous.
-        if offset.dtype in (torch.float16, torch.bfloat16):
-            offset = offset.float()
-        x, offset, mask = x.contiguous(), offset.contiguous(), mask.contiguous()
-        groups = self.dilation, self.groups, self.deform_groups
-        return mmcv_deform_conv2d(x, offset, mask, weight, bias, self.stride, self.padding, *groups)
+        device = x.device.type
+        # mmcv's kernel reads memory, which compiled models and subclasses such as fake tensors
+        # do not have.
+        if device in _MMCV_KERNELS and not torch.compiler.is_compiling() and type(x) is Tensor:
+            # It computes positions in the dtype of the offsets, where float16 steps by a quarter
+            # of a pixel beyond 256, and reads any memory as if it were contiguous.
+            if offset.dtype in (torch.float16, torch.bfloat16):
+                offset = offset.float()
+            x, offset, mask = x.contiguous(), offset.contiguous(), mask.contiguous()
+            groups = self.dilation, self.groups, self.deform_groups
+            return mmcv_deform_conv2d(
+                x, offset, mask, weight, bias, self.stride, self.padding, *groups
+            )
+        with autocast_off(device):
+            dtype = weight.dtype
+            x, offset, mask = x.to(dtype), offset.to(dtype), mask.to(dtype)
+            if device not in _TORCHVISION_KERNELS or is_exporting():
+                options = dict(stride=self.stride[0], padding=self.padding[0])
+                return modulated_deform_conv2d(x, offset, mask, weight, bias, **options)
+            # It computes positions in the dtype of all tensors, too, and knows no bfloat16.
+            wide = torch.promote_types(dtype, torch.float32)
+            x, offset, weight, bias, mask = (t.to(wide) for t in (x, offset, weight, bias, mask))
+            y = deform_conv2d(x, offset, weight, bias, self.stride, self.padding, mask=mask)
+            return y.to(dtype)
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:
