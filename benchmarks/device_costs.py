@@ -1,0 +1,474 @@
+"""Count what a call costs on a GPU, on a machine without one.
+
+Tensors say that they are on a GPU, so the model takes its path for GPUs, while a CPU computes their
+values (or no one does, ``values=False``). Every operator is counted as the kernels that PyTorch
+launches for it on CUDA::
+
+    with pretend_gpu() as gpu:
+        model = gpu.copy(model)
+        with gpu.count() as costs:
+            model.test_step(data)
+    print(costs.launches, costs.gigabytes, costs.syncs)
+    print(costs.table())          # by operator; costs.table("place") by line of code
+
+A CPU tensor of more than one element that meets a tensor of the GPU raises a RuntimeError, as it
+would there. A backward pass needs ``pretend_gpu(backward=True)``: autograd asks for a CUDA context
+otherwise.
+
+What is counted:
+
+- *Launches* of kernels. Views and allocations are none. Operators that PyTorch builds of others are
+  counted by these; ``LAUNCHES`` lists kernels that launch several.
+- *Bytes* that kernels read and write: every input and output once, a gather's table as often as it
+  is read. Caches are not modeled.
+- *Operations*: twice the multiply-adds of matrix products, convolutions and attention, as
+  ``torch.utils.flop_counter`` counts them; elementwise arithmetic is not counted.
+- *Syncs*: the CPU waits for the GPU, since it needs a value or a size.
+- *Uploads*: tensors that are copied to the GPU.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any, TypeVar
+from unittest.mock import patch
+
+import mmcv.ops.multi_scale_deform_attn as MMCV
+import torch
+from mmengine.model import BaseDataPreprocessor
+from tabulate import tabulate
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    return_and_correct_aliasing,
+)
+from torch.utils.flop_counter import flop_registry
+
+Module = TypeVar("Module", bound=nn.Module)
+
+ROOT = Path(__file__).resolve().parents[1]
+# Where PyTorch's kernels for CUDA are registered; a build without them has the same on CPUs.
+BACKEND = "CUDA" if torch.backends.cuda.is_built() else "CPU"
+FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_"}
+# Built of others in an order that asks for a GPU, or views in all but name.
+NOT_COMPOSITE = {"convolution", "convolution_backward", "_unsafe_view", "lift", "lift_fresh"}
+OVERWRITING = {"copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_"}
+GATHERING = {"index", "index_select", "gather", "take", "embedding"}
+SYNCING = {
+    *("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim"),
+    *("unique_consecutive", "bincount"),
+}
+LAUNCHES = {
+    # Counting, a prefix sum over blocks and the write of the indices.
+    "nonzero": 3,
+    "masked_select": 4,
+    # Sorting, marking of changes, counting and writing.
+    **dict.fromkeys(("_unique2", "unique_dim", "unique_consecutive"), 6),
+    "bincount": 3,
+    # A sort of keys with indices, for few rows in one pass.
+    "sort": 3,
+    "argsort": 3,
+    "topk": 2,
+    # Moments, parameters and the elementwise kernel.
+    "native_group_norm": 3,
+    "native_group_norm_backward": 4,
+    "native_layer_norm_backward": 2,
+    # The result starts as a copy of an operand.
+    **dict.fromkeys(("scatter_add", "scatter", "scatter_reduce", "index_add", "baddbmm"), 2),
+    # Sorting of indices, then sums of equal ones.
+    "embedding_dense_backward": 5,
+    "_embedding_bag_dense_backward": 5,
+    "_cdist_forward": 5,
+    # Gradients of input, weight and bias.
+    "convolution_backward": 3,
+    # Zeros of output, buffer and columns; gathering, product, transposition and bias.
+    "deform_conv2d": 7,
+    # Columns, offsets and masks, input, weights and bias, and their zeros.
+    "_deform_conv2d_backward": 14,
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What one operator launched: its name, the line that called it, and its costs."""
+
+    operator: str
+    place: str
+    launches: int = 0
+    bytes: int = 0
+    operations: int = 0
+    syncs: int = 0
+    uploads: int = 0
+
+
+@dataclass
+class Costs:
+    """Costs of a call; see the module for what is counted."""
+
+    kernels: list[Kernel] = field(default_factory=list)
+
+    def _sum(self, name: str) -> int:
+        return sum(getattr(kernel, name) for kernel in self.kernels)
+
+    @property
+    def launches(self) -> int:
+        return self._sum("launches")
+
+    @property
+    def gigabytes(self) -> float:
+        return self._sum("bytes") / 1e9
+
+    @property
+    def gflop(self) -> float:
+        return self._sum("operations") / 1e9
+
+    @property
+    def syncs(self) -> int:
+        return self._sum("syncs")
+
+    @property
+    def uploads(self) -> int:
+        return self._sum("uploads")
+
+    def milliseconds(self, bandwidth: float, peak: float, launch: float) -> float:
+        """Estimate the time by a roofline: every kernel is bound by the slowest of three.
+
+        Args:
+            bandwidth: GB/s of the GPU's memory.
+            peak: TFLOP/s of matrix products.
+            launch: Microseconds that the CPU takes to launch a kernel.
+        """
+        return 1e3 * sum(
+            max(
+                kernel.launches * launch * 1e-6,
+                kernel.bytes / (bandwidth * 1e9),
+                kernel.operations / (peak * 1e12),
+            )
+            for kernel in self.kernels
+        )
+
+    def table(self, by: str = "operator") -> str:
+        """Render costs by ``"operator"`` or by ``"place"``, most launches first."""
+        groups: dict[str, list[Kernel]] = {}
+        for kernel in self.kernels:
+            groups.setdefault(getattr(kernel, by), []).append(kernel)
+        rows = []
+        for name, kernels in groups.items():
+            costs = Costs(kernels)
+            numbers = costs.launches, costs.gigabytes, costs.gflop, costs.syncs, costs.uploads
+            rows.append((name, *numbers))
+        rows.sort(key=lambda row: row[1:], reverse=True)
+        headers = (by, "launches", "GB", "GFLOP", "syncs", "uploads")
+        return tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f")
+
+
+class DeviceTensor(Tensor):
+    """A tensor that says it is on a GPU, and whose values a CPU holds in ``on_cpu``."""
+
+    on_cpu: Tensor
+
+    @staticmethod
+    def __new__(cls, on_cpu: Tensor, device: torch.device) -> "DeviceTensor":
+        return Tensor._make_wrapper_subclass(
+            cls,
+            on_cpu.shape,
+            strides=on_cpu.stride(),
+            storage_offset=on_cpu.storage_offset(),
+            dtype=on_cpu.dtype,
+            device=device,
+        )
+
+    def __init__(self, on_cpu: Tensor, device: torch.device) -> None:
+        self.on_cpu = on_cpu
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()  # PyTorch's refuses subclasses.
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError(f"expected a tensor of pretend_gpu() to stay inside of it, got {func}")
+
+
+class PretendedGPU(TorchDispatchMode):
+    """Runs operators on the tensors of a pretended GPU and counts them; see the module."""
+
+    def __init__(self, device: torch.device, values: bool) -> None:
+        super().__init__()
+        self.device = device
+        self.values = values
+        self.costs: Costs | None = None
+
+    def copy(self, module: Module) -> Module:
+        """Copy a module to the GPU."""
+        moved: dict[int, Any] = {id(x): x.to(self.device) for x in module.buffers()}
+        for x in module.parameters():
+            moved[id(x)] = nn.Parameter(x.detach().to(self.device), x.requires_grad)
+        module = deepcopy(module, moved)
+        for child in module.modules():
+            if isinstance(child, BaseDataPreprocessor):
+                child._device = self.device
+        return module
+
+    @contextmanager
+    def count(self) -> Iterator[Costs]:
+        """Count what runs inside."""
+        before, self.costs = self.costs, Costs()
+        try:
+            yield self.costs
+        finally:
+            self.costs = before
+
+    def as_kernel(
+        self, function: Callable[..., Tensor], *args: Any, operations: int = 0, **kwargs: Any
+    ) -> Tensor:
+        """Run a function that is one kernel on a GPU; inside, nothing is counted."""
+        counted, self.costs = self.costs, None
+        try:
+            result = function(*args, **kwargs)
+        finally:
+            self.costs = counted
+        moved = sum(map(_size, _tensors((args, kwargs, result))))
+        self._record(function.__name__, 1, moved, operations=operations)
+        return result
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        inputs = _tensors((args, kwargs))
+        here = [x for x in inputs if self._is_here(x)]
+        name = func._overloadpacket.__name__
+        target = kwargs.get("device")
+        if not here and (target is None or torch.device(target).type != self.device.type):
+            return self._run(func, args, kwargs, inputs)
+        if name in ("_to_copy", "copy_"):
+            return self._transfer(name, func, args, kwargs, inputs)
+        strangers = [x for x in inputs if not self._is_here(x) and x.dim()]
+        if strangers:
+            shapes = ", ".join(str(tuple(x.shape)) for x in strangers)
+            raise RuntimeError(
+                f"expected all tensors of {name} on the GPU, got one on the CPU of shape {shapes} "
+                f"at {_place()}; make it on the device"
+            )
+        key = _composite(func)
+        if key is not None:
+            with self:
+                return func._op_dk(key, *args, **kwargs)
+        return self._kernel(name, func, args, kwargs, inputs)
+
+    def _is_here(self, x: Tensor) -> bool:
+        return x.device.type == self.device.type
+
+    def _run(self, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
+        """Compute an operator: on fake tensors, or on the values that the CPU holds."""
+        if not self.values:
+            try:
+                return func(*args, **kwargs)
+            except torch._subclasses.fake_tensor.DataDependentOutputException as error:
+                raise _unknown_value(func) from error
+            except torch._subclasses.fake_tensor.DynamicOutputShapeException as error:
+                raise _unknown_value(func) from error
+        here = any(isinstance(x, DeviceTensor) for x in inputs)
+        moved = dict(kwargs)
+        if kwargs.get("device") is not None:
+            here = torch.device(kwargs["device"]).type == self.device.type
+            moved["device"] = torch.device("cpu") if here else kwargs["device"]
+        with _disable_current_modes():
+            to_cpu = pytree.tree_map_only(DeviceTensor, lambda x: x.on_cpu, (args, moved))
+            out = func(*to_cpu[0], **to_cpu[1])
+            if not here:
+                return out
+            out = pytree.tree_map_only(Tensor, lambda x: DeviceTensor(x, self.device), out)
+        return return_and_correct_aliasing(func, args, kwargs, out)
+
+    def _transfer(self, name: str, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
+        """A copy, which may cross from one device to the other."""
+        if name == "copy_":
+            source, target = args[1], args[0].device
+        else:
+            source, target = args[0], torch.device(kwargs.get("device") or args[0].device)
+        from_here, to_here = self._is_here(source), target.type == self.device.type
+        out: Any
+        if name == "copy_" and from_here and not to_here and self.values:
+            with _disable_current_modes():
+                args[0].copy_(source.on_cpu)
+            out = args[0]
+        else:
+            out = self._run(func, args, kwargs, inputs)
+        if from_here and to_here:
+            self._record(name, 1, _size(source) + _size(args[0] if name == "copy_" else out))
+        else:
+            self._record(name, 0, 0, syncs=int(from_here), uploads=int(to_here))
+        return out
+
+    def _kernel(self, name: str, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
+        if name in ("index", "_index_put_impl_"):
+            self._record_masks(name, args)
+        out = self._run(func, args, kwargs, inputs)
+        outputs = _tensors(out)
+        storages = {_storage(x) for x in inputs}
+        view = not func._schema.is_mutable and all(_storage(x) in storages for x in outputs)
+        if name in SYNCING:
+            read = sum(map(_size, inputs + outputs))
+            launches = 0 if name == "_local_scalar_dense" else LAUNCHES.get(name, 1)
+            self._record(name, launches, read, syncs=1)
+        elif not view and name not in FREE:
+            launches, moved = _cost(name, func, args, kwargs, inputs, outputs)
+            operations = 0
+            if func._overloadpacket in flop_registry:
+                operations = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
+            elif name == "deform_conv2d":
+                operations = 2 * out.numel() * prod(args[1].shape[1:])
+            self._record(name, launches, moved, operations=operations)
+        return out
+
+    def _record_masks(self, name: str, args: Any) -> None:
+        """Masks as indices: their nonzero elements are found first, and their number is read."""
+        masks = [x for x in args[1] if x is not None and x.dtype in (torch.bool, torch.uint8)]
+        value = args[2] if name == "_index_put_impl_" else None
+        # PyTorch fills by a mask if the value is a number of the CPU.
+        filled = value is not None and value.numel() == 1 and not self._is_here(value)
+        for mask in masks if not filled else []:
+            self._record("nonzero", LAUNCHES["nonzero"], 2 * _size(mask), syncs=1)
+
+    def _record(self, name: str, launches: int, moved: int, **others: int) -> None:
+        if self.costs is not None:
+            self.costs.kernels.append(Kernel(name, _place(), launches, moved, **others))
+
+
+@contextmanager
+def pretend_gpu(*, values: bool = True, backward: bool = False) -> Iterator[PretendedGPU]:
+    """Pretend that this machine has a GPU, ``gpu.device``, whose work ``gpu.count()`` counts.
+
+    Args:
+        values: Whether a CPU computes values; without them (fake tensors) a call costs no time and
+            memory, but must not read values back.
+        backward: Whether to run backward passes, which need values. The device then has another
+            type than ``cuda``, because autograd would ask for its context.
+    """
+    if backward and not values:
+        raise ValueError("expected values=True for a backward pass, got values=False")
+    device = torch.device("lazy:0" if backward else "cuda:0")
+    gpu = PretendedGPU(device, values)
+    # Kernels for GPUs that PyTorch and mmcv would choose there.
+    attention, deformable = F.scaled_dot_product_attention, MMCV.multi_scale_deformable_attn_pytorch
+
+    def attend(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        operations = 4 * query.numel() * key.shape[-2]
+        return gpu.as_kernel(attention, query, key, *args, operations=operations, **kwargs)
+
+    def attend_deformably(value: Tensor, sizes: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+        def run(value: Tensor, sizes: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+            if values:
+                return deformable(value, sizes, places, weights)
+            return value.new_empty(*places.shape[:2], prod(value.shape[2:]))
+
+        return gpu.as_kernel(run, value, sizes, places, weights)
+
+    lift = torch._C._only_lift_cpu_tensors()
+    with ExitStack() as stack:
+        stack.callback(torch._C._set_only_lift_cpu_tensors, lift)
+        # torch.tensor(..., device=...) would ask CUDA for memory.
+        torch._C._set_only_lift_cpu_tensors(True)
+        stack.enter_context(patch.object(F, attention.__name__, attend))
+        stack.enter_context(patch.object(MMCV, deformable.__name__, attend_deformably))
+        # PyTorch initializes no GPU in this mode. With values, operators do not reach it.
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(gpu)
+        yield gpu
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(tree) if isinstance(x, Tensor)]
+
+
+def _storage(x: Tensor) -> int:
+    return (x.on_cpu if isinstance(x, DeviceTensor) else x).untyped_storage()._cdata
+
+
+def _size(x: Tensor) -> int:
+    """Bytes of memory that a tensor covers; expanded and overlapping elements count once."""
+    if not x.numel():
+        return 0
+    own = prod(size for size, step in zip(x.shape, x.stride(), strict=True) if step)
+    span = 1 + sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    return min(own, span) * x.element_size()
+
+
+@cache
+def _composite(func: Any) -> torch._C.DispatchKey | None:
+    """The dispatch key of an operator that PyTorch builds of others on CUDA; None for a kernel."""
+    name = func._schema.name
+    if func.is_view or func.namespace == "prim" or name.removeprefix("aten::") in NOT_COMPOSITE:
+        return None
+    keys = torch._C.DispatchKey
+    for key in (keys.CompositeImplicitAutograd, keys.CompositeExplicitAutograd):
+        overload = f"{name}.{func._schema.overload_name}".rstrip(".")
+        has = torch._C._dispatch_has_kernel_for_dispatch_key
+        if has(overload, key.name) and not has(overload, BACKEND):
+            return key
+    return None
+
+
+def _cost(
+    name: str, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], outputs: list[Tensor]
+) -> tuple[int, int]:
+    """Launches and bytes of an operator that is a kernel."""
+    launches = LAUNCHES.get(name, 1)
+    written = {id(x): x for x in outputs}
+    read = {id(x): x for x in inputs}
+    schema = func._schema.arguments
+    given = {**{a.name: v for a, v in zip(schema, args, strict=False)}, **kwargs}
+    for argument in schema:
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            for x in _tensors(given.get(argument.name)):
+                written[id(x)] = x
+                if argument.is_out or name in OVERWRITING:
+                    read.pop(id(x), None)
+    out = sum(map(_size, written.values()))
+    if name in GATHERING:
+        table, *others = inputs
+        return launches, min(out, _size(table)) + sum(map(_size, others)) + out
+    moved = sum(map(_size, read.values())) + out
+    if name == "convolution" and args[2] is not None:
+        return launches + 1, moved + 2 * out  # cuDNN's result is read again to add the bias.
+    if name == "_index_put_impl_":
+        values = _size(args[2])
+        indices = sum(_size(x) for x in _tensors(args[1]))
+        # Accumulation sorts the indices and adds equal ones.
+        return (5 if given.get("accumulate") else 1), indices + 3 * values
+    if name == "deform_conv2d":
+        image, weight, offset, mask, _ = args[:5]
+        copied = [x for x in (image, weight, offset, mask) if not x.is_contiguous()]
+        columns = prod(weight.shape[1:]) * out // weight.shape[0]
+        once = sum(map(_size, (image, weight, offset, mask)))
+        return launches + len(copied), once + 2 * sum(map(_size, copied)) + 8 * out + 3 * columns
+    return launches, moved
+
+
+def _unknown_value(func: Any) -> RuntimeError:
+    return RuntimeError(
+        f"expected no values to be read back without values, got {func} at {_place()}; "
+        "use pretend_gpu(values=True)"
+    )
+
+
+def _place() -> str:
+    """The innermost line outside of PyTorch and of this module."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file != __file__ and "/torch/" not in file and not file.startswith("<"):
+            path = file.rpartition("site-packages/")[2].removeprefix(f"{ROOT}/")
+            return f"{path}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "?"
