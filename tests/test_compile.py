@@ -8,8 +8,11 @@ import pytest
 import torch
 from mmengine.optim import OptimWrapper
 from torch import _dynamo as dynamo
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import hcformer_mm
+from hcformer_mm.models.layers import deformable_downsampling
 from tests.helpers.exporting import (
     SMALL_SWIN,
     SWIN_CONFIG,
@@ -52,6 +55,46 @@ def test_networks_are_one_graph(name):
     assert (explanation.graph_count, explanation.break_reasons) == (1, [])
 
 
+class Network(nn.Module):
+    """The part of a model whose outputs are tensors."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image):
+        return self.model(image, mode="tensor")
+
+
+@pytest.mark.parametrize(
+    "name", ["detector", *(pytest.param(name, marks=pytest.mark.slow) for name in list(MODELS)[1:])]
+)
+@torch.no_grad()
+def test_networks_read_no_value_back(name):
+    """As CUDA graphs need it: no shape or branch depends on values."""
+    network = Network(lively_model(read_config(*MODELS[name])))
+    image = torch.randn(1, 3, 64, 96)
+    program = torch.export.export(network, (image,), strict=True)
+    assert not program.range_constraints  # of numbers that are known only after a kernel has run
+    expected, found = network(image), program.module()(image)
+    torch.testing.assert_close(tree_leaves(found), tree_leaves(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_cuda_graphs(name, monkeypatch):
+    """Every replay gives the results of its own image."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    network = Network(lively_model(read_config(*MODELS[name]))).cuda()
+    compiled = torch.compile(network, mode="reduce-overhead", fullgraph=True)
+    dynamo.utils.counters.clear()
+    for image in torch.randn(4, 1, 3, 64, 96, device="cuda"):
+        found = tree_leaves(compiled(image))
+        torch.testing.assert_close(found, tree_leaves(network(image)), rtol=1e-3, atol=1e-3)
+    assert not dynamo.utils.counters["inductor"]["cudagraph_skips"]
+
+
 def agree(backbone, compiled):
     """Type, maps, assignments, scales and gradients agree."""
     image = torch.randn(1, 3, 64, 96)
@@ -78,6 +121,14 @@ def agree(backbone, compiled):
 def test_backbone_agrees(name):
     backbone = lively_model(read_config(*MODELS[name])).backbone
     # fullgraph: it never leaves the graph, with gradients either.
+    agree(backbone, torch.compile(backbone, backend="aot_eager", fullgraph=True))
+
+
+def test_backbone_agrees_beside_mmcv_kernels(monkeypatch):
+    """As on GPUs: eager layers run mmcv's kernel, which no graph can hold, compiled ones do not."""
+    for kernels in ("_MMCV_KERNELS", "_TORCHVISION_KERNELS"):
+        monkeypatch.setattr(deformable_downsampling, kernels, {"cpu"})
+    backbone = lively_model(read_config(*MODELS["detector"])).backbone
     agree(backbone, torch.compile(backbone, backend="aot_eager", fullgraph=True))
 
 
