@@ -11,6 +11,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..checkpoints.io import force_weights_only
+from ..utils.components import entries
 from ..utils.config import naming, read_config
 from ..utils.errors import InputError
 from .dist import set_up_gloo
@@ -18,6 +19,8 @@ from .hooks.checkpoint_check_hook import ALLOW_PARTIAL, CheckpointCheckHook
 from .hooks.data_check_hook import DataCheckHook
 from .hooks.param_groups_hook import ParamGroupsHook
 from .pipelines import complete_evaluators, complete_pipelines
+from .run_checks import Findings
+from .run_checks.components import component_faults
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
@@ -63,17 +66,20 @@ def load_config(args: Namespace) -> Config:
     ``load_from``.
 
     Raises:
-        InputError: There is no such config, or it has no test set although a checkpoint is given.
+        InputError: There is no such config, or it lacks a section of the run.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     config = read_config(args.config, args.cfg_options)
-    if "checkpoint" in args:
-        wanted = ("test_dataloader", "test_evaluator", "test_cfg")
-        if missing := [name for name in wanted if config.get(name) is None]:
-            raise InputError(
-                f"expected {', '.join(wanted)} in {config.filename} to test on, got no "
-                f"{' and no '.join(missing)}"
-            )
+    testing = "checkpoint" in args
+    wanted = ("test_dataloader", "test_evaluator", "test_cfg")
+    if not testing:
+        wanted = ("train_dataloader", "optim_wrapper", "train_cfg")
+    if missing := [name for name in wanted if config.get(name) is None]:
+        raise InputError(
+            f"expected {', '.join(wanted)} in {config.filename} to {'test' if testing else 'train'}"
+            f" with, got no {' and no '.join(missing)}"
+        )
+    if testing:
         config.load_from = args.checkpoint
     config.launcher = args.launcher
     if args.work_dir is not None:
@@ -102,8 +108,8 @@ def build_runner(
 
     Raises:
         InputError: There is no file ``load_from``; a dataset would read a pickle, which can run
-            code; or config and data do not fit each other; see
-            :class:`~.hooks.data_check_hook.DataCheckHook`.
+            code; a component has no registered type, or settings that it does not accept; or config
+            and data do not fit each other; see :class:`~.hooks.data_check_hook.DataCheckHook`.
     """
     force_weights_only()
     checkpoint = config.get("load_from") or ""
@@ -111,6 +117,7 @@ def build_runner(
         raise InputError(f"no such checkpoint: {checkpoint}")
     for split in splits:
         _refuse_pickles(config.get(f"{split}_dataloader"), f"{split}_dataloader")
+    Findings(list(component_faults(config, splits))).refuse()
     set_up_gloo(config)
     complete_pipelines(config)
     complete_evaluators(config)
@@ -120,23 +127,31 @@ def build_runner(
     runner.register_hook(CheckpointCheckHook(allow_partial=allow_partial))
     if config.get("compile") and not flexible:
         runner.register_hook(ParamGroupsHook())
-    hooks = [hook for hook in runner.hooks if isinstance(hook, DataCheckHook)] or [DataCheckHook()]
-    hooks[0].check(runner, splits, hand_over=True)
+    if not any(isinstance(hook, DataCheckHook) for hook in runner.hooks):
+        runner.register_hook(DataCheckHook())
+    check = next(hook for hook in runner.hooks if isinstance(hook, DataCheckHook))
+    check.check(runner, splits, hand_over=True)
+    if not flexible:
+        with naming(config):
+            _build_early(runner, splits)
     return runner
+
+
+def _build_early(runner: Runner, splits: Sequence[str]) -> None:
+    """Build what does not need the datasets, which MMEngine builds after reading them."""
+    if "train" in splits:
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    for split in {"val", "test"} & set(splits):
+        name = f"_{split}_evaluator"
+        if (evaluator := getattr(runner, name)) is not None:
+            setattr(runner, name, runner.build_evaluator(evaluator))
 
 
 def _refuse_pickles(settings: Any, key: str) -> None:
     """Raise an InputError if a setting, at any depth, is the path of a pickle."""
-    if isinstance(settings, str) and settings.endswith((".pkl", ".pickle")):
-        raise InputError(
-            f"expected no pickle in {key}, because reading one runs the code in it, got "
-            f"{settings}; convert it to JSON"
-        )
-    if isinstance(settings, dict):
-        settings = settings.items()
-    elif isinstance(settings, list | tuple):
-        settings = enumerate(settings)
-    else:
-        return
-    for name, value in settings:
-        _refuse_pickles(value, f"{key}.{name}")
+    for place, value in entries(settings, key):
+        if isinstance(value, str) and value.endswith((".pkl", ".pickle")):
+            raise InputError(
+                f"expected no pickle in {place}, because reading one runs the code in it, got "
+                f"{value}; convert it to JSON"
+            )

@@ -15,6 +15,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import Runner
 
+from .components import build_fault
 from .errors import InputError, some
 from .paths import RESOURCES
 
@@ -142,9 +143,7 @@ def naming(config: Config) -> Iterator[None]:
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AssertionError) as error:
-        raise InputError(
-            f"expected settings in {config.filename} that can be built, got {_describe(error)}"
-        ) from error
+        raise InputError(f"{config.filename}: {build_fault(error, dict(config))}") from error
 
 
 def dataset_meta_of(config: Config) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ def class_of(registry: Registry, config: Any) -> type | None:
     kind = config.get("type") if isinstance(config, dict) else None
     if isinstance(kind, str):
         try:
-            with registry.switch_scope_and_registry(None) as scoped:
+            with registry.switch_scope_and_registry(config.get("_scope_")) as scoped:
                 kind = scoped.get(kind)
         except (ImportError, KeyError, RuntimeError):
             return None  # MMEngine will tell.

@@ -35,7 +35,7 @@ def schedule_faults(config: Config) -> Iterator[str]:
             "set optim_wrapper.type=OptimWrapper, and leave out --amp"
         )
     if _counts(config, IterBasedTrainLoop):
-        for key, scheduler in _schedulers(config.get("param_scheduler"), "param_scheduler"):
+        for key, scheduler in schedulers_in(config.get("param_scheduler"), "param_scheduler"):
             if _steps_by_epoch(scheduler):
                 yield (
                     f"expected {key}.by_epoch=False for the IterBasedTrainLoop of train_cfg, which "
@@ -68,16 +68,16 @@ def _counts(config: Config, kind: type) -> bool:
     return is_a(LOOPS, loop, kind)
 
 
-def _schedulers(config: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def schedulers_in(config: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the configs of schedulers, which several optimizers have in a dict, by their keys."""
     if isinstance(config, list | tuple):
         for index, one in enumerate(config):
-            yield from _schedulers(one, f"{key}[{index}]")
+            yield from schedulers_in(one, f"{key}[{index}]")
     elif isinstance(config, dict) and "type" in config:
         yield key, config
     elif isinstance(config, dict):
         for name, part in config.items():
-            yield from _schedulers(part, f"{key}.{name}")
+            yield from schedulers_in(part, f"{key}.{name}")
 
 
 def _steps_by_epoch(scheduler: dict[str, Any]) -> bool:
