@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from .decoding import check_step, decode_hierarchy
 from .linear_taps import linear_taps
 from .neighborhood import channels_last, pad_border
+from .precision import full_precision
 
 # A point lies between 2×2 pixels; their parents are among 2×2 cells, their candidates among 4×4.
 _SIDE = 4
@@ -24,10 +25,11 @@ def decode_points(masks: Tensor, assignments: Sequence[Tensor], points: Tensor) 
     Args:
         masks: Masks of the coarsest cells, ``(B, Q, h, w)``.
         assignments: One assignment ``(B, 9, H_i, W_i)`` per level, **finest first**; may be empty.
-        points: Coordinates ``(B, P, 2)``, x before y; 0 and 1 are the borders of the map.
+        points: Coordinates ``(B, P, 2)``, x before y; 0 and 1 are the borders of the map. Pixels
+            are located in float32 or wider, whatever the dtype of the masks is.
 
     Returns:
-        Decoded values ``(B, Q, P)``.
+        Decoded values ``(B, Q, P)`` in the widest dtype of the masks and the assignments.
 
     Raises:
         ValueError: Shapes of adjacent levels do not match, or the points are not ``(B, P, 2)``.
@@ -41,21 +43,24 @@ def decode_points(masks: Tensor, assignments: Sequence[Tensor], points: Tensor) 
         raise ValueError(
             f"expected points (B, P, 2) of {masks.shape[0]} images, got {tuple(points.shape)}"
         )
+    points = full_precision(points)
     if not assignments:
-        grid = (2 * points - 1).to(masks.dtype).unsqueeze(2)
-        return F.grid_sample(masks, grid, align_corners=False).squeeze(3)
+        # Sampling takes one dtype for places and values.
+        maps = full_precision(masks)
+        grid = (2 * points - 1).to(maps.dtype).unsqueeze(2)
+        return F.grid_sample(maps, grid, align_corners=False).squeeze(3).to(masks.dtype)
     cells = decode_hierarchy(masks, assignments[1:])
     check_step(cells, assignments[0])
     dtype = torch.promote_types(cells.dtype, assignments[0].dtype)
-    table = pad_border(channels_last(cells).to(dtype))
-    index, weights = _cells_around(assignments[0].to(dtype), points, *table.shape[1:3])
+    table = full_precision(pad_border(channels_last(cells).to(dtype)))
+    index, weights = _cells_around(assignments[0], points, *table.shape[1:3])
     values = F.embedding_bag(
         index.flatten(0, 1),
         table.flatten(0, 2),
-        per_sample_weights=weights.flatten(0, 1),
+        per_sample_weights=weights.flatten(0, 1).to(table.dtype),
         mode="sum",
     )
-    return values.view(*points.shape[:2], masks.shape[1]).transpose(1, 2)
+    return values.view(*points.shape[:2], masks.shape[1]).transpose(1, 2).to(dtype)
 
 
 def _cells_around(
@@ -66,7 +71,7 @@ def _cells_around(
     The padded map of cells has ``rows × cols``.
     """
     height, width = assignment.shape[-2:]
-    x, y = points.to(assignment.dtype).unbind(dim=-1)
+    x, y = points.unbind(dim=-1)
     x, y = x * width - 0.5, y * height - 0.5
     x_pixels, x_weights = linear_taps(x, width)
     y_pixels, y_weights = linear_taps(y, height)

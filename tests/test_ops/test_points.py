@@ -77,9 +77,24 @@ def test_result_has_the_wider_dtype(levels, dtype, other, of_points):
         masks.detach().to(dtype), [a.detach().to(other) for a in assignments], points.to(of_points)
     )
     assert values.dtype == (torch.float32 if levels else dtype)
-    # Without levels, the points too are rounded to the dtype of the masks.
-    atol = 2e-2 if levels else 0.2
     exact = decode_points(masks, assignments, points)
+    torch.testing.assert_close(values.double(), exact, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_does_not_move_points(levels, dtype):
+    """On a map of 256 pixels, bfloat16 places a point to one pixel only."""
+    torch.manual_seed(0)
+    sides = [256 >> level for level in range(levels + 1)]
+    assignments = [torch.randn(1, 9, s, s).softmax(dim=1).to(dtype) for s in sides[:-1]]
+    masks = torch.randn(1, 3, sides[-1], sides[-1]).to(dtype)
+    points = torch.rand(1, 500, 2)
+    values = decode_points(masks, assignments, points)
+    assert values.dtype == dtype
+    exact = decode_points(masks.double(), [a.double() for a in assignments], points.double())
+    # Every level rounds its values, and the last one its weights as well.
+    atol = (levels + 1) * torch.finfo(dtype).eps * exact.abs().max().item()
     torch.testing.assert_close(values.double(), exact, rtol=0, atol=atol)
 
 

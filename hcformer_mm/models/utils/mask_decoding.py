@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...ops import decode_hierarchy, decode_points
+from ...ops.precision import full_precision
 
 MaskSpace = Literal["logit", "probability"]
 
@@ -80,11 +81,6 @@ def decode_class_logits(
         return decode_mask_logits(logits, assignments, mask_space)
     probabilities = full_precision(logits).softmax(dim=1)
     return _log(decode_hierarchy(probabilities, assignments))
-
-
-def full_precision(logits: Tensor) -> Tensor:
-    """Convert logits to float32; float64 stays."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _log(probabilities: Tensor) -> Tensor:
