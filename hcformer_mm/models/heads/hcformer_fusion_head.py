@@ -1,16 +1,21 @@
 """HCFormerFusionHead: panoptic, instance and semantic results from one prediction."""
 
-import warnings
 from typing import Any
 
+import torch
 from mmdet.models.seg_heads import MaskFormerFusionHead
 from mmdet.structures import SampleList
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
-from ...ops.bands import is_eager_cpu
 from ...registry import MODELS
-from ..utils.post_processing import InstanceResult, PanopticResult, SemanticResult, resized_bands
+from ..utils.post_processing import (
+    InstanceResult,
+    PanopticResult,
+    SemanticResult,
+    class_probabilities,
+    resized_bands,
+)
 
 
 @MODELS.register_module()
@@ -58,16 +63,19 @@ class HCFormerFusionHead(MaskFormerFusionHead):
         """Panoptic, instance and semantic result at ``size``; None for each that is off."""
         size = size or (mask_pred.shape[-2], mask_pred.shape[-1])
         numbers = (self.test_cfg, self.num_things_classes, self.num_classes)
-        results = [
-            PanopticResult(mask_cls, size, *numbers) if panoptic_on else None,
-            InstanceResult(mask_cls, size, *numbers) if instance_on else None,
-            SemanticResult(mask_cls, size) if semantic_on else None,
-        ]
-        for rows, logits in resized_bands(mask_pred, size):
-            for result in results:
-                if result is not None:
-                    result.add(rows, logits)
-        return [result and result.result() for result in results]
+        with torch.autocast(mask_cls.device.type, enabled=False):  # products stay float32
+            probabilities = class_probabilities(mask_cls)
+            results = [
+                PanopticResult(probabilities, size, *numbers) if panoptic_on else None,
+                InstanceResult(probabilities, size, *numbers) if instance_on else None,
+                SemanticResult(probabilities, size) if semantic_on else None,
+            ]
+            for rows, logits in resized_bands(mask_pred, size):
+                masks = logits.sigmoid()
+                for result in results:
+                    if result is not None:
+                        result.add(rows, logits, masks)
+            return [result and result.result() for result in results]
 
     def predict(
         self,
@@ -101,13 +109,6 @@ class HCFormerFusionHead(MaskFormerFusionHead):
                 f"{type(self).__name__} and no-object, got {tuple(mask_cls_results.shape)}; set "
                 "num_things_classes and num_stuff_classes of panoptic_head and "
                 "panoptic_fusion_head alike"
-            )
-        # Elsewhere the check would wait for the device.
-        if is_eager_cpu(mask_cls_results) and not mask_cls_results.isfinite().all():
-            warnings.warn(
-                "expected finite class logits, got NaN or Inf, which segment nothing; look at the "
-                "weights of the checkpoint and at the images",
-                stacklevel=2,
             )
         wanted = dict(
             panoptic_on=self.test_cfg.get("panoptic_on", True),

@@ -5,25 +5,30 @@ from bands of rows: on CPUs a band stays in the cache, and resized masks that wo
 :data:`RESIZED_NUMEL` never exist as a whole.
 
 Class logits alone determine which queries the results need: see :func:`needed_queries`. Other masks
-need not be decoded or resized.
+need not be decoded or resized. Probabilities and sums are float32 where logits are of half
+precision; nothing is float64, which some devices lack.
 """
 
+import warnings
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import torch
 from mmdet.evaluation.functional import INSTANCE_OFFSET
-from mmdet.structures.mask import mask2bbox
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 from torch.nn import functional as F
 
 from ...ops.bands import is_eager_cpu, row_bands
+from .mask_decoding import full_precision
 
 BAND_NUMEL = 2**18
 """Mask logits in one band on a CPU: 1 MiB of float32."""
 RESIZED_NUMEL = 2**28
 """Mask logits that are resized at once: 1 GiB of float32. Larger maps are resized by bands."""
+NEGLIGIBLE = 2**-24
+"""Class probability, relative to the largest one, that is within the rounding of float32."""
 
 
 def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
@@ -40,6 +45,11 @@ def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     return torch.einsum("...qk,...qhw->...khw", probabilities, mask_logits.sigmoid())
 
 
+def class_probabilities(class_logits: Tensor) -> Tensor:
+    """Softmax of class logits ``(..., K + 1)``, never in half precision."""
+    return full_precision(class_logits).softmax(dim=-1)
+
+
 def needed_queries(class_logits: Tensor, test_cfg: dict[str, Any], num_classes: int) -> Tensor:
     """Queries of an image that can appear in a result.
 
@@ -51,31 +61,32 @@ def needed_queries(class_logits: Tensor, test_cfg: dict[str, Any], num_classes: 
     Returns:
         Bool ``(Q,)``.
     """
-    needed = class_logits.new_zeros(len(class_logits), dtype=torch.bool)
-    if test_cfg.get("semantic_on", False):
-        return ~needed
+    probabilities = class_probabilities(class_logits)
+    needed = torch.zeros_like(probabilities[:, 0], dtype=torch.bool)
     if test_cfg.get("panoptic_on", True):
-        needed |= panoptic_queries(class_logits, test_cfg, num_classes)[0]
+        needed |= panoptic_queries(probabilities, test_cfg, num_classes)[0]
     if test_cfg.get("instance_on", False):
-        needed[best_pairs(class_logits, test_cfg, num_classes)[0]] = True
+        needed.index_fill_(0, best_pairs(probabilities, test_cfg, num_classes)[0], True)
+    if test_cfg.get("semantic_on", False):
+        needed |= semantic_queries(probabilities)
     return needed
 
 
 def panoptic_queries(
-    class_logits: Tensor, test_cfg: dict[str, Any], num_classes: int
+    probabilities: Tensor, test_cfg: dict[str, Any], num_classes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries that take part in a panoptic segmentation, with the score and class of every query.
 
     Returns:
         Bool ``(Q,)``, scores ``(Q,)`` and classes ``(Q,)``.
     """
-    scores, classes = class_logits.softmax(dim=-1).max(dim=-1)
+    scores, classes = probabilities.max(dim=-1)
     kept = (classes != num_classes) & (scores > test_cfg.get("object_mask_thr", 0.8))
     return kept, scores, classes
 
 
 def best_pairs(
-    class_logits: Tensor, test_cfg: dict[str, Any], num_classes: int
+    probabilities: Tensor, test_cfg: dict[str, Any], num_classes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The ``max_per_image`` most probable pairs of a query and a class, stuff included.
 
@@ -84,17 +95,32 @@ def best_pairs(
     Returns:
         Queries, classes and scores of the pairs, each ``(N,)``.
     """
-    scores = class_logits.softmax(dim=-1)[:, :-1].flatten()
+    scores = probabilities[:, :-1].flatten()
     count = min(test_cfg.get("max_per_image", 100), len(scores))
     scores, pairs = scores.topk(count, sorted=False)
     return pairs // num_classes, pairs % num_classes, scores
+
+
+def semantic_queries(probabilities: Tensor) -> Tensor:
+    r"""Queries whose class probabilities are not all :data:`NEGLIGIBLE`.
+
+    Let :math:`p` be the largest class probability of the image. Leaving out the other queries
+    changes the class scores of a pixel by less than :math:`2^{-24} Q p`, so the most likely class
+    differs only where the two best scores are closer than that. Rounding a sum of :math:`Q` terms
+    of up to :math:`p` in float32 can change it as much.
+
+    Returns:
+        Bool ``(Q,)``.
+    """
+    best = probabilities[:, :-1].amax(dim=-1)
+    return ~(best < NEGLIGIBLE * best.amax())  # a NaN stays
 
 
 class PanopticResult:
     """Panoptic segmentation of mmdet's ``MaskFormerFusionHead``, without its loop over queries.
 
     Args:
-        class_logits: ``(Q, K + 1)``.
+        probabilities: Class probabilities ``(Q, K + 1)``.
         size: Height and width of the image.
         test_cfg: ``object_mask_thr``, ``iou_thr`` and ``filter_low_score``.
         num_things: Number of thing classes.
@@ -103,52 +129,48 @@ class PanopticResult:
 
     def __init__(
         self,
-        class_logits: Tensor,
+        probabilities: Tensor,
         size: tuple[int, int],
         test_cfg: dict[str, Any],
         num_things: int,
         num_classes: int,
     ) -> None:
-        kept, scores, classes = panoptic_queries(class_logits, test_cfg, num_classes)
-        self._queries = kept.nonzero()[:, 0]
-        self._scores, self._classes = scores[kept], classes[kept]
+        kept, scores, classes = panoptic_queries(probabilities, test_cfg, num_classes)
+        self._queries = _positions(kept, probabilities)
+        self._scores, self._classes = scores[self._queries], classes[self._queries]
         self._num_things, self._num_classes = num_things, num_classes
         self._iou_thr = test_cfg.get("iou_thr", 0.8)
         self._filter_low_score = test_cfg.get("filter_low_score", False)
-        self._winners = class_logits.new_zeros(size, dtype=torch.int32)
-        self._unsure = class_logits.new_zeros(size, dtype=torch.bool)
-        self._areas = class_logits.new_zeros(len(self._queries), dtype=torch.int64)
+        self._winners = torch.zeros(size, dtype=torch.int32, device=probabilities.device)
+        self._unsure = torch.zeros_like(self._winners, dtype=torch.bool)
+        self._areas = torch.zeros_like(self._queries)
 
-    def add(self, rows: slice, logits: Tensor) -> None:
-        """Accumulate the mask logits ``(Q, rows, W)`` of some rows of the image."""
+    def add(self, rows: slice, logits: Tensor, masks: Tensor) -> None:
+        """Accumulate mask logits and their sigmoid, ``(Q, rows, W)``, of some rows of the image."""
         if not len(self._queries):
             return
         # Skip the copy if only needed queries have been decoded.
-        logits = logits if len(self._queries) == len(logits) else logits[self._queries]
-        probabilities = logits.sigmoid()  # (N, rows, W)
-        sure = probabilities >= 0.5
+        masks = masks if len(self._queries) == len(masks) else masks[self._queries]
+        sure = masks >= 0.5  # (N, rows, W)
         self._areas += sure.flatten(1).sum(1)
-        winners = _argmax(self._scores.view(-1, 1, 1) * probabilities)
+        winners = _argmax(self._scores.view(-1, 1, 1) * masks)
         self._winners[rows] = winners
         if self._filter_low_score:
             self._unsure[rows] = ~sure.gather(0, winners[None])[0]
 
     def result(self) -> PixelData:
         """Return ``sem_seg`` ``(1, H, W)`` int32: class + 1000 · object number; K for void."""
-        number = len(self._queries)
-        won = torch.bincount(self._winners.flatten(), minlength=max(number, 1))[:number]
-        # In float64, like mmdet, which divides Python integers.
-        share = won.double() / self._areas.double()
-        stays = (won > 0) & (self._areas > 0) & (share >= self._iou_thr)
+        if not len(self._queries):
+            return PixelData(sem_seg=torch.full_like(self._winners, self._num_classes)[None])
+        winners = self._winners.flatten().long()
+        won = torch.zeros_like(self._areas).scatter_add_(0, winners, torch.ones_like(winners))
+        stays = (won > 0) & (self._areas > 0)
+        stays &= _share_reaches(won, self._areas, self._iou_thr, len(winners))
         things = stays & (self._classes < self._num_things)
-        values = torch.where(
-            stays, self._classes + things * things.cumsum(0) * INSTANCE_OFFSET, self._num_classes
-        )
-        segments = torch.full_like(self._winners, self._num_classes)
-        if number:
-            segments = values.to(torch.int32)[self._winners]
-            segments[self._unsure] = self._num_classes
-        return PixelData(sem_seg=segments[None])
+        values = self._classes + things * things.cumsum(0) * INSTANCE_OFFSET
+        values = values.where(stays, self._num_classes).to(torch.int32)
+        segments = values[winners].view_as(self._winners)
+        return PixelData(sem_seg=segments.masked_fill_(self._unsure, self._num_classes)[None])
 
 
 class InstanceResult:
@@ -160,61 +182,77 @@ class InstanceResult:
 
     def __init__(
         self,
-        class_logits: Tensor,
+        probabilities: Tensor,
         size: tuple[int, int],
         test_cfg: dict[str, Any],
         num_things: int,
         num_classes: int,
     ) -> None:
-        queries, classes, scores = best_pairs(class_logits, test_cfg, num_classes)
-        things = classes < num_things
-        queries, self._classes, self._scores = queries[things], classes[things], scores[things]
-        # A query may be in several pairs; its mask is computed once.
-        self._queries, self._index = queries.unique(return_inverse=True)
-        number = len(self._queries)
-        self._masks = class_logits.new_zeros((number, *size), dtype=torch.bool)
-        self._confidence = class_logits.new_zeros(number, dtype=torch.float64)
-        self._areas = class_logits.new_zeros(number, dtype=torch.int64)
+        pairs = best_pairs(probabilities, test_cfg, num_classes)
+        things = _positions(pairs[1] < num_things, probabilities)
+        self._queries, self._classes, self._scores = (part[things] for part in pairs)
+        self._masks = torch.zeros(
+            (len(things), *size), dtype=torch.bool, device=probabilities.device
+        )
+        # Of every query, as a query may be in several pairs.
+        self._areas = torch.zeros_like(probabilities[:, 0], dtype=torch.int64)
+        self._sums = probabilities.new_zeros(len(probabilities), size[0])
 
-    def add(self, rows: slice, logits: Tensor) -> None:
-        """Accumulate the mask logits ``(Q, rows, W)`` of some rows of the image."""
-        logits = logits[self._queries]
-        masks = logits > 0
-        self._masks[:, rows] = masks
-        # A sum over pixels overflows in half precision.
-        self._confidence += (logits.sigmoid() * masks).flatten(1).sum(1, dtype=torch.float32)
-        self._areas += masks.flatten(1).sum(1)
+    def add(self, rows: slice, logits: Tensor, masks: Tensor) -> None:
+        """Accumulate mask logits and their sigmoid, ``(Q, rows, W)``, of some rows of the image."""
+        positive = logits > 0
+        self._masks[:, rows] = positive[self._queries]
+        self._areas += positive.flatten(1).sum(1)
+        self._sums[:, rows] = (masks * positive).sum(2)
 
     def result(self) -> InstanceData:
         """Return ``scores``, ``labels``, ``bboxes`` and ``masks`` of the instances."""
-        confidence = (self._confidence / (self._areas + 1e-6)).to(self._scores.dtype)
+        confidence = self._sums.sum(1) / (self._areas + 1e-6)
+        left, right = _extent(self._masks.any(1))
+        top, bottom = _extent((self._sums > 0)[self._queries])
         return InstanceData(
-            scores=self._scores * confidence[self._index],
+            scores=self._scores * confidence[self._queries],
             labels=self._classes,
-            bboxes=mask2bbox(self._masks)[self._index],
-            masks=self._masks[self._index],
+            bboxes=torch.stack([left, top, right, bottom], dim=1).float(),
+            masks=self._masks,
         )
 
 
 class SemanticResult:
-    """Most likely class of every pixel by :func:`semantic_scores`.
+    r"""Most likely class of every pixel, by the scores of :func:`semantic_scores`.
+
+    Classes that cannot win anywhere are left out. With probabilities :math:`p_{qk}` and masks
+    :math:`m_q`, class :math:`k` scores
+
+    .. math::
+        \sum_q p_{qk} m_q
+        = \sum_q rac{p_{qk}}{\max_j p_{qj}} \max_j p_{qj} m_q
+        \le r_k \max_j \sum_q p_{qj} m_q, \qquad r_k = \sum_q rac{p_{qk}}{\max_j p_{qj}},
+
+    so it loses if :math:`r_k < 1`. The sum is over :func:`semantic_queries`.
 
     Args:
-        class_logits: ``(Q, K + 1)``.
+        probabilities: Class probabilities ``(Q, K + 1)``.
         size: Height and width of the image.
     """
 
-    def __init__(self, class_logits: Tensor, size: tuple[int, int]) -> None:
-        self._class_logits = class_logits
-        self._classes = class_logits.new_zeros(size, dtype=torch.int64)
+    def __init__(self, probabilities: Tensor, size: tuple[int, int]) -> None:
+        needed = semantic_queries(probabilities)
+        scores = probabilities[:, :-1]
+        ratios = (scores / scores.amax(dim=-1, keepdim=True)).where(needed[:, None], 0)
+        candidates = ~(ratios.sum(0) < 0.99)  # less than 1 by more than rounding; a NaN stays
+        candidates[0] = True  # wins where all scores are 0
+        self._candidates = _positions(candidates, probabilities)
+        self._weights = scores[:, self._candidates].T
+        self._winners = torch.zeros(size, dtype=torch.int64, device=probabilities.device)
 
-    def add(self, rows: slice, logits: Tensor) -> None:
-        """Accumulate the mask logits ``(Q, rows, W)`` of some rows of the image."""
-        self._classes[rows] = _argmax(semantic_scores(self._class_logits, logits))
+    def add(self, rows: slice, logits: Tensor, masks: Tensor) -> None:
+        """Accumulate mask logits and their sigmoid, ``(Q, rows, W)``, of some rows of the image."""
+        self._winners[rows] = _argmax(torch.einsum("kq,qhw->khw", self._weights, masks))
 
     def result(self) -> PixelData:
         """Return ``sem_seg`` ``(1, H, W)``."""
-        return PixelData(sem_seg=self._classes[None])
+        return PixelData(sem_seg=self._candidates[self._winners][None])
 
 
 def resized_bands(masks: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
@@ -231,11 +269,12 @@ def resized_bands(masks: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice,
     height, width = size
     row_numel = masks.shape[0] * width
     if height * row_numel <= RESIZED_NUMEL and tuple(masks.shape[-2:]) != size:
-        masks = _resize(masks, size)
+        masks = _resize(full_precision(masks), size)
     resized = tuple(masks.shape[-2:]) == size
     numel = BAND_NUMEL if is_eager_cpu(masks) else RESIZED_NUMEL
     for rows in row_bands(height, row_numel, numel if resized else max(numel, 16 * row_numel)):
-        yield rows, masks[:, rows] if resized else _resize_rows(masks, size, rows)
+        band = masks[:, rows] if resized else _resize_rows(masks, size, rows)
+        yield rows, full_precision(band)
 
 
 def _argmax(values: Tensor) -> Tensor:
@@ -250,10 +289,46 @@ def _resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
 def _resize_rows(masks: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
     """:func:`_resize` for some rows alone: interpolate down the columns, then along the rows."""
     height = masks.shape[1]
-    centers = torch.arange(rows.start, rows.stop, device=masks.device, dtype=torch.float64) + 0.5
-    centers = (centers * height / size[0] - 0.5).clamp(0, height - 1)
-    above = centers.long()
+    # A center is a fraction with this denominator: its numerator is exact in integers.
+    denominator = 2 * size[0]
+    centers = 2 * torch.arange(rows.start, rows.stop, device=masks.device) + 1
+    centers = (centers * height - size[0]).clamp(0, denominator * (height - 1))
+    above = centers // denominator
     below = (above + 1).clamp(max=height - 1)
-    weight = (centers - above).to(masks.dtype)[None, :, None]
-    mixed = masks[:, above].lerp(masks[:, below], weight)
+    weight = (centers % denominator / denominator)[:, None]
+    mixed = full_precision(masks[:, above]).lerp(full_precision(masks[:, below]), weight)
     return _resize(mixed, (rows.stop - rows.start, size[1]))
+
+
+def _positions(chosen: Tensor, probabilities: Tensor) -> Tensor:
+    """Indices of the true elements of ``chosen`` ``(N,)``, in ascending order.
+
+    Their number is the only value that is read back from the device. With it comes whether a class
+    probability is NaN, so the warning of that costs no wait.
+    """
+    count, broken = torch.stack([chosen.sum(), probabilities.isnan().sum()]).tolist()
+    if broken:
+        warnings.warn(
+            "expected finite class logits, got NaN or Inf, which segment nothing; look at the "
+            "weights of the checkpoint and at the images",
+            stacklevel=2,
+        )
+    return (~chosen).byte().argsort(stable=True)[:count]
+
+
+def _share_reaches(parts: Tensor, wholes: Tensor, threshold: float, largest: int) -> Tensor:
+    """Whether ``part / whole >= threshold`` in Python's arithmetic, which is mmdet's.
+
+    Quotients of integers up to ``largest`` are compared without float64: no quotient lies between
+    the threshold and the nearest fraction of a denominator up to ``largest``.
+    """
+    nearest = Fraction(threshold).limit_denominator(largest)
+    parts, wholes = parts * nearest.denominator, wholes * nearest.numerator
+    # As a float: 4/5 is less than 0.8, and equal to it in mmdet.
+    return parts >= wholes if float(nearest) >= threshold else parts > wholes
+
+
+def _extent(filled: Tensor) -> tuple[Tensor, Tensor]:
+    """First true position of each row of ``(N, L)``, and the one after the last; 0 if none."""
+    ends = torch.arange(1, filled.shape[1] + 1, device=filled.device)
+    return filled.byte().argmax(1), (filled * ends).amax(1)
