@@ -8,7 +8,7 @@ launches for it on CUDA::
         model = gpu.copy(model)
         with gpu.count() as costs:
             model.test_step(data)
-    print(costs.launches, costs.gigabytes, costs.syncs)
+    print(costs.row())
     print(costs.table())          # by operator; costs.table("place") by line of code
 
 A CPU tensor of more than one element that meets a tensor of the GPU raises a RuntimeError, as it
@@ -17,10 +17,12 @@ otherwise.
 
 What is counted:
 
-- *Launches* of kernels. Views and allocations are none. Operators that PyTorch builds of others are
-  counted by these; ``LAUNCHES`` lists kernels that launch several.
-- *Bytes* that kernels read and write: every input and output once, a gather's table as often as it
-  is read. Caches are not modeled.
+- *Operators* that are neither views nor allocations, as a profiler lists them, and the bytes of
+  their *operands*, inputs and outputs.
+- *Launches* of kernels. Operators that PyTorch builds of others launch what these do; ``LAUNCHES``
+  lists kernels that launch several.
+- *Bytes moved*: what kernels read and write, every input and output once, of a gather's table only
+  what it reads. Caches are not modeled.
 - *Operations*: twice the multiply-adds of matrix products, convolutions and attention, as
   ``torch.utils.flop_counter`` counts them; elementwise arithmetic is not counted.
 - *Syncs*: the CPU waits for the GPU, since it needs a value or a size.
@@ -30,7 +32,7 @@ What is counted:
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from math import prod
@@ -58,9 +60,14 @@ Module = TypeVar("Module", bound=nn.Module)
 ROOT = Path(__file__).resolve().parents[1]
 # Where PyTorch's kernels for CUDA are registered; a build without them has the same on CPUs.
 BACKEND = "CUDA" if torch.backends.cuda.is_built() else "CPU"
+COMPOSITE = torch._C.DispatchKey.CompositeExplicitAutograd
 FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_"}
 # Built of others in an order that asks for a GPU, or views in all but name.
-NOT_COMPOSITE = {"convolution", "convolution_backward", "_unsafe_view", "lift", "lift_fresh"}
+NOT_COMPOSITE = {
+    *("convolution", "convolution_backward", "repeat"),
+    *("_unsafe_view", "lift", "lift_fresh"),
+}
+COPYING = {"copy_", "_to_copy"}
 OVERWRITING = {"copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_"}
 GATHERING = {"index", "index_select", "gather", "take", "embedding"}
 SYNCING = {
@@ -69,6 +76,7 @@ SYNCING = {
 }
 LAUNCHES = {
     # Counting, a prefix sum over blocks and the write of the indices.
+    "_local_scalar_dense": 0,
     "nonzero": 3,
     "masked_select": 4,
     # Sorting, marking of changes, counting and writing.
@@ -97,27 +105,33 @@ LAUNCHES = {
 }
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """What one operator launched: its name, the line that called it, and its costs."""
+@dataclass
+class Operator:
+    """One call of an operator: its name, the line that called it, and what it costs."""
 
-    operator: str
+    name: str
     place: str
     launches: int = 0
     bytes: int = 0
     operations: int = 0
     syncs: int = 0
     uploads: int = 0
+    operand_bytes: int = 0
+    """Bytes of inputs and outputs, as if one kernel did all."""
 
 
 @dataclass
 class Costs:
     """Costs of a call; see the module for what is counted."""
 
-    kernels: list[Kernel] = field(default_factory=list)
+    calls: list[Operator] = field(default_factory=list)
 
     def _sum(self, name: str) -> int:
-        return sum(getattr(kernel, name) for kernel in self.kernels)
+        return sum(getattr(call, name) for call in self.calls)
+
+    @property
+    def operators(self) -> int:
+        return sum(call.launches > 0 for call in self.calls)
 
     @property
     def launches(self) -> int:
@@ -126,6 +140,10 @@ class Costs:
     @property
     def gigabytes(self) -> float:
         return self._sum("bytes") / 1e9
+
+    @property
+    def operand_gigabytes(self) -> float:
+        return self._sum("operand_bytes") / 1e9
 
     @property
     def gflop(self) -> float:
@@ -139,8 +157,20 @@ class Costs:
     def uploads(self) -> int:
         return self._sum("uploads")
 
+    def row(self) -> dict[str, float]:
+        """All of these by name."""
+        return {
+            "operators": self.operators,
+            "launches": self.launches,
+            "GB of operands": self.operand_gigabytes,
+            "GB moved": self.gigabytes,
+            "GFLOP": self.gflop,
+            "syncs": self.syncs,
+            "uploads": self.uploads,
+        }
+
     def milliseconds(self, bandwidth: float, peak: float, launch: float) -> float:
-        """Estimate the time by a roofline: every kernel is bound by the slowest of three.
+        """Estimate the time by a roofline: every operator is bound by the slowest of three.
 
         Args:
             bandwidth: GB/s of the GPU's memory.
@@ -149,26 +179,25 @@ class Costs:
         """
         return 1e3 * sum(
             max(
-                kernel.launches * launch * 1e-6,
-                kernel.bytes / (bandwidth * 1e9),
-                kernel.operations / (peak * 1e12),
+                call.launches * launch * 1e-6,
+                call.bytes / (bandwidth * 1e9),
+                call.operations / (peak * 1e12),
             )
-            for kernel in self.kernels
+            for call in self.calls
         )
 
-    def table(self, by: str = "operator") -> str:
-        """Render costs by ``"operator"`` or by ``"place"``, most launches first."""
-        groups: dict[str, list[Kernel]] = {}
-        for kernel in self.kernels:
-            groups.setdefault(getattr(kernel, by), []).append(kernel)
-        rows = []
-        for name, kernels in groups.items():
-            costs = Costs(kernels)
-            numbers = costs.launches, costs.gigabytes, costs.gflop, costs.syncs, costs.uploads
-            rows.append((name, *numbers))
-        rows.sort(key=lambda row: row[1:], reverse=True)
-        headers = (by, "launches", "GB", "GFLOP", "syncs", "uploads")
-        return tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f")
+    def table(self, by: str = "name") -> str:
+        """Render costs by operator (``"name"``) or by ``"place"``, most launches first."""
+        groups: dict[str, list[Operator]] = {}
+        for call in self.calls:
+            groups.setdefault(getattr(call, by), []).append(call)
+        rows = [{by: name, **Costs(calls).row()} for name, calls in groups.items()]
+        rows.sort(key=lambda row: row["launches"], reverse=True)
+        return tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".3f")
+
+
+class ResizedError(RuntimeError):
+    """An operator changed the shape of a tensor in place."""
 
 
 class DeviceTensor(Tensor):
@@ -208,6 +237,7 @@ class PretendedGPU(TorchDispatchMode):
         self.device = device
         self.values = values
         self.costs: Costs | None = None
+        self._current: Operator | None = None
 
     def copy(self, module: Module) -> Module:
         """Copy a module to the GPU."""
@@ -233,14 +263,33 @@ class PretendedGPU(TorchDispatchMode):
         self, function: Callable[..., Tensor], *args: Any, operations: int = 0, **kwargs: Any
     ) -> Tensor:
         """Run a function that is one kernel on a GPU; inside, nothing is counted."""
-        counted, self.costs = self.costs, None
-        try:
-            result = function(*args, **kwargs)
-        finally:
-            self.costs = counted
-        moved = sum(map(_size, _tensors((args, kwargs, result))))
-        self._record(function.__name__, 1, moved, operations=operations)
+        with self._operator(function.__name__) as operator:
+            counted, self.costs, self._current = self.costs, None, None
+            try:
+                result = function(*args, **kwargs)
+            finally:
+                self.costs, self._current = counted, operator
+            operator.operand_bytes = sum(map(_size, _tensors((args, kwargs, result))))
+            self._add(launches=1, bytes=operator.operand_bytes, operations=operations)
         return result
+
+    @contextmanager
+    def _operator(self, name: str) -> Iterator[Operator]:
+        """The call whose costs are added up: the outermost operator that is not a view."""
+        if self._current is not None:
+            yield self._current
+            return
+        self._current = operator = Operator(name, _place())
+        try:
+            yield operator
+        finally:
+            self._current = None
+        if self.costs is not None and (operator.launches or operator.syncs or operator.uploads):
+            self.costs.calls.append(operator)
+
+    def _add(self, **costs: int) -> None:
+        for name, cost in costs.items():
+            setattr(self._current, name, getattr(self._current, name) + cost)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -250,20 +299,27 @@ class PretendedGPU(TorchDispatchMode):
         target = kwargs.get("device")
         if not here and (target is None or torch.device(target).type != self.device.type):
             return self._run(func, args, kwargs, inputs)
-        if name in ("_to_copy", "copy_"):
-            return self._transfer(name, func, args, kwargs, inputs)
+        if name == "_shape_as_tensor":
+            with _disable_current_modes():
+                return torch.tensor(args[0].shape)
         strangers = [x for x in inputs if not self._is_here(x) and x.dim()]
-        if strangers:
+        if strangers and name not in COPYING:
             shapes = ", ".join(str(tuple(x.shape)) for x in strangers)
             raise RuntimeError(
                 f"expected all tensors of {name} on the GPU, got one on the CPU of shape {shapes} "
                 f"at {_place()}; make it on the device"
             )
-        key = _composite(func)
-        if key is not None:
-            with self:
-                return func._op_dk(key, *args, **kwargs)
-        return self._kernel(name, func, args, kwargs, inputs)
+        outermost = self._current is None
+        with self._operator(name) as operator:
+            if name in COPYING:
+                out = self._transfer(name, func, args, kwargs, inputs)
+            elif _is_composite(func):
+                out = self._composite(name, func, args, kwargs, inputs)
+            else:
+                out = self._kernel(name, func, args, kwargs, inputs)
+            if operator.launches and outermost:
+                operator.operand_bytes = sum(map(_size, here + _tensors(out)))
+        return out
 
     def _is_here(self, x: Tensor) -> bool:
         return x.device.type == self.device.type
@@ -285,6 +341,8 @@ class PretendedGPU(TorchDispatchMode):
         with _disable_current_modes():
             to_cpu = pytree.tree_map_only(DeviceTensor, lambda x: x.on_cpu, (args, moved))
             out = func(*to_cpu[0], **to_cpu[1])
+            if any(isinstance(x, DeviceTensor) and x.shape != x.on_cpu.shape for x in inputs):
+                raise ResizedError(f"expected {func} to keep the shape of its tensors")
             if not here:
                 return out
             out = pytree.tree_map_only(Tensor, lambda x: DeviceTensor(x, self.device), out)
@@ -305,44 +363,47 @@ class PretendedGPU(TorchDispatchMode):
         else:
             out = self._run(func, args, kwargs, inputs)
         if from_here and to_here:
-            self._record(name, 1, _size(source) + _size(args[0] if name == "copy_" else out))
+            self._add(launches=1, bytes=_size(source) + _size(out))
         else:
-            self._record(name, 0, 0, syncs=int(from_here), uploads=int(to_here))
+            self._add(syncs=int(from_here), uploads=int(to_here))
         return out
+
+    def _composite(self, name: str, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
+        """Run an operator that PyTorch builds of others, each of which is counted."""
+        before = copy(vars(self._current))
+        try:
+            with self:
+                return func._op_dk(COMPOSITE, *args, **kwargs)
+        except ResizedError:  # It writes its result into an empty tensor: a kernel then.
+            vars(self._current).update(before)
+            return self._kernel(name, func, args, kwargs, inputs)
 
     def _kernel(self, name: str, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]) -> Any:
         if name in ("index", "_index_put_impl_"):
-            self._record_masks(name, args)
+            self._add_masks(name, args)
         out = self._run(func, args, kwargs, inputs)
         outputs = _tensors(out)
         storages = {_storage(x) for x in inputs}
         view = not func._schema.is_mutable and all(_storage(x) in storages for x in outputs)
-        if name in SYNCING:
-            read = sum(map(_size, inputs + outputs))
-            launches = 0 if name == "_local_scalar_dense" else LAUNCHES.get(name, 1)
-            self._record(name, launches, read, syncs=1)
-        elif not view and name not in FREE:
+        if name in SYNCING or not (view or name in FREE):
             launches, moved = _cost(name, func, args, kwargs, inputs, outputs)
             operations = 0
             if func._overloadpacket in flop_registry:
                 operations = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
             elif name == "deform_conv2d":
                 operations = 2 * out.numel() * prod(args[1].shape[1:])
-            self._record(name, launches, moved, operations=operations)
+            syncs = int(name in SYNCING)
+            self._add(launches=launches, bytes=moved, operations=operations, syncs=syncs)
         return out
 
-    def _record_masks(self, name: str, args: Any) -> None:
+    def _add_masks(self, name: str, args: Any) -> None:
         """Masks as indices: their nonzero elements are found first, and their number is read."""
         masks = [x for x in args[1] if x is not None and x.dtype in (torch.bool, torch.uint8)]
         value = args[2] if name == "_index_put_impl_" else None
         # PyTorch fills by a mask if the value is a number of the CPU.
         filled = value is not None and value.numel() == 1 and not self._is_here(value)
         for mask in masks if not filled else []:
-            self._record("nonzero", LAUNCHES["nonzero"], 2 * _size(mask), syncs=1)
-
-    def _record(self, name: str, launches: int, moved: int, **others: int) -> None:
-        if self.costs is not None:
-            self.costs.kernels.append(Kernel(name, _place(), launches, moved, **others))
+            self._add(launches=LAUNCHES["nonzero"], bytes=2 * _size(mask), syncs=1)
 
 
 @contextmanager
@@ -379,12 +440,20 @@ def pretend_gpu(*, values: bool = True, backward: bool = False) -> Iterator[Pret
         stack.callback(torch._C._set_only_lift_cpu_tensors, lift)
         # torch.tensor(..., device=...) would ask CUDA for memory.
         torch._C._set_only_lift_cpu_tensors(True)
+        # A CPU has no cuDNN, which PyTorch would choose for BatchNorm.
+        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        # Inference tensors have no versions, which views of a subclass need.
+        stack.enter_context(patch.object(torch, "inference_mode", _inference_mode))
         stack.enter_context(patch.object(F, attention.__name__, attend))
         stack.enter_context(patch.object(MMCV, deformable.__name__, attend_deformably))
         # PyTorch initializes no GPU in this mode. With values, operators do not reach it.
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(gpu)
         yield gpu
+
+
+def _inference_mode(mode: bool = True) -> torch.set_grad_enabled:
+    return torch.set_grad_enabled(torch.is_grad_enabled() and not mode)
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -405,18 +474,13 @@ def _size(x: Tensor) -> int:
 
 
 @cache
-def _composite(func: Any) -> torch._C.DispatchKey | None:
-    """The dispatch key of an operator that PyTorch builds of others on CUDA; None for a kernel."""
-    name = func._schema.name
-    if func.is_view or func.namespace == "prim" or name.removeprefix("aten::") in NOT_COMPOSITE:
-        return None
-    keys = torch._C.DispatchKey
-    for key in (keys.CompositeImplicitAutograd, keys.CompositeExplicitAutograd):
-        overload = f"{name}.{func._schema.overload_name}".rstrip(".")
-        has = torch._C._dispatch_has_kernel_for_dispatch_key
-        if has(overload, key.name) and not has(overload, BACKEND):
-            return key
-    return None
+def _is_composite(func: Any) -> bool:
+    """Whether PyTorch builds an operator of others on CUDA."""
+    name = f"{func._schema.name}.{func._schema.overload_name}".rstrip(".")
+    if func.is_view or func.namespace == "prim" or func._overloadpacket.__name__ in NOT_COMPOSITE:
+        return False
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return has_kernel(name, COMPOSITE.name) and not has_kernel(name, BACKEND)
 
 
 def _cost(
