@@ -11,6 +11,7 @@ from hcformer_mm.apis import HCFormerInferencer
 from hcformer_mm.apis.inputs import open_images
 from hcformer_mm.apis.result_writer import check_writable, write_image
 from hcformer_mm.structures.data_samples import SCORE_THR
+from hcformer_mm.utils.arguments import number
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,11 +41,14 @@ def parse_args() -> argparse.Namespace:
         "by rounding",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=1, help="images per forward pass (default: %(default)s)"
+        "--batch-size",
+        type=number(int, 1),
+        default=1,
+        help="images per forward pass (default: %(default)s)",
     )
     parser.add_argument(
         "--score-thr",
-        type=float,
+        type=number(float, 0, 1),
         default=SCORE_THR,
         help="minimum score of drawn instances, for models that predict only instances "
         "(default: %(default)s)",

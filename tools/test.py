@@ -10,6 +10,7 @@ from mmengine.evaluator import BaseMetric
 from mmengine.fileio import dump
 
 from hcformer_mm.acceleration.inference import DTYPES
+from hcformer_mm.engine.run_checks.lookup import is_named
 from hcformer_mm.engine.runner import (
     add_checkpoint_arguments,
     add_common_arguments,
@@ -51,24 +52,23 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def is_a(config: dict, name: str) -> bool:
-    """Whether ``type`` in a config, a string or a class, ends in ``name``."""
-    kind = config["type"]
-    return getattr(kind, "__name__", kind).endswith(name)
-
-
 def draw_predictions(config: Config, folder: str) -> None:
     """Enable the visualization hook of mmdet or mmseg."""
-    hook = config.default_hooks.visualization
+    hook = (config.get("default_hooks") or {}).get("visualization")
+    if not hook or not config.get("visualizer"):
+        raise InputError(
+            f"expected default_hooks.visualization and visualizer in {config.filename} for "
+            "--show-dir, got not both; take them from a runtime of configs/_base_"
+        )
     hook.draw = True
-    if is_a(hook, "SegVisualizationHook"):
+    if is_named(hook, "SegVisualizationHook"):
         # mmseg's hook draws with the visualizer, which writes to <timestamp>/vis_data.
         for backend in config.visualizer.vis_backends:
-            if is_a(backend, "LocalVisBackend"):
+            if is_named(backend, "LocalVisBackend"):
                 backend.img_save_dir = os.path.join(os.pardir, folder)
     else:
         hook.test_out_dir = folder
-        if "visualizer" in config and is_a(config.visualizer, "DetLocalVisualizer"):
+        if is_named(config.visualizer, "DetLocalVisualizer"):
             config.visualizer.type = "hcformer_mm.Visualizer"
 
 
@@ -76,7 +76,7 @@ def write_label_maps(config: Config, folder: str) -> None:
     """Let mmseg's IoUMetric write the label maps that it evaluates."""
     evaluators = config.test_evaluator
     for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
-        if is_a(evaluator, "IoUMetric"):
+        if is_named(evaluator, "IoUMetric"):
             evaluator.output_dir = folder
             return
     raise InputError(
@@ -124,7 +124,7 @@ def test(args: argparse.Namespace) -> None:
         augment(config)
     if args.fast or args.dtype != "float32":
         hook = dict(type="hcformer_mm.FastInferenceHook", fast=args.fast, dtype=args.dtype)
-        config.custom_hooks = [*config.get("custom_hooks", []), hook]
+        config.custom_hooks = [*(config.get("custom_hooks") or []), hook]
     runner = build_runner(config, ["test"], allow_partial=args.allow_partial)
     if args.out is not None and not segmentor:
         runner.test_evaluator.metrics.append(result_file(args.out))

@@ -37,9 +37,9 @@ def train(args: argparse.Namespace) -> None:
         config.optim_wrapper.loss_scale = "dynamic"
     if args.fast:
         hook = dict(type="hcformer_mm.FastTrainingHook")
-        config.custom_hooks = [*config.get("custom_hooks", []), hook]
+        config.custom_hooks = [*(config.get("custom_hooks") or []), hook]
     if args.auto_scale_lr:
-        if "base_batch_size" not in config.get("auto_scale_lr", {}):
+        if "base_batch_size" not in (config.get("auto_scale_lr") or {}):
             raise InputError(
                 f"expected auto_scale_lr.base_batch_size in {args.config} for --auto-scale-lr, got "
                 "none; add auto_scale_lr = dict(base_batch_size=...) to the config"

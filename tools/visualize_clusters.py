@@ -10,6 +10,7 @@ from hcformer_mm.apis.inputs import InputImage, open_images, with_unique_names
 from hcformer_mm.apis.result_writer import write_image
 from hcformer_mm.datasets.ground_truth import GroundTruth, open_ground_truth
 from hcformer_mm.structures.data_samples import SCORE_THR, predicted_segments
+from hcformer_mm.utils.arguments import number
 from hcformer_mm.visualization import LAYOUTS, cluster_sheet
 
 
@@ -44,14 +45,14 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--side",
-        type=int,
+        type=number(int, 1),
         default=1280,
         help="approximate longer side of a panel in pixels (default: %(default)s); images are "
         "enlarged or reduced by an integer factor",
     )
     parser.add_argument(
         "--score-thr",
-        type=float,
+        type=number(float, 0, 1),
         default=SCORE_THR,
         help="minimum score of drawn instances, for models that predict only instances "
         "(default: %(default)s)",
@@ -66,7 +67,9 @@ def parse_args() -> argparse.Namespace:
         help="font file of the class names; by default DejaVu Sans, or a font of the system for "
         "characters that it lacks",
     )
-    parser.add_argument("--batch-size", type=int, default=1, help="images per forward pass")
+    parser.add_argument(
+        "--batch-size", type=number(int, 1), default=1, help="images per forward pass"
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:<index>; by default the GPU, if any")
     return parser.parse_args()
 
@@ -91,10 +94,6 @@ def read_ground_truth(
 
 
 def draw(args: argparse.Namespace) -> None:
-    if args.batch_size < 1 or args.side < 1:
-        raise ValueError(
-            f"expected --batch-size and --side of at least 1, got {args.batch_size} and {args.side}"
-        )
     images = with_unique_names(open_images(args.img))
     inferencer = ClusterInferencer(args.config, args.checkpoint, device=args.device, font=args.font)
     truth = read_ground_truth(args, inferencer, images)

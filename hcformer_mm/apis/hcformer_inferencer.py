@@ -131,7 +131,8 @@ class HCFormerInferencer(BaseInferencer):
             ``(H, W, 3)`` uint8, RGB.
 
         Raises:
-            ValueError: The sample has no segmentation, or its size differs from the image's.
+            ValueError: The sample has no segmentation, its size differs from the image's, or
+                ``score_thr`` is not from 0 to 1.
         """
         segments = segments_of(sample, self.classes, score_thr=score_thr)
         return draw_panoptic(image, segments, self.classes)

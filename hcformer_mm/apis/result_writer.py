@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from panopticapi.utils import id2rgb
 from PIL import Image
 
-from ..structures.data_samples import SCORE_THR, predicted_segments
+from ..structures.data_samples import SCORE_THR, check_score_thr, predicted_segments
 from ..structures.panoptic import Classes, Panoptic
 from ..utils.atomic_write import replacing
 from ..utils.path_index import PathIndex
@@ -48,7 +48,8 @@ class ResultWriter:
 
     Raises:
         FileNotFoundError: ``ann_file`` does not exist.
-        ValueError: ``out_dir`` is a file, or ``ann_file`` is not in COCO's format or lacks a class.
+        ValueError: ``out_dir`` is a file, ``ann_file`` is not in COCO's format or lacks a class, or
+            ``score_thr`` is not from 0 to 1.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class ResultWriter:
             raise ValueError(f"expected a folder for the results, got the file {out_dir}")
         self.classes = classes
         self._ann_file = ann_file
-        self._draw, self._score_thr = draw, score_thr
+        self._draw, self._score_thr = draw, check_score_thr(score_thr)
         self._image_ids: PathIndex[int] | None = None
         self._category_ids: Sequence[int] = range(len(classes.names))
         self._sizes: dict[int, tuple[int, int]] = {}

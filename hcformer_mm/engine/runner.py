@@ -4,7 +4,6 @@ import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
@@ -14,11 +13,11 @@ from ..checkpoints.io import force_weights_only
 from ..utils.components import entries
 from ..utils.config import naming, read_config
 from ..utils.errors import InputError
+from .completion import complete_evaluators, complete_pipelines
 from .dist import set_up_gloo
 from .hooks.checkpoint_check_hook import ALLOW_PARTIAL, CheckpointCheckHook
 from .hooks.data_check_hook import DataCheckHook
 from .hooks.param_groups_hook import ParamGroupsHook
-from .pipelines import complete_evaluators, complete_pipelines
 from .run_checks import Findings
 from .run_checks.components import component_faults
 
@@ -89,6 +88,30 @@ def load_config(args: Namespace) -> Config:
     return config
 
 
+def check_settings(config: Config, splits: Sequence[str]) -> None:
+    """Check what can be told of a run before anything is built.
+
+    Args:
+        config: Full config of a runner.
+        splits: The loops that will run, of ``'train'``, ``'val'`` and ``'test'``.
+
+    Raises:
+        InputError: There is no file ``load_from``; a dataset would read a pickle, which can run
+            code; or a component has no registered type, or settings that its class lacks.
+    """
+    checkpoint = config.get("load_from") or ""
+    if checkpoint and "://" not in checkpoint and not Path(checkpoint).expanduser().exists():
+        raise InputError(f"no such checkpoint: {checkpoint}")
+    for key in (f"{split}_dataloader" for split in splits):
+        for place, value in entries(config.get(key), key):
+            if isinstance(value, str) and value.endswith((".pkl", ".pickle")):
+                raise InputError(
+                    f"expected no pickle in {place}, because reading one runs the code in it, got "
+                    f"{value}; convert it to JSON"
+                )
+    Findings(list(component_faults(config, splits))).refuse()
+
+
 def build_runner(
     config: Config, splits: Sequence[str] = ("train", "val"), *, allow_partial: bool = False
 ) -> Runner:
@@ -96,9 +119,8 @@ def build_runner(
 
     It loads checkpoints with ``weights_only=True``, and refuses those that do not fit. On a machine
     without GPUs, the processes of torchrun communicate by gloo. With ``compile`` in the config,
-    parameter groups become plain dicts, which Dynamo can trace. Pipelines and
-    evaluators are completed; see :func:`~.pipelines.complete_pipelines` and
-    :func:`~.pipelines.complete_evaluators`.
+    parameter groups become plain dicts, which Dynamo can trace. Pipelines and evaluators are
+    completed; see :mod:`~hcformer_mm.engine.completion`.
 
     Args:
         config: Full config of a runner, changed in place.
@@ -107,17 +129,11 @@ def build_runner(
             :class:`~.hooks.checkpoint_check_hook.CheckpointCheckHook`.
 
     Raises:
-        InputError: There is no file ``load_from``; a dataset would read a pickle, which can run
-            code; a component has no registered type, or settings that it does not accept; or config
-            and data do not fit each other; see :class:`~.hooks.data_check_hook.DataCheckHook`.
+        InputError: As in :func:`check_settings`; or config and data do not fit each other; see
+            :class:`~.hooks.data_check_hook.DataCheckHook`.
     """
     force_weights_only()
-    checkpoint = config.get("load_from") or ""
-    if checkpoint and "://" not in checkpoint and not Path(checkpoint).expanduser().exists():
-        raise InputError(f"no such checkpoint: {checkpoint}")
-    for split in splits:
-        _refuse_pickles(config.get(f"{split}_dataloader"), f"{split}_dataloader")
-    Findings(list(component_faults(config, splits))).refuse()
+    check_settings(config, splits)
     set_up_gloo(config)
     complete_pipelines(config)
     complete_evaluators(config)
@@ -141,17 +157,6 @@ def _build_early(runner: Runner, splits: Sequence[str]) -> None:
     """Build what does not need the datasets, which MMEngine builds after reading them."""
     if "train" in splits:
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-    for split in {"val", "test"} & set(splits):
-        name = f"_{split}_evaluator"
+    for name in (f"_{split}_evaluator" for split in splits if split != "train"):
         if (evaluator := getattr(runner, name)) is not None:
             setattr(runner, name, runner.build_evaluator(evaluator))
-
-
-def _refuse_pickles(settings: Any, key: str) -> None:
-    """Raise an InputError if a setting, at any depth, is the path of a pickle."""
-    for place, value in entries(settings, key):
-        if isinstance(value, str) and value.endswith((".pkl", ".pickle")):
-            raise InputError(
-                f"expected no pickle in {place}, because reading one runs the code in it, got "
-                f"{value}; convert it to JSON"
-            )

@@ -28,6 +28,17 @@ def void_label(num_classes: int) -> int:
     return VOID_LABEL if num_classes <= VOID_LABEL else WIDE_VOID_LABEL
 
 
+def check_score_thr(value: float) -> float:
+    """Return a minimum score.
+
+    Raises:
+        ValueError: It is not from 0 to 1.
+    """
+    if not 0 <= value <= 1:
+        raise ValueError(f"expected score_thr from 0 to 1, got {value}")
+    return value
+
+
 def predicted_segments(
     sample: BaseDataElement, classes: Classes, *, score_thr: float = SCORE_THR
 ) -> Panoptic | None:
@@ -43,8 +54,10 @@ def predicted_segments(
         one with the higher score is on top; pixels without an instance are void.
 
     Raises:
-        ValueError: The prediction has a class that the model lacks.
+        ValueError: The prediction has a class that the model lacks, or ``score_thr`` is not from 0
+            to 1.
     """
+    check_score_thr(score_thr)
     if "pred_panoptic_seg" in sample:
         number = len(classes.names)
         void = {number, sample.pred_panoptic_seg.get("ignore_index", number)}

@@ -307,6 +307,15 @@ def test_an_error_leaves_no_json(again, files, tmp_path):
     assert len(list((out / "vis").iterdir())) == (4 if again else 2)
 
 
+@pytest.mark.parametrize("score_thr", [7, -0.5, float("nan")])
+def test_scores_out_of_range(score_thr, tmp_path):
+    message = f"expected score_thr from 0 to 1, got {score_thr}"
+    with pytest.raises(ValueError, match=message):
+        ResultWriter(tmp_path, CLASSES, score_thr=score_thr)
+    with pytest.raises(ValueError, match=message):
+        segments_of(random_sample(8, 8), CLASSES, score_thr=score_thr)
+
+
 def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "a.txt"
     with replacing(path) as unfinished:

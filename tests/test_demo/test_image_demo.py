@@ -137,6 +137,14 @@ def test_results_that_cannot_be_written(run, images, tmp_path, monkeypatch):
     assert list((tmp_path / "out").rglob("*.*")) == []
 
 
+@pytest.mark.parametrize("value", ["7", "-0.1", "nan", "much"])
+def test_scores_out_of_range(run, images, tmp_path, capsys, value):
+    with pytest.raises(SystemExit, match="2"):
+        run(images / "scene0.png", f"--score-thr={value}")
+    assert f"expected a number from 0 to 1, got '{value}'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_errors_end_in_one_line(run, model, images, tmp_path):
     with pytest.raises(SystemExit, match=r"image_demo: no such image: nowhere\.png"):
         run("nowhere.png")

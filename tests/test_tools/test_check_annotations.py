@@ -91,6 +91,15 @@ def test_missing_files(run_tool, root, commands, capsys, tool):
     assert f"expected a {kind}, got {missing}" in capsys.readouterr().err
 
 
-def test_number_of_workers(run_tool, commands):
-    with pytest.raises(SystemExit, match="check_semantic: expected num_workers of at least 1"):
-        run_tool(*commands[SEMANTIC], "--num-workers", 0)
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--num-workers", 0), "--num-workers: expected an integer from 1 on, got '0'"),
+        (("--num-classes", 0), "--num-classes: expected an integer from 1 on, got '0'"),
+        (("--limit", -1), "--limit: expected an integer from 0 on, got '-1'"),
+    ],
+)
+def test_numbers_out_of_range(run_tool, commands, capsys, option, message):
+    with pytest.raises(SystemExit, match="2"):
+        run_tool(*commands[SEMANTIC], *option)
+    assert message in capsys.readouterr().err

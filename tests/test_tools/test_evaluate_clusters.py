@@ -89,6 +89,21 @@ def test_other_tasks(config, figure, metric, arguments, run, tmp_path):
     assert not any("slic" in name for name in metrics)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("ann_file=x.pkl", r"expected no pickle in test_dataloader\.dataset\.ann_file"),
+        ("type=CocoPanopticDatset", r"test_dataloader\.dataset\.type, .*did you mean mmdet\.CocoP"),
+        ("pipelin=[]", r"test_dataloader\.dataset, got 'pipelin'"),
+    ],
+)
+def test_datasets_are_checked_before_their_images_are_counted(arguments, run, override, message):
+    overrides = [f"test_dataloader.dataset.{override}"]
+    options = ("--limit", 2)
+    with pytest.raises(SystemExit, match=f"^evaluate_clusters: .*{message}"):
+        run(arguments("hcformer_r18_shapes-panoptic", *options, overrides=overrides))
+
+
 def test_limit(arguments, run, shapes, tmp_path, monkeypatch, capfd):
     """Every second of four images is scored, without AP, which would count the others as missed."""
     root = tmp_path / "shapes"
@@ -167,7 +182,8 @@ def test_clear_errors(config, overrides, message, arguments, run):
 
 
 @pytest.mark.parametrize(
-    ("option", "message"), [(["--limit", "0"], ">= 1, got '0'"), (["--out", "a.md"], "got 'a.md'")]
+    ("option", "message"),
+    [(["--limit", "0"], "from 1 on, got '0'"), (["--out", "a.md"], "got 'a.md'")],
 )
 def test_bad_arguments(option, message, arguments, run, capsys):
     with pytest.raises(SystemExit):

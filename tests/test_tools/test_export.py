@@ -130,8 +130,8 @@ def fails(monkeypatch, capsys):
         ((TINY_CONFIG, "no.pth", *BASIC), "no.pth"),
         ((TINY_CONFIG, *BASIC), "the following arguments are required: checkpoint"),
         ((TINY_CONFIG, "random", *BASIC, "--out", "x.onnx"), "a file *.pt2 in an existing folder"),
-        ((TINY_CONFIG, "random", *BASIC, "--repeats", 0), "--repeats of at least 1, got 0"),
-        ((TINY_CONFIG, "random", *BASIC, "--batch-size", 0), "one image, got (64, 64) and 0"),
+        ((TINY_CONFIG, "random", *BASIC, "--repeats", 0), "an integer from 1 on, got '0'"),
+        ((TINY_CONFIG, "random", *BASIC, "--batch-size", 0), "--batch-size: expected an int"),
         ((TINY_CONFIG, "random", "--format", "onnx", "--shape", 0, 64), "a shape of at least 1 1"),
         (
             ("fcn32s_r18_shapes-semantic", "random", *BASIC, "--assignments"),

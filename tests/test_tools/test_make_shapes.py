@@ -19,6 +19,16 @@ def test_makes_and_refuses(run_tool, tmp_path, capsys):
     assert not (out / "stale.txt").exists()
 
 
-def test_bad_number(run_tool, tmp_path):
-    with pytest.raises(SystemExit, match="expected num_val of at least 1, got 0"):
-        run_tool(TOOL, "--out", tmp_path / "shapes", "--num-val", 0)
+@pytest.mark.parametrize(
+    ("option", "value", "numbers"),
+    [
+        ("--num-val", 0, "from 1 on"),
+        ("--workers", 0, "from 1 on"),
+        ("--seed", -1, f"from 0 to {2**32 - 1}"),
+        ("--seed", 2**32, f"from 0 to {2**32 - 1}"),
+    ],
+)
+def test_numbers_out_of_range(run_tool, tmp_path, capsys, option, value, numbers):
+    with pytest.raises(SystemExit, match="2"):
+        run_tool(TOOL, "--out", tmp_path / "shapes", option, value)
+    assert f"{option}: expected an integer {numbers}, got '{value}'" in capsys.readouterr().err

@@ -205,7 +205,6 @@ def test_errors_are_one_line(run, shapes, checkpoint, tmp_path):
             (PANOPTIC, weights, "--img", image, "--font", tmp_path / "no.json"),
             "expected a font that scales, got",
         ),
-        ((PANOPTIC, weights, "--img", image, "--batch-size", 0), "of at least 1, got 0 and 96"),
     ):
         with pytest.raises(SystemExit) as exit_:
             run(*arguments, "--out", out)
@@ -214,6 +213,21 @@ def test_errors_are_one_line(run, shapes, checkpoint, tmp_path):
         assert not out.exists()
     with pytest.raises(SystemExit, match=r"OpenCV can read, got .*broken\.jpg"):
         run(PANOPTIC, weights, "--img", tmp_path / "broken.jpg", "--out", out)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--score-thr", 7, "a number from 0 to 1, got '7'"),
+        ("--score-thr", "nan", "a number from 0 to 1, got 'nan'"),
+        ("--batch-size", 0, "an integer from 1 on, got '0'"),
+        ("--side", 0.5, "an integer from 1 on, got '0.5'"),
+    ],
+)
+def test_numbers_out_of_range(run, tmp_path, capsys, option, value, message):
+    with pytest.raises(SystemExit, match="2"):
+        run("config", "weights", "--img", "image", "--out", tmp_path, option, value)
+    assert f"argument {option}: expected {message}" in capsys.readouterr().err
 
 
 def test_model_without_clusters(run, shapes, tmp_path):

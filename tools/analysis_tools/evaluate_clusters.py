@@ -11,12 +11,15 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.registry import DATASETS, DefaultScope
 
+from hcformer_mm.engine.run_checks.lookup import is_named
 from hcformer_mm.engine.runner import (
     add_checkpoint_arguments,
     add_common_arguments,
     build_runner,
+    check_settings,
     load_config,
 )
+from hcformer_mm.utils.arguments import number
 from hcformer_mm.utils.atomic_write import replacing
 
 METRIC = "hcformer_mm.ClusteringMetric"
@@ -31,12 +34,6 @@ def json_file(text: str) -> Path:
     return Path(text)
 
 
-def at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text!r}")
-    return int(text)
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_common_arguments(parser)
@@ -49,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--limit",
-        type=at_least_one,
+        type=number(int, 1),
         metavar="N",
         help="evaluate only N images, evenly spaced over the set, without CocoMetric's AP, which "
         "counts all images",
@@ -60,17 +57,11 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def is_a(config: dict, *names: str) -> bool:
-    """Return whether the type of a config, a class or its name, is one of the names."""
-    kind = config["type"]
-    return getattr(kind, "__name__", kind).rpartition(".")[2] in names
-
-
 def clustering_metric(evaluators: list[ConfigDict]) -> dict[str, Any]:
     """Return the config of a ClusteringMetric that reads the ground truth of another metric."""
 
     def first(*names: str) -> ConfigDict | None:
-        return next((evaluator for evaluator in evaluators if is_a(evaluator, *names)), None)
+        return next((evaluator for evaluator in evaluators if is_named(evaluator, *names)), None)
 
     def files(evaluator: ConfigDict, *names: str) -> dict[str, Any]:
         return {name: evaluator.get(name) for name in ("ann_file", "backend_args", *names)}
@@ -84,8 +75,8 @@ def clustering_metric(evaluators: list[ConfigDict]) -> dict[str, Any]:
         return dict(type=METRIC, ground_truth="instance", **files(instance))
     raise ValueError(
         "expected a CocoPanopticMetric, IoUMetric, SemSegMetric or CocoMetric in test_evaluator, "
-        f"which names the ground truth, got {[evaluator['type'] for evaluator in evaluators]}; add "
-        f'dict(type="{METRIC}", ground_truth=…) to it'
+        f"which names the ground truth, got {[evaluator.get('type') for evaluator in evaluators]}; "
+        f'add dict(type="{METRIC}", ground_truth=…) to it'
     )
 
 
@@ -93,14 +84,14 @@ def add_clusters(config: Config, *, slic: bool) -> None:
     """Add the hook that records clusters and the metric that scores them."""
     given = config.test_evaluator
     evaluators = list(given) if isinstance(given, list | tuple) else [given]
-    own = [evaluator for evaluator in evaluators if is_a(evaluator, "ClusteringMetric")]
+    own = [evaluator for evaluator in evaluators if is_named(evaluator, "ClusteringMetric")]
     if not own:
         own = [clustering_metric(evaluators)]
         evaluators += own
     own[0]["slic"] = slic or own[0].get("slic", False)
     config.test_evaluator = evaluators
     hooks = list(config.get("custom_hooks") or [])
-    if not any(is_a(hook, "ClusterRecordHook") for hook in hooks):
+    if not any(is_named(hook, "ClusterRecordHook") for hook in hooks):
         config.custom_hooks = [*hooks, dict(type=HOOK)]
 
 
@@ -109,14 +100,17 @@ def limit_images(config: Config, number: int) -> str:
     dataset = config.test_dataloader.dataset
     if "pipeline" not in dataset:
         raise ValueError(
-            f"expected a dataset with a pipeline for --limit, got the wrapper {dataset['type']}"
+            f"expected a dataset with a pipeline for --limit, got {dataset.get('type')}, a wrapper"
         )
+    check_settings(config, ["test"])
     with DefaultScope.overwrite_default_scope(config.get("default_scope")):
         total = len(DATASETS.build(dataset))
     number = min(number, total)
     dataset.indices = [index * total // number for index in range(number)]
     config.test_evaluator = [
-        evaluator for evaluator in config.test_evaluator if not is_a(evaluator, *COUNT_ALL_IMAGES)
+        evaluator
+        for evaluator in config.test_evaluator
+        if not is_named(evaluator, *COUNT_ALL_IMAGES)
     ]
     return f"{number} of {total} images, evenly spaced"
 

@@ -4,6 +4,7 @@ import argparse
 
 from hcformer_mm.datasets.checks import check_semantic
 from hcformer_mm.datasets.checks.report import file, folder, run_check
+from hcformer_mm.utils.arguments import number
 
 
 def main() -> None:
@@ -11,7 +12,10 @@ def main() -> None:
     parser.add_argument("img_dir", type=folder, help="folder of images")
     parser.add_argument("map_dir", type=folder, help="folder of label maps")
     parser.add_argument(
-        "--num-classes", type=int, required=True, help="number of classes, without void"
+        "--num-classes",
+        type=number(int, 1),
+        required=True,
+        help="number of classes, without void",
     )
     parser.add_argument("--img-suffix", default=".jpg", help="what names of images end in")
     parser.add_argument("--seg-map-suffix", default=".png", help="what names of maps end in")

@@ -6,14 +6,22 @@ import time
 from pathlib import Path
 
 from hcformer_mm.datasets.shapes_writer import NUM_TRAIN, NUM_VAL, SEED, SIZE, write_shapes
+from hcformer_mm.utils.arguments import number
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("data/shapes"), help="folder to create")
-    parser.add_argument("--num-train", type=int, default=NUM_TRAIN, help="training images")
-    parser.add_argument("--num-val", type=int, default=NUM_VAL, help="validation images")
-    parser.add_argument("--seed", type=int, default=SEED, help="another seed gives other images")
+    parser.add_argument(
+        "--num-train", type=number(int, 1), default=NUM_TRAIN, help="training images"
+    )
+    parser.add_argument("--num-val", type=number(int, 1), default=NUM_VAL, help="validation images")
+    parser.add_argument(
+        "--seed",
+        type=number(int, 0, 2**32 - 1),
+        default=SEED,
+        help="another seed gives other images",
+    )
     parser.add_argument(
         "--size",
         type=int,
@@ -22,7 +30,7 @@ def parse_args() -> argparse.Namespace:
         metavar=("H", "W"),
         help="mean height and width of the images, which vary by up to 8 %%",
     )
-    parser.add_argument("--workers", type=int, default=2, help="processes that render")
+    parser.add_argument("--workers", type=number(int, 1), default=2, help="processes that render")
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the Shapes dataset in --out"
     )

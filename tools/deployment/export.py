@@ -19,6 +19,7 @@ from hcformer_mm.deployment.export import (
     pipeline_divisor,
 )
 from hcformer_mm.deployment.verify import TOLERANCE, agrees, as_text, compare, time_both
+from hcformer_mm.utils.arguments import number
 from hcformer_mm.utils.config import read_config
 
 RANDOM = "random"
@@ -33,18 +34,20 @@ def parse_args() -> argparse.Namespace:
     add("--format", choices=list(SUFFIXES), required=True, help="format of the file")
     add("--shape", type=int, nargs=2, required=True, metavar=("H", "W"), help="size of the images")
     add("--dynamic", action="store_true", help="accept images of any size, not only of --shape")
-    add("--batch-size", type=int, default=1, help="number of images in a batch (default: 1)")
+    add(
+        "--batch-size",
+        type=number(int, 1),
+        default=1,
+        help="number of images in a batch (default: 1)",
+    )
     add("--assignments", action="store_true", help="also return the assignments of every level")
     add("--out", type=Path, help="file to write (default: named after the config and the format)")
     check = f"compare outputs and time of file and model; fail if they differ by {TOLERANCE:g}"
     add("--check", action="store_true", help=check)
-    add("--repeats", type=int, default=5, help="timed rounds of --check (default: 5)")
+    add("--repeats", type=number(int, 1), default=5, help="timed rounds of --check (default: 5)")
     overrides = "override settings of the config, as key=value"
     add("--cfg-options", nargs="+", action=DictAction, default={}, help=overrides)
-    args = parser.parse_args()
-    if args.repeats < 1:
-        parser.error(f"expected --repeats of at least 1, got {args.repeats}")
-    return args
+    return parser.parse_args()
 
 
 def load(args: argparse.Namespace) -> tuple[ExportableModel, str]:

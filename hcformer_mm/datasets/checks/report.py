@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+from ...utils.arguments import number
 from .faults import SEVERITIES, Fault
 
 
@@ -34,9 +35,11 @@ def run_check(
         parser: Parser of the tool's own arguments; gets those of all tools.
         check: Finds the faults, given the arguments of the command line.
     """
-    parser.add_argument("--num-workers", type=int, default=2, help="processes that read files")
     parser.add_argument(
-        "--limit", type=int, default=10, help="findings to show per kind; 0 shows all"
+        "--num-workers", type=number(int, 1), default=2, help="processes that read files"
+    )
+    parser.add_argument(
+        "--limit", type=number(int, 0), default=10, help="findings to show per kind; 0 shows all"
     )
     args = parser.parse_args()
     name = Path(parser.prog).stem

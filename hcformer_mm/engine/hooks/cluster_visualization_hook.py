@@ -15,7 +15,12 @@ from ...datasets.ground_truth import GroundTruth, open_ground_truth
 from ...models.utils.cluster_recorder import ClusterRecorder
 from ...registry import HOOKS
 from ...structures.arrays import RGBImage
-from ...structures.data_samples import SCORE_THR, predicted_segments, true_segments
+from ...structures.data_samples import (
+    SCORE_THR,
+    check_score_thr,
+    predicted_segments,
+    true_segments,
+)
 from ...structures.panoptic import Classes
 from ...utils.images import decode_image
 from ...visualization import LAYOUTS, cluster_sheet
@@ -48,7 +53,7 @@ class ClusterVisualizationHook(Hook):
         backend_args: Options of MMEngine's file client, which reads the images.
 
     Raises:
-        ValueError: A number is below 1, ``layout`` is unknown, or ``font`` is not a font.
+        ValueError: A number is out of its range, ``layout`` is unknown, or ``font`` is not a font.
     """
 
     def __init__(
@@ -77,7 +82,7 @@ class ClusterVisualizationHook(Hook):
         self.layout = layout
         self.connected = connected
         self.side = side
-        self.score_thr = score_thr
+        self.score_thr = check_score_thr(score_thr)
         self.font = font
         self.backend_args = backend_args
         self._recorder: ClusterRecorder | None = None

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from ...registry import HOOKS
 from ..loops import built_loops
 from ..run_checks import Findings, check_run
+from ..run_checks.annotations import release_annotations
 from ..run_checks.classes import class_faults, heads_of
 
 
@@ -59,6 +60,8 @@ class DataCheckHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Check the loops that are about to run, and the datasets as they were built.
 
+        What the checks have read of annotation files is released.
+
         Raises:
             InputError: As in :meth:`check`.
         """
@@ -72,6 +75,7 @@ class DataCheckHook(Hook):
                 name = f"{type(dataset).__name__} ({key})"
                 found.faults += class_faults(heads_of(runner.model), dataset, name, key)
         found.refuse()
+        release_annotations()
 
 
 def _unwrap(dataset: Any) -> Iterator[Any]:

@@ -78,6 +78,13 @@ def read_annotations(file: str | Path, *, hand_over: bool = False) -> Annotation
     return _known[version]
 
 
+def release_annotations() -> None:
+    """Forget what was read, also the parsed content that no dataset has asked for."""
+    _known.clear()
+    _handed_over.clear()
+    pycocotools.coco.json = json
+
+
 def _version(file: str | Path) -> Version:
     stat = os.stat(file)
     return os.path.abspath(file), stat.st_mtime_ns, stat.st_size

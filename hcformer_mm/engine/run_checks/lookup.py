@@ -25,6 +25,15 @@ def is_a(registry: Registry, config: Any, *classes: type) -> bool:
     return kind is not None and issubclass(kind, classes)
 
 
+def is_named(config: Any, *names: str) -> bool:
+    """Return whether ``type`` of a config, a class or its name in any scope, is one of the names.
+
+    Unlike :func:`is_a`, it needs no default scope, and the classes need not exist.
+    """
+    kind = config.get("type") if isinstance(config, dict) else None
+    return str(getattr(kind, "__name__", kind)).rpartition(".")[2] in names
+
+
 def metrics_in(config: Config, split: str) -> Iterator[tuple[str, Any]]:
     """Yield the configs of the metrics of a split's evaluator, each with its key."""
     key = f"{split}_evaluator"

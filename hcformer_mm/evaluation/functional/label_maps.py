@@ -13,7 +13,7 @@ Ignore = int | ArrayLike | Tensor | None
 """Void of a ground truth: its value, or an ``(H, W)`` bool mask; None if every pixel counts."""
 
 
-def check_label_maps(
+def check_map_pair(
     labels: LabelMap, ground_truth: LabelMap, ignore: Ignore
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
     """Return both label maps and the mask of pixels that are not void, each ``(H, W)``.

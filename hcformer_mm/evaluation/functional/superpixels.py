@@ -25,7 +25,7 @@ from .label_maps import (
     LabelMap,
     as_array,
     check_label_map,
-    check_label_maps,
+    check_map_pair,
     unique_inverse,
 )
 
@@ -92,7 +92,7 @@ class Overlaps:
 
 def overlaps(labels: LabelMap, ground_truth: LabelMap, *, ignore: Ignore = None) -> Overlaps:
     """Count the pixels that each cluster shares with each segment, void excluded."""
-    clusters, segments, valid = check_label_maps(labels, ground_truth, ignore)
+    clusters, segments, valid = check_map_pair(labels, ground_truth, ignore)
     cluster_labels, rows = unique_inverse(clusters[valid])
     segment_labels, columns = unique_inverse(segments[valid])
     shape = (len(cluster_labels), len(segment_labels))
@@ -135,7 +135,7 @@ def undersegmentation_map(
         the number of these pixels over N, where a pixel counts twice if another segment covers more
         than half of its cluster.
     """
-    clusters, segments, valid = check_label_maps(labels, ground_truth, ignore)
+    clusters, segments, valid = check_map_pair(labels, ground_truth, ignore)
     _, cluster = unique_inverse(clusters[valid])
     _, segment = unique_inverse(segments[valid])
     _, pair = unique_inverse(cluster * (int(segment.max(initial=0)) + 1) + segment)
@@ -202,7 +202,7 @@ def boundary_scores(
     Raises:
         ValueError: The tolerance is negative, or the label maps are invalid.
     """
-    clusters, segments, valid = check_label_maps(labels, ground_truth, ignore)
+    clusters, segments, valid = check_map_pair(labels, ground_truth, ignore)
     if tolerance is None:
         tolerance = boundary_tolerance(*segments.shape)
     if tolerance < 0:

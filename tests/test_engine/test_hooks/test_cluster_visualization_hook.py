@@ -202,6 +202,7 @@ def test_beside_the_hook_that_records_for_evaluators(build) -> None:
     [
         (dict(interval=0), "interval of at least 1, got 0"),
         (dict(max_images=0), "max_images of at least 1, got 0"),
+        (dict(score_thr=float("nan")), "score_thr from 0 to 1, got nan"),
         (dict(side=0), "side of at least 1, got 0"),
         (dict(layout="wide"), "layout among full, .*, got 'wide'"),
         (dict(font="no.ttf"), r"expected a font that scales, got no\.ttf"),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import pycocotools.coco
 import pytest
 from mmdet.datasets import CocoPanopticDataset
 from mmengine.config import Config
@@ -16,6 +17,7 @@ from torch import nn
 
 from hcformer_mm.datasets import ShapesInstanceDataset, ShapesPanopticDataset
 from hcformer_mm.engine import DataCheckHook
+from hcformer_mm.engine.run_checks import annotations
 from hcformer_mm.engine.runner import build_runner
 from hcformer_mm.utils.errors import InputError
 from tests.helpers.models import SEMANTIC_CONFIG
@@ -215,6 +217,20 @@ def test_several_datasets_are_scored_apart(shapes, tmp_path):
     )
     scores = build_runner(config, ["test"]).test()
     assert {"train/coco/segm_mAP", "val/coco/segm_mAP"} <= set(scores)
+
+
+def test_annotations_are_released_when_training_starts(shapes, tmp_path):
+    """Also of files that no dataset has asked for."""
+    config = quick_config(shapes, tmp_path, hooks=[])
+    config.val_evaluator.append(
+        dict(type="mmdet.CocoMetric", ann_file=f"{shapes}/annotations/instances_val.json")
+    )
+    runner = build_runner(config)
+    annotations._handed_over["file.json"] = ("file.json", 0, 0), {}
+    assert annotations._known
+    runner.train()
+    assert not annotations._known and not annotations._handed_over
+    assert pycocotools.coco.json is json
 
 
 def test_other_models_pass(shapes):

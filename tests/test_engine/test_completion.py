@@ -1,4 +1,4 @@
-"""Pipelines are completed before datasets are built."""
+"""Pipelines and evaluators are completed before they are built."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from mmengine.evaluator import Evaluator
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
-from hcformer_mm.engine.pipelines import complete_pipelines
+from hcformer_mm.engine.completion import complete_pipelines
 from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
 from tests.helpers.tools import ROOT, read_scalars, run_tool
 

@@ -1,4 +1,4 @@
-"""Pipelines of datasets, what their steps cannot know of the dataset, and metrics of evaluators."""
+"""Completing a config before anything is built: steps of pipelines, and metrics of evaluators."""
 
 from collections.abc import Iterator
 from typing import Any
