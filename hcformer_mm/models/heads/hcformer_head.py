@@ -15,6 +15,7 @@ from ...structures.clustered_features import ClusteredFeatures, require_clusteri
 from ..losses.finite_assigner import FiniteAssigner
 from ..losses.mask_criterion import MaskCriterion
 from ..losses.scale_regularizer import scale_losses
+from ..utils.label_maps import present_labels
 from ..utils.mask_decoding import MaskSpace, check_mask_space, decode_mask_logits, full_precision
 from ..utils.post_processing import needed_queries
 from .mask_transformer import Decoder, MaskTransformer
@@ -128,9 +129,7 @@ class HCFormerHead(MaskTransformer):
 
     def _predictions(self, x: ClusteredFeatures) -> tuple[list[Tensor], list[Tensor]]:
         """Predictions of :meth:`group`: of every layer in training, of the last in evaluation."""
-        all_class_logits, all_mask_logits = self.group(x[-1])
-        first = 0 if self.training else -1
-        return all_class_logits[first:], all_mask_logits[first:]
+        return self.group(x[-1], last_only=not self.training)
 
     def forward(
         self, x: ClusteredFeatures, batch_data_samples: SampleList | None = None
@@ -176,8 +175,7 @@ class HCFormerHead(MaskTransformer):
             TypeError: The features carry no clustering.
         """
         assignments = require_clustering(x).assignments
-        all_class_logits, all_mask_logits = self.group(x[-1])
-        class_logits, mask_logits = all_class_logits[-1], all_mask_logits[-1]
+        (class_logits,), (mask_logits,) = self.group(x[-1], last_only=True)
         if self.test_cfg is not None:
             needed = [
                 needed_queries(logits, self.test_cfg, self.num_classes) for logits in class_logits
@@ -234,20 +232,25 @@ class HCFormerHead(MaskTransformer):
 
     def _ground_truth(self, batch_data_samples: SampleList) -> list[InstanceData]:
         """``labels`` ``(N,)`` and ``masks`` ``(N, H', W')`` of every image, stuff included."""
+        truth = []
         for sample in batch_data_samples:
             labels = sample.gt_instances.labels
-            if not is_eager_cpu(labels):
-                break  # the check would wait for the device, or break a compiled graph
-            if ((labels < 0) | (labels >= self.num_classes)).any():
+            # On other devices the check would wait for the values, and break a compiled graph.
+            if is_eager_cpu(labels) and ((labels < 0) | (labels >= self.num_classes)).any():
                 raise ValueError(
                     f"expected labels from 0 to {self.num_classes - 1} for num_things_classes + "
                     f"num_stuff_classes = {self.num_classes}, got {labels.tolist()} in "
                     f"{sample.get('img_path')}; compare the classes of the dataset"
                 )
-        return self.preprocess_gt(
-            [sample.gt_instances for sample in batch_data_samples],
-            [sample.get("gt_sem_seg") for sample in batch_data_samples],
-        )
+            masks = sample.gt_instances.masks.to_tensor(torch.bool, labels.device)
+            semantic = sample.get("gt_sem_seg")
+            if semantic is not None:
+                label_map = semantic.sem_seg  # (1, H', W')
+                stuff = present_labels(label_map, self.num_things_classes, self.num_classes)
+                labels = torch.cat([labels, stuff])
+                masks = torch.cat([masks, label_map == stuff[:, None, None]])
+            truth.append(InstanceData(labels=labels, masks=masks))
+        return truth
 
     def loss_by_feat(
         self,

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ...registry import MODELS
 from ...structures.clustered_features import ClusteredFeatures
+from ..utils.label_maps import present_labels
 from ..utils.post_processing import semantic_scores
 from .hcformer_head import HCFormerHead
 
@@ -66,15 +67,16 @@ class HCFormerSegHead(HCFormerHead):
         Raises:
             ValueError: A label is neither a class nor ``ignore_index``.
         """
-        labels = label_map.unique()
-        labels = labels[labels != self.ignore_index]
-        unknown = labels[(labels < 0) | (labels >= self.num_classes)]
-        if len(unknown):
+        label_map = label_map.long()  # 8 bits would wrap num_classes=256
+        ignored = label_map == self.ignore_index
+        unknown = ~ignored & ((label_map < 0) | (label_map >= self.num_classes))
+        if unknown.any():
             raise ValueError(
                 f"expected labels below num_classes={self.num_classes} or "
-                f"ignore_index={self.ignore_index}, got {unknown.tolist()}; see num_classes of "
-                "the head and reduce_zero_label of the dataset"
+                f"ignore_index={self.ignore_index}, got {label_map[unknown].unique().tolist()}; "
+                "see num_classes of the head and reduce_zero_label of the dataset"
             )
+        labels = present_labels(label_map.masked_fill(ignored, -1), 0, self.num_classes)
         return InstanceData(labels=labels, masks=label_map == labels[:, None, None])
 
     def _ground_truth(self, batch_data_samples: SampleList) -> list[InstanceData]:

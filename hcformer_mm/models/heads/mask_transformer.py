@@ -14,6 +14,7 @@ from mmdet.models.layers import (
 from mmengine.model import BaseModule, caffe2_xavier_init
 from torch import Tensor, nn
 
+from ..layers.attention import fuse_attention
 from ..utils.pretrained import is_pretrained
 
 Decoder = Literal["masked", "standard"]
@@ -23,7 +24,7 @@ class MaskTransformer(Mask2FormerHead):
     """Mask2Former's or DETR's transformer decoder on a single feature map (paper, Fig. 4).
 
     It holds the parameters of :class:`~hcformer_mm.models.HCFormerHead` and takes its arguments;
-    mmdet's head provides the losses and ``_forward_head``.
+    mmdet's head provides the losses.
 
     Raises:
         ValueError: ``decoder`` is unknown, there is no class or no query, or the widths of the
@@ -66,6 +67,7 @@ class MaskTransformer(Mask2FormerHead):
         self.transformer_decoder: DetrTransformerDecoder = kind(
             **{**transformer_decoder, "return_intermediate": True}
         )
+        fuse_attention(self.transformer_decoder)
         widths = (self.transformer_decoder.embed_dims, 2 * positional_encoding["num_feats"])
         if widths != (feat_channels, feat_channels):
             raise ValueError(
@@ -106,11 +108,14 @@ class MaskTransformer(Mask2FormerHead):
             if parameter.dim() > 1:
                 xavier(parameter)
 
-    def group(self, feature_map: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    def group(
+        self, feature_map: Tensor, *, last_only: bool = False
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Group the cells of the coarsest map: the mask transformer up to eq. (4), in logits.
 
         Args:
             feature_map: Coarsest feature map, ``(B, in_channels, h, w)``.
+            last_only: Whether to return the predictions of the last layer alone.
 
         Returns:
             Class logits ``(B, Q, K + 1)`` and mask logits ``(B, Q, h, w)`` of every decoder layer.
@@ -127,33 +132,51 @@ class MaskTransformer(Mask2FormerHead):
         mask_features = self.mask_proj(feature_map)
         memory = self.decoder_input_proj(feature_map).flatten(2).transpose(1, 2)  # (B, h·w, C)
         batch, _, rows, cols = feature_map.shape
+        no_padding = memory.new_zeros((1, rows, cols), dtype=torch.bool)
+        position = self.decoder_positional_encoding(no_padding).flatten(2).transpose(1, 2)
         query_pos = self.query_embed.weight.expand(batch, -1, -1)
-        no_padding = memory.new_zeros((batch, rows, cols), dtype=torch.bool)
-        key_pos = self.decoder_positional_encoding(no_padding).flatten(2).transpose(1, 2)
-        positions = dict(query_pos=query_pos, key_pos=key_pos)
         if self.decoder == "standard":
             queries = self.transformer_decoder(
                 query=torch.zeros_like(query_pos),
-                key=memory,
+                key=memory + position,
                 value=memory,
+                query_pos=query_pos,
+                key_pos=None,
                 key_padding_mask=None,
-                **positions,
             )  # (layers, B, Q, C), normalized
-            mask_logits = torch.einsum("lbqc,bchw->lbqhw", self.mask_embed(queries), mask_features)
-            return list(self.cls_embed(queries)), list(mask_logits)
+            if last_only:
+                queries = queries[-1:]
+            return list(self.cls_embed(queries)), list(self._mask_logits(queries, mask_features))
 
         memory = memory + self.level_embed.weight
+        keys = memory + position
         query = self.query_feat.weight.expand_as(query_pos)
-        size = mask_features.shape[-2:]
-        class_logits, mask_logits, ignored = self._forward_head(query, mask_features, size)
-        all_class_logits, all_mask_logits = [class_logits], [mask_logits]
+        outputs = [self.transformer_decoder.post_norm(query)]
+        mask_logits = [self._mask_logits(outputs[0], mask_features)]
         for layer in self.transformer_decoder.layers:
-            # A query whose mask is empty attends everywhere.
-            ignored = ignored & ~ignored.all(dim=-1, keepdim=True)
             query = layer(
-                query=query, key=memory, value=memory, cross_attn_mask=ignored, **positions
+                query=query,
+                key=keys,
+                value=memory,
+                query_pos=query_pos,
+                cross_attn_mask=_attention_mask(mask_logits[-1]),
             )
-            class_logits, mask_logits, ignored = self._forward_head(query, mask_features, size)
-            all_class_logits.append(class_logits)
-            all_mask_logits.append(mask_logits)
-        return all_class_logits, all_mask_logits
+            outputs.append(self.transformer_decoder.post_norm(query))
+            mask_logits.append(self._mask_logits(outputs[-1], mask_features))
+        if last_only:
+            outputs, mask_logits = outputs[-1:], mask_logits[-1:]
+        return list(self.cls_embed(torch.stack(outputs))), mask_logits
+
+    def _mask_logits(self, queries: Tensor, mask_features: Tensor) -> Tensor:
+        """Mask logits ``(..., B, Q, h, w)`` of normalized queries ``(..., B, Q, C)``."""
+        return torch.einsum("...bqc,bchw->...bqhw", self.mask_embed(queries), mask_features)
+
+
+def _attention_mask(mask_logits: Tensor) -> Tensor:
+    """Mask that keeps a query inside of its segment: 0 inside and -∞ outside, ``(B, 1, Q, h·w)``.
+
+    A query whose mask is empty attends everywhere.
+    """
+    outside = mask_logits.flatten(2) < 0  # as mmdet's sigmoid < 0.5, without rounding
+    inside = outside == outside.all(dim=-1, keepdim=True)
+    return inside.log().to(mask_logits.dtype).unsqueeze(1)

@@ -1,1 +1,1 @@
-"""Modules that are not registered: clustering and deformable downsampling."""
+"""Modules that are not registered: clustering, deformable downsampling and attention."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...registry import MODELS
 from ...structures.clustered_features import ClusteredFeatures, require_clustering
+from ..layers.attention import fuse_attention
 from ..utils.pretrained import is_pretrained
 
 
@@ -44,6 +45,7 @@ class TransformerEncoderNeck(BaseModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.encoder = DetrTransformerEncoder(**encoder)
+        fuse_attention(self.encoder)
         widths = (self.encoder.embed_dims, 2 * positional_encoding["num_feats"])
         if widths != (out_channels, out_channels):
             raise ValueError(
@@ -94,8 +96,8 @@ class TransformerEncoderNeck(BaseModule):
                 f"{tuple(x[-1].shape)}"
             )
         cells = self.input_proj(x[-1])
-        batch, _, rows, cols = cells.shape
-        no_padding = cells.new_zeros((batch, rows, cols), dtype=torch.bool)
+        rows, cols = cells.shape[-2:]
+        no_padding = cells.new_zeros((1, rows, cols), dtype=torch.bool)
         position = self.positional_encoding(no_padding)
         encoded: Tensor = self.encoder(
             query=cells.flatten(2).transpose(1, 2),  # (B, h·w, C)

@@ -1,9 +1,13 @@
+from copy import deepcopy
+
 import pytest
 import torch
+from mmcv.cnn.bricks.transformer import MultiheadAttention
 from mmdet.registry import MODELS
 from mmengine.structures import InstanceData, PixelData
 
 from hcformer_mm.models import HCFormerHead
+from hcformer_mm.models.heads.mask_transformer import _attention_mask
 from hcformer_mm.models.utils.mask_decoding import decode_mask_logits
 from hcformer_mm.structures.clustered_features import ClusteredFeatures
 from tests.helpers import reference
@@ -111,6 +115,61 @@ def test_standard_decoder_is_detrs():
     reference.assert_same_with_gradients(got, wanted, inputs, 1e-9, 1e-7, 1e-9)
 
 
+@pytest.mark.parametrize(("batch", "size"), [(2, (3, 5)), (1, (7, 1)), (1, (1, 1))])
+def test_masked_decoder_is_mask2formers(batch, size):
+    """Predictions of every layer and all gradients, against mmdet's modules in float64."""
+    head = detector().panoptic_head.double()
+    torch.manual_seed(1)
+    randomize(head)
+    feature_map = torch.randn(batch, 512, *size, dtype=torch.float64, requires_grad=True)
+    computed = head.group(feature_map)
+
+    theirs = deepcopy(head)  # with mmcv's attention and the same parameters
+    for mine, other in zip(head.modules(), theirs.modules(), strict=True):
+        other._parameters = mine._parameters
+        if isinstance(other, MultiheadAttention):
+            other.__class__ = MultiheadAttention
+    mask_features = head.mask_proj(feature_map)
+    memory = head.decoder_input_proj(feature_map).flatten(2).transpose(1, 2)
+    memory = memory + head.level_embed.weight
+    position = head.decoder_positional_encoding(torch.zeros(batch, *size))
+    positions = dict(
+        query_pos=head.query_embed.weight.expand(batch, -1, -1),
+        key_pos=position.double().flatten(2).transpose(1, 2),
+    )
+    query = head.query_feat.weight.expand(batch, -1, -1)
+    expected = [theirs._forward_head(query, mask_features, size)]
+    for layer in theirs.transformer_decoder.layers:
+        ignored = expected[-1][2]
+        ignored = ignored & ~ignored.all(dim=-1, keepdim=True)
+        query = layer(query, memory, memory, cross_attn_mask=ignored, **positions)
+        expected.append(theirs._forward_head(query, mask_features, size))
+    assert len(computed[0]) == len(computed[1]) == len(expected) == 4
+    got = torch.cat([x.flatten() for pair in zip(*computed, strict=True) for x in pair])
+    wanted = torch.cat([x.flatten() for triple in expected for x in triple[:2]])
+    inputs = [feature_map, *head.parameters()]
+    reference.assert_same_with_gradients(got, wanted, inputs, 1e-9, 1e-7, 1e-9)
+
+
+@pytest.mark.parametrize("decoder", ["masked", "standard"])
+def test_predictions_of_the_last_layer_alone(decoder):
+    head = detector(**{"panoptic_head.decoder": decoder}).panoptic_head
+    feature_map = torch.randn(2, 512, 3, 5)
+    layers, last = head.group(feature_map), head.group(feature_map, last_only=True)
+    assert [len(values) for values in last] == [1, 1]
+    torch.testing.assert_close([values[0] for values in last], [values[-1] for values in layers])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_attention_masks(dtype):
+    """Zero counts as inside, as do undefined logits; a query outside of everything sees all."""
+    nan, inf = float("nan"), float("inf")
+    logits = torch.tensor([[-1.0, 0.0, 2.0], [-1.0, -2.0, -1e-4], [nan, -3.0, inf]], dtype=dtype)
+    mask = _attention_mask(logits[None, :, None])
+    assert (mask.dtype, mask.shape) == (dtype, (1, 1, 3, 3))
+    assert mask[0, 0].tolist() == [[-inf, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, -inf, 0.0]]
+
+
 def test_standard_decoder_has_no_query_features():
     """Its queries start at zero and predict nothing before the first layer."""
     masked, standard = (
@@ -168,6 +227,30 @@ def test_every_trainable_parameter_gets_a_finite_gradient(decoder, mask_space, d
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_ground_truth_is_mmdets():
+    """Labels, order and masks, with stuff, without, and without anything."""
+    head = detector().panoptic_head
+    samples = [
+        data_sample((48, 40), things=5, stuff_label=8),
+        data_sample((48, 40), things=0, stuff_label=9),
+        data_sample((48, 40), things=0, stuff_label=None),
+        data_sample((48, 40), things=3),
+    ]
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(-3, 12, (1, 48, 40), generator=generator)
+    samples[0].gt_sem_seg.sem_seg = torch.where(noise == 11, 255, noise)
+    del samples[3].gt_sem_seg
+    expected = head.preprocess_gt(
+        [sample.gt_instances for sample in samples],
+        [sample.get("gt_sem_seg") for sample in samples],
+    )
+    computed = head._ground_truth(samples)
+    assert [len(truth) for truth in computed] == [9, 1, 0, 3]
+    for mine, theirs in zip(computed, expected, strict=True):
+        assert torch.equal(mine.labels, theirs.labels)
+        assert torch.equal(mine.masks.long(), theirs.masks)
 
 
 def test_images_without_segments():
