@@ -16,11 +16,14 @@ BACKWARD_BAND_NUMEL = 2**19
 def is_eager_cpu(x: Tensor) -> bool:
     """Whether to use code tuned for CPUs: ``x`` is on a CPU, and no model is being recorded.
 
-    Recording is tracing, compilation or export, which would unroll a loop over bands. Bands are too
-    small to occupy a GPU.
+    Recording would unroll a loop over bands. Bands are too small to occupy a GPU.
     """
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return x.device.type == "cpu" and not recorded
+    return x.device.type == "cpu" and not is_recorded()
+
+
+def is_recorded() -> bool:
+    """Whether a model is being traced, compiled or exported."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def row_bands(rows: int, row_numel: int, band_numel: int, *, multiple: int = 1) -> list[slice]:
@@ -40,19 +43,32 @@ def row_bands(rows: int, row_numel: int, band_numel: int, *, multiple: int = 1) 
 
 
 def bands(x: Tensor, *, backward: bool = False) -> list[tuple[slice, slice]]:
-    """Slices of dims 0 and 1 that cover a map band by band; each band starts at an even row.
+    """Slices of dims 0 and 1 that cover a map band by band; see :func:`image_bands`.
 
     Args:
         x: Map ``(B, H, W, C)``.
         backward: Whether gradients are computed beside the map.
+    """
+    numel = BACKWARD_BAND_NUMEL if backward else BAND_NUMEL
+    return image_bands(x, x.shape[1], x.shape[2] * x.shape[3], numel)
+
+
+def image_bands(x: Tensor, rows: int, row_numel: int, band_numel: int) -> list[tuple[slice, slice]]:
+    """Split the rows of a batch of images, the largest band first.
+
+    Args:
+        x: Tensor of the images ``(B, …)``, whose device decides.
+        rows: Number of rows of an image.
+        row_numel: Number of elements in one row.
+        band_numel: Maximum number of elements in a band of more than two rows.
 
     Returns:
-        Slices of images and rows. A band lies in one image, except that a small map is a single
-        band, as is any map off the CPU or in a model that is traced, compiled or exported.
+        Slices of images and rows; each band starts at an even row. A band lies in one image, except
+        that small images are a single band, as are any off the CPU or in a model that is traced,
+        compiled or exported.
     """
-    batch, rows, width, channels = x.shape
-    numel = BACKWARD_BAND_NUMEL if backward else BAND_NUMEL
-    if not is_eager_cpu(x) or x.numel() <= numel:
+    batch = len(x)
+    if not is_eager_cpu(x) or batch * rows * row_numel <= band_numel:
         return [(slice(0, batch), slice(0, rows))]
-    split = row_bands(rows, width * channels, numel, multiple=2)
+    split = row_bands(rows, row_numel, band_numel, multiple=2)
     return [(slice(image, image + 1), band) for image in range(batch) for band in split]

@@ -16,9 +16,10 @@ Tensors are channels-last: pixels ``(B, H, W, C)``, weights ``(B, H, W, 9)``, an
 :func:`~hcformer_mm.ops.neighborhood.pad_border`, ``(B, ⌈H/2⌉ + 2, ⌈W/2⌉ + 2, C)``.
 :func:`neighborhood_av_transpose` fills the border with the sums for candidates out of bounds.
 
-Each product has two forms. On CPUs, ``embedding_bag`` sums weighted rows of a table: it reads the
-channels of a cell in place and accumulates in registers, and only the row indices are temporary. On
-other devices, and in models that are traced, compiled or exported, nine shifted maps are used.
+Each product has two forms. On CPUs and CUDA GPUs, ``embedding_bag`` sums weighted rows of a table:
+one kernel reads the channels of a cell in place and accumulates in registers, and only the row
+indices are temporary. On other devices, and in models that are traced, compiled or exported, nine
+shifted maps are used.
 """
 
 from typing import Any
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .bands import is_eager_cpu, row_bands
+from .bands import image_bands, is_recorded
 from .neighborhood import (
     NUM_CANDIDATES,
     candidate_rows,
@@ -36,9 +37,13 @@ from .neighborhood import (
     shift_neighbors,
     ungroup,
 )
+from .precision import autocast_off
 
 INDEX_NUMEL = 2**15
-"""Number of row indices that are computed at a time."""
+"""Number of row indices that are computed at a time on a CPU."""
+
+# Devices on which embedding_bag and its gradients have kernels; meta tensors stand for all.
+_BAG_DEVICES = ("cpu", "cuda", "meta")
 
 
 def neighborhood_av(cells: Tensor, weights: Tensor) -> Tensor:
@@ -81,23 +86,25 @@ def neighborhood_qk(pixels: Tensor, cells: Tensor) -> Tensor:
 
 
 def _apply(name: str, first: Tensor, second: Tensor) -> Tensor:
-    recorded = torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)
     # A trace has to record the operators inside the product, not the autograd function.
-    if recorded and not torch.jit.is_tracing():
-        return _Product.apply(name, first, second)
-    return _compute(name, first, second)
+    if torch.jit.is_tracing():
+        return _compute(name, first, second)
+    return _Product.apply(name, first, second)
 
 
 class _Product(torch.autograd.Function):
     """One of the three products; its derivatives are the other two."""
 
     @staticmethod
-    def forward(ctx: Any, name: str, first: Tensor, second: Tensor) -> Tensor:
-        ctx.name = name
+    def forward(name: str, first: Tensor, second: Tensor) -> Tensor:
+        return _compute(name, first, second)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[str, Tensor, Tensor], output: Tensor) -> None:
+        ctx.name, first, second = inputs
         _, by_first, by_second = ctx.needs_input_grad
         # The gradient with respect to one operand needs the other.
         ctx.save_for_backward(first if by_second else None, second if by_first else None)
-        return _compute(name, first, second)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -114,105 +121,141 @@ class _Product(torch.autograd.Function):
             grad_second = neighborhood_av_transpose(first, grad) if by_second else None
         return None, grad_first, grad_second
 
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[None, int | None, int | None], name: str, *operands: Tensor
+    ) -> tuple[Tensor, int]:
+        """Multiply all examples as one batch of images."""
+        examples = info.batch_size
+        first, second = (
+            x.expand(examples, *x.shape) if dim is None else x.movedim(dim, 0)
+            for x, dim in zip(operands, in_dims[1:], strict=True)
+        )
+        product = _apply(name, first.flatten(0, 1), second.flatten(0, 1))
+        return product.unflatten(0, first.shape[:2]), 0
+
 
 def _compute(name: str, first: Tensor, second: Tensor) -> Tensor:
     """Compute a product in the form that suits the device, outside of autocast."""
     rows, shifted = _FORMS[name]
-    with torch.autocast(first.device.type, enabled=False):
+    with autocast_off(first.device.type):
         return (rows if _by_rows(first) else shifted)(first, second)
 
 
 def _by_rows(x: Tensor) -> bool:
     """Whether to use ``embedding_bag``, which rejects rows without channels."""
-    return is_eager_cpu(x) and x.numel() > 0
+    return x.device.type in _BAG_DEVICES and not is_recorded() and x.numel() > 0
 
 
 def _av_rows(cells: Tensor, weights: Tensor) -> Tensor:
     batch, height, width, _ = weights.shape
-    table = cells.flatten(0, 2)
-    index = _candidate_index(height, width, cells.shape[2])
-    if batch > 1:
-        first = torch.arange(batch, dtype=index.dtype).view(-1, 1, 1) * (len(table) // batch)
-        index = (first + index).flatten(0, 1)
-    weights = weights.reshape(-1, NUM_CANDIDATES)
-    pixels = F.embedding_bag(index, table, per_sample_weights=weights, mode="sum")
+    pixels = F.embedding_bag(
+        _candidate_index(batch, height, width, weights.device),
+        cells.flatten(0, 2),
+        per_sample_weights=weights.reshape(-1, NUM_CANDIDATES),
+        mode="sum",
+    )
     return pixels.view(batch, height, width, -1)
 
 
 def _qk_rows(pixels: Tensor, cells: Tensor) -> Tensor:
-    batch, height, width, channels = pixels.shape
-    products = pixels.new_empty(batch, height, width, NUM_CANDIDATES)
-    bands = row_bands(height, NUM_CANDIDATES * width, INDEX_NUMEL, multiple=2)
-    index = _candidate_index(bands[0].stop, width, cells.shape[2]).flatten()  # of the largest band
-    first = torch.arange(0, len(index), NUM_CANDIDATES, dtype=index.dtype)
-    bag = torch.arange(len(first), dtype=index.dtype).repeat_interleave(NUM_CANDIDATES)
-    for rows in bands:
-        count = (rows.stop - rows.start) * width
-        for image in range(batch):
-            # The gradient of a weighted sum with respect to its weights: inner products of rows.
-            part = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-                pixels[image, rows].reshape(-1, channels),
-                cells[image, candidate_rows(rows)].reshape(-1, channels),
-                index[: count * NUM_CANDIDATES],
-                first[:count],
-                bag[: count * NUM_CANDIDATES],
-                mode=0,
-            )
-            products[image, rows] = part.view(-1, width, NUM_CANDIDATES)
-    return products
+    if pixels.dtype == torch.bfloat16 and pixels.device.type != "cpu":
+        # CUDA's kernel of this gradient lacks bfloat16.
+        return _qk_rows(pixels.float(), cells.float()).to(pixels.dtype)
+    _, height, width, channels = pixels.shape
+    places = image_bands(pixels, height, NUM_CANDIDATES * width, INDEX_NUMEL)
+    images, rows = places[0]  # the largest
+    index = _candidate_index(images.stop, rows.stop, width, pixels.device)
+    bag = torch.arange(len(index), dtype=index.dtype, device=index.device)
+    bag, index = bag.repeat_interleave(NUM_CANDIDATES), index.flatten()
+    products = []
+    for images, rows in places:
+        grad = pixels[images, rows].reshape(-1, channels)
+        count = NUM_CANDIDATES * len(grad)
+        # The gradient of a weighted sum with respect to its weights: inner products of rows.
+        product = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            grad,
+            cells[images, candidate_rows(rows)].reshape(-1, channels),
+            index[:count],
+            bag[:count],  # in place of offsets, which are not read beside the bags
+            bag[:count],
+            mode=0,
+        )
+        products.append(product)
+    return _join(products, (*pixels.shape[:3], NUM_CANDIDATES))
 
 
 def _av_transpose_rows(pixels: Tensor, weights: Tensor) -> Tensor:
     batch, height, width, channels = pixels.shape
     rows, cols = (side + 2 for side in coarse_size(height, width))
-    cells = pixels.new_empty(batch, rows, cols, channels)
-    table = pixels.reshape(batch, -1, channels)
-    flat = weights.reshape(batch, -1)
-    for band in row_bands(rows, 4 * NUM_CANDIDATES * cols, INDEX_NUMEL):
-        pixel_index, weight_index, invalid = _transpose_index(band, height, width)
-        for image in range(batch):
-            shares = flat[image].index_select(0, weight_index.flatten()).view_as(pixel_index)
-            shares = shares.masked_fill_(invalid, 0)
-            sums = F.embedding_bag(pixel_index, table[image], per_sample_weights=shares, mode="sum")
-            cells[image, band] = sums.view(-1, cols, channels)
-    return cells
+    shares = _transpose_shares(weights, rows, cols)
+    cells = []
+    for images, band in image_bands(pixels, rows, 4 * NUM_CANDIDATES * cols, INDEX_NUMEL):
+        table = pixels[images]
+        index = _transpose_index(len(table), band, height, width, pixels.device)
+        sums = F.embedding_bag(
+            index,
+            table.reshape(-1, channels),
+            per_sample_weights=shares[images, band].reshape(-1, 4 * NUM_CANDIDATES),
+            mode="sum",
+        )
+        cells.append(sums)
+    return _join(cells, (batch, rows, cols, channels))
 
 
-def _candidate_index(height: int, width: int, cols: int) -> Tensor:
-    """Flat index of every candidate in padded cells of ``cols`` columns: int32 ``(H·W, 9)``."""
-    y = torch.arange(height, dtype=torch.int32) // 2
-    x = torch.arange(width, dtype=torch.int32) // 2
-    step = torch.arange(3, dtype=torch.int32)
-    candidate = (step[:, None] * cols + step).flatten()
-    return ((y[:, None] * cols + x)[..., None] + candidate).flatten(0, 1)
+def _join(parts: list[Tensor], shape: tuple[int, ...]) -> Tensor:
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(shape)
 
 
-def _transpose_index(cell_rows: slice, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Index of the 36 pixels that have a padded cell as a candidate, for the cells of some rows.
+def _candidate_index(images: int, height: int, width: int, device: torch.device) -> Tensor:
+    """Flat index of every candidate in padded cells: int32 ``(images·H·W, 9)``."""
+    rows, cols = coarse_size(height, width)
+    cells = torch.arange(images * (rows + 2) * (cols + 2), dtype=torch.int32, device=device)
+    cells = cells.view(images, rows + 2, cols + 2)
+    # In every row the candidates are those of the first row, moved by the first cell of the row.
+    row = cells[0, :3].unfold(1, 3, 1).transpose(0, 1)  # (w, 3, 3)
+    row = row[:, None].expand(-1, 2, -1, -1).reshape(2 * cols, NUM_CANDIDATES)[:width]
+    first = cells[:, :rows, None, :1, None].expand(-1, -1, 2, -1, -1)
+    return (first + row).flatten(1, 2)[:, :height].reshape(-1, NUM_CANDIDATES)
+
+
+def _transpose_index(
+    images: int, cell_rows: slice, height: int, width: int, device: torch.device
+) -> Tensor:
+    """Flat index of the 36 pixels that have a padded cell as a candidate, for some rows of cells.
 
     Returns:
-        Flat index of the pixels, flat index of their weights for the cell, both int32, and a mask
-        of the pixels that are out of bounds; each ``(cells, 36)``.
+        Int32 ``(images·r·(⌈W/2⌉ + 2), 36)``; the nearest pixel stands for one outside the map.
     """
     cols = coarse_size(height, width)[1] + 2
-    y, y_candidate, y_invalid = _transpose_index_1d(cell_rows, height)
-    x, x_candidate, x_invalid = _transpose_index_1d(slice(0, cols), width)
-    pixel = (y * width)[:, None, :, None] + x[None, :, None, :]  # (r, w + 2, 6, 6)
-    weight = pixel * NUM_CANDIDATES + 3 * y_candidate[:, None] + x_candidate
-    invalid = y_invalid[:, None, :, None] | x_invalid[None, :, None, :]
-    return pixel.view(-1, 36), weight.view(-1, 36), invalid.view(-1, 36)
+    y, x = (
+        torch.arange(2 * cells.start - 4, 2 * cells.stop, dtype=torch.int32, device=device)
+        .clamp_(0, side - 1)
+        .unfold(0, 6, 2)  # two pixels of each of three parents
+        for cells, side in ((cell_rows, height), (slice(0, cols), width))
+    )
+    index = torch.add(x[:, None], y[:, None, :, None], alpha=width)  # (r, w + 2, 6, 6)
+    if images > 1:
+        first = torch.arange(images, dtype=torch.int32, device=device) * (height * width)
+        index = index + first.view(-1, 1, 1, 1, 1)
+    return index.reshape(-1, 4 * NUM_CANDIDATES)
 
 
-def _transpose_index_1d(cells: slice, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`_transpose_index` along one axis: pixels, offset (0 to 2) of the cell, invalid pixels.
+def _transpose_shares(weights: Tensor, rows: int, cols: int) -> Tensor:
+    """Weights of the pixels of :func:`_transpose_index`, 0 outside the map.
 
     Returns:
-        ``(cells, 6)`` clamped to the map, ``(6,)`` and bool ``(cells, 6)``.
+        ``(B, rows, cols, 3, 2, 3, 2)``: a view of the padded weights. In dims 3 and 5 are the three
+        parents, for the first of which the cell is the last candidate.
     """
-    cell = torch.arange(cells.start, cells.stop, dtype=torch.int32) - 1
-    step = torch.arange(6, dtype=torch.int32)  # two pixels of each of three parents
-    pixel = 2 * (cell - 1)[:, None] + step
-    return pixel.clamp(0, side - 1), 2 - step // 2, (pixel < 0) | (pixel >= side)
+    height, width = weights.shape[1:3]
+    padding = (0, 0, 4, 2 * cols - width, 4, 2 * rows - height)
+    weights = F.pad(weights.flip(-1), padding)
+    image, y, x, candidate = weights.stride()
+    return weights.as_strided(
+        (len(weights), rows, cols, 3, 2, 3, 2),
+        (image, 2 * y, 2 * x, 2 * y + 3 * candidate, y, 2 * x + candidate, x),
+    )
 
 
 def _av_shifted(cells: Tensor, weights: Tensor) -> Tensor:

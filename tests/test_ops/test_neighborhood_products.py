@@ -1,5 +1,8 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from hcformer_mm.ops import neighborhood_products as products
 from hcformer_mm.ops.neighborhood import pad_border
@@ -128,3 +131,52 @@ def test_autocast_is_left(form):
             gradients.append(torch.autograd.grad(total, tensors))
     for x, y in zip(*gradients, strict=True):
         assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("index", range(3), ids=NAMES)
+def test_transforms_of_functions(index, form, bands):
+    """Gradients of first and second order by torch.func, and those of every example."""
+    product = getattr(products, NAMES[index])
+    first, second = inputs_of(*operands((5, 6)))[index]
+
+    def total(first, second):
+        result = product(first, second)
+        return (result * torch.linspace(-1, 1, result.numel()).view_as(result)).sum()
+
+    def roughness(first, second):
+        return sum((g**2).sum() for g in torch.func.grad(total, (0, 1))(first, second))
+
+    leaves = [x.clone().requires_grad_() for x in (first, second)]
+    gradients = torch.autograd.grad(total(*leaves), leaves, create_graph=True)
+    torch.testing.assert_close(torch.func.grad(total, (0, 1))(first, second), gradients)
+    second_order = torch.autograd.grad(sum((g**2).sum() for g in gradients), leaves)
+    torch.testing.assert_close(torch.func.grad(roughness, (0, 1))(first, second), second_order)
+
+    examples = torch.stack((first, -2 * first, first + 1), dim=1)
+    torch.testing.assert_close(
+        torch.vmap(product, in_dims=(1, None))(examples, second),
+        torch.stack([product(x, second) for x in examples.unbind(1)]),
+    )
+    torch.testing.assert_close(
+        torch.vmap(torch.func.grad(total, 1), in_dims=(1, None))(examples, second),
+        torch.stack([torch.func.grad(total, 1)(x, second) for x in examples.unbind(1)]),
+    )
+
+
+@pytest.mark.parametrize("index", range(3), ids=NAMES)
+@pytest.mark.parametrize("device", ["meta", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shapes_on_devices_without_numbers(index, device, dtype):
+    """On meta tensors with gradients, and on fake tensors of a GPU, without one."""
+    inputs = inputs_of(*operands((5, 6), dtype=dtype))[index]
+    expected = getattr(products, NAMES[index])(*inputs)
+    mode = FakeTensorMode() if device == "cuda" else nullcontext()
+    with mode:
+        inputs = [torch.empty(x.shape, dtype=dtype, device=device) for x in inputs]
+        inputs = [x.requires_grad_(device == "meta") for x in inputs]
+        result = getattr(products, NAMES[index])(*inputs)
+        assert (result.shape, result.dtype) == (expected.shape, dtype)
+        assert result.device.type == device
+        if device == "meta":
+            gradients = torch.autograd.grad(result.sum(), inputs)
+            assert [g.shape for g in gradients] == [x.shape for x in inputs]
