@@ -8,8 +8,6 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from panopticapi.utils import rgb2id
-from PIL import Image
 from pycocotools import mask as coco_mask
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -19,6 +17,7 @@ from ..structures.panoptic import Classes, Panoptic
 from ..utils.errors import some
 from ..utils.path_index import PathIndex
 from .checks.coco import read_coco, require_keys
+from .checks.panoptic import read_segments
 from .transforms import LoadSemanticAnnotations, check_size
 
 # Endings of images and of their label maps in Cityscapes.
@@ -121,7 +120,7 @@ class _PanopticSegments(GroundTruth):
 
     def _read(self, entry: dict[str, Any], size: tuple[int, int]) -> Panoptic:
         file = self.path.with_suffix("") / entry["file_name"]
-        segments = rgb2id(np.asarray(_open_png(file).convert("RGB")))
+        segments = read_segments(file)
         check_size(str(file), segments.shape, size)
         infos = entry["segments_info"]
         for category in (info["category_id"] for info in infos):
@@ -231,12 +230,3 @@ def _labels(content: dict[str, Any], classes: Classes) -> dict[int, int]:
     index = {name: i for i, name in enumerate(classes.names)}
     categories = content["categories"]
     return {one["id"]: index[one["name"]] for one in categories if one["name"] in index}
-
-
-def _open_png(file: Path) -> Image.Image:
-    try:
-        with Image.open(file) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"expected a PNG file, got {file}: {error}") from None

@@ -151,7 +151,7 @@ def test_segmentations_are_encoded_or_refused(segmentation):
     try:
         encoded = encode_annotation(dict(id=5, segmentation=segmentation), (4, 6))
     except ValueError as error:
-        assert "expected polygons of three points or more" in str(error)
-        assert "annotation 5" in str(error)
+        assert "expected " in str(error) or "a coordinate is not finite" in str(error)
+        assert "correct annotation 5, or" in str(error)
     else:
         assert tuple(encoded["size"]) == (4, 6)

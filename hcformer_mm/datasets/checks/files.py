@@ -4,15 +4,16 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
+from ...utils.errors import InputError
 from .faults import Fault
 
 
-class UnreadableError(Exception):
-    """An image cannot be read; ``fault`` tells why."""
+class UnreadableError(InputError):
+    """An image cannot be read; ``fault`` tells why, and the message its file too."""
 
     def __init__(self, kind: str, file: Path, message: str) -> None:
-        super().__init__(message)
         self.fault = Fault(kind, file, message)
+        super().__init__(str(self.fault))
 
 
 def check_image(path: Path, size: tuple[int, int] | None = None) -> list[Fault]:

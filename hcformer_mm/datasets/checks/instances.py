@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
-from math import isfinite
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
-from ...evaluation.functional.coco_masks import encode_annotation
-from ...utils.errors import cut
+from ...evaluation.functional.coco_masks import encode_annotation, is_far_outside, mask_fault
 from ...utils.progress import run_each
 from .coco import (
     CROWD,
@@ -125,7 +123,7 @@ def _check_annotations(content: Entry) -> Iterator[Finding]:
             )
         if (size := sizes.get(annotation["image_id"])) is None:
             continue  # a fault of the image, reported there
-        box, mask = _box_fault(annotation, size), _mask_fault(annotation, size)
+        box, mask = _box_fault(annotation, size), mask_fault(annotation, size)
         usable += box is None
         if box or mask:
             for kind, message in filter(None, (box, mask)):
@@ -174,74 +172,6 @@ def _box_fault(annotation: Entry, size: tuple[int, int]) -> Finding | None:
     return None
 
 
-def _mask_fault(annotation: Entry, size: tuple[int, int]) -> Finding | None:
-    """Why mmdet or pycocotools cannot use the mask of an annotation."""
-    mask = annotation.get("segmentation")
-    if not mask:
-        return (
-            "no mask",
-            f"expected polygons or run lengths as segmentation, got {mask}, and mmdet stops",
-        )
-    if isinstance(mask, dict):
-        return _run_lengths_fault(mask, size)
-    short, total = [], 0.0
-    try:
-        for polygon in mask:
-            total += sum(polygon)
-            if len(polygon) < 6 or len(polygon) % 2:
-                short.append(polygon)
-    except TypeError:
-        return (
-            "polygon",
-            f"expected a list of polygons, each a list of numbers, got {cut(mask, 60)}",
-        )
-    if not isfinite(total):
-        return "polygon", "a coordinate is not finite, and pycocotools takes all memory"
-    if len(short) == len(mask):
-        return (
-            "no polygon",
-            f"expected a polygon of x, y of at least 3 points, got {cut(mask, 60)}: training "
-            "leaves the object out, and pycocotools stops",
-        )
-    if len(mask[0]) < 5:
-        return (
-            "no polygon",
-            f"expected a polygon of x, y of at least 3 points before others, got {cut(mask, 60)}: "
-            "pycocotools judges all by the first, and stops",
-        )
-    if short:
-        return (
-            "short polygon",
-            f"training leaves out {cut(short, 60)}, which is no list of x, y of at least 3 points",
-        )
-    return None
-
-
-def _run_lengths_fault(mask: Entry, size: tuple[int, int]) -> Finding | None:
-    counts: Any = mask.get("counts")
-    if mask.get("size") != [*size]:
-        return (
-            "mask of another size",
-            f"expected run lengths of the size {[*size]}, height and width, as the image has, got "
-            f"{mask.get('size')}",
-        )
-    if isinstance(counts, str):
-        if counts.startswith(("b'", 'b"')):
-            return "run lengths", "expected counts without b'', which Python puts around bytes"
-        return None  # encode_annotation reads them
-    try:
-        fits = min(counts) >= 0 and sum(counts) == size[0] * size[1]
-    except (TypeError, ValueError):
-        return "run lengths", f"expected counts as text or numbers, got {cut(counts, 60)}"
-    if not fits:
-        return (
-            "run lengths",
-            f"expected counts from 0 on that add up to {size[0] * size[1]} pixels, got "
-            f"{sum(counts)}: pycocotools fills the mask with chance values or stops",
-        )
-    return None
-
-
 def _outlines(annotations: list[Entry]) -> NDArray[np.float64]:
     """Left, top, right and bottom of the polygons of each annotation, ``(N, 4)``."""
     lengths = np.array([sum(map(len, one["segmentation"])) for one in annotations]) // 2
@@ -270,8 +200,7 @@ def _check_outlines(
 
     wrong = differ(np.hstack((boxes[:, :2], boxes[:, :2] + boxes[:, 2:])))
     corners = wrong & ~differ(boxes)
-    bounds = bounds[:, ::-1]
-    far = np.maximum(-bounds - low, high - 2 * bounds).max(axis=1) > 0
+    far = is_far_outside(low, high, bounds[:, ::-1])
     for index in np.flatnonzero(far | wrong):
         box, found = annotations[index]["bbox"], np.round(outlines[index], 2).tolist()
         reach = f"{_name(annotations[index])}: the mask reaches from {found[:2]} to {found[2:]}"
@@ -291,7 +220,7 @@ def _check_outlines(
 
 def _check_masks(annotations: list[Entry], size: tuple[int, int]) -> Iterator[Finding]:
     for annotation in annotations:
-        if _box_fault(annotation, size) or _mask_fault(annotation, size):
+        if _box_fault(annotation, size) or mask_fault(annotation, size):
             continue  # faults of the JSON file
         polygons = isinstance(annotation["segmentation"], list)
         try:

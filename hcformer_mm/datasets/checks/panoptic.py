@@ -93,7 +93,7 @@ def check_panoptic_png(annotation: Entry, image: Entry, seg_dir: str | Path) -> 
     """
     path = Path(seg_dir) / annotation["file_name"]
     try:
-        segments = _read_segments(path)
+        segments = read_segments(path)
     except UnreadableError as error:
         return [error.fault]
     size = image["height"], image["width"]
@@ -214,8 +214,12 @@ def _segment_fault(segment: Any, categories: Set[Any]) -> Finding | None:
     return None
 
 
-def _read_segments(path: Path) -> NDArray[Any]:
-    """Segment id of each pixel, as mmdet reads it."""
+def read_segments(path: Path) -> NDArray[Any]:
+    """Segment id of each pixel ``(H, W)``, as mmdet reads it.
+
+    Raises:
+        UnreadableError: The file is missing or damaged, or is no PNG of 8 bits per color.
+    """
     with open_file(path) as png:
         if png.format != "PNG":
             raise UnreadableError(

@@ -112,7 +112,7 @@ def _read_map(
     Labels count from 0, and void is -1.
     """
     try:
-        values = _read_values(path)
+        values = read_label_map(path)
     except UnreadableError as error:
         return [error.fault], Counter()
     faults = check_size(path, values.shape, size)
@@ -140,8 +140,12 @@ def _read_map(
     return faults, labels
 
 
-def _read_values(path: Path) -> np.ndarray:
-    """Values of a label map as MMSegmentation reads them."""
+def read_label_map(path: Path) -> np.ndarray:
+    """Values of a label map ``(H, W)``, as MMSegmentation reads them.
+
+    Raises:
+        UnreadableError: The file is missing or damaged, or its values are no labels.
+    """
     with open_file(path) as image:
         if image.format == "JPEG":
             message = "expected a PNG, got a JPEG, whose compression changes labels"

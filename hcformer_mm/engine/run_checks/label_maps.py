@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 import numpy as np
 from mmengine.registry import TRANSFORMS
 from mmseg.datasets.transforms import LoadAnnotations
-from PIL import Image
 
 from ...datasets.checks import Fault, check_image, check_label_maps
+from ...datasets.checks.files import UnreadableError, open_file
+from ...datasets.checks.semantic import read_label_map
 from ...structures.data_samples import VOID_LABEL
 from .annotations import NUMBER_OF_SAMPLES
 from .datasets import Part, folder_faults, is_local
@@ -73,9 +74,9 @@ def _image_faults(entries: list[dict[str, Any]]) -> Iterator[Fault]:
         size = None
         if "seg_map_path" in entry:
             try:
-                with Image.open(entry["seg_map_path"]) as labels:
+                with open_file(Path(entry["seg_map_path"])) as labels:
                     size = labels.height, labels.width
-            except OSError:
+            except UnreadableError:
                 pass  # a fault of the label map, reported there
         yield from check_image(Path(entry["img_path"]), size)
 
@@ -116,8 +117,11 @@ def _query_warnings(part: Part, maps: Sequence[str], queries: int) -> Iterator[s
     if queries >= len(part.classes):
         return
     for path in _spread(maps, FEW):
-        with Image.open(path) as image:
-            labels = set(np.unique(np.asarray(image)).tolist()) - {part.dataset.ignore_index}
+        try:
+            labels = set(np.unique(read_label_map(Path(path))).tolist())
+        except UnreadableError:
+            continue  # a fault of the label map, reported there
+        labels -= {part.dataset.ignore_index}
         if len(labels) > queries:
             yield (
                 f"{path} has {len(labels)} classes for the {queries} queries of model.decode_head, "

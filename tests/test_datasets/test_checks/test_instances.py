@@ -71,7 +71,10 @@ class Faults:
 
     def short_first_part(self):
         self.put(segmentation=[[70, 20, 100, 60], OUTLINE])
-        return "no polygon", "of at least 3 points before others, got [[70, 20, 100, 60], ["
+        return (
+            "short first polygon",
+            "of at least 3 points before others, got [[70, 20, 100, 60], [",
+        )
 
     def odd_part(self):
         self.put(segmentation=[OUTLINE, [*OUTLINE, 1]])
@@ -131,12 +134,12 @@ class Faults:
 
     def compressed_runs_too_short(self):
         self.put(segmentation=runs() | dict(counts="0"))
-        return "run lengths", "or run lengths of all pixels of the size (96, 128), as segm"
+        return "run lengths", "expected run lengths of all pixels of the size (96, 128), got"
 
     def compressed_runs_too_long(self):
         big = np.zeros((200, 200), np.uint8, order="F")
         self.put(segmentation=runs() | dict(counts=mask_utils.encode(big)["counts"].decode()))
-        return "run lengths", "or run lengths of all pixels of the size (96, 128), as segm"
+        return "run lengths", "expected run lengths of all pixels of the size (96, 128), got"
 
     def bytes_as_text(self):
         self.put(segmentation=runs() | dict(counts=str(runs()["counts"].encode())))
