@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import measure, models, operators
 from hcformer_mm.apis.inference import check_device
 
+CARD = ("card", "bandwidth", "peak", "launch_us")  # the GPU whose time is estimated
 SHAPE_HELP = "image sizes, pairs of multiples of 32"
 
 
@@ -42,13 +43,23 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     add("--warmup", type=at_least(0), default=1, help="untimed rounds before those (default: 1)")
     own, threads = [torch.get_num_threads()], "numbers of threads (default: PyTorch's choice)"
     add("--threads", type=at_least(1), nargs="+", default=own, metavar="N", help=threads)
-    seed = "seed of weights, maps and images, except those of training (default: 0)"
-    add("--seed", type=int, default=0, help=seed)
     add("--device", default="cpu", help="cpu or a CUDA device (default: cpu)")
     profile = "also list the N slowest operators (12 if N is left out)"
     add("--profile", type=at_least(1), nargs="?", const=12, metavar="N", help=profile)
+    add_report_arguments(parser)
+
+
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    seed = "seed of weights, maps and images, except those of training (default: 0)"
+    add("--seed", type=int, default=0, help=seed)
     files = "write the report to these files, *.json or *.md"
     add("--out", type=report_file, nargs="+", default=[], metavar="FILE", help=files)
+
+
+def add_baseline_argument(parser: argparse.ArgumentParser) -> None:
+    baseline = "ratios are to the I-th config, counted from 1 (default: 1)"
+    parser.add_argument("--baseline", type=at_least(1), default=1, metavar="I", help=baseline)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,8 +70,6 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("configs", nargs="+", metavar="CONFIG[@SETTING]...", help=configs)
     add("--shape", type=int, nargs="+", required=True, metavar=("H", "W"), help=SHAPE_HELP)
-    baseline = "ratios are to the I-th config, counted from 1 (default: 1)"
-    add("--baseline", type=at_least(1), default=1, metavar="I", help=baseline)
     add("--fuse-conv-bn", action="store_true", help="@fuse-conv-bn for all configs")
     add("--channels-last", action="store_true", help="@channels-last for all configs")
     overrides = "override settings of all configs, as key=value"
@@ -75,7 +84,7 @@ def parse_args() -> argparse.Namespace:
 
     text = "time operators against reference implementations"
     ops = subcommands.add_parser("ops", help=text, description=text)
-    ops.set_defaults(cases=operators.cases, baseline=1)
+    ops.set_defaults(run=run, cases=operators.cases, baseline=1)
     add = ops.add_argument
     kinds = operators.OPERATORS
     add("--operator", nargs="+", choices=kinds, default=kinds, help="default: all")
@@ -95,8 +104,9 @@ def parse_args() -> argparse.Namespace:
 
     text = "time inference of any config's model"
     model = subcommands.add_parser("model", help=text, description=text)
-    model.set_defaults(cases=models.inference)
+    model.set_defaults(run=run, cases=models.inference)
     add_config_arguments(model)
+    add_baseline_argument(model)
     add = model.add_argument
     modes = "predict adds pre- and post-processing to forward (default: forward predict)"
     add("--mode", nargs="+", choices=models.MODES, default=["forward", "predict"], help=modes)
@@ -109,14 +119,34 @@ def parse_args() -> argparse.Namespace:
 
     text = "time training of any config's model"
     train = subcommands.add_parser("train", help=text, description=text)
-    train.set_defaults(cases=models.training)
+    train.set_defaults(run=run, cases=models.training)
     add_config_arguments(train)
+    add_baseline_argument(train)
     add = train.add_argument
     phases = "whole step, or head alone (default: step)"
     add("--phase", nargs="+", choices=models.PHASES, default=["step"], help=phases)
     add("--batch", type=at_least(1), default=2, help="images per step (default: 2)")
     add("--objects", type=at_least(1), default=10, help="objects per image (default: 10)")
     add_common_arguments(train)
+
+    text = "count what a GPU would do for any config's model, on a machine without one"
+    costs = subcommands.add_parser("costs", help=text, description=text)
+    costs.set_defaults(run=count, device="cpu", baseline=1)
+    add_config_arguments(costs)
+    add = costs.add_argument
+    phases = "network, all up to results, fusion head, losses, or step (default: network)"
+    add("--phase", nargs="+", choices=models.COUNTED, default=["network"], help=phases)
+    kept = "queries that are objects, in prediction (default: 20)"
+    add("--kept-queries", type=at_least(0), default=20, metavar="N", help=kept)
+    add("--batch", type=at_least(1), default=1, help="images, in training (default: 1)")
+    add("--objects", type=at_least(1), default=10, help="objects per image (default: 10)")
+    add("--card", default="A100 80GB SXM", help="card to estimate (default: A100 80GB SXM)")
+    add("--bandwidth", type=float, default=2039, help="its memory's GB/s (default: 2039)")
+    add("--peak", type=float, default=156, help="its TFLOP/s (default: 156, of TF32)")
+    add("--launch-us", type=float, default=5, help="microseconds of a launch (default: 5)")
+    tables = "also list costs by operator and by line of code"
+    add("--profile", action="store_true", help=tables)
+    add_report_arguments(costs)
 
     args = parser.parse_args()
     sides = args.shape or []
@@ -166,23 +196,40 @@ def run(args: argparse.Namespace) -> list[measure.Row]:
     return results
 
 
+def count(args: argparse.Namespace) -> list[measure.Row]:
+    """Count the costs of every model on a GPU, and estimate its time on a card."""
+    rows: list[measure.Row] = []
+    for setting, name, costs in models.costs(args):
+        estimate = costs.milliseconds(args.bandwidth, args.peak, args.launch_us)
+        rows.append({"name": name, **setting, **costs.row(), "estimated (ms)": estimate})
+        if args.profile:
+            tables = costs.table(), costs.table("place")
+            rows[-1]["profile"] = "\n\n".join([f"{name}, {setting['phase']}:", *tables])
+    return rows
+
+
 def main() -> None:
     args = parse_args()
     try:
         check_device(args.device)
-        results = run(args)
+        results = args.run(args)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"benchmark: {error}")
-    conditions: dict[str, Any] = {"rounds": args.repeats, "warm-up": args.warmup}
-    for name in ("seed", "checkpoints", "kept_queries", "objects"):
+    measured = args.run is run
+    conditions: dict[str, Any] = {}
+    if measured:
+        conditions = {"rounds": args.repeats, "warm-up": args.warmup}
+    for name in ("seed", "checkpoints", "kept_queries", "objects", *CARD):
         if getattr(args, name, None) is not None:
             conditions[name.replace("_", " ")] = getattr(args, name)
     report = dict(
         command=shlex.join(["python", *sys.argv]),
         conditions=conditions | measure.environment(args.device),
-        baseline=results[args.baseline - 1]["name"] if "configs" in args else "the first row",
         results=results,
     )
+    if measured:
+        first = results[args.baseline - 1]["name"]
+        report["baseline"] = first if "configs" in args else "the first row"
     print(measure.as_markdown(report))
     try:
         for file in args.out:

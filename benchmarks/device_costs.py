@@ -29,9 +29,10 @@ What is counted:
 - *Uploads*: tensors that are copied to the GPU.
 """
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import cache
@@ -46,6 +47,7 @@ from mmengine.model import BaseDataPreprocessor
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import (
@@ -57,10 +59,12 @@ from torch.utils.flop_counter import flop_registry
 
 Module = TypeVar("Module", bound=nn.Module)
 
+CONTEXTLIB = contextlib.__file__
 ROOT = Path(__file__).resolve().parents[1]
 # Where PyTorch's kernels for CUDA are registered; a build without them has the same on CPUs.
 BACKEND = "CUDA" if torch.backends.cuda.is_built() else "CPU"
 COMPOSITE = torch._C.DispatchKey.CompositeExplicitAutograd
+AUTOCAST = torch.autocast
 FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_"}
 # Built of others in an order that asks for a GPU, or views in all but name.
 NOT_COMPOSITE = {
@@ -196,6 +200,10 @@ class Costs:
         return tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".3f")
 
 
+class ValueReadError(RuntimeError):
+    """A value or a size was read back from a tensor that has no values."""
+
+
 class ResizedError(RuntimeError):
     """An operator changed the shape of a tensor in place."""
 
@@ -293,6 +301,7 @@ class PretendedGPU(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        args = _with_tensors_for_numbers(func, args)
         inputs = _tensors((args, kwargs))
         here = [x for x in inputs if self._is_here(x)]
         name = func._overloadpacket.__name__
@@ -329,10 +338,11 @@ class PretendedGPU(TorchDispatchMode):
         if not self.values:
             try:
                 return func(*args, **kwargs)
-            except torch._subclasses.fake_tensor.DataDependentOutputException as error:
-                raise _unknown_value(func) from error
-            except torch._subclasses.fake_tensor.DynamicOutputShapeException as error:
-                raise _unknown_value(func) from error
+            except (DataDependentOutputException, DynamicOutputShapeException) as error:
+                raise ValueReadError(
+                    f"expected no values to be read back without values, got {func} at {_place()}; "
+                    "use pretend_gpu(values=True)"
+                ) from error
         here = any(isinstance(x, DeviceTensor) for x in inputs)
         moved = dict(kwargs)
         if kwargs.get("device") is not None:
@@ -442,6 +452,8 @@ def pretend_gpu(*, values: bool = True, backward: bool = False) -> Iterator[Pret
         torch._C._set_only_lift_cpu_tensors(True)
         # A CPU has no cuDNN, which PyTorch would choose for BatchNorm.
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        # The type of device that stands for CUDA in backward passes has no autocast.
+        stack.enter_context(patch.object(torch, "autocast", _autocast))
         # Inference tensors have no versions, which views of a subclass need.
         stack.enter_context(patch.object(torch, "inference_mode", _inference_mode))
         stack.enter_context(patch.object(F, attention.__name__, attend))
@@ -452,8 +464,27 @@ def pretend_gpu(*, values: bool = True, backward: bool = False) -> Iterator[Pret
         yield gpu
 
 
+def _autocast(device_type: str, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]:
+    return nullcontext() if device_type == "lazy" else AUTOCAST(device_type, *args, **kwargs)
+
+
 def _inference_mode(mode: bool = True) -> torch.set_grad_enabled:
     return torch.set_grad_enabled(torch.is_grad_enabled() and not mode)
+
+
+def _with_tensors_for_numbers(func: Any, args: Any) -> Any:
+    """Undo what PyTorch does to numbers as operands, which some operators do not take back."""
+    if not any(isinstance(x, (int, float)) for x in args):
+        return args
+    double = any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in args)
+    wanted = [argument.type.kind() == "TensorType" for argument in func._schema.arguments]
+    with _disable_current_modes():
+        return tuple(
+            torch.tensor(x, dtype=torch.float64 if double and isinstance(x, float) else None)
+            if is_tensor and isinstance(x, (int, float))
+            else x
+            for x, is_tensor in zip(args, wanted, strict=False)
+        )
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -519,19 +550,12 @@ def _cost(
     return launches, moved
 
 
-def _unknown_value(func: Any) -> RuntimeError:
-    return RuntimeError(
-        f"expected no values to be read back without values, got {func} at {_place()}; "
-        "use pretend_gpu(values=True)"
-    )
-
-
 def _place() -> str:
     """The innermost line outside of PyTorch and of this module."""
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if file != __file__ and "/torch/" not in file and not file.startswith("<"):
+        if file not in (__file__, CONTEXTLIB) and "/torch/" not in file and file[0] != "<":
             path = file.rpartition("site-packages/")[2].removeprefix(f"{ROOT}/")
             return f"{path}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]

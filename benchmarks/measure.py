@@ -146,12 +146,20 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     """Render a report: command, conditions, table and profiles."""
     rows = report["results"]
     table = [{k: v for k, v in row.items() if k not in ("seconds", "profile")} for row in rows]
+    note = (
+        "Counted, not measured; times are *estimated*: every operator takes as long as the slowest "
+        "of its launches, its bytes at the memory's bandwidth and its operations at peak."
+    )
+    if "baseline" in report:
+        note = (
+            f"Ratios are to {report['baseline']} in the same setting: the median over the rounds "
+            "of the ratio of the two times of a round."
+        )
     parts = [
         f"```\n{report['command']}\n```",
         "\n".join(f"- {name}: {value}" for name, value in report["conditions"].items()),
         tabulate(table, headers="keys", tablefmt="pipe", floatfmt=".3f"),
-        f"Ratios are to {report['baseline']} in the same setting: the median over the rounds of "
-        "the ratio of the two times of a round.",
+        note,
     ]
     return "\n\n".join([*parts, *(row["profile"] for row in rows if "profile" in row)]) + "\n"
 

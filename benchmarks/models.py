@@ -1,7 +1,7 @@
 """Models to time: inference on a random image, and training on a random batch."""
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from mmseg.models.segmentors import BaseSegmentor
 from mmseg.structures import SegDataSample
 from torch import nn
 
+from benchmarks.device_costs import Costs, PretendedGPU, ValueReadError, pretend_gpu
 from benchmarks.measure import Call, Case, Shape, peak_resident
 from benchmarks.operators import confident_class_logits
 from hcformer_mm.acceleration.conv_bn_fusion import fuse_conv_bn, fuse_frozen_bn, has_fused_bn
@@ -33,6 +34,7 @@ from hcformer_mm.utils.random_inputs import random_image
 
 MODES = ("backbone", "forward", "predict")
 PHASES = ("step", "head")
+COUNTED = ("network", "predict", "post-processing", "loss", "step")
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ def keep_queries(model: nn.Module, number: int) -> None:
     if number > head.num_queries:
         raise ValueError(f"expected at most {head.num_queries} queries to keep, got {number}")
     logits = confident_class_logits(head.num_queries, number, layer.out_features - 1)
+    logits = logits.to(layer.weight.device)
     layer.register_forward_hook(lambda module, args, y: logits.to(y).expand_as(y))
 
 
@@ -260,6 +263,108 @@ def training_call(
         return torch.autograd.grad(loss, inputs, allow_unused=True)
 
     return call
+
+
+def costs(args: Namespace) -> Iterator[tuple[dict[str, Any], str, Costs]]:
+    """Settings, names and costs on a GPU of every model; see :mod:`benchmarks.device_costs`."""
+    for spec in parse_specs(args):
+        for phase, shape in product(args.phase, args.shape):
+            training = phase in ("loss", "step")
+            model = spec.build(args, training=training)
+            options = dict(kept=args.kept_queries, batch=args.batch, objects=args.objects)
+            setting = dict(phase=phase, shape=f"{shape[0]}x{shape[1]}")
+            if training:
+                setting |= dict(batch=args.batch, objects=args.objects)
+            yield setting, spec.name, count_costs(model, shape, phase, **options)
+
+
+def count_costs(
+    model: BaseModel,
+    shape: Shape,
+    phase: str,
+    *,
+    kept: int = 20,
+    batch: int = 1,
+    objects: int = 10,
+) -> Costs:
+    """Count what a model costs on a GPU.
+
+    ``'network'`` is from the normalized image to the head's output, ``'predict'`` from the image in
+    the CPU's memory to results, ``'post-processing'`` the fusion head alone, both with ``kept``
+    confident queries. ``'loss'`` is what the panoptic head does beyond its network with ``objects``
+    per image, ``'step'`` forward, losses and backward, from normalized images.
+    """
+    if phase == "network":
+        try:
+            return _count_network(model, shape, values=False)
+        except ValueReadError:
+            return _count_network(model, shape, values=True)
+    if phase in ("predict", "post-processing"):
+        return _count_prediction(model, shape, kept, fusion_alone=phase == "post-processing")
+    return _count_training(model, shape, batch, objects, loss_alone=phase == "loss")
+
+
+def _count_network(model: BaseModel, shape: Shape, *, values: bool) -> Costs:
+    data = model.data_preprocessor(random_image(model, shape), False)
+    with pretend_gpu(values=values) as gpu, torch.no_grad():
+        model, data = gpu.copy(model), _on_gpu(data, gpu)
+        with gpu.count() as found:
+            model(**data, mode="tensor")
+    return found
+
+
+def _count_prediction(model: BaseModel, shape: Shape, kept: int, *, fusion_alone: bool) -> Costs:
+    data = random_image(model, shape)
+    with pretend_gpu() as gpu, torch.no_grad():
+        model = gpu.copy(model)
+        keep_queries(model, kept)
+        if fusion_alone:
+            head = model.panoptic_fusion_head
+            head.predict, found = counted(gpu, head.predict)
+            model.test_step(data)
+            return found
+        with gpu.count() as found:
+            model.test_step(data)
+    return found
+
+
+def _count_training(
+    model: BaseModel, shape: Shape, batch: int, objects: int, *, loss_alone: bool
+) -> Costs:
+    model.train()
+    model.data_preprocessor.batch_augments = None
+    data = model.data_preprocessor(random_batch(model, shape, batch=batch, objects=objects), True)
+    with pretend_gpu(backward=not loss_alone) as gpu:
+        model, data = gpu.copy(model), _on_gpu(data, gpu)
+        if loss_alone:
+            head = model.panoptic_head
+            for network in {"forward", "_predictions"} & set(dir(head)):
+                setattr(head, network, counted(gpu, getattr(head, network))[0])
+            head.loss, found = counted(gpu, head.loss)
+            model(**data, mode="loss")
+            return found
+        with gpu.count() as found:
+            loss, _ = model.parse_losses(model(**data, mode="loss"))
+            loss.backward()
+    return found
+
+
+def counted(gpu: PretendedGPU, function: Callable[..., Any]) -> tuple[Callable[..., Any], Costs]:
+    """A function whose calls add to costs of their own, and not to those of its caller."""
+    found = Costs()
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with gpu.count() as costs:
+            result = function(*args, **kwargs)
+        found.calls += costs.calls
+        return result
+
+    return call, found
+
+
+def _on_gpu(data: Mapping[str, Any], gpu: PretendedGPU) -> dict[str, Any]:
+    samples = [sample.to(gpu.device) for sample in data["data_samples"]]
+    return {"inputs": data["inputs"].to(gpu.device), "data_samples": samples}
 
 
 def peak_of_training(args: Namespace, index: int, shape: Shape, threads: int) -> int:
