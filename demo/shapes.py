@@ -110,7 +110,7 @@ class Demo:
         # The runner writes the metrics of a test into <time>/<time>.json.
         logs = [path for path in new if path.stem == path.parent.name]
         metrics = json.loads(logs[0].read_text()) if logs else {}
-        missing = [key for _, key, _ in METRICS if key not in metrics]
+        missing = [key for _, key, _ in METRICS if metrics.get(key) is None]
         if missing:
             raise StepError(f"the evaluation wrote no {', '.join(missing)} in {folder}")
         return {title: metrics[key] * factor for title, key, factor in METRICS}

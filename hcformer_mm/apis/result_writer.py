@@ -1,6 +1,5 @@
 """ResultWriter: write drawings, COCO panoptic and instance results, and label maps."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..structures.data_samples import SCORE_THR, check_score_thr, predicted_segm
 from ..structures.panoptic import Classes, Panoptic
 from ..utils.atomic_write import replacing
 from ..utils.path_index import PathIndex
+from ..utils.strict_json import dumps
 from ..visualization import draw_panoptic
 from .coco_format import encode_instances, encode_panoptic, label_map, read_coco_ids
 from .inputs import InputImage, with_unique_names
@@ -204,7 +204,7 @@ class ResultWriter:
                 if isinstance(value, _Entries):
                     value.write_to(file)
                 else:
-                    json.dump(value, file)
+                    file.write(dumps(value))
                 separator = ", "
             file.write("}")
 
@@ -224,7 +224,7 @@ class _Entries:
     def add(self, entries: Iterable[dict[str, Any]]) -> None:
         """Append entries."""
         for entry in entries:
-            self._file.write(self._separator + json.dumps(entry))
+            self._file.write(self._separator + dumps(entry))
             self._separator = ", "
 
     def write_to(self, file: TextIO) -> None:

@@ -13,6 +13,7 @@ from ..checkpoints.io import force_weights_only
 from ..utils.components import entries
 from ..utils.config import naming, read_config
 from ..utils.errors import InputError
+from ..utils.strict_json import write_strict_logs
 from .completion import complete_evaluators, complete_pipelines
 from .dist import set_up_gloo
 from .hooks.checkpoint_check_hook import ALLOW_PARTIAL, CheckpointCheckHook
@@ -117,10 +118,10 @@ def build_runner(
 ) -> Runner:
     """Build MMEngine's runner, or the class that ``runner_type`` names, from a config.
 
-    It loads checkpoints with ``weights_only=True``, and refuses those that do not fit. On a machine
-    without GPUs, the processes of torchrun communicate by gloo. With ``compile`` in the config,
-    parameter groups become plain dicts, which Dynamo can trace. Pipelines and evaluators are
-    completed; see :mod:`~hcformer_mm.engine.completion`.
+    It loads checkpoints with ``weights_only=True``, and refuses those that do not fit. In its JSON
+    logs, null stands for NaN. On a machine without GPUs, the processes of torchrun communicate by
+    gloo. With ``compile`` in the config, parameter groups become plain dicts, which Dynamo can
+    trace. Pipelines and evaluators are completed; see :mod:`~hcformer_mm.engine.completion`.
 
     Args:
         config: Full config of a runner, changed in place.
@@ -133,6 +134,7 @@ def build_runner(
             :class:`~.hooks.data_check_hook.DataCheckHook`.
     """
     force_weights_only()
+    write_strict_logs()
     check_settings(config, splits)
     set_up_gloo(config)
     complete_pipelines(config)

@@ -1,8 +1,6 @@
 """Score the clusters of every level on a config's test set, and attribute the model's errors."""
 
 import argparse
-import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from hcformer_mm.engine.runner import (
 )
 from hcformer_mm.utils.arguments import number
 from hcformer_mm.utils.atomic_write import replacing
+from hcformer_mm.utils.strict_json import dumps
 
 METRIC = "hcformer_mm.ClusteringMetric"
 HOOK = "hcformer_mm.ClusterRecordHook"
@@ -123,13 +122,11 @@ def evaluate(args: argparse.Namespace) -> None:
     runner.logger.info(f"Clusters are evaluated on {tested}")
     metrics = runner.test()
     if args.out is not None and is_main_process():
-        # JSON has no NaN, which marks scores that are undefined on every image.
-        figures = {
-            name: None if math.isnan(value) else float(value) for name, value in metrics.items()
-        }
+        # NaN marks scores that are undefined on every image.
+        figures = {name: float(value) for name, value in metrics.items()}
         report = dict(config=args.config, checkpoint=args.checkpoint, metrics=figures)
         with replacing(args.out) as unfinished:
-            unfinished.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+            unfinished.write_text(dumps(report, indent=2) + "\n")
 
 
 def main() -> None:
