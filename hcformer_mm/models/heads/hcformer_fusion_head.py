@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import torch
 from mmdet.models.seg_heads import MaskFormerFusionHead
 from mmdet.structures import SampleList
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
+from ...ops.precision import autocast_off
 from ...registry import MODELS
 from ..utils.post_processing import (
     InstanceResult,
@@ -63,7 +63,7 @@ class HCFormerFusionHead(MaskFormerFusionHead):
         """Panoptic, instance and semantic result at ``size``; None for each that is off."""
         size = size or (mask_pred.shape[-2], mask_pred.shape[-1])
         numbers = (self.test_cfg, self.num_things_classes, self.num_classes)
-        with torch.autocast(mask_cls.device.type, enabled=False):  # products stay float32
+        with autocast_off(mask_cls.device.type):  # scores of close classes need float32
             probabilities = class_probabilities(mask_cls)
             results = [
                 PanopticResult(probabilities, size, *numbers) if panoptic_on else None,

@@ -241,7 +241,7 @@ class SemanticResult:
         scores = probabilities[:, :-1]
         ratios = (scores / scores.amax(dim=-1, keepdim=True)).where(needed[:, None], 0)
         candidates = ~(ratios.sum(0) < 0.99)  # less than 1 by more than rounding; a NaN stays
-        candidates[0] = True  # wins where all scores are 0
+        candidates[0].fill_(True)  # wins where all scores are 0
         self._candidates = _positions(candidates, probabilities)
         self._weights = scores[:, self._candidates].T
         self._winners = torch.zeros(size, dtype=torch.int64, device=probabilities.device)
@@ -295,9 +295,9 @@ def _resize_rows(masks: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
     centers = (centers * height - size[0]).clamp(0, denominator * (height - 1))
     above = centers // denominator
     below = (above + 1).clamp(max=height - 1)
-    weight = (centers % denominator / denominator)[:, None]
-    mixed = full_precision(masks[:, above]).lerp(full_precision(masks[:, below]), weight)
-    return _resize(mixed, (rows.stop - rows.start, size[1]))
+    upper, lower = (full_precision(masks[:, index]) for index in (above, below))
+    weight = (centers % denominator).to(upper.dtype) / denominator
+    return _resize(upper.lerp(lower, weight[:, None]), (rows.stop - rows.start, size[1]))
 
 
 def _positions(chosen: Tensor, probabilities: Tensor) -> Tensor:
@@ -313,7 +313,7 @@ def _positions(chosen: Tensor, probabilities: Tensor) -> Tensor:
             "weights of the checkpoint and at the images",
             stacklevel=2,
         )
-    return (~chosen).byte().argsort(stable=True)[:count]
+    return (~chosen).int().argsort(stable=True)[:count]
 
 
 def _share_reaches(parts: Tensor, wholes: Tensor, threshold: float, largest: int) -> Tensor:
@@ -331,4 +331,4 @@ def _share_reaches(parts: Tensor, wholes: Tensor, threshold: float, largest: int
 def _extent(filled: Tensor) -> tuple[Tensor, Tensor]:
     """First true position of each row of ``(N, L)``, and the one after the last; 0 if none."""
     ends = torch.arange(1, filled.shape[1] + 1, device=filled.device)
-    return filled.byte().argmax(1), (filled * ends).amax(1)
+    return filled.int().argmax(1), (filled * ends).amax(1)
