@@ -8,7 +8,7 @@ import io
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,6 +18,7 @@ from mmengine.model import BaseModel
 from mmseg.models.data_preprocessor import SegDataPreProcessor
 from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor, nn
+from torch.fx.experimental import _config
 from torch.nn import functional as F
 
 from ..models.backbones import HCBackbone
@@ -174,13 +175,15 @@ def export_model(
         format: ``'onnx'``, or ``'torch-export'`` for :func:`torch.export.load`.
         shape: Height and width of the images.
         batch_size: Number of images.
-        dynamic: Whether images may have any other size from :data:`SMALLEST` on.
+        dynamic: Whether images may have any other size from :data:`SMALLEST` on. The program
+            refuses sizes for which the model would take another branch than at
+            :data:`TRACED_SHAPE`; ONNX has no such asserts.
         metadata: Facts about the model, saved as JSON: one metadata entry per key in ONNX,
             :data:`METADATA_FILE` in the other format.
 
     Raises:
-        ValueError: The file has the wrong suffix or no folder, the shape is out of range, or the
-            model is too large for one ONNX file.
+        ValueError: The file has the wrong suffix or no folder, the shape is out of range, the
+            model is too large for one ONNX file, or PyTorch is too old for a dynamic model.
         ImportError: onnx or onnxscript is not installed.
     """
     _check_target(path, format)
@@ -194,6 +197,11 @@ def export_model(
         raise ValueError(
             "expected a size_divisor for a dynamic model, a multiple of its stride such as 32, got "
             f"{model.size_divisor}"
+        )
+    if dynamic and not hasattr(_config, "backed_size_oblivious"):
+        raise ValueError(
+            f"expected PyTorch 2.7 or newer for a dynamic model, got {torch.__version__}; export "
+            "one model per shape"
         )
     if format == "onnx":
         _require("onnx", "onnxscript")
@@ -240,7 +248,11 @@ def _trace(
     model: ExportableModel, shape: tuple[int, int], batch_size: int, dynamic: bool
 ) -> torch.export.ExportedProgram:
     sides = {i: torch.export.Dim(name, min=SMALLEST) for i, name in _SIDES.items()}
-    with torch.no_grad(), warnings.catch_warnings():
+    # Otherwise PyTorch would compare strides, which do not matter in dimensions of size 1, and the
+    # program would refuse a single cell or window where the traced image had several.
+    oblivious = dict(backed_size_oblivious=True)
+    any_size = _config.patch(oblivious) if dynamic else nullcontext()  # type: ignore[attr-defined]
+    with torch.no_grad(), warnings.catch_warnings(), any_size:
         warnings.simplefilter("ignore")  # PyTorch warns of its own internals
         program = torch.export.export(
             rewrite_modules(model).eval(),
@@ -250,14 +262,6 @@ def _trace(
             # Conditions that the tracer cannot prove for all sizes become asserts in the program.
             prefer_deferred_runtime_asserts_over_guards=dynamic,
         )
-    # These asserts would refuse a single cell or window where the traced image had several. They
-    # concern strides, which do not matter in dimensions of size 1.
-    graph = program.graph_module.graph
-    for node in list(graph.nodes):
-        if node.target is torch.ops.aten._assert_scalar.default:
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
-    program.graph_module.recompile()
     program.example_inputs = None  # an image of zeros, which would be saved
     return program
 

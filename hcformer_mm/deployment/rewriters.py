@@ -102,7 +102,9 @@ class WindowAttention(nn.Module):
         x = x.reshape(batch, rows * side, cols * side, channels)
         if shift:
             x = x.roll((shift, shift), (1, 2))
-        return self.drop(x[:, :height, :width].reshape(batch, height * width, channels))
+        # Negative padding crops: unlike a slice, its size is exact during tracing.
+        x = F.pad(x, (0, 0, 0, width - cols * side, 0, height - rows * side))
+        return self.drop(x.reshape(batch, height * width, channels))
 
     def _mask(self, rows: int, cols: int, like: Tensor) -> Tensor:
         """Return the mask ``(rows·cols, side², side²)`` that is added to the logits.

@@ -119,6 +119,30 @@ def test_dynamic_program_of_tokens(tmp_path):
     assert path.stat().st_size < weights + 4_000_000
 
 
+class Branching(torch.nn.Module):
+    """Runs one branch for large images, as the traced one, and another for small ones."""
+
+    def forward(self, image):
+        height, width = image.shape[-2:]
+        image = image.flatten(2) if height * width > 20_000 else -image.flatten(2)
+        return dict(image=image.reshape(-1, 3, height, width))
+
+
+def test_dynamic_program_refuses_the_branch_that_was_not_traced():
+    program = export._trace(Branching(), export.TRACED_SHAPE, batch_size=1, dynamic=True)
+    image = torch.randn(1, 3, 40, 501)
+    torch.testing.assert_close(program.module()(image)["image"], image)
+    with pytest.raises(RuntimeError, match="assertion failed for expression 20000 < "):
+        program.module()(image[..., :500])
+
+
+def test_dynamic_models_need_a_recent_pytorch(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_config", object())
+    path, shape = tmp_path / "tiny.pt2", (64, 64)
+    with pytest.raises(ValueError, match=r"PyTorch 2\.7 or newer for a dynamic model, got 2"):
+        export_model(ExportableModel(tiny), path, format="torch-export", shape=shape, dynamic=True)
+
+
 def test_too_large_for_onnx(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "LARGEST_ONNX", 1_000_000)
     pytest.importorskip("onnxscript")
