@@ -10,8 +10,12 @@ from mmengine.config import Config
 
 from hcformer_mm.datasets.shapes_writer import write_shapes
 from hcformer_mm.engine import set_up_gloo
+from hcformer_mm.engine.dist import wrap_blocks
+from hcformer_mm.utils.config import build_without_weights, read_config
+from tests.helpers import sharded_training
 from tests.helpers.distributed_training import launch, train, write_config
 from tests.helpers.models import SHAPES_CONFIG, data_sample, detector
+from tests.helpers.tools import torchrun
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/distributed.md"
@@ -171,7 +175,7 @@ def page_configs():
     base = Config.fromfile(ROOT / SHAPES_CONFIG)
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), flags=re.M | re.S)
     found = {}
-    for block in blocks:
+    for block in (block for block in blocks if "strategy" in block):
         config: dict = {}
         exec(block, dict(_base_=base), config)
         found[config["strategy"]["type"]] = config
@@ -188,6 +192,64 @@ def test_page_shows_configs(tmp_path):
     assert config.strategy.gradient_clipping == base.optim_wrapper.clip_grad.max_norm
     assert set(config.optim_wrapper) == {"type", "optimizer", "paramwise_cfg"}
     assert config.optim_wrapper.paramwise_cfg == base.optim_wrapper.paramwise_cfg
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """Losses and final parameters of whole and sharded models in two processes."""
+    folder = tmp_path_factory.mktemp("sharded")
+    torchrun(sharded_training.__file__, folder)
+    return {path.stem: torch.load(path) for path in folder.glob("*.pth")}
+
+
+@pytest.mark.parametrize("kind", ["fsdp1", "fsdp2"])
+def test_units_of_a_sharded_model_learn_what_the_whole_model_learns(steps, kind):
+    """Backbone, neck and layers are units, so their outputs pass through FSDP's hooks.
+
+    The scales are parameters of the backbone's unit, and the loss reads them outside of it.
+    """
+    (losses, parameters), (sharded_losses, sharded) = steps["whole"], steps[kind]
+    assert sharded_losses == pytest.approx(losses, rel=1e-5)
+    assert sharded.keys() == parameters.keys()
+    before = dict(sharded_training.build().named_parameters())
+    for name, expected in parameters.items():
+        assert not before[name].requires_grad or not torch.equal(before[name], expected), name
+        torch.testing.assert_close(sharded[name], expected, rtol=1e-5, atol=1e-5)
+
+
+def documented_units():
+    """Names of classes in docs/distributed.md."""
+    return page_configs()["FSDPStrategy"]["strategy"]["model_wrapper"]["auto_wrap_policy"]["types"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hcformer-plus_r50_8xb2-lsj-100e_coco-panoptic",
+        "hcformer-plus_swin-s-p4-w7-224_8xb2-lsj-100e_coco-panoptic",
+    ],
+)
+def test_units_keep_the_settings_of_parameters(name):
+    """MMEngine looks for keys of ``paramwise_cfg`` in names, to which units add a part."""
+    config = read_config(name)
+    keys = sorted(sorted(config.optim_wrapper.paramwise_cfg.custom_keys), key=len, reverse=True)
+    types = documented_units()
+    units = []
+
+    def key_in(name):
+        return next((key for key in keys if key in name), None)
+
+    def visit(module, name, wrapped):
+        if wrap_blocks(module, False, 0, types=types):
+            units.append(name)
+            wrapped += "._fsdp_wrapped_module"
+        for parameter, _ in module.named_parameters(recurse=False):
+            assert key_in(f"{name}.{parameter}") == key_in(f"{wrapped}.{parameter}")
+        for child, inner in module.named_children():
+            visit(inner, f"{name}.{child}", f"{wrapped}.{child}")
+
+    visit(build_without_weights(config), "", "")
+    assert len(units) > 20 and ".backbone" in units
 
 
 @pytest.mark.slow

@@ -1,10 +1,11 @@
-"""Distributed training on machines without GPUs."""
+"""Distributed training on machines without GPUs, and the units of sharded models."""
 
+from collections.abc import Collection
 from datetime import timedelta
 
 from mmengine.config import Config
 from mmengine.device import get_device
-from torch import distributed
+from torch import distributed, nn
 
 
 def set_up_gloo(config: Config) -> None:
@@ -40,3 +41,25 @@ def set_up_gloo(config: Config) -> None:
             **config.get("model_wrapper_cfg", {}),
             "device_ids": None,
         }
+
+
+def wrap_blocks(
+    module: nn.Module, recurse: bool, nonwrapped_numel: int, *, types: Collection[str]
+) -> bool:
+    """FSDP's wrap policy for configs: each module of the named classes is a unit of its own.
+
+    PyTorch's ``ModuleWrapPolicy`` takes classes, which a config cannot hold. A unit gathers its
+    parameters only while it is called, so other modules may not read them; the clustering modules,
+    whose scales :class:`~hcformer_mm.models.HCBackbone` reads, and heads, whose ``loss`` is called,
+    are no units.
+
+    Args:
+        module: A module of the model.
+        recurse: Whether FSDP asks for the children of ``module`` instead.
+        nonwrapped_numel: Number of parameters that are not yet in a unit.
+        types: Names of classes, such as ``"Bottleneck"``.
+
+    Returns:
+        Whether FSDP looks into the module, or makes it a unit.
+    """
+    return recurse or type(module).__name__ in types

@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 from hcformer_mm.structures.clustered_features import ClusteredFeatures
 from hcformer_mm.structures.image_clusters import ImageClusters
@@ -35,6 +38,24 @@ def test_replace_keeps_the_clustering():
     assert torch.equal(replaced[0], torch.ones(2))
     assert replaced.assignments is features.assignments
     assert replaced.scales is features.scales
+
+
+def test_tensors_are_found_and_replaced():
+    """As a pytree, with anything in place of the tensors, and as a dataclass, as in FSDP."""
+    features = ClusteredFeatures(
+        [torch.zeros(1)], assignments=assignments((5, 7), (3, 4)), scales=[torch.ones(1)] * 2
+    )
+    leaves, spec = pytree.tree_flatten([features])
+    assert list(map(id, leaves)) == list(
+        map(id, (*features, *features.assignments, *features.scales))
+    )
+    (numbered,) = pytree.tree_unflatten(range(5), spec)
+    assert (numbered, numbered.feature_maps) == ((0,), (0,))
+    assert (numbered.assignments, numbered.scales) == ((1, 2), (3, 4))
+    assert type(numbered) is ClusteredFeatures
+    replaced = replace(features, feature_maps=(torch.ones(2),))
+    assert replaced[0] is replaced.feature_maps[0] and torch.equal(replaced[0], torch.ones(2))
+    assert replaced.assignments == features.assignments
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ...acceleration.inference import autocast_test_step, check_dtype, prepare_for_inference
@@ -75,7 +77,9 @@ def unwrap(model: nn.Module, option: str) -> Any:
     Raises:
         ValueError: The model is sharded.
     """
-    if is_model_wrapper(model) and not isinstance(model, DistributedDataParallel):
+    wrapped = is_model_wrapper(model) and not isinstance(model, DistributedDataParallel)
+    # DeepSpeed's wrapper is no module.
+    if wrapped or _is_sharded(model):
         raise ValueError(
             "expected a model that every process holds as a whole, got "
             f"{type(model).__name__}; do not use {option}"
@@ -83,3 +87,10 @@ def unwrap(model: nn.Module, option: str) -> Any:
     while isinstance(inner := getattr(model, "module", None), nn.Module):
         model = inner
     return model
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether PyTorch shards a part: FSDP1 wraps modules, FSDP2 replaces parameters."""
+    return any(isinstance(module, FullyShardedDataParallel) for module in model.modules()) or any(
+        isinstance(parameter, DTensor) for parameter in model.parameters()
+    )

@@ -163,8 +163,9 @@ class HCBackbone(BaseModule):
                 clustering(pair.fine, pair.coarse)
                 for clustering, pair in zip(self.clusterings, pairs, strict=True)
             ],
-            # Not get_parameter: inside FSDP's forward these are not nn.Parameters.
-            scales=[cast(Tensor, clustering.scale) for clustering in self.clusterings],
+            # Not get_parameter: inside FSDP's forward these are not nn.Parameters. Copies, because
+            # after it FSDP frees the memory of parameters.
+            scales=[cast(Tensor, clustering.scale).clone() for clustering in self.clusterings],
         )
 
     def _check(self, name: str, pair: tapping.Pair) -> None:

@@ -5,14 +5,21 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine._strategy.deepspeed import MMDeepSpeedEngineWrapper
 from mmengine.evaluator import BaseMetric
-from mmengine.registry import HOOKS, METRICS, MODEL_WRAPPERS
+from mmengine.model import MMDistributedDataParallel
+from mmengine.model.wrappers import MMFullyShardedDataParallel
+from mmengine.registry import HOOKS, METRICS
 from mmengine.runner import Runner, set_random_seed
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hcformer_mm.apis.inference import build_model
 from hcformer_mm.engine import FastInferenceHook, FastTrainingHook
+from hcformer_mm.engine.hooks.fast_inference_hook import unwrap
+from tests.helpers.conv_bn import overridden
 from tests.helpers.models import SHAPES_CONFIG
 from tests.helpers.predictions import diversify, outspoken_config
 from tests.helpers.tools import quick_config
@@ -226,22 +233,51 @@ def test_wrapped_and_compiled_models(build, checkpoint):
     assert model.test_step is own
 
 
-@pytest.mark.parametrize("hook", [FastTrainingHook(), FastInferenceHook()])
-def test_sharded_models_are_refused(monkeypatch, hook):
-    class Sharded(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.module = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)).eval()
+@pytest.fixture
+def group():
+    """A process group of this process alone, which sharding needs."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
 
-    monkeypatch.setitem(MODEL_WRAPPERS.module_dict, "Sharded", Sharded)
-    runner = SimpleNamespace(model=Sharded())
+
+def fsdp1(model):
+    return MMFullyShardedDataParallel(model, device_id="cpu")
+
+
+def fsdp1_inside(model):
+    """PyTorch's own class, which MMEngine does not register, around a part of the model."""
+    model[0] = FullyShardedDataParallel(model[0], device_id="cpu")
+    return model
+
+
+def fsdp2(model):
+    return fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+
+
+def deepspeed(model):
+    return MMDeepSpeedEngineWrapper(model=SimpleNamespace(module=model))
+
+
+@pytest.mark.parametrize("hook", [FastTrainingHook(), FastInferenceHook()])
+@pytest.mark.parametrize("shard", [fsdp1, fsdp1_inside, fsdp2, deepspeed])
+def test_sharded_models_are_refused(group, shard, hook):
+    convolution = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3))
+    model = shard(nn.Sequential(convolution).eval())
     message = (
-        rf"every process holds as a whole, got Sharded; do not use {type(hook).__name__} \(--fast"
+        rf"every process holds as a whole, got {type(model).__name__}; "
+        rf"do not use {type(hook).__name__} \(--fast"
     )
+    before = str(model)
     with pytest.raises(ValueError, match=message):
-        hook.before_train(runner)
-        hook.before_test_iter(runner, 0)
-    assert isinstance(runner.model.module[1], nn.BatchNorm2d)
+        hook.before_train(SimpleNamespace(model=model))
+        hook.before_test_iter(SimpleNamespace(model=model), 0)
+    assert str(model) == before and not overridden(convolution)
+
+
+def test_replicated_models_are_taken(group):
+    model = nn.Sequential(nn.Conv2d(3, 3, 3))
+    assert unwrap(MMDistributedDataParallel(model), "--fast") is model
 
 
 def test_registered_and_checked():
