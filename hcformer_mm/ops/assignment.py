@@ -1,24 +1,33 @@
 """Soft assignment of fine pixels to coarse cells: eq. (3) in a 3×3 neighborhood."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .bands import bands
-from .feature_projection import FeatureProjection, ProjectedBand, project_features
+from .feature_projection import (
+    NORM_EPS,
+    FeatureProjection,
+    ProjectedBand,
+    project,
+    project_features,
+)
 from .neighborhood import (
     NUM_CANDIDATES,
     candidate_rows,
+    candidate_values,
     channels_first,
     channels_last,
     coarse_size,
-    out_of_bounds,
     pad_border,
     parent_rows,
+    repeat_for_children,
 )
 from .neighborhood_products import neighborhood_av, neighborhood_av_transpose, neighborhood_qk
+from .precision import autocast_off, full_precision
 
 SCALE_EPS = 1e-8
 """Added to ``|scale|``: a scale of zero then gives the hard assignment of eq. (2), not NaN."""
@@ -58,10 +67,11 @@ def soft_assign(fine: Tensor, coarse: Tensor, scale: Tensor | float) -> Tensor:
             "expected fine and coarse features of equal channels and dtype, got "
             f"{tuple(fine.shape)} of {fine.dtype} and {tuple(coarse.shape)} of {coarse.dtype}"
         )
-    with torch.autocast(fine.device.type, enabled=False):
-        cells = pad_border(channels_last(coarse))
-        scale = _scale_tensor(scale, fine.device)
-        return channels_first(_assign(channels_last(fine), cells, scale, _invalid(cells)))
+    with autocast_off(fine.device.type):
+        pixels = full_precision(channels_last(fine))
+        cells = pad_border(full_precision(channels_last(coarse)))
+        divisor = _divisor(_scale_tensor(scale, pixels), pixels.dtype)
+        return channels_first(_assign(pixels, cells, divisor, _exclusions(cells)).to(fine.dtype))
 
 
 def soft_assign_maps(
@@ -93,35 +103,40 @@ def soft_assign_maps(
         channels = len(projection.norm_weight)
         if x.shape[1] != channels:
             raise ValueError(f"expected a map (B, {channels}, H, W), got {tuple(x.shape)}")
-    scale = _scale_tensor(scale, fine.device)
+    scale = _scale_tensor(scale, full_precision(fine_projection.norm_weight))
     maps = fine.permute(0, 2, 3, 1), coarse.permute(0, 2, 3, 1)
     weights = *fine_projection[:3], *coarse_projection[:3]
     eps = fine_projection.eps, coarse_projection.eps
-    banded = len(bands(maps[0], backward=True)) > 1
-    with torch.autocast(fine.device.type, enabled=False):
-        assign = _BandedAssignment.apply if banded else _assign_maps
-        return channels_first(assign(eps, *maps, scale, *weights))
+    with autocast_off(fine.device.type):
+        if len(bands(maps[0], backward=True)) > 1:
+            assignment = _BandedAssignment.apply(eps, *maps, scale, *weights)[0]
+        else:
+            assignment = _assign_maps(eps, *maps, scale, *weights)
+        return channels_first(assignment)
 
 
-def _assign(pixels: Tensor, cells: Tensor, scale: Tensor, invalid: Tensor) -> Tensor:
+def _assign(pixels: Tensor, cells: Tensor, divisor: Tensor, exclusions: Tensor) -> Tensor:
     """Eq. (3) for features ``(B, H, W, C)`` and padded cells ``(B, ⌈H/2⌉ + 2, ⌈W/2⌉ + 2, C)``.
 
-    ``invalid`` marks the candidates outside the map, ``(⌈H/2⌉, ⌈W/2⌉, 9)``.
+    ``divisor`` of the similarities is one number, or one for every pixel, ``(B, H, W, 1)``;
+    ``exclusions`` are those of the cells.
     """
-    dtype = torch.promote_types(pixels.dtype, torch.float32)
-    logits = neighborhood_qk(pixels.to(dtype), cells.to(dtype)) / _divisor(scale, dtype)
-    height, width = pixels.shape[1:3]
-    invalid = invalid.repeat_interleave(2, 0)[:height].repeat_interleave(2, 1)[:, :width]
-    return logits.masked_fill(invalid, -torch.inf).softmax(dim=-1).to(pixels.dtype)
+    similarity = neighborhood_qk(pixels, cells)
+    exclusions = repeat_for_children(exclusions, *similarity.shape[1:3])
+    return torch.addcdiv(exclusions, similarity, divisor).softmax(dim=-1)
 
 
 def _divisor(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return (SCALE_EPS + scale.abs()).to(dtype)
+    return SCALE_EPS + scale.to(dtype).abs()
 
 
-def _invalid(cells: Tensor) -> Tensor:
-    """Candidates outside a map, ``(h, w, 9)``, for padded cells ``(B, h + 2, w + 2, C)``."""
-    return out_of_bounds(cells.shape[1] - 2, cells.shape[2] - 2, cells.device)
+def _exclusions(cells: Tensor) -> Tensor:
+    """Summands ``(1, h, w, 9)`` of the logits for padded cells ``(B, h + 2, w + 2, C)``.
+
+    They are -∞ for the candidates outside the map, otherwise 0.
+    """
+    inside = full_precision(cells.new_zeros(1, cells.shape[1] - 2, cells.shape[2] - 2))
+    return candidate_values(inside, border=-torch.inf)
 
 
 def _assign_maps(
@@ -132,8 +147,12 @@ def _assign_maps(
     ``weights`` holds the three tensors of the fine projection, then those of the coarse one.
     """
     fine_projection, coarse_projection = _projections(eps, weights)
-    cells = pad_border(project_features(coarse, coarse_projection))
-    return _assign(project_features(fine, fine_projection), cells, scale, _invalid(cells))
+    cells = pad_border(full_precision(project_features(coarse, coarse_projection)))
+    pixels = full_precision(project(fine, fine_projection))
+    # Dividing nine similarities by the length of a pixel moves less memory than normalizing it.
+    lengths = torch.linalg.vector_norm(pixels, dim=-1, keepdim=True).clamp_min(NORM_EPS)
+    divisor = lengths * _divisor(scale, pixels.dtype)
+    return _assign(pixels, cells, divisor, _exclusions(cells)).to(weights[0].dtype)
 
 
 def _projections(
@@ -148,13 +167,13 @@ class _BandedAssignment(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
         eps: tuple[float, float],
         fine: Tensor,
         coarse: Tensor,
         scale: Tensor,
         *weights: Tensor,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the assignment, and features and lengths of the cells for the backward pass."""
         fine_projection, coarse_projection = _projections(eps, weights)
         cells = weights[0].new_empty(*coarse.shape[:3], len(coarse_projection.projection))
         lengths = weights[0].new_empty(*coarse.shape[:3], 1)
@@ -163,29 +182,43 @@ class _BandedAssignment(torch.autograd.Function):
             cells[place], lengths[place] = band.features, band.lengths
         del band
         cells = pad_border(cells)
-        invalid = _invalid(cells)
+        exclusions = _exclusions(cells)
+        divisor = _divisor(scale, exclusions.dtype)
         assignment = weights[0].new_empty(*fine.shape[:3], NUM_CANDIDATES)
         for images, rows in bands(fine):
-            features = project_features(fine[images, rows], fine_projection)
-            candidates = cells[images, candidate_rows(rows)]
+            features = full_precision(project_features(fine[images, rows], fine_projection))
+            candidates = full_precision(cells[images, candidate_rows(rows)])
             assignment[images, rows] = _assign(
-                features, candidates, scale, invalid[parent_rows(rows)]
+                features, candidates, divisor, exclusions[:, parent_rows(rows)]
             )
-        ctx.eps = eps
-        ctx.save_for_backward(assignment, cells, lengths, fine, coarse, scale, *weights)
-        return assignment
+        return assignment, cells, lengths
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.eps, *tensors = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         assignment, cells, lengths, *inputs = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:]
-        with torch.autocast(grad.device.type, enabled=False):
+        with autocast_off(grad.device.type):
             if torch.is_grad_enabled():  # create_graph=True: record every step
                 chosen = [x for x, need in zip(inputs, needed, strict=True) if need]
                 output = _assign_maps(ctx.eps, *inputs)
                 found = iter(torch.autograd.grad(output, chosen, grad, create_graph=True))
                 return (None, *(next(found) if need else None for need in needed))
             return (None, *_gradients(ctx.eps, inputs, needed, assignment, cells, lengths, grad))
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], eps: tuple[float, float], *inputs: Tensor
+    ) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
+        """Assign all examples at once, without bands."""
+        assign = torch.vmap(partial(_assign_maps, eps), in_dims[1:])
+        return (assign(*inputs), None, None), (0, None, None)
 
 
 def _gradients(
@@ -235,9 +268,9 @@ def _gradients(
     return totals
 
 
-def _scale_tensor(scale: Tensor | float, device: torch.device) -> Tensor:
+def _scale_tensor(scale: Tensor | float, like: Tensor) -> Tensor:
     if not isinstance(scale, Tensor):
-        scale = torch.tensor(scale, dtype=torch.float64, device=device)
+        return like.new_full((1,), scale)
     if scale.numel() != 1:
         raise ValueError(f"expected one scale, got a tensor of shape {tuple(scale.shape)}")
     return scale

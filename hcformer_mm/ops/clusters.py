@@ -14,13 +14,11 @@ from torch.nn import functional as F
 
 from .neighborhood import (
     NUM_CANDIDATES,
+    candidate_values,
     channels_last,
     check_assignment,
     coarse_size,
     group_by_parent,
-    out_of_bounds,
-    pad_border,
-    shift_neighbors,
     ungroup,
 )
 
@@ -53,13 +51,11 @@ def hard_assignment(assignment: Tensor) -> Tensor:
     height, width = assignment.shape[-2:]
     rows, cols = coarse_size(height, width)
     weights = group_by_parent(channels_last(assignment))  # (B, h, 2, w, 2, 9)
-    invalid = out_of_bounds(rows, cols, assignment.device)  # (h, w, 9)
-    weights = weights.masked_fill(invalid[:, None, :, None], -torch.inf)
+    cells = torch.arange(rows * cols, device=assignment.device).view(1, rows, cols)
+    candidates = candidate_values(cells, border=-1)[:, :, None, :, None]  # (1, h, 1, w, 1, 9)
+    weights = weights.masked_fill(candidates < 0, -torch.inf)
     best = weights.argmax(dim=-1, keepdim=True)  # (B, h, 2, w, 2, 1)
-
-    cells = torch.arange(rows * cols, device=assignment.device).view(1, rows, cols, 1)
-    candidates = torch.cat(shift_neighbors(pad_border(cells)), dim=-1)  # (1, h, w, 9)
-    chosen = candidates[:, :, None, :, None].expand_as(weights).gather(-1, best)
+    chosen = candidates.expand_as(weights).gather(-1, best)
     return ungroup(chosen, height, width).squeeze(-1)
 
 

@@ -27,21 +27,26 @@ class FeatureProjection(NamedTuple):
     eps: float
 
 
-def project_features(pixels: Tensor, weights: FeatureProjection) -> Tensor:
-    """Normalize over the channels, project, and scale to unit length.
+def project(pixels: Tensor, weights: FeatureProjection) -> Tensor:
+    """Normalize over the channels and project.
 
     Args:
         pixels: Map ``(B, H, W, C)`` of any floating-point dtype.
         weights: Weights; the computation runs in their dtype.
 
     Returns:
-        Features ``(B, H, W, C_F)``.
+        Projections ``(B, H, W, C_F)``.
     """
     norm_weight, norm_bias, projection, eps = weights
     pixels = pixels.to(norm_weight.dtype)
     pixels = F.layer_norm(pixels, norm_weight.shape, norm_weight, norm_bias, eps)
     # On channels-last memory a 1×1 convolution is one matrix product over all pixels.
-    return F.normalize(F.linear(pixels, projection), dim=-1, eps=NORM_EPS)
+    return F.linear(pixels, projection)
+
+
+def project_features(pixels: Tensor, weights: FeatureProjection) -> Tensor:
+    """Unit-norm features ``(B, H, W, C_F)``: the results of :func:`project` over their lengths."""
+    return F.normalize(project(pixels, weights), dim=-1, eps=NORM_EPS)
 
 
 class ProjectedBand:

@@ -68,10 +68,17 @@ def candidate_rows(rows: slice) -> slice:
     return slice(parents.start, parents.stop + 2)
 
 
-def out_of_bounds(rows: int, cols: int, device: torch.device) -> Tensor:
-    """Candidates outside a map of ``rows × cols`` cells: bool ``(h, w, 9)``, by geometry alone."""
-    inside = torch.ones((1, rows, cols, 1), dtype=torch.bool, device=device)
-    return ~torch.cat(shift_neighbors(pad_border(inside)), dim=-1)[0]
+def candidate_values(cells: Tensor, border: float) -> Tensor:
+    """Values of the nine candidates of every cell: ``(B, h, w)`` → ``(B, h, w, 9)``.
+
+    ``border`` is the value of a candidate outside the map.
+    """
+    return torch.stack(shift_neighbors(F.pad(cells, (1, 1, 1, 1), value=border)), dim=-1)
+
+
+def repeat_for_children(cells: Tensor, height: int, width: int) -> Tensor:
+    """Give every fine pixel the values of its parent: ``(B, h, w, C)`` → ``(B, H, W, C)``."""
+    return ungroup(cells[:, :, None, :, None].expand(-1, -1, 2, -1, 2, -1), height, width)
 
 
 def check_assignment(assignment: Tensor, name: str = "assignment") -> None:

@@ -86,10 +86,12 @@ def neighborhood_qk(pixels: Tensor, cells: Tensor) -> Tensor:
 
 
 def _apply(name: str, first: Tensor, second: Tensor) -> Tensor:
+    recorded = torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)
+    transformed = recorded or torch._C._are_functorch_transforms_active()
     # A trace has to record the operators inside the product, not the autograd function.
-    if torch.jit.is_tracing():
-        return _compute(name, first, second)
-    return _Product.apply(name, first, second)
+    if transformed and not torch.jit.is_tracing():
+        return _Product.apply(name, first, second)
+    return _compute(name, first, second)
 
 
 class _Product(torch.autograd.Function):
