@@ -9,9 +9,6 @@ from typing import Any
 import mmengine.registry
 from mmengine.registry import Registry
 
-_NEAR = 0.75
-"""Similarity of the names that are proposed, as difflib measures it."""
-
 _NOT_REGISTERED = re.compile(r"(\S+) is not in the (?:\S+::)?(.+?) registry")
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 
@@ -28,10 +25,10 @@ def type_fault(name: str, registry: Registry, key: str) -> str:
     for one in _with_children(registry.root):
         for registered in one.module_dict:
             known.setdefault(registered, []).append(f"{one.scope}.{registered}")
-    near = get_close_matches(name.rpartition(".")[2], known, cutoff=_NEAR)
+    near = nearest(name.rpartition(".")[2], known)
     return (
         f"expected the name of a registered {registry.root.name.replace('_', ' ')} as {key}.type, "
-        f"got {name!r}{_did_you_mean(one for part in near for one in known[part])}; correct it, or "
+        f"got {name!r}{did_you_mean(one for part in near for one in known[part])}; correct it, or "
         "let custom_imports import the module that registers it"
     )
 
@@ -89,7 +86,7 @@ def unknown_setting(build: Callable[..., Any], name: str, key: str) -> str:
     known = {part for one in constructors for part in inspect.signature(one).parameters}
     return (
         f"expected settings of {_name(build)} in {key}, got {name!r}"
-        f"{_did_you_mean(get_close_matches(name, known, cutoff=_NEAR))}; correct or remove it"
+        f"{did_you_mean(nearest(name, known))}; correct or remove it"
     )
 
 
@@ -97,7 +94,13 @@ def _name(build: Any) -> str:
     return getattr(build, "__name__", str(build))
 
 
-def _did_you_mean(names: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Return the names that a mistyped one may stand for, most similar first."""
+    return get_close_matches(name, list(known), cutoff=0.75)
+
+
+def did_you_mean(names: Iterable[str]) -> str:
+    """Return the question whether one of these names was meant; empty without any."""
     near = list(names)[:3]
     return f" (did you mean {' or '.join(near)}?)" if near else ""
 

@@ -15,7 +15,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.runner import Runner
 
-from .components import build_fault
+from .components import build_fault, did_you_mean, nearest
 from .errors import InputError, some
 from .paths import RESOURCES
 
@@ -38,6 +38,13 @@ def read_config(name: str | Path, options: Mapping[str, Any] | None = None) -> C
     path = find_config(name)
     try:
         config = Config.fromfile(path)
+    except FileNotFoundError as error:
+        missing = Path(error.filename or str(error).partition('"')[2].partition('"')[0])
+        near = nearest(missing.name, (file.name for file in missing.parent.glob("*.*")))
+        raise InputError(
+            f"expected all files that {path} reads, such as its _base_, got no {missing}"
+            f"{did_you_mean(near)}; correct the path"
+        ) from error
     except Exception as error:  # configs are code, which can raise anything
         raise InputError(f"expected a config in {path}, got {_describe(error)}") from error
     sections = {key.partition(".")[0] for key in options or {} if "." in key}
@@ -80,6 +87,7 @@ def find_config(name: str | Path) -> Path:
     Raises:
         ValueError: No such package or file.
     """
+    zoo = {file.stem: file for file in CONFIGS.glob("[!_]*/*.py")}  # without _base_
     package, separator, relative = str(name).rpartition("::")
     if separator:
         spec = find_spec(package) if package.isidentifier() else None
@@ -90,12 +98,12 @@ def find_config(name: str | Path) -> Path:
     else:
         path = Path(name)
         if not path.is_file() and path.name == str(name):
-            zoo = {file.stem: file for file in CONFIGS.glob("[!_]*/*.py")}  # without _base_
             path = zoo.get(path.name.removesuffix(".py"), path)
     if not path.is_file():
         raise InputError(
             f"expected a config file or package::path, got {str(name)!r}: {path} is no file, "
             "and no config of that name comes with hcformer_mm"
+            f"{did_you_mean(nearest(path.name.removesuffix('.py'), zoo))}"
         )
     return path
 

@@ -38,6 +38,26 @@ def test_configs_that_are_not_there(name):
         find_config(name)
 
 
+def test_mistyped_names_are_answered_with_near_ones():
+    with pytest.raises(ValueError, match=rf"no config of that name .* \(did you mean {NAME} or "):
+        find_config(NAME.replace("panoptic", "panoptik"))
+
+
+@pytest.mark.parametrize(
+    ("base", "missing"),
+    [
+        ("./bases.py", r"such as its _base_, got no .*bases\.py \(did you mean base\.py\?\); corr"),
+        ("../nowhere/x.py", r"got no .*nowhere/x\.py; correct the path"),
+        ("mmdet::_base_/defalt_runtime.py", r"got no .* \(did you mean default_runtime\.py\?\)"),
+    ],
+)
+def test_bases_that_are_missing(base, missing, tmp_path):
+    (tmp_path / "base.py").touch()
+    (tmp_path / "leaf.py").write_text(f"_base_ = {base!r}")
+    with pytest.raises(ValueError, match=rf"expected all files that .*leaf\.py reads, .*{missing}"):
+        read_config(tmp_path / "leaf.py")
+
+
 def test_overrides(tmp_path):
     assert read_config(NAME, {"train_cfg.max_iters": 7}).train_cfg.max_iters == 7
     match = rf"expected overrides of .*{NAME}\.py that apply to it, got .*val_evaluator\.9"
