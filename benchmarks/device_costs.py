@@ -268,16 +268,16 @@ class PretendedGPU(TorchDispatchMode):
             self.costs = before
 
     def as_kernel(
-        self, function: Callable[..., Tensor], *args: Any, operations: int = 0, **kwargs: Any
+        self, name: str, function: Callable[..., Tensor], *args: Any, operations: int = 0
     ) -> Tensor:
         """Run a function that is one kernel on a GPU; inside, nothing is counted."""
-        with self._operator(function.__name__) as operator:
+        with self._operator(name) as operator:
             counted, self.costs, self._current = self.costs, None, None
             try:
-                result = function(*args, **kwargs)
+                result = function(*args)
             finally:
                 self.costs, self._current = counted, operator
-            operator.operand_bytes = sum(map(_size, _tensors((args, kwargs, result))))
+            operator.operand_bytes = sum(map(_size, _tensors((args, result))))
             self._add(launches=1, bytes=operator.operand_bytes, operations=operations)
         return result
 
@@ -433,17 +433,31 @@ def pretend_gpu(*, values: bool = True, backward: bool = False) -> Iterator[Pret
     # Kernels for GPUs that PyTorch and mmcv would choose there.
     attention, deformable = F.scaled_dot_product_attention, MMCV.multi_scale_deformable_attn_pytorch
 
-    def attend(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def attend(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        *args: Any,
+        **kw: Any,
+    ) -> Tensor:
+        def run(*inputs: Any) -> Tensor:
+            # The heads of a query are adjacent in the kernel's result.
+            return attention(*inputs, *args, **kw).transpose(1, 2).contiguous().transpose(1, 2)
+
+        if attn_mask is not None and attn_mask.shape[-1] % 8:
+            F.pad(attn_mask, (0, -attn_mask.shape[-1] % 8))  # PyTorch aligns the rows of masks.
         operations = 4 * query.numel() * key.shape[-2]
-        return gpu.as_kernel(attention, query, key, *args, operations=operations, **kwargs)
+        operands = query, key, value, attn_mask
+        return gpu.as_kernel(attention.__name__, run, *operands, operations=operations)
 
     def attend_deformably(value: Tensor, sizes: Tensor, places: Tensor, weights: Tensor) -> Tensor:
-        def run(value: Tensor, sizes: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+        def run(value: Tensor, *inputs: Tensor) -> Tensor:
             if values:
-                return deformable(value, sizes, places, weights)
+                return deformable(value, *inputs)
             return value.new_empty(*places.shape[:2], prod(value.shape[2:]))
 
-        return gpu.as_kernel(run, value, sizes, places, weights)
+        return gpu.as_kernel("ms_deform_attn", run, value, sizes, places, weights)
 
     lift = torch._C._only_lift_cpu_tensors()
     with ExitStack() as stack:
