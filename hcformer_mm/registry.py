@@ -8,11 +8,12 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import VISUALIZERS as MMENGINE_VISUALIZERS
 from mmengine.registry import Registry
 
-__all__ = ["DATASETS", "HOOKS", "METRICS", "MODELS", "TRANSFORMS", "VISUALIZERS"]
+__all__ = ["DATASETS", "HOOKS", "METRICS", "MODELS", "OPTIM_WRAPPERS", "TRANSFORMS", "VISUALIZERS"]
 
 MODELS = Registry(
     "model", parent=MMENGINE_MODELS, scope="hcformer_mm", locations=["hcformer_mm.models"]
@@ -34,4 +35,10 @@ VISUALIZERS = Registry(
     parent=MMENGINE_VISUALIZERS,
     scope="hcformer_mm",
     locations=["hcformer_mm.visualization.visualizer"],
+)
+OPTIM_WRAPPERS = Registry(
+    "optimizer wrapper",
+    parent=MMENGINE_OPTIM_WRAPPERS,
+    scope="hcformer_mm",
+    locations=["hcformer_mm.engine"],
 )

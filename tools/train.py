@@ -21,7 +21,12 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="fuse frozen BatchNorm and use channels-last memory; losses change by rounding",
     )
-    parser.add_argument("--amp", action="store_true", help="train in automatic mixed precision")
+    parser.add_argument(
+        "--amp",
+        action="store_true",
+        help="train in mixed precision: on a GPU in float16, or the dtype of optim_wrapper; on a "
+        "CPU in bfloat16",
+    )
     parser.add_argument(
         "--auto-scale-lr",
         action="store_true",

@@ -9,10 +9,12 @@ from .hooks.fast_inference_hook import FastInferenceHook
 from .hooks.fast_training_hook import FastTrainingHook
 from .hooks.finite_loss_hook import FiniteLossHook
 from .hooks.resumable_checkpoint_hook import ResumableCheckpointHook
+from .mixed_precision import BFloat16OptimWrapper
 
 ClassCheckHook = DataCheckHook
 
 __all__ = [
+    "BFloat16OptimWrapper",
     "CheckpointCheckHook",
     "ClassCheckHook",
     "ClusterRecordHook",

@@ -19,6 +19,7 @@ from .dist import set_up_gloo
 from .hooks.checkpoint_check_hook import ALLOW_PARTIAL, CheckpointCheckHook
 from .hooks.data_check_hook import DataCheckHook
 from .hooks.param_groups_hook import ParamGroupsHook
+from .mixed_precision import complete_optim_wrapper
 from .run_checks import Findings
 from .run_checks.components import component_faults
 
@@ -121,7 +122,8 @@ def build_runner(
     It loads checkpoints with ``weights_only=True``, and refuses those that do not fit. In its JSON
     logs, null stands for NaN. On a machine without GPUs, the processes of torchrun communicate by
     gloo. With ``compile`` in the config, parameter groups become plain dicts, which Dynamo can
-    trace. Pipelines and evaluators are completed; see :mod:`~hcformer_mm.engine.completion`.
+    trace. Pipelines and evaluators are completed; see :mod:`~hcformer_mm.engine.completion`. Mixed
+    precision is logged; on a CPU it is bfloat16.
 
     Args:
         config: Full config of a runner, changed in place.
@@ -139,9 +141,12 @@ def build_runner(
     set_up_gloo(config)
     complete_pipelines(config)
     complete_evaluators(config)
+    precision = complete_optim_wrapper(config)
     flexible = "runner_type" in config
     with naming(config):
         runner = RUNNERS.build(config) if flexible else Runner.from_cfg(config)
+    if precision and "train" in splits:
+        runner.logger.info(precision)
     runner.register_hook(CheckpointCheckHook(allow_partial=allow_partial))
     if config.get("compile") and not flexible:
         runner.register_hook(ParamGroupsHook())

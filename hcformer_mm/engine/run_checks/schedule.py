@@ -29,9 +29,9 @@ def schedule_faults(config: Config) -> Iterator[str]:
         )
     wrapper = config.get("optim_wrapper")
     # MMEngine asserts the same when it builds the wrapper, and names neither key nor remedy.
-    if get_device() in ("cpu", "mps") and is_a(OPTIM_WRAPPERS, wrapper, AmpOptimWrapper):
+    if get_device() == "mps" and is_a(OPTIM_WRAPPERS, wrapper, AmpOptimWrapper):
         yield (
-            "expected a GPU for the mixed precision of optim_wrapper, got a machine without one; "
+            "expected a CPU or a CUDA device for the mixed precision of optim_wrapper, got mps; "
             "set optim_wrapper.type=OptimWrapper, and leave out --amp"
         )
     if _counts(config, IterBasedTrainLoop):
