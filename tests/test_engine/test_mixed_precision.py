@@ -61,7 +61,9 @@ def test_cpus_refuse_float16(on):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPUs")
 def test_losses_are_finite(shapes, tmp_path):
-    config = quick_config(shapes, tmp_path, batch_size=2)
+    config = quick_config(shapes, tmp_path)
+    config.model.panoptic_head.transformer_decoder.num_layers = 1
+    config.model.train_cfg.num_points = 256
     config.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
     config.train_cfg.max_iters = 3
     config.val_cfg = config.val_dataloader = config.val_evaluator = None
