@@ -1,7 +1,6 @@
 """Soft assignment of fine pixels to coarse cells: eq. (3) in a 3×3 neighborhood."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -215,10 +214,19 @@ class _BandedAssignment(torch.autograd.Function):
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], eps: tuple[float, float], *inputs: Tensor
-    ) -> tuple[tuple[Tensor | None, ...], tuple[int | None, ...]]:
-        """Assign all examples at once, without bands."""
-        assign = torch.vmap(partial(_assign_maps, eps), in_dims[1:])
-        return (assign(*inputs), None, None), (0, None, None)
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        """Assign one example after the other."""
+        outputs = [
+            _BandedAssignment.apply(
+                eps,
+                *(
+                    x if dim is None else x.select(dim, example)
+                    for x, dim in zip(inputs, in_dims[1:], strict=True)
+                ),
+            )
+            for example in range(info.batch_size)
+        ]
+        return tuple(torch.stack(parts) for parts in zip(*outputs, strict=True)), (0, 0, 0)
 
 
 def _gradients(

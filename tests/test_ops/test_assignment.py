@@ -120,3 +120,12 @@ def test_dtypes_and_scales_that_do_not_fit():
         soft_assign(fine, coarse.float(), 0.1)
     with pytest.raises(ValueError, match=r"one scale, got a tensor of shape \(3,\)"):
         soft_assign(fine, coarse, torch.ones(3))
+
+
+@pytest.mark.parametrize("scale", [0.1, torch.ones(1, device="meta")])
+def test_device_without_numbers_or_autocast(scale):
+    fine, coarse = (x.detach().to("meta").requires_grad_() for x in features(5, 6))
+    assignment = soft_assign(fine, coarse, scale)
+    assert (assignment.shape, assignment.device.type) == ((2, 9, 5, 6), "meta")
+    gradients = torch.autograd.grad(assignment.sum(), (fine, coarse))
+    assert [g.shape for g in gradients] == [fine.shape, coarse.shape]

@@ -130,3 +130,13 @@ def test_refuses_levels_that_do_not_fit():
         decode_points(masks, assignments[::-1], points)
     with pytest.raises(ValueError, match="expected masks of"):
         decode_points(masks[..., :1], assignments, points)
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_device_without_numbers(levels):
+    masks, assignments, points = hierarchy(6, 8, levels)
+    inputs = [x.detach().to("meta").requires_grad_() for x in (masks, *assignments)]
+    values = decode_points(inputs[0], inputs[1:], points.to("meta"))
+    assert (values.shape, values.device.type) == ((2, 3, 44), "meta")
+    gradients = torch.autograd.grad(values.sum(), inputs)
+    assert [g.shape for g in gradients] == [x.shape for x in inputs]

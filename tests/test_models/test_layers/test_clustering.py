@@ -3,10 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from hcformer_mm.models import ClusteringModule
-from hcformer_mm.ops import decode
+from hcformer_mm.ops import decode, decode_points, hard_assignment
 from tests.helpers import reference
 
 VECTORS = Path(__file__).parents[2] / "data" / "clustering_vectors.npz"
@@ -160,3 +162,55 @@ def test_autocast(dtype, scale):
 def test_channels_that_do_not_fit():
     with pytest.raises(ValueError, match=r"\(B, 10, H, W\), got \(1, 9, 2, 2\)"):
         module()(torch.randn(1, 6, 4, 4), torch.randn(1, 9, 2, 2))
+
+
+@pytest.mark.parametrize("cached", [1, 2**18])
+def test_transforms_of_functions(cached, monkeypatch):
+    """Gradients of parameters by torch.func, also of second order and for every image."""
+    work_on(cached, monkeypatch)
+    clustering, fine, coarse = random_module_and_maps((5, 6), requires_grad=False)
+    parameters = dict(clustering.named_parameters())
+
+    def loss(parameters, fine, coarse):
+        return (functional_call(clustering, parameters, (fine, coarse)) ** 2).sum()
+
+    def roughness(parameters):
+        found = torch.func.grad(loss)(parameters, fine, coarse)
+        return sum((gradient**2).sum() for gradient in found.values())
+
+    leaves = list(parameters.values())
+    gradients = torch.autograd.grad(loss(parameters, fine, coarse), leaves, create_graph=True)
+    found = torch.func.grad(loss)(parameters, fine, coarse)
+    torch.testing.assert_close(list(found.values()), list(gradients))
+    second = torch.autograd.grad(sum((g**2).sum() for g in gradients), leaves)
+    found = torch.func.grad(roughness)(parameters)
+    torch.testing.assert_close(list(found.values()), list(second))
+
+    images = fine[:, None], coarse[:, None]
+    of_images = torch.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, *images)
+    for gradient, name in zip(gradients, parameters, strict=True):
+        torch.testing.assert_close(of_images[name].sum(0), gradient)
+
+
+@pytest.mark.parametrize("cached", [1, 2**18])
+def test_device_without_numbers_or_autocast(cached, monkeypatch):
+    work_on(cached, monkeypatch)
+    clustering = module().to("meta")
+    fine, coarse = (torch.empty(2, *x, device="meta") for x in ((6, 7, 8), (10, 4, 4)))
+    assignment = clustering(fine.requires_grad_(), coarse.requires_grad_())
+    assert assignment.shape == (2, 9, 7, 8)
+    inputs = [fine, coarse, *clustering.parameters()]
+    gradients = torch.autograd.grad(decode(coarse, assignment).sum(), inputs)
+    assert [(g.shape, g.device.type) for g in gradients] == [(x.shape, "meta") for x in inputs]
+
+
+def test_fake_tensors_of_a_gpu():
+    """No tensor on the CPU meets them."""
+    with FakeTensorMode(), torch.device("cuda"), torch.no_grad():
+        clustering = ClusteringModule(6, 10)
+        coarse = torch.randn(2, 10, 4, 4)
+        assignment = clustering(torch.randn(2, 6, 7, 8), coarse)
+        values = decode_points(coarse, [assignment], torch.rand(2, 30, 2))
+        hard = hard_assignment(assignment)
+    assert all(x.device.type == "cuda" for x in (assignment, values, hard))
+    assert (values.shape, hard.shape) == ((2, 10, 30), (2, 7, 8))
