@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> list[measure.Row]:
     """Measure every case at every number of threads.
 
     Operators and training also get peak extra memory; a whole training step is repeated in a fresh
-    process for its peak resident memory.
+    process for its whole peak: resident memory, or what is allocated on a GPU.
     """
     results: list[measure.Row] = []
     for setting, calls in args.cases(args):
@@ -184,13 +184,14 @@ def run(args: argparse.Namespace) -> list[measure.Row]:
             if args.cases is operators.cases:
                 for row in rows:
                     row["ns/pixel"] = 1e6 * row["median (ms)"] / (height * width)
-            if setting.get("phase") == "step" and args.device == "cpu":
+            if setting.get("phase") == "step":
                 peaks = []
                 for index in range(len(calls)):
                     with ProcessPoolExecutor(1, get_context("spawn")) as process:
                         work = models.peak_of_training, args, index, (height, width), threads
                         peaks.append(process.submit(*work).result())
-                measure.add_peaks(rows, "resident", peaks, args.baseline - 1)
+                kind = "resident" if args.device == "cpu" else "allocated"
+                measure.add_peaks(rows, kind, peaks, args.baseline - 1)
             results += rows
         del calls  # before the maps of the next case are made
     return results
@@ -212,6 +213,8 @@ def main() -> None:
     args = parse_args()
     try:
         check_device(args.device)
+        if args.device != "cpu":
+            torch.cuda.set_device(args.device)  # for which the clock waits
         results = args.run(args)
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"benchmark: {error}")

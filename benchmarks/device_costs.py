@@ -396,7 +396,8 @@ class PretendedGPU(TorchDispatchMode):
         storages = {_storage(x) for x in inputs}
         view = not func._schema.is_mutable and all(_storage(x) in storages for x in outputs)
         if name in SYNCING or not (view or name in FREE):
-            launches, moved = _cost(name, func, args, kwargs, inputs, outputs)
+            here = [x for x in inputs if self._is_here(x)]
+            launches, moved = _cost(name, func, args, kwargs, here, outputs)
             operations = 0
             if func._overloadpacket in flop_registry:
                 operations = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
@@ -552,7 +553,9 @@ def _cost(
         return launches + 1, moved + 2 * out  # cuDNN's result is read again to add the bias.
     if name == "_index_put_impl_":
         values = _size(args[2])
-        indices = sum(_size(x) for x in _tensors(args[1]))
+        indices = sum(map(_size, _tensors(args[1])))
+        if len(inputs) == 1 + len(_tensors(args[1])):  # A number of the CPU fills.
+            return 1, indices + 2 * _size(args[0])
         # Accumulation sorts the indices and adds equal ones.
         return (5 if given.get("accumulate") else 1), indices + 3 * values
     if name == "deform_conv2d":

@@ -22,7 +22,7 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from benchmarks.device_costs import Costs, PretendedGPU, ValueReadError, pretend_gpu
-from benchmarks.measure import Call, Case, Shape, peak_resident
+from benchmarks.measure import Call, Case, Shape, peak_allocated, peak_resident
 from benchmarks.operators import confident_class_logits
 from hcformer_mm.acceleration.conv_bn_fusion import fuse_conv_bn, fuse_frozen_bn, has_fused_bn
 from hcformer_mm.acceleration.inference import to_channels_last
@@ -368,9 +368,10 @@ def _on_gpu(data: Mapping[str, Any], gpu: PretendedGPU) -> dict[str, Any]:
 
 
 def peak_of_training(args: Namespace, index: int, shape: Shape, threads: int) -> int:
-    """Train one config for three steps; return the peak resident bytes of this process.
+    """Train one config for three steps; return the peak bytes of this process.
 
-    The first step creates the optimizer state, so memory peaks in the second or third.
+    They are resident memory, or what is allocated on a GPU. The first step creates the optimizer
+    state, so memory peaks in the second or third.
     """
     torch.set_num_threads(threads)
     spec = parse_specs(args)[index]
@@ -379,4 +380,4 @@ def peak_of_training(args: Namespace, index: int, shape: Shape, threads: int) ->
     step = training_call(model, spec.config(), data)
     for _ in range(3):
         step()
-    return peak_resident()
+    return peak_resident() if args.device == "cpu" else peak_allocated(args.device)
