@@ -136,7 +136,7 @@ class PanopticResult:
         num_classes: int,
     ) -> None:
         kept, scores, classes = panoptic_queries(probabilities, test_cfg, num_classes)
-        self._queries = _positions(kept, probabilities)
+        (self._queries,) = _positions(probabilities, kept)
         self._scores, self._classes = scores[self._queries], classes[self._queries]
         self._num_things, self._num_classes = num_things, num_classes
         self._iou_thr = test_cfg.get("iou_thr", 0.8)
@@ -149,9 +149,8 @@ class PanopticResult:
         """Accumulate mask logits and their sigmoid, ``(Q, rows, W)``, of some rows of the image."""
         if not len(self._queries):
             return
-        # Skip the copy if only needed queries have been decoded.
-        masks = masks if len(self._queries) == len(masks) else masks[self._queries]
-        sure = masks >= 0.5  # (N, rows, W)
+        masks = _select(masks, self._queries)  # (N, rows, W)
+        sure = masks >= 0.5
         self._areas += sure.flatten(1).sum(1)
         winners = _argmax(self._scores.view(-1, 1, 1) * masks)
         self._winners[rows] = winners
@@ -188,30 +187,33 @@ class InstanceResult:
         num_things: int,
         num_classes: int,
     ) -> None:
-        pairs = best_pairs(probabilities, test_cfg, num_classes)
-        things = _positions(pairs[1] < num_things, probabilities)
-        self._queries, self._classes, self._scores = (part[things] for part in pairs)
-        self._masks = torch.zeros(
-            (len(things), *size), dtype=torch.bool, device=probabilities.device
-        )
-        # Of every query, as a query may be in several pairs.
-        self._areas = torch.zeros_like(probabilities[:, 0], dtype=torch.int64)
-        self._sums = probabilities.new_zeros(len(probabilities), size[0])
+        queries, classes, scores = best_pairs(probabilities, test_cfg, num_classes)
+        is_thing = classes < num_things
+        # A query may be in several pairs; its mask is computed once.
+        pairs_of_query = torch.zeros_like(probabilities[:, 0], dtype=torch.int64)
+        is_used = pairs_of_query.index_add_(0, queries, is_thing.long()) > 0
+        things, self._queries = _positions(probabilities, is_thing, is_used)
+        self._index = (is_used.cumsum(0) - 1)[queries[things]]
+        self._classes, self._scores = classes[things], scores[things]
+        shape = len(things), *size
+        self._masks = torch.zeros(shape, dtype=torch.bool, device=probabilities.device)
+        self._areas = torch.zeros_like(self._queries)
+        self._sums = probabilities.new_zeros(len(self._queries), size[0])
 
     def add(self, rows: slice, logits: Tensor, masks: Tensor) -> None:
         """Accumulate mask logits and their sigmoid, ``(Q, rows, W)``, of some rows of the image."""
-        positive = logits > 0
-        self._masks[:, rows] = positive[self._queries]
+        positive = _select(logits, self._queries) > 0
+        self._masks[:, rows] = positive[self._index]
         self._areas += positive.flatten(1).sum(1)
-        self._sums[:, rows] = (masks * positive).sum(2)
+        self._sums[:, rows] = (_select(masks, self._queries) * positive).sum(2)
 
     def result(self) -> InstanceData:
         """Return ``scores``, ``labels``, ``bboxes`` and ``masks`` of the instances."""
         confidence = self._sums.sum(1) / (self._areas + 1e-6)
         left, right = _extent(self._masks.any(1))
-        top, bottom = _extent((self._sums > 0)[self._queries])
+        top, bottom = _extent((self._sums > 0)[self._index])
         return InstanceData(
-            scores=self._scores * confidence[self._queries],
+            scores=self._scores * confidence[self._index],
             labels=self._classes,
             bboxes=torch.stack([left, top, right, bottom], dim=1).float(),
             masks=self._masks,
@@ -242,7 +244,7 @@ class SemanticResult:
         ratios = (scores / scores.amax(dim=-1, keepdim=True)).where(needed[:, None], 0)
         candidates = ~(ratios.sum(0) < 0.99)  # less than 1 by more than rounding; a NaN stays
         candidates[0].fill_(True)  # wins where all scores are 0
-        self._candidates = _positions(candidates, probabilities)
+        (self._candidates,) = _positions(probabilities, candidates)
         self._weights = scores[:, self._candidates].T
         self._winners = torch.zeros(size, dtype=torch.int64, device=probabilities.device)
 
@@ -300,20 +302,26 @@ def _resize_rows(masks: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
     return _resize(upper.lerp(lower, weight[:, None]), (rows.stop - rows.start, size[1]))
 
 
-def _positions(chosen: Tensor, probabilities: Tensor) -> Tensor:
-    """Indices of the true elements of ``chosen`` ``(N,)``, in ascending order.
+def _positions(probabilities: Tensor, *chosen: Tensor) -> list[Tensor]:
+    """Indices of the true elements of each vector ``chosen``, in ascending order.
 
-    Their number is the only value that is read back from the device. With it comes whether a class
-    probability is NaN, so the warning of that costs no wait.
+    Their numbers are all that is read back from the device, together. With them comes whether a
+    class probability is NaN, so the warning of that costs no wait.
     """
-    count, broken = torch.stack([chosen.sum(), probabilities.isnan().sum()]).tolist()
-    if broken:
+    counts = torch.stack([flags.sum() for flags in (probabilities.isnan(), *chosen)]).tolist()
+    if counts[0]:
         warnings.warn(
             "expected finite class logits, got NaN or Inf, which segment nothing; look at the "
             "weights of the checkpoint and at the images",
             stacklevel=2,
         )
-    return (~chosen).int().argsort(stable=True)[:count]
+    true_first = [(~flags).int().argsort(stable=True) for flags in chosen]
+    return [order[:count] for order, count in zip(true_first, counts[1:], strict=True)]
+
+
+def _select(maps: Tensor, queries: Tensor) -> Tensor:
+    """Maps of some queries, without a copy if these are all, as they often are."""
+    return maps if len(queries) == len(maps) else maps.index_select(0, queries)
 
 
 def _share_reaches(parts: Tensor, wholes: Tensor, threshold: float, largest: int) -> Tensor:

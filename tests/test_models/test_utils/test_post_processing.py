@@ -194,7 +194,7 @@ def test_boxes_equal_mmdets(shape):
     probabilities = torch.full((shape[0], 2), 0.5)
     result = InstanceResult(probabilities, shape[1:], dict(max_per_image=shape[0]), 1, 1)
     logits = masks.float() - 0.5
-    order = result._queries
+    order = result._queries[result._index]
     if len(masks):
         result.add(slice(0, shape[1]), logits, logits.sigmoid())
     instances = result.result()
