@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...ops.bands import is_eager_cpu
+from ...ops.precision import autocast_off
 from ...registry import MODELS
 from ...structures.clustered_features import ClusteredFeatures, require_clustering
 from ..losses.finite_assigner import FiniteAssigner
@@ -267,7 +268,7 @@ class HCFormerHead(MaskTransformer):
             ValueError: The head has no ``train_cfg``.
         """
         self._check_train_cfg()
-        with torch.autocast(all_mask_preds[0].device.type, enabled=False):
+        with autocast_off(all_mask_preds[0].device.type):
             return super().loss_by_feat(
                 [full_precision(logits) for logits in all_cls_scores],
                 [full_precision(logits) for logits in all_mask_preds],

@@ -6,15 +6,12 @@ import torch
 from mmcv.cnn import Conv2d
 from mmdet.models.dense_heads import Mask2FormerHead
 from mmdet.models.dense_heads.anchor_free_head import AnchorFreeHead
-from mmdet.models.layers import (
-    DetrTransformerDecoder,
-    Mask2FormerTransformerDecoder,
-    SinePositionalEncoding,
-)
+from mmdet.models.layers import DetrTransformerDecoder, Mask2FormerTransformerDecoder
 from mmengine.model import BaseModule, caffe2_xavier_init
 from torch import Tensor, nn
 
 from ..layers.attention import fuse_attention
+from ..layers.positional_encoding import GridEncoding
 from ..utils.pretrained import is_pretrained
 
 Decoder = Literal["masked", "standard"]
@@ -79,7 +76,7 @@ class MaskTransformer(Mask2FormerHead):
             nn.Identity() if in_channels == feat_channels else Conv2d(in_channels, feat_channels, 1)
         )
         self.mask_proj = Conv2d(in_channels, out_channels, kernel_size=1)
-        self.decoder_positional_encoding = SinePositionalEncoding(**positional_encoding)
+        self.decoder_positional_encoding = GridEncoding(**positional_encoding)
         if decoder == "masked":
             self.level_embed = nn.Embedding(1, feat_channels)
         self.query_embed = nn.Embedding(num_queries, feat_channels)
@@ -130,11 +127,10 @@ class MaskTransformer(Mask2FormerHead):
                 f"{type(self).__name__}, got {tuple(feature_map.shape)}"
             )
         mask_features = self.mask_proj(feature_map)
-        memory = self.decoder_input_proj(feature_map).flatten(2).transpose(1, 2)  # (B, h·w, C)
-        batch, _, rows, cols = feature_map.shape
-        no_padding = memory.new_zeros((1, rows, cols), dtype=torch.bool)
-        position = self.decoder_positional_encoding(no_padding).flatten(2).transpose(1, 2)
-        query_pos = self.query_embed.weight.expand(batch, -1, -1)
+        # Tokens (B, h·w, C). Of a contiguous map, linear layers would copy them one by one.
+        memory = self.decoder_input_proj(feature_map).flatten(2).transpose(1, 2).contiguous()
+        position = self.decoder_positional_encoding(feature_map)
+        query_pos = self.query_embed.weight.expand(len(feature_map), -1, -1)
         if self.decoder == "standard":
             queries = self.transformer_decoder(
                 query=torch.zeros_like(query_pos),
@@ -164,7 +160,7 @@ class MaskTransformer(Mask2FormerHead):
             outputs.append(self.transformer_decoder.post_norm(query))
             mask_logits.append(self._mask_logits(outputs[-1], mask_features))
         if last_only:
-            outputs, mask_logits = outputs[-1:], mask_logits[-1:]
+            return [self.cls_embed(outputs[-1])], mask_logits[-1:]
         return list(self.cls_embed(torch.stack(outputs))), mask_logits
 
     def _mask_logits(self, queries: Tensor, mask_features: Tensor) -> Tensor:

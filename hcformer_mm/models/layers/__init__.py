@@ -1,1 +1,1 @@
-"""Modules that are not registered: clustering, deformable downsampling and attention."""
+"""Modules that are not registered: clustering, deformable downsampling, attention, positions."""

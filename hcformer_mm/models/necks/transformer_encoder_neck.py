@@ -2,15 +2,15 @@
 
 from typing import Any
 
-import torch
 from mmcv.cnn import ConvModule
-from mmdet.models.layers import DetrTransformerEncoder, SinePositionalEncoding
+from mmdet.models.layers import DetrTransformerEncoder
 from mmengine.model import BaseModule, caffe2_xavier_init
 from torch import Tensor, nn
 
 from ...registry import MODELS
 from ...structures.clustered_features import ClusteredFeatures, require_clustering
 from ..layers.attention import fuse_attention
+from ..layers.positional_encoding import GridEncoding
 from ..utils.pretrained import is_pretrained
 
 
@@ -62,7 +62,7 @@ class TransformerEncoderNeck(BaseModule):
             norm_cfg=dict(type="GN", num_groups=32),
             act_cfg=None,
         )
-        self.positional_encoding = SinePositionalEncoding(**positional_encoding)
+        self.positional_encoding = GridEncoding(**positional_encoding)
 
     def init_weights(self) -> None:
         """Initialize as mmdet's ``TransformerEncoderPixelDecoder`` does, or by ``init_cfg``."""
@@ -96,12 +96,9 @@ class TransformerEncoderNeck(BaseModule):
                 f"{tuple(x[-1].shape)}"
             )
         cells = self.input_proj(x[-1])
-        rows, cols = cells.shape[-2:]
-        no_padding = cells.new_zeros((1, rows, cols), dtype=torch.bool)
-        position = self.positional_encoding(no_padding)
         encoded: Tensor = self.encoder(
             query=cells.flatten(2).transpose(1, 2),  # (B, h·w, C)
-            query_pos=position.flatten(2).transpose(1, 2),
+            query_pos=self.positional_encoding(cells),
             key_padding_mask=None,
         )
-        return x.replace([*x[:-1], encoded.transpose(1, 2).unflatten(2, (rows, cols))])
+        return x.replace([*x[:-1], encoded.transpose(1, 2).unflatten(2, cells.shape[-2:])])

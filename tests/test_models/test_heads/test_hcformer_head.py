@@ -94,13 +94,11 @@ def test_standard_decoder_is_detrs():
     feature_map = torch.randn(2, 512, 3, 5, dtype=torch.float64, requires_grad=True)
 
     memory = head.decoder_input_proj(feature_map).flatten(2).transpose(1, 2)
-    position = head.decoder_positional_encoding(torch.zeros(2, 3, 5)).flatten(2).transpose(1, 2)
+    position = head.decoder_positional_encoding(feature_map).double()
     query = torch.zeros(2, 20, 128, dtype=torch.float64)
     expected = []
     for layer in head.transformer_decoder.layers:
-        query = reference.decoder_layer(
-            layer, query, memory, head.query_embed.weight, position.double()
-        )
+        query = reference.decoder_layer(layer, query, memory, head.query_embed.weight, position)
         normalized = reference.layer_norm(query, head.transformer_decoder.post_norm)
         mask_features = head.mask_proj(feature_map).flatten(2)
         masks = (head.mask_embed(normalized) @ mask_features).unflatten(2, (3, 5))
@@ -132,10 +130,9 @@ def test_masked_decoder_is_mask2formers(batch, size):
     mask_features = head.mask_proj(feature_map)
     memory = head.decoder_input_proj(feature_map).flatten(2).transpose(1, 2)
     memory = memory + head.level_embed.weight
-    position = head.decoder_positional_encoding(torch.zeros(batch, *size))
     positions = dict(
         query_pos=head.query_embed.weight.expand(batch, -1, -1),
-        key_pos=position.double().flatten(2).transpose(1, 2),
+        key_pos=head.decoder_positional_encoding(feature_map).double(),
     )
     query = head.query_feat.weight.expand(batch, -1, -1)
     expected = [theirs._forward_head(query, mask_features, size)]

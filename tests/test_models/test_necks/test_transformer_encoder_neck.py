@@ -56,9 +56,9 @@ def test_equals_the_formula(size):
     cells = (centered / (variance + norm.eps).sqrt()).flatten(1, 2)
     cells = cells * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
     expected = cells.flatten(2).transpose(1, 2)
-    position = neck.positional_encoding(torch.zeros(2, *size)).double()
+    position = neck.positional_encoding(feature_map).double()
     for layer in neck.encoder.layers:
-        expected = reference.encoder_layer(layer, expected, position.flatten(2).transpose(1, 2))
+        expected = reference.encoder_layer(layer, expected, position)
     expected = expected.transpose(1, 2).unflatten(2, size)
 
     inputs = [feature_map, *neck.parameters()]
