@@ -7,11 +7,11 @@ IS_NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 10))
 RUN = .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test test-gpu lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
 		printf '  make %-8s %s\n' "$$target" "$$text"; done
 	@echo
 	@echo '  PYTHON=python3.12 make install   choose the interpreter (3.10 or newer)'
@@ -33,6 +33,9 @@ demo: install  ## Write the Shapes set, train and evaluate an HCFormer on it, dr
 # worksteal starts each worker on a run of neighbors, so most module fixtures are set up only once.
 test: install  ## Run the tests on WORKERS=2 processes (the slow ones too: .venv/bin/python -m pytest -m '')
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -n $(WORKERS) --dist worksteal
+
+test-gpu: install  ## Run the tests on a GPU, and print parity and times (HCFORMER_MM_TEST_DEVICE=cpu: on the CPU)
+	@$(RUN) -m pytest -m 'gpu and not slow' --durations=10
 
 lint: install  ## Check style and types
 	@$(RUN) -m ruff check

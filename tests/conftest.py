@@ -4,9 +4,11 @@ import ast
 from unittest.mock import patch
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from hcformer_mm.datasets.shapes_writer import write_shapes
+from tests.helpers.devices import DEVICE, DEVICES, NO_GPU, REPORT, write_figures
 
 # Property-based tests draw the same examples in every run; --hypothesis-profile=slow draws more.
 settings.register_profile(
@@ -38,3 +40,36 @@ def shapes(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "shapes"
     write_shapes(root, num_train=3, num_val=3, size=(72, 96), workers=1)
     return root
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """Each device that is there; tensors that a test makes are on it."""
+    if request.param == "cpu":
+        yield torch.device("cpu")
+    else:
+        with torch.device(request.param):
+            yield torch.device(request.param)
+
+
+FIGURES = pytest.StashKey[dict]()
+
+
+@pytest.fixture(scope="session")
+def figures(request):
+    """Tables of figures by title, each a list of rows, which are printed after all tests."""
+    return request.config.stash.setdefault(FIGURES, {})
+
+
+@pytest.fixture(scope="session")
+def gpu():
+    """The GPU, or the device that stands in for it."""
+    if DEVICE is None:
+        pytest.skip(NO_GPU)
+    return torch.device(DEVICE)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if tables := config.stash.get(FIGURES, None):
+        terminalreporter.section(f"figures, also in {REPORT}/report.md and report.json")
+        terminalreporter.write(write_figures(tables, config.rootpath / REPORT))
