@@ -45,30 +45,35 @@ def row_bands(rows: int, row_numel: int, band_numel: int, *, multiple: int = 1) 
 def bands(x: Tensor, *, backward: bool = False) -> list[tuple[slice, slice]]:
     """Slices of dims 0 and 1 that cover a map band by band; see :func:`image_bands`.
 
+    A map off the CPU, or in a model that is traced, compiled or exported, is a single band.
+
     Args:
         x: Map ``(B, H, W, C)``.
         backward: Whether gradients are computed beside the map.
     """
+    batch, rows, width, channels = x.shape
+    if not is_eager_cpu(x):
+        return [(slice(0, batch), slice(0, rows))]
     numel = BACKWARD_BAND_NUMEL if backward else BAND_NUMEL
-    return image_bands(x, x.shape[1], x.shape[2] * x.shape[3], numel)
+    return image_bands(batch, rows, width * channels, numel)
 
 
-def image_bands(x: Tensor, rows: int, row_numel: int, band_numel: int) -> list[tuple[slice, slice]]:
-    """Split the rows of a batch of images, the largest band first.
+def image_bands(
+    batch: int, rows: int, row_numel: int, band_numel: int
+) -> list[tuple[slice, slice]]:
+    """Split the rows of a batch of images into bands, the largest one first.
 
     Args:
-        x: Tensor of the images ``(B, …)``, whose device decides.
+        batch: Number of images.
         rows: Number of rows of an image.
         row_numel: Number of elements in one row.
-        band_numel: Maximum number of elements in a band of more than two rows.
+        band_numel: Maximum number of elements in a band, but at least two rows.
 
     Returns:
         Slices of images and rows; each band starts at an even row. A band lies in one image, except
-        that small images are a single band, as are any off the CPU or in a model that is traced,
-        compiled or exported.
+        that small images are a single band.
     """
-    batch = len(x)
-    if not is_eager_cpu(x) or batch * rows * row_numel <= band_numel:
+    if batch * rows * row_numel <= band_numel:
         return [(slice(0, batch), slice(0, rows))]
     split = row_bands(rows, row_numel, band_numel, multiple=2)
     return [(slice(image, image + 1), band) for image in range(batch) for band in split]

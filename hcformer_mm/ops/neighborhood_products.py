@@ -41,6 +41,8 @@ from .precision import autocast_off
 
 INDEX_NUMEL = 2**15
 """Number of row indices that are computed at a time on a CPU."""
+GPU_INDEX_NUMEL = 2**25
+"""The same on a GPU, where a kernel counts its threads, 32 for every index, in 32 bits."""
 
 # Devices on which embedding_bag and its gradients have kernels; meta tensors stand for all.
 _BAG_DEVICES = ("cpu", "cuda", "meta")
@@ -165,7 +167,7 @@ def _qk_rows(pixels: Tensor, cells: Tensor) -> Tensor:
         # CUDA's kernel of this gradient lacks bfloat16.
         return _qk_rows(pixels.float(), cells.float()).to(pixels.dtype)
     _, height, width, channels = pixels.shape
-    places = image_bands(pixels, height, NUM_CANDIDATES * width, INDEX_NUMEL)
+    places = _index_bands(pixels, height, NUM_CANDIDATES * width)
     images, rows = places[0]  # the largest
     index = _candidate_index(images.stop, rows.stop, width, pixels.device)
     bag = torch.arange(len(index), dtype=index.dtype, device=index.device)
@@ -192,7 +194,7 @@ def _av_transpose_rows(pixels: Tensor, weights: Tensor) -> Tensor:
     rows, cols = (side + 2 for side in coarse_size(height, width))
     shares = _transpose_shares(weights, rows, cols)
     cells = []
-    for images, band in image_bands(pixels, rows, 4 * NUM_CANDIDATES * cols, INDEX_NUMEL):
+    for images, band in _index_bands(pixels, rows, 4 * NUM_CANDIDATES * cols):
         table = pixels[images]
         index = _transpose_index(len(table), band, height, width, pixels.device)
         sums = F.embedding_bag(
@@ -203,6 +205,11 @@ def _av_transpose_rows(pixels: Tensor, weights: Tensor) -> Tensor:
         )
         cells.append(sums)
     return _join(cells, (batch, rows, cols, channels))
+
+
+def _index_bands(x: Tensor, rows: int, row_numel: int) -> list[tuple[slice, slice]]:
+    numel = INDEX_NUMEL if x.device.type == "cpu" else GPU_INDEX_NUMEL
+    return image_bands(len(x), rows, row_numel, numel)
 
 
 def _join(parts: list[Tensor], shape: tuple[int, ...]) -> Tensor:

@@ -9,6 +9,7 @@ def bands(request, monkeypatch):
             "bands.BAND_NUMEL",
             "bands.BACKWARD_BAND_NUMEL",
             "neighborhood_products.INDEX_NUMEL",
+            "neighborhood_products.GPU_INDEX_NUMEL",
         ):
             monkeypatch.setattr(f"hcformer_mm.ops.{name}", 1)
 

@@ -166,7 +166,7 @@ def test_transforms_of_functions(index, form, bands):
 @pytest.mark.parametrize("index", range(3), ids=NAMES)
 @pytest.mark.parametrize("device", ["meta", "cuda"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_shapes_on_devices_without_numbers(index, device, dtype):
+def test_shapes_on_devices_without_numbers(index, device, dtype, bands):
     """On meta tensors with gradients, and on fake tensors of a GPU, without one."""
     inputs = inputs_of(*operands((5, 6), dtype=dtype))[index]
     expected = getattr(products, NAMES[index])(*inputs)
