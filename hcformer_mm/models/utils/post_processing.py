@@ -315,8 +315,8 @@ def _positions(probabilities: Tensor, *chosen: Tensor) -> list[Tensor]:
             "weights of the checkpoint and at the images",
             stacklevel=2,
         )
-    true_first = [(~flags).int().argsort(stable=True) for flags in chosen]
-    return [order[:count] for order, count in zip(true_first, counts[1:], strict=True)]
+    orders = [flags.int().argsort(descending=True, stable=True) for flags in chosen]
+    return [order[:count] for order, count in zip(orders, counts[1:], strict=True)]
 
 
 def _select(maps: Tensor, queries: Tensor) -> Tensor:
