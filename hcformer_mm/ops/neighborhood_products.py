@@ -44,8 +44,8 @@ INDEX_NUMEL = 2**15
 GPU_INDEX_NUMEL = 2**25
 """The same on a GPU, where a kernel counts its threads, 32 for every index, in 32 bits."""
 
-# Devices on which embedding_bag and its gradients have kernels; meta tensors stand for all.
-_BAG_DEVICES = ("cpu", "cuda", "meta")
+BAG_DEVICES = ("cpu", "cuda", "meta")
+"""Types of devices on which ``embedding_bag`` and its gradients have kernels."""
 
 
 def neighborhood_av(cells: Tensor, weights: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def _compute(name: str, first: Tensor, second: Tensor) -> Tensor:
 
 def _by_rows(x: Tensor) -> bool:
     """Whether to use ``embedding_bag``, which rejects rows without channels."""
-    return x.device.type in _BAG_DEVICES and not is_recorded() and x.numel() > 0
+    return x.device.type in BAG_DEVICES and not is_recorded() and x.numel() > 0
 
 
 def _av_rows(cells: Tensor, weights: Tensor) -> Tensor:
