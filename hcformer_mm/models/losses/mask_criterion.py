@@ -1,42 +1,50 @@
-"""Mask losses that decode only the masks they need.
+"""Mask losses that decode only the masks they need, in few steps.
 
 Decoding is linear per mask (eq. (5)). Matching reads every mask, but only at random points, so it
 decodes masks at these points. The mask losses read only the matched masks, which are decoded in
-full, for all decoder layers at once. The losses equal those of mmdet's ``Mask2FormerHead`` on fully
-decoded masks.
+full. Every step takes all decoder layers together, and the costs of all images are matched after a
+single transfer. The losses equal those of mmdet's ``Mask2FormerHead`` on fully decoded masks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mmcv.ops import point_sample
-from mmdet.models.task_modules.samplers import BaseSampler
+from mmdet.models.task_modules.samplers import BaseSampler, MaskPseudoSampler
 from mmdet.models.utils import get_uncertain_point_coords_with_randomness
 from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from ...ops.bands import is_eager_cpu
+from ...ops.precision import autocast_off
 from ..utils.mask_decoding import MaskSpace, decode_mask_logits, full_precision, mask_logits_at
 from .finite_assigner import FiniteAssigner
+
+EPS = torch.finfo(torch.float32).eps
+"""What mmdet's losses add to the number by which they divide their sum."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """Hungarian match of one image at one decoder layer.
+    """Matched pairs of query and object of one image, of all decoder layers.
 
     Attributes:
-        labels: Target class of every query, ``(Q,)``; K is "no object".
-        queries: Matched queries, ``(N,)``.
-        objects: Their ground-truth objects, ``(N,)``, ascending.
-        num_objects: Number of objects by which losses are averaged: the sampler's ``avg_factor``.
+        queries: Matched queries ``(M,)``, layer by layer; query q of layer l is l·Q + q.
+        objects: Their ground-truth objects ``(M,)``, ascending within a layer.
+        counts: Number of pairs in every layer.
+        num_objects: Number of objects by which the losses of every layer are averaged: the
+            sampler's ``avg_factor``.
+        complete: Whether every layer is known to match every object once.
     """
 
-    labels: Tensor
     queries: Tensor
     objects: Tensor
-    num_objects: int
+    counts: list[int]
+    num_objects: list[int]
+    complete: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +54,8 @@ class MaskCriterion:
     Attributes:
         assigner: Assigns queries to objects by the logits at random points.
         sampler: Lists the queries that the assigner matched.
-        loss_cls: Classification loss.
+        loss_cls: Classification loss. As the others, a loss of mmdet, which takes
+            ``reduction_override="none"``; the criterion averages it, whatever its own reduction.
         loss_mask: Pointwise mask loss.
         loss_dice: Dice loss.
         class_weight: Weights of the K classes and of "no object".
@@ -91,54 +100,30 @@ class MaskCriterion:
             Losses by mmdet's names: ``loss_cls``, ``loss_mask`` and ``loss_dice`` for every decoder
             layer, the last without a prefix and the others with ``d0.``, ``d1.``, ...
         """
-        all_class_logits = [full_precision(logits) for logits in all_class_logits]
-        all_mask_logits = [full_precision(logits) for logits in all_mask_logits]
+        class_logits = full_precision(torch.stack(list(all_class_logits), dim=1))
+        mask_logits = full_precision(torch.stack(list(all_mask_logits), dim=1))
         targets = [
             # Convert masks to floats once, since every decoder layer samples them.
-            InstanceData(labels=gt.labels, masks=gt.masks.to(all_mask_logits[0].dtype))
+            InstanceData(labels=gt.labels, masks=gt.masks.to(mask_logits.dtype))
             for gt in batch_gt_instances
         ]
         # In float16 the mask cost, a sum over all points, overflows; so does the number of masks
         # times points, by which the mask loss is divided.
-        with torch.autocast(all_mask_logits[0].device.type, enabled=False):
+        with autocast_off(mask_logits.device.type):
             # Not a decorator of _match: Dynamo cannot call a decorated method of a dataclass.
             with torch.no_grad():
-                matches = [
-                    self._match(class_logits, mask_logits, assignments, targets, batch_img_metas)
-                    for class_logits, mask_logits in zip(
-                        all_class_logits, all_mask_logits, strict=True
-                    )
-                ]  # [layer][image]
-            masks = self._matched_masks(all_mask_logits, assignments, matches)
-            layers = [
-                self._losses(class_logits, layer_masks, layer_matches, targets)
-                for class_logits, layer_masks, layer_matches in zip(
-                    all_class_logits, masks, matches, strict=True
+                matches = self._match(
+                    class_logits, mask_logits, assignments, targets, batch_img_metas
                 )
-            ]
+            of_layers = self._losses(class_logits, mask_logits, assignments, targets, matches)
+        layers = [
+            dict(zip(of_layers, losses, strict=True))
+            for losses in zip(*(losses.unbind() for losses in of_layers.values()), strict=True)
+        ]
         losses = layers[-1]
         for i, layer in enumerate(layers[:-1]):
             losses |= {f"d{i}.{name}": loss for name, loss in layer.items()}
         return losses
-
-    def _matched_masks(
-        self,
-        all_mask_logits: Sequence[Tensor],
-        assignments: Sequence[Tensor],
-        matches: Sequence[Sequence[Match]],
-    ) -> list[Tensor]:
-        """Decode the matched masks: ``(N, H, W)`` of every layer, image by image."""
-        masks = []  # [image][layer]
-        for i in range(len(matches[0])):
-            queries = [layer[i].queries for layer in matches]
-            logits = torch.cat(
-                [mask_logits[i, q] for mask_logits, q in zip(all_mask_logits, queries, strict=True)]
-            )
-            image_assignments = [assignment[i : i + 1] for assignment in assignments]
-            decoded = decode_mask_logits(logits[None], image_assignments, self.mask_space)[0]
-            # Each mask is read at its own points, so its pixels should be adjacent in memory.
-            masks.append(decoded.contiguous().split([len(q) for q in queries]))
-        return [torch.cat(of_images) for of_images in zip(*masks, strict=True)]
 
     def _match(
         self,
@@ -148,84 +133,174 @@ class MaskCriterion:
         targets: Sequence[InstanceData],
         batch_img_metas: Sequence[dict[str, Any]],
     ) -> list[Match]:
-        """Match queries and objects of every image at one decoder layer, at random points."""
-        points = torch.rand(
-            (len(targets), self.num_points, 2), dtype=mask_logits.dtype, device=mask_logits.device
-        )
-        predicted = mask_logits_at(mask_logits, assignments, points, self.mask_space)  # (B, Q, P)
+        """Match the queries ``(B, L, Q, ...)`` of all layers with the objects of their images."""
+        together = self.assigner.hungarian and type(self.sampler) is MaskPseudoSampler
+        layers, num_queries = class_logits.shape[1:3]
+        costs: list[Tensor] = []
+        found: list[tuple[Tensor, Tensor, int]] = []  # of every layer of every image
+        for i, (gt, img_meta) in enumerate(zip(targets, batch_img_metas, strict=True)):
+            of_image = [assignment[i : i + 1] for assignment in assignments]
+            for sample in self._samples(class_logits[i], mask_logits[i], of_image, gt):
+                if together:
+                    costs.append(self.assigner.costs(*sample, img_meta))
+                else:
+                    found.append(self._assign(*sample, img_meta))
+        if together:  # as the sampler does, without looking indices up on the device
+            found = [(q, objects, max(len(q), 1)) for q, objects in self.assigner.match(costs)]
+        index = torch.cat(
+            [
+                torch.stack((queries + k % layers * num_queries, objects))
+                for k, (queries, objects, _) in enumerate(found)
+            ],
+            dim=1,
+        ).to(class_logits.device)
         matches = []
-        for scores, masks, gt, at, img_meta in zip(
-            class_logits, predicted, targets, points, batch_img_metas, strict=True
-        ):
-            num_objects = len(gt.labels)
-            gt_masks = point_sample(gt.masks[:, None], at.repeat(num_objects, 1, 1))[:, 0]
-            predictions = InstanceData(scores=scores, masks=masks)
-            objects = InstanceData(labels=gt.labels, masks=gt_masks)
-            assigned = self.assigner.assign(
-                pred_instances=predictions, gt_instances=objects, img_meta=img_meta
-            )
-            sampled = self.sampler.sample(assigned, predictions, objects)
-            no_object = len(self.class_weight) - 1
-            labels = gt.labels.new_full((len(scores),), no_object, dtype=torch.long)
-            labels[sampled.pos_inds] = gt.labels[sampled.pos_assigned_gt_inds]
-            # Sort by object, so that masks of objects need not be copied; see _read.
-            order = sampled.pos_assigned_gt_inds.argsort()
+        for i, gt in enumerate(targets):
+            of_layers = found[i * layers : (i + 1) * layers]
+            counts = [len(queries) for queries, _, _ in of_layers]
+            queries, objects = index[:, : sum(counts)]
+            index = index[:, sum(counts) :]
             matches.append(
                 Match(
-                    labels=labels,
-                    queries=sampled.pos_inds[order],
-                    objects=sampled.pos_assigned_gt_inds[order],
-                    num_objects=sampled.avg_factor,
+                    queries=queries,
+                    objects=objects,
+                    counts=counts,
+                    num_objects=[number for _, _, number in of_layers],
+                    complete=together and len(gt.labels) <= num_queries,
                 )
             )
         return matches
 
+    def _samples(
+        self,
+        class_logits: Tensor,
+        mask_logits: Tensor,
+        assignments: Sequence[Tensor],
+        gt: InstanceData,
+    ) -> Iterator[tuple[InstanceData, InstanceData]]:
+        """Yield an image's predictions and objects of every layer, each at its random points."""
+        # On a CPU the masks of one layer fit the cache; probabilities are decoded in full.
+        separate = is_eager_cpu(mask_logits) or self.mask_space == "probability"
+        step = 1 if separate else len(mask_logits)
+        for scores, logits in zip(class_logits.split(step), mask_logits.split(step), strict=True):
+            points = torch.rand(
+                (len(logits), self.num_points, 2), dtype=logits.dtype, device=logits.device
+            )
+            of_layers = [assignment.expand(len(logits), -1, -1, -1) for assignment in assignments]
+            predicted = mask_logits_at(logits, of_layers, points, self.mask_space)
+            wanted = _sample(gt.masks, points.unsqueeze(1).expand(-1, len(gt.masks), -1, -1))
+            for layer in zip(scores, predicted, wanted, strict=True):
+                yield (
+                    InstanceData(scores=layer[0], masks=layer[1]),
+                    InstanceData(labels=gt.labels, masks=layer[2]),
+                )
+
+    def _assign(
+        self, predictions: InstanceData, objects: InstanceData, img_meta: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, int]:
+        """Matched queries, their objects in ascending order, and the sampler's ``avg_factor``."""
+        assigned = self.assigner.assign(predictions, objects, img_meta)
+        sampled = self.sampler.sample(assigned, predictions, objects)
+        order = sampled.pos_assigned_gt_inds.argsort()
+        return sampled.pos_inds[order], sampled.pos_assigned_gt_inds[order], sampled.avg_factor
+
     def _losses(
         self,
         class_logits: Tensor,
-        masks: Tensor,
-        matches: Sequence[Match],
+        mask_logits: Tensor,
+        assignments: Sequence[Tensor],
         targets: Sequence[InstanceData],
+        matches: Sequence[Match],
     ) -> dict[str, Tensor]:
-        """Losses of one layer: class logits ``(B, Q, K + 1)``, matched masks ``(N, H, W)``."""
-        labels = torch.cat([match.labels for match in matches])
-        loss_cls = self.loss_cls(
-            class_logits.flatten(0, 1),
-            labels,
-            torch.ones_like(labels),
-            avg_factor=class_logits.new_tensor(self.class_weight)[labels].sum(),
+        """Losses ``(L,)`` of all layers by name, from logits ``(B, L, Q, ...)``."""
+        images, layers, _ = class_logits.shape[:3]
+        numbers = [sum(number) for number in zip(*(m.num_objects for m in matches), strict=True)]
+        # One transfer serves both.
+        class_weight, number = class_logits.new_tensor([*self.class_weight, *numbers]).split(
+            [len(self.class_weight), layers]
         )
-        # A mean over all processes, so every process has to reach this line.
-        number = reduce_mean(class_logits.new_tensor([sum(m.num_objects for m in matches)]))
-        number = number.clamp(min=1)
-        if not len(masks):
-            return dict(loss_cls=loss_cls, loss_mask=masks.sum(), loss_dice=masks.sum())
+        number = reduce_mean(number).clamp(min=1)  # a mean over all processes
+
+        no_object = len(self.class_weight) - 1
+        labels = class_logits.new_full(class_logits.shape[:3], no_object, dtype=torch.long)
+        for of_image, gt, match in zip(labels.flatten(1), targets, matches, strict=True):
+            of_image[match.queries] = gt.labels[match.objects]
+        loss_cls = self.loss_cls(
+            class_logits.flatten(0, 2), labels.flatten(), reduction_override="none"
+        )
+        loss_cls = loss_cls.view(images, layers, -1).sum(dim=(0, 2))
+
+        of_images = [
+            self._mask_losses(
+                logits, [assignment[i : i + 1] for assignment in assignments], gt.masks, match
+            )
+            for i, (logits, gt, match) in enumerate(zip(mask_logits, targets, matches, strict=True))
+        ]
+        loss_mask, loss_dice = torch.stack(of_images).sum(dim=0)
+        return dict(
+            loss_cls=loss_cls / (class_weight[labels].sum(dim=(0, 2)) + EPS),
+            loss_mask=loss_mask / (number * self.num_points + EPS),
+            loss_dice=loss_dice / (number + EPS),
+        )
+
+    def _mask_losses(
+        self, mask_logits: Tensor, assignments: Sequence[Tensor], masks: Tensor, match: Match
+    ) -> Tensor:
+        """Mask and dice losses ``(2, L)`` of one image, from mask logits ``(L, Q, h, w)``."""
+        logits = mask_logits.flatten(0, 1).index_select(0, match.queries)
+        decoded = decode_mask_logits(logits[None], assignments, self.mask_space)[0]
+        predicted, wanted = self._at_uncertain_points(decoded, masks, match)
+        loss_mask = self.loss_mask(predicted.flatten(), wanted.flatten(), reduction_override="none")
+        loss_dice = self.loss_dice(predicted, wanted, reduction_override="none")
+        losses = torch.stack((loss_mask.view(-1, self.num_points).sum(dim=1), loss_dice))
+        of_layers = losses.split(match.counts, dim=1)
+        return torch.stack([losses.sum(dim=1) for losses in of_layers], dim=1)
+
+    def _at_uncertain_points(
+        self, decoded: Tensor, masks: Tensor, match: Match
+    ) -> tuple[Tensor, Tensor]:
+        """Sample matched masks ``(M, H, W)`` and targets where the masks are mostly uncertain.
+
+        Each mask has its own points: both results are ``(M, P)``.
+        """
+        # So the pixels of a mask should be adjacent in memory.
+        decoded = decoded.unsqueeze(1).contiguous()
         with torch.no_grad():
-            points = get_uncertain_point_coords_with_randomness(
-                masks[:, None],
-                None,
-                self.num_points,
-                self.oversample_ratio,
-                self.importance_sample_ratio,
-            )  # (N, P, 2)
-            of_images = points.split([len(match.objects) for match in matches])
-            wanted = torch.cat(
+            # On a CPU the candidates of one layer fit the cache.
+            step = match.counts if is_eager_cpu(decoded) else [len(decoded)]
+            points = torch.cat(
                 [
-                    self._read(gt.masks, match.objects, at)
-                    for gt, match, at in zip(targets, matches, of_images, strict=True)
+                    get_uncertain_point_coords_with_randomness(
+                        of_layer,
+                        None,
+                        self.num_points,
+                        self.oversample_ratio,
+                        self.importance_sample_ratio,
+                    )
+                    for of_layer in decoded.split(step)
                 ]
             )
-        predicted = point_sample(masks[:, None], points)[:, 0]  # (N, P)
-        loss_dice = self.loss_dice(predicted, wanted, avg_factor=number)
-        loss_mask = self.loss_mask(
-            predicted.flatten(), wanted.flatten(), avg_factor=number * self.num_points
-        )
-        return dict(loss_cls=loss_cls, loss_mask=loss_mask, loss_dice=loss_dice)
+            wanted = _targets(masks, match, points)
+        return point_sample(decoded, points)[:, 0], wanted
 
-    def _read(self, masks: Tensor, objects: Tensor, points: Tensor) -> Tensor:
-        """Sample the masks ``(N, H', W')`` of objects ``(M,)`` at points ``(M, P, 2)``."""
+
+def _targets(masks: Tensor, match: Match, points: Tensor) -> Tensor:
+    """Sample the matched masks of objects ``(N, H', W')`` at points ``(M, P, 2)``."""
+    if match.complete:
         # Masks are as large as the image, so do not copy them if every object is matched, as usual.
-        # A Hungarian match is one to one: its length tells, without reading indices back.
-        if not (self.assigner.one_to_one and len(objects) == len(masks)):
-            masks = masks[objects]
-        return point_sample(masks[:, None], points)[:, 0]
+        return _sample(masks, points.unflatten(0, (len(match.counts), len(masks)))).flatten(0, 1)
+    return torch.cat(
+        [
+            point_sample(masks[objects][:, None], at)[:, 0]
+            for objects, at in zip(
+                match.objects.split(match.counts), points.split(match.counts), strict=True
+            )
+        ]
+    )
+
+
+def _sample(masks: Tensor, points: Tensor) -> Tensor:
+    """Sample masks ``(N, H, W)`` at points ``(L, N, P, 2)`` of L layers: ``(L, N, P)``."""
+    layers, _, number, _ = points.shape
+    at = points.transpose(0, 1).flatten(1, 2)
+    return point_sample(masks[:, None], at)[:, 0].unflatten(1, (layers, number)).transpose(0, 1)

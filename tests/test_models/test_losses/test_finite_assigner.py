@@ -4,7 +4,11 @@ import warnings
 
 import pytest
 import torch
-from mmdet.models.task_modules.assigners import BaseAssigner, HungarianAssigner
+from mmdet.models.task_modules.assigners import (
+    BaseAssigner,
+    HungarianAssigner,
+    hungarian_assigner,
+)
 from mmdet.registry import TASK_UTILS
 from mmengine.structures import InstanceData
 
@@ -34,13 +38,75 @@ def instances(queries=6, objects=3):
 @pytest.mark.parametrize(("queries", "objects"), [(6, 3), (3, 6), (5, 0), (300, 20), (20, 300)])
 def test_finite_costs_are_mmdets(queries, objects):
     forgiving, strict = assigners()
-    assert forgiving.one_to_one
+    assert forgiving.hungarian
     pair = instances(queries, objects)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found, expected = (assigner.assign(*pair, {}) for assigner in (forgiving, strict))
     assert torch.equal(found.gt_inds, expected.gt_inds)
     assert torch.equal(found.labels, expected.labels)
+
+
+def test_a_subclass_may_assign_in_another_way():
+    class Other(HungarianAssigner):
+        pass
+
+    assert not FiniteAssigner(Other(model_config().train_cfg.assigner.match_costs)).hungarian
+
+
+@pytest.mark.parametrize(("queries", "objects"), [(6, 3), (3, 6), (5, 0), (300, 20)])
+def test_costs_are_mmdets(monkeypatch, queries, objects):
+    forgiving, strict = assigners()
+    pair, matched = instances(queries, objects), []
+    solve = hungarian_assigner.linear_sum_assignment
+    monkeypatch.setattr(
+        hungarian_assigner, "linear_sum_assignment", lambda c: matched.append(c) or solve(c)
+    )
+    strict.assign(*pair, {})
+    costs = forgiving.costs(*pair, {})
+    assert costs.shape == (queries, objects)
+    for expected in matched:
+        assert torch.equal(costs, expected)
+    assert len(matched) == (objects > 0)
+
+
+def test_matrices_are_matched_one_by_one():
+    """Of any shapes, and with ties."""
+    forgiving, strict = assigners()
+    random = torch.Generator().manual_seed(0)
+    shapes = [(6, 3), (3, 6), (5, 0), (1, 1), (40, 40), (100, 7)]
+    matrices = [torch.randint(5, shape, generator=random).float() for shape in shapes]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pairs = forgiving.match(matrices)
+    assert len(pairs) == len(matrices)
+    for costs, (queries, objects) in zip(matrices, pairs, strict=True):
+        number = min(costs.shape)
+        assert queries.dtype == objects.dtype == torch.int64
+        assert len(queries) == len(objects) == len(set(queries.tolist())) == number
+        assert objects.tolist() == sorted(set(objects.tolist()))
+        if number:
+            strict.match_costs = [lambda costs=costs, **_: costs]
+            expected = strict.assign(*instances(*costs.shape), {}).gt_inds
+            assert torch.equal(expected[queries], objects + 1)
+            assert (expected > 0).sum() == number
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_matrices_that_are_not_finite(value):
+    """The pair is matched last, behind any finite cost; other matrices are as without it."""
+    forgiving, _ = assigners()
+    finite = torch.tensor([[1.0, 5.0], [2.0, 9.0]])
+    with pytest.warns(UserWarning, match=MESSAGE) as warned:
+        pairs = forgiving.match([finite, torch.tensor([[value], [value]]), finite])
+    assert len(warned) == 1
+    assert pairs[1][1].tolist() == [0]
+    for queries, objects in (pairs[0], pairs[2]):
+        assert (queries.tolist(), objects.tolist()) == ([1, 0], [0, 1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ((queries, objects),) = forgiving.match([torch.tensor([[value], [9e9], [value]])])
+    assert (queries.tolist(), objects.tolist()) == ([1], [0])
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -90,7 +156,7 @@ def test_other_errors_pass():
             raise ValueError("another reason")
 
     forgiving = FiniteAssigner(Failing())
-    assert not forgiving.one_to_one
+    assert not forgiving.hungarian
     with warnings.catch_warnings(), pytest.raises(ValueError, match="another reason"):
         warnings.simplefilter("error")
         forgiving.assign(*instances())
