@@ -102,7 +102,7 @@ class BaseInferencer:
             images: Images from :func:`~hcformer_mm.apis.inputs.open_images`.
             batch_size: Images per forward pass. mmseg batches only images of one size, so images of
                 other sizes run separately; mmdet pads all images of a batch to the largest, which
-                changes results slightly.
+                changes the results of the others; ``docs/inference.md`` tells how much.
             progress: Whether to show a progress bar on standard error.
             strict: Whether a file that is not a whole image is an error. By default it is skipped
                 with a warning, unless it is the only one.

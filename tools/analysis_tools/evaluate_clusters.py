@@ -19,6 +19,7 @@ from hcformer_mm.engine.runner import (
 )
 from hcformer_mm.utils.arguments import number
 from hcformer_mm.utils.atomic_write import replacing
+from hcformer_mm.utils.config import naming
 from hcformer_mm.utils.strict_json import dumps
 
 METRIC = "hcformer_mm.ClusteringMetric"
@@ -102,7 +103,7 @@ def limit_images(config: Config, number: int) -> str:
             f"expected a dataset with a pipeline for --limit, got {dataset.get('type')}, a wrapper"
         )
     check_settings(config, ["test"])
-    with DefaultScope.overwrite_default_scope(config.get("default_scope")):
+    with DefaultScope.overwrite_default_scope(config.get("default_scope")), naming(config):
         total = len(DATASETS.build(dataset))
     number = min(number, total)
     dataset.indices = [index * total // number for index in range(number)]
