@@ -22,6 +22,7 @@ indices are temporary. On other devices, and in models that are traced, compiled
 shifted maps are used.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -153,9 +154,10 @@ def _by_rows(x: Tensor) -> bool:
 
 def _av_rows(cells: Tensor, weights: Tensor) -> Tensor:
     batch, height, width, _ = weights.shape
+    table = cells.flatten(0, 2)
     pixels = F.embedding_bag(
-        _candidate_index(batch, height, width, weights.device),
-        cells.flatten(0, 2),
+        _candidate_index(_numbers(len(table), cells.device), batch, height, width),
+        table,
         per_sample_weights=weights.reshape(-1, NUM_CANDIDATES),
         mode="sum",
     )
@@ -169,9 +171,11 @@ def _qk_rows(pixels: Tensor, cells: Tensor) -> Tensor:
     _, height, width, channels = pixels.shape
     places = _index_bands(pixels, height, NUM_CANDIDATES * width)
     images, rows = places[0]  # the largest
-    index = _candidate_index(images.stop, rows.stop, width, pixels.device)
-    bag = torch.arange(len(index), dtype=index.dtype, device=index.device)
-    bag, index = bag.repeat_interleave(NUM_CANDIDATES), index.flatten()
+    num_pixels = images.stop * rows.stop * width
+    num_cells = cells[images, candidate_rows(rows), :, 0].numel()
+    numbers = _numbers(max(num_pixels, num_cells), pixels.device)
+    index = _candidate_index(numbers, images.stop, rows.stop, width).flatten()
+    bag = numbers[:num_pixels].repeat_interleave(NUM_CANDIDATES)
     products = []
     for images, rows in places:
         grad = pixels[images, rows].reshape(-1, channels)
@@ -216,11 +220,18 @@ def _join(parts: list[Tensor], shape: tuple[int, ...]) -> Tensor:
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(shape)
 
 
-def _candidate_index(images: int, height: int, width: int, device: torch.device) -> Tensor:
-    """Flat index of every candidate in padded cells: int32 ``(images·H·W, 9)``."""
+def _numbers(count: int, device: torch.device) -> Tensor:
+    return torch.arange(count, dtype=torch.int32, device=device)
+
+
+def _candidate_index(numbers: Tensor, images: int, height: int, width: int) -> Tensor:
+    """Flat index of every candidate in padded cells: int32 ``(images·H·W, 9)``.
+
+    ``numbers`` are 0, 1, … for at least every padded cell.
+    """
     rows, cols = coarse_size(height, width)
-    cells = torch.arange(images * (rows + 2) * (cols + 2), dtype=torch.int32, device=device)
-    cells = cells.view(images, rows + 2, cols + 2)
+    size = images, rows + 2, cols + 2
+    cells = numbers[: math.prod(size)].view(size)
     # In every row the candidates are those of the first row, moved by the first cell of the row.
     row = cells[0, :3].unfold(1, 3, 1).transpose(0, 1)  # (w, 3, 3)
     row = row[:, None].expand(-1, 2, -1, -1).reshape(2 * cols, NUM_CANDIDATES)[:width]
@@ -245,7 +256,7 @@ def _transpose_index(
     )
     index = torch.add(x[:, None], y[:, None, :, None], alpha=width)  # (r, w + 2, 6, 6)
     if images > 1:
-        first = torch.arange(images, dtype=torch.int32, device=device) * (height * width)
+        first = _numbers(images, device) * (height * width)
         index = index + first.view(-1, 1, 1, 1, 1)
     return index.reshape(-1, 4 * NUM_CANDIDATES)
 
