@@ -78,6 +78,11 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoints", nargs="+", metavar="FILE", help=weights)
 
 
+def add_kept_queries(parser: argparse.ArgumentParser) -> None:
+    kept = "force N queries of mask transformers to be objects; the weights decide if left out"
+    parser.add_argument("--kept-queries", type=at_least(0), metavar="N", help=kept)
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     subcommands = parser.add_subparsers(required=True, metavar="SUBCOMMAND")
@@ -113,8 +118,7 @@ def parse_args() -> argparse.Namespace:
     dtypes = ["float32", "bfloat16", "float16"]
     lower = "lower ones by autocast (default: float32)"
     add("--dtype", nargs="+", choices=dtypes, default=dtypes[:1], help=lower)
-    kept = "force N queries of mask transformers to be objects; the weights decide if left out"
-    add("--kept-queries", type=at_least(0), metavar="N", help=kept)
+    add_kept_queries(model)
     add_common_arguments(model)
 
     text = "time training of any config's model"
@@ -136,8 +140,7 @@ def parse_args() -> argparse.Namespace:
     add = costs.add_argument
     phases = "network, all up to results, fusion head, losses, or step (default: network)"
     add("--phase", nargs="+", choices=models.COUNTED, default=["network"], help=phases)
-    kept = "queries that are objects, in prediction (default: 20)"
-    add("--kept-queries", type=at_least(0), default=20, metavar="N", help=kept)
+    add_kept_queries(costs)
     add("--batch", type=at_least(1), default=1, help="images, in training (default: 1)")
     add("--objects", type=at_least(1), default=10, help="objects per image (default: 10)")
     add("--card", default="A100 80GB SXM", help="card to estimate (default: A100 80GB SXM)")

@@ -57,6 +57,8 @@ from torch.utils._python_dispatch import (
 )
 from torch.utils.flop_counter import flop_registry
 
+from hcformer_mm.ops import neighborhood_products
+
 Module = TypeVar("Module", bound=nn.Module)
 
 CONTEXTLIB = contextlib.__file__
@@ -64,7 +66,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Where PyTorch's kernels for CUDA are registered; a build without them has the same on CPUs.
 BACKEND = "CUDA" if torch.backends.cuda.is_built() else "CPU"
 COMPOSITE = torch._C.DispatchKey.CompositeExplicitAutograd
-AUTOCAST = torch.autocast
+AUTOCAST, TENSOR = torch.autocast, torch.tensor
 FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_"}
 # Built of others in an order that asks for a GPU, or views in all but name.
 NOT_COMPOSITE = {
@@ -229,6 +231,9 @@ class DeviceTensor(Tensor):
 
     def tolist(self) -> Any:
         return self.cpu().tolist()  # PyTorch's refuses subclasses.
+
+    def new_tensor(self, data: Any, **options: Any) -> Tensor:
+        return super().new_tensor(_with_numbers(data), **options)
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -446,7 +451,7 @@ def pretend_gpu(*, values: bool = True, backward: bool = False) -> Iterator[Pret
             # The heads of a query are adjacent in the kernel's result.
             return attention(*inputs, *args, **kw).transpose(1, 2).contiguous().transpose(1, 2)
 
-        if attn_mask is not None and attn_mask.shape[-1] % 8:
+        if attn_mask is not None and attn_mask.stride(-2) % 8:
             F.pad(attn_mask, (0, -attn_mask.shape[-1] % 8))  # PyTorch aligns the rows of masks.
         operations = 4 * query.numel() * key.shape[-2]
         operands = query, key, value, attn_mask
@@ -469,6 +474,9 @@ def pretend_gpu(*, values: bool = True, backward: bool = False) -> Iterator[Pret
         stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         # The type of device that stands for CUDA in backward passes has no autocast.
         stack.enter_context(patch.object(torch, "autocast", _autocast))
+        bags = (*neighborhood_products.BAG_DEVICES, device.type)
+        stack.enter_context(patch.object(neighborhood_products, "BAG_DEVICES", bags))
+        stack.enter_context(patch.object(torch, "tensor", _tensor))
         # Inference tensors have no versions, which views of a subclass need.
         stack.enter_context(patch.object(torch, "inference_mode", _inference_mode))
         stack.enter_context(patch.object(F, attention.__name__, attend))
@@ -481,6 +489,17 @@ def pretend_gpu(*, values: bool = True, backward: bool = False) -> Iterator[Pret
 
 def _autocast(device_type: str, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]:
     return nullcontext() if device_type == "lazy" else AUTOCAST(device_type, *args, **kwargs)
+
+
+def _tensor(data: Any, **options: Any) -> Tensor:
+    return TENSOR(_with_numbers(data), **options)
+
+
+def _with_numbers(data: Any) -> Any:
+    """Read the tensors in a list, which PyTorch does without asking for operators."""
+    if isinstance(data, Tensor):
+        return data
+    return pytree.tree_map_only(Tensor, lambda x: x.item() if x.dim() == 0 else x.tolist(), data)
 
 
 def _inference_mode(mode: bool = True) -> torch.set_grad_enabled:

@@ -222,13 +222,7 @@ def training_call(
     default) without mixed precision. ``'head'`` is forward, losses and backward of the head, from
     feature maps computed once to the gradients of these maps and of its parameters.
     """
-    model.train()
-    # Otherwise models that pad or resize would get different images.
-    model.data_preprocessor.batch_augments = None
-    segmentor = isinstance(model, BaseSegmentor)
-    if segmentor:
-        model.data_preprocessor.size = tuple(data["inputs"][0].shape[-2:])
-        model.data_preprocessor.size_divisor = None
+    train_on_given_size(model, tuple(data["inputs"][0].shape[-2:]))
     if phase == "step":
         settings = dict(config.get("optim_wrapper") or dict(optimizer=dict(type="AdamW", lr=1e-4)))
         for name in ("loss_scale", "dtype", "use_fp16"):
@@ -239,6 +233,7 @@ def training_call(
         # Models change samples in place.
         return lambda: model.train_step(deepcopy(dict(data)), optimizer)
 
+    segmentor = isinstance(model, BaseSegmentor)
     head = getattr(model, "decode_head" if segmentor else "panoptic_head", None)
     if head is None:
         raise ValueError(
@@ -265,6 +260,15 @@ def training_call(
     return call
 
 
+def train_on_given_size(model: BaseModel, shape: Shape) -> None:
+    """Set a model to training on images that are not padded or resized, which would differ."""
+    model.train()
+    model.data_preprocessor.batch_augments = None
+    if isinstance(model, BaseSegmentor):
+        model.data_preprocessor.size = shape
+        model.data_preprocessor.size_divisor = None
+
+
 def costs(args: Namespace) -> Iterator[tuple[dict[str, Any], str, Costs]]:
     """Settings, names and costs on a GPU of every model; see :mod:`benchmarks.device_costs`."""
     for spec in parse_specs(args):
@@ -283,17 +287,22 @@ def count_costs(
     shape: Shape,
     phase: str,
     *,
-    kept: int = 20,
+    kept: int | None = None,
     batch: int = 1,
     objects: int = 10,
 ) -> Costs:
     """Count what a model costs on a GPU.
 
     ``'network'`` is from the normalized image to the head's output, ``'predict'`` from the image in
-    the CPU's memory to results, ``'post-processing'`` the fusion head alone, both with ``kept``
-    confident queries. ``'loss'`` is what the panoptic head does beyond its network with ``objects``
-    per image, ``'step'`` forward, losses and backward, from normalized images.
+    the CPU's memory to results, ``'post-processing'`` the fusion head alone; ``kept`` queries are
+    confident (None: the weights decide). ``'loss'`` is what the panoptic head does beyond its
+    network with ``objects`` per image, ``'step'`` forward, losses and backward from normalized
+    images.
     """
+    if phase in ("post-processing", "loss") and not hasattr(model, "panoptic_head"):
+        raise ValueError(
+            f"expected a detector with a panoptic_head for {phase}, got {type(model).__name__}"
+        )
     if phase == "network":
         try:
             return _count_network(model, shape, values=False)
@@ -313,11 +322,14 @@ def _count_network(model: BaseModel, shape: Shape, *, values: bool) -> Costs:
     return found
 
 
-def _count_prediction(model: BaseModel, shape: Shape, kept: int, *, fusion_alone: bool) -> Costs:
+def _count_prediction(
+    model: BaseModel, shape: Shape, kept: int | None, *, fusion_alone: bool
+) -> Costs:
     data = random_image(model, shape)
     with pretend_gpu() as gpu, torch.no_grad():
         model = gpu.copy(model)
-        keep_queries(model, kept)
+        if kept is not None:
+            keep_queries(model, kept)
         if fusion_alone:
             head = model.panoptic_fusion_head
             head.predict, found = counted(gpu, head.predict)
@@ -331,8 +343,7 @@ def _count_prediction(model: BaseModel, shape: Shape, kept: int, *, fusion_alone
 def _count_training(
     model: BaseModel, shape: Shape, batch: int, objects: int, *, loss_alone: bool
 ) -> Costs:
-    model.train()
-    model.data_preprocessor.batch_augments = None
+    train_on_given_size(model, shape)
     data = model.data_preprocessor(random_batch(model, shape, batch=batch, objects=objects), True)
     with pretend_gpu(backward=not loss_alone) as gpu:
         model, data = gpu.copy(model), _on_gpu(data, gpu)

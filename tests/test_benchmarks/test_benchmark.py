@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from benchmarks import benchmark, models, operators
+from benchmarks.device_costs import pretend_gpu
+from hcformer_mm.apis.inference import build_model
 from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
 
 FCN = "mmseg::fcn/fcn_r18-d8_4xb2-80k_cityscapes-512x1024.py"
@@ -312,6 +314,64 @@ def test_operators(report_of):
     }
 
 
+def test_costs(monkeypatch, capsys, tmp_path):
+    """Counts beside estimates."""
+    phases = ["network", "predict", "post-processing", "loss", "step"]
+    command = ["costs", NAME, "--shape", "64", "96", "--phase", *phases, "--kept-queries", "5"]
+    card = ["--card", "X", "--bandwidth", "1000", "--peak", "100", "--launch-us", "1000"]
+    file = tmp_path / "report.json"
+    options = ["--objects", "3", "--profile", "--out", str(file)]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *command, *card, *options])
+    benchmark.main()
+    text, report = capsys.readouterr().out, json.loads(file.read_text())
+    assert report["conditions"]["card"] == "X" and "baseline" not in report
+    assert "not measured; times are *estimated*" in text and "Ratios" not in text
+    rows = {row["phase"]: row for row in report["results"]}
+    assert list(rows) == phases
+    for phase, row in rows.items():
+        assert row["launches"] >= row["operators"] > 10
+        assert row["estimated (ms)"] == pytest.approx(row["launches"], rel=0.01)  # a ms each
+        assert (row.get("objects") == 3) == (phase in ("loss", "step"))
+        assert (row["syncs"] > 0) == (phase != "network")
+        assert f"{NAME}, {phase}:" in row["profile"] and "hcformer_mm/" in row["profile"]
+    for phase in ("network", "post-processing"):
+        assert rows[phase]["launches"] < rows["predict"]["launches"]
+    assert rows["loss"]["launches"] < rows["step"]["launches"]
+
+
+def test_costs_of_a_network_that_reads_values(model_of):
+    model, _ = model_of(MASK2FORMER)
+    costs = models.count_costs(model, SHAPE, "network")
+    assert costs.syncs > 0 and costs.uploads > 0
+    assert any(call.name == "ms_deform_attn" for call in costs.calls)
+
+
+def test_calls_run_on_a_gpu(model_of):
+    """No tensor of the CPU meets one of the GPU in any call that is timed."""
+    for text in (NAME, FCN):
+        model, config = model_of(text)
+        with pretend_gpu() as gpu:
+            copy = gpu.copy(model)
+            for mode in models.MODES:
+                with gpu.count() as costs:
+                    models.inference_call(copy, SHAPE, mode=mode)()
+                assert costs.launches and (costs.uploads > 0) == (mode == "predict")
+        model, config = model_of(text, training=True)
+        data = batch_of(model)
+        with pretend_gpu(backward=True) as gpu:
+            call = models.training_call(gpu.copy(model), config, data, "head")
+            assert any(gradient.device == gpu.device for gradient in call() if gradient is not None)
+
+
+def test_peak_of_a_training_step_on_a_gpu(parse, monkeypatch):
+    """A fresh process reports what PyTorch has allocated on the GPU."""
+    args = parse("train", NAME, *SMALL, "--objects", "3")
+    args.device = "cuda:1"
+    monkeypatch.setattr(models, "peak_allocated", lambda device: device)
+    monkeypatch.setattr(models, "build_model", lambda *a, device, **k: build_model(*a, **k))
+    assert models.peak_of_training(args, 0, SHAPE, 1) == "cuda:1"
+
+
 def test_training(report_of):
     other = f"{NAME}@model.panoptic_head.decode_matched_only=False{FROZEN}{FAST}"
     texts = [NAME, other]
@@ -349,6 +409,8 @@ def test_training(report_of):
         (("model", FCN, *SMALL, "--kept-queries", "5"), "a linear panoptic_head.cls_embed"),
         (("model", NAME, *SMALL, "--device", "cuda:99"), "expected a device of this machine"),
         (("train", NAME, *SMALL, "--fuse-conv-bn"), "expected frozen BatchNorm to fuse in"),
+        (("costs", FCN, "--shape", "64", "96", "--phase", "loss"), "a panoptic_head for loss"),
+        (("costs", FCN, "--shape", "64", "96", "--phase", "all"), "invalid choice: 'all'"),
         (("ops", "--operator", "attention"), "invalid choice: 'attention'"),
         (("ops", "--stride", "32"), "invalid choice: 32"),
     ],

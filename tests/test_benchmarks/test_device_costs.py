@@ -66,6 +66,7 @@ def test_operators(function, expected, values):
         (lambda x: x.sum().item(), 1),
         (lambda x: bool(x.sum() > 3), 1),
         (lambda x: x.tolist(), 1),
+        (lambda x: torch.tensor([x.sum(), x[0].sum()]), 2),
         (lambda x: x.nonzero(), 1),
         (lambda x: x[x > 0], 1),
         (lambda x: x[x[:, 0] > 0][:, x[0] > 0], 2),
@@ -78,6 +79,11 @@ def test_waits(function, syncs):
     assert counted(function, (3, 8)).syncs == syncs
     with pytest.raises(ValueReadError, match=r"values to be read back.*test_device_costs\.py:"):
         counted(function, (3, 8), values=False)
+
+
+def test_lists_of_tensors_wait_for_each():
+    costs = counted(lambda x: x.new_tensor([x.sum(), x[0].sum()]), (3, 8))
+    assert (costs.syncs, costs.uploads) == (2, 1)
 
 
 @BOTH

@@ -96,6 +96,25 @@ def test_peak_of_the_backward_pass():
     assert 9 * MIB <= measure.peak_extra(call) < 9.01 * MIB  # with the output
 
 
+def test_peaks_on_a_gpu(monkeypatch):
+    """PyTorch's allocator reports the peak since it was reset."""
+    log, call = [], lambda: log.append("call")
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", log.append)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 10)
+    assert measure.peak_extra(call, "cuda:1") == 7 and log == ["cuda:1", "call"]
+    assert measure.peak_allocated("cuda:1") == 10
+
+
+def test_the_clock_waits_for_the_gpu(monkeypatch):
+    log = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: log.append("wait"))
+    calls = {"x": lambda: log.append("x"), "y": lambda: log.append("y")}
+    measure.measure(calls, {}, repeats=1, warmup=0)
+    assert log == ["wait", "x", "wait", "wait", "y", "wait"]
+
+
 def test_peak_of_events():
     """Memory from before does not count when it is freed, nor does that of other devices."""
 
