@@ -24,7 +24,8 @@ class HCFormerFusionHead(MaskFormerFusionHead):
 
     It takes mmdet's ``test_cfg``: ``panoptic_on``, ``instance_on`` and ``semantic_on`` enable the
     results; ``object_mask_thr``, ``iou_thr``, ``filter_low_score`` and ``max_per_image`` configure
-    them.
+    them. Logits of half precision give the results of the same logits in float32. Class logits that
+    are NaN or infinite are warned of.
 
     Each ``*_postprocess`` method turns the class logits ``(Q, K + 1)`` and mask logits
     ``(Q, H, W)`` of one image into one result.
@@ -47,7 +48,11 @@ class HCFormerFusionHead(MaskFormerFusionHead):
         return self._results(mask_cls, mask_pred, instance_on=True)[1]
 
     def semantic_postprocess(self, mask_cls: Tensor, mask_pred: Tensor) -> PixelData:
-        """Return the most likely class of every pixel, as ``sem_seg`` ``(1, H, W)``."""
+        """Return the most likely class of every pixel, as ``sem_seg`` ``(1, H, W)``.
+
+        Classes whose scores are within rounding of each other may be mistaken; see
+        :func:`~hcformer_mm.models.utils.post_processing.semantic_queries`.
+        """
         return self._results(mask_cls, mask_pred, semantic_on=True)[2]
 
     def _results(

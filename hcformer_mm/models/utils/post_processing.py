@@ -228,8 +228,8 @@ class SemanticResult:
 
     .. math::
         \sum_q p_{qk} m_q
-        = \sum_q rac{p_{qk}}{\max_j p_{qj}} \max_j p_{qj} m_q
-        \le r_k \max_j \sum_q p_{qj} m_q, \qquad r_k = \sum_q rac{p_{qk}}{\max_j p_{qj}},
+        = \sum_q \frac{p_{qk}}{\max_j p_{qj}} \max_j p_{qj} m_q
+        \le r_k \max_j \sum_q p_{qj} m_q, \qquad r_k = \sum_q \frac{p_{qk}}{\max_j p_{qj}},
 
     so it loses if :math:`r_k < 1`. The sum is over :func:`semantic_queries`.
 

@@ -324,6 +324,14 @@ def test_panoptic_equals_mmdets_for_overlapping_masks(seed, iou_thr):
         assert torch.equal(found, wanted)
 
 
+def test_scores_at_the_threshold_are_not_kept():
+    """A probability of exactly one half, as in mmdet."""
+    class_logits, masks = torch.tensor([[0.0, -math.inf, -math.inf, 0.0]]), torch.ones(1, 2, 2)
+    for threshold, label in ((0.5, 3), (0.4999, 1000)):
+        found = fusion_head(2, 1, object_mask_thr=threshold)
+        assert (found.panoptic_postprocess(class_logits, masks).sem_seg == label).all()
+
+
 def test_confidence_of_large_masks():
     """A mean over 1.6 million pixels in 4,000 bands, to 1e-6."""
     logits = torch.linspace(0.1, 9, 400).expand(1, 4000, 400)
