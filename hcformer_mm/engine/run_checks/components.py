@@ -102,7 +102,7 @@ def _faults(
         if isinstance(build, str) and (build := scoped.get(build)) is None:
             yield type_fault(settings["type"], scoped, key)
         elif callable(build):
-            own = settings.keys() - {"type", "_scope_", *apart}
+            own = [name for name in settings if name not in {"type", "_scope_", *apart}]
             yield from setting_faults(build, own, given, key)
 
 
