@@ -89,10 +89,11 @@ def neighborhood_qk(pixels: Tensor, cells: Tensor) -> Tensor:
 
 
 def _apply(name: str, first: Tensor, second: Tensor) -> Tensor:
-    recorded = torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)
-    transformed = recorded or torch._C._are_functorch_transforms_active()
-    # A trace has to record the operators inside the product, not the autograd function.
-    if transformed and not torch.jit.is_tracing():
+    # Autograd and vmap need the function; a trace has to record the operators inside of it.
+    differentiated = torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)
+    if differentiated and not torch.jit.is_tracing():
+        return _Product.apply(name, first, second)
+    if not is_recorded() and torch._C._are_functorch_transforms_active():
         return _Product.apply(name, first, second)
     return _compute(name, first, second)
 
