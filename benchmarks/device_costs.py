@@ -313,9 +313,6 @@ class PretendedGPU(TorchDispatchMode):
         target = kwargs.get("device")
         if not here and (target is None or torch.device(target).type != self.device.type):
             return self._run(func, args, kwargs, inputs)
-        if name == "_shape_as_tensor":
-            with _disable_current_modes():
-                return torch.tensor(args[0].shape)
         strangers = [x for x in inputs if not self._is_here(x) and x.dim()]
         if strangers and name not in COPYING:
             shapes = ", ".join(str(tuple(x.shape)) for x in strangers)
@@ -477,6 +474,8 @@ def pretend_gpu(*, values: bool = True, backward: bool = False) -> Iterator[Pret
         bags = (*neighborhood_products.BAG_DEVICES, device.type)
         stack.enter_context(patch.object(neighborhood_products, "BAG_DEVICES", bags))
         stack.enter_context(patch.object(torch, "tensor", _tensor))
+        # PyTorch's writes to memory that fake tensors lack.
+        stack.enter_context(patch.object(torch, "_shape_as_tensor", lambda x: TENSOR(x.shape)))
         # Inference tensors have no versions, which views of a subclass need.
         stack.enter_context(patch.object(torch, "inference_mode", _inference_mode))
         stack.enter_context(patch.object(F, attention.__name__, attend))

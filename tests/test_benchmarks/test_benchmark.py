@@ -353,8 +353,9 @@ def test_calls_run_on_a_gpu(model_of):
         with pretend_gpu() as gpu:
             copy = gpu.copy(model)
             for mode in models.MODES:
+                call = models.inference_call(copy, SHAPE, mode=mode)
                 with gpu.count() as costs:
-                    models.inference_call(copy, SHAPE, mode=mode)()
+                    call()
                 assert costs.launches and (costs.uploads > 0) == (mode == "predict")
         model, config = model_of(text, training=True)
         data = batch_of(model)
