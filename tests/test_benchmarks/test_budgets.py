@@ -30,7 +30,6 @@ def mask2former(layers):
     return build_model(read_config(find_config(MASK2FORMER), option), None, device="cpu", seed=0)
 
 
-@pytest.mark.xfail(reason="506 operators", strict=False)
 def test_network(model):
     """Half of the operators and 0.8 of the bytes of mmdet's MaskFormer, and no wait."""
     restore = prepare_for_inference(model.eval())
