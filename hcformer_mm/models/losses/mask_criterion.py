@@ -33,11 +33,11 @@ class Match:
 
     Attributes:
         queries: Matched queries ``(M,)``, layer by layer; query q of layer l is l·Q + q.
-        objects: Their ground-truth objects ``(M,)``, ascending within a layer.
+        objects: Their ground-truth objects ``(M,)``.
         counts: Number of pairs in every layer.
         num_objects: Number of objects by which the losses of every layer are averaged: the
             sampler's ``avg_factor``.
-        complete: Whether every layer is known to match every object once.
+        complete: Whether every layer is known to match all objects, in their order.
     """
 
     queries: Tensor
@@ -198,11 +198,10 @@ class MaskCriterion:
     def _assign(
         self, predictions: InstanceData, objects: InstanceData, img_meta: dict[str, Any]
     ) -> tuple[Tensor, Tensor, int]:
-        """Matched queries, their objects in ascending order, and the sampler's ``avg_factor``."""
+        """Matched queries, their objects, and the sampler's ``avg_factor``."""
         assigned = self.assigner.assign(predictions, objects, img_meta)
         sampled = self.sampler.sample(assigned, predictions, objects)
-        order = sampled.pos_assigned_gt_inds.argsort()
-        return sampled.pos_inds[order], sampled.pos_assigned_gt_inds[order], sampled.avg_factor
+        return sampled.pos_inds, sampled.pos_assigned_gt_inds, sampled.avg_factor
 
     def _losses(
         self,
@@ -259,11 +258,11 @@ class MaskCriterion:
     def _at_uncertain_points(
         self, decoded: Tensor, masks: Tensor, match: Match
     ) -> tuple[Tensor, Tensor]:
-        """Sample matched masks ``(M, H, W)`` and targets where the masks are mostly uncertain.
+        """Sample matched masks ``(M, H, W)`` and their targets, mostly where masks are uncertain.
 
-        Each mask has its own points: both results are ``(M, P)``.
+        Both results are ``(M, P)``.
         """
-        # So the pixels of a mask should be adjacent in memory.
+        # Each mask is read at its own points, so its pixels should be adjacent in memory.
         decoded = decoded.unsqueeze(1).contiguous()
         with torch.no_grad():
             # On a CPU the candidates of one layer fit the cache.

@@ -1,10 +1,19 @@
 import pytest
 import torch
+from mmcv.ops import point_sample
 
-from hcformer_mm.models.utils.mask_decoding import check_mask_space, decode_mask_logits
+from hcformer_mm.models.utils.mask_decoding import (
+    check_mask_space,
+    decode_class_logits,
+    decode_mask_logits,
+    full_precision,
+    mask_logits_at,
+)
 from hcformer_mm.ops import decode_hierarchy
 from tests.helpers import reference
 from tests.test_ops.test_decoding import coarse_maps, random_assignment
+
+pytestmark = pytest.mark.usefixtures("device")
 
 ASSIGNMENTS = [random_assignment(7, 10), random_assignment(4, 5)]
 
@@ -47,3 +56,36 @@ def test_half_precision_masks_are_finite():
 def test_unknown_space():
     with pytest.raises(ValueError, match=r"'logit', 'probability'.*got 'sigmoid'"):
         check_mask_space("sigmoid")
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+@pytest.mark.parametrize("space", ["logit", "probability"])
+def test_masks_at_points_are_those_of_decoded_masks(space, levels):
+    """Logits are interpolated in both spaces."""
+    assignments = ASSIGNMENTS[:levels]
+    logits = 3 * coarse_maps(*[(14, 20), (7, 10), (4, 5)][levels])
+    points = torch.rand(2, 31, 2, dtype=logits.dtype)
+    found = mask_logits_at(logits, assignments, points, space)
+    decoded = decode_mask_logits(logits, assignments, space)
+    torch.testing.assert_close(found, point_sample(decoded, points))
+
+
+def test_a_single_class_is_a_mask():
+    """Its softmax would be 1 everywhere."""
+    logits = coarse_maps(4, 5)[:, :1]
+    decoded = decode_class_logits(logits, ASSIGNMENTS, "probability")
+    assert torch.equal(decoded, decode_mask_logits(logits, ASSIGNMENTS, "probability"))
+    assert decoded.std() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "full"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_full_precision(dtype, full):
+    assert full_precision(torch.ones(2, dtype=dtype)).dtype == full
