@@ -5,6 +5,8 @@ from torch.nn import functional as F
 from hcformer_mm.ops import soft_assign
 from tests.helpers import reference
 
+pytestmark = pytest.mark.usefixtures("device")
+
 SIZES = [(1, 1), (1, 7), (7, 1), (2, 2), (4, 6), (5, 7), (6, 5), (3, 16), (13, 2)]
 
 

@@ -18,6 +18,8 @@ from hcformer_mm.ops.clusters import (
 from tests.helpers import reference
 from tests.test_ops.test_decoding import random_assignment
 
+pytestmark = pytest.mark.usefixtures("device")
+
 SIZES = [(1, 1), (1, 2), (1, 7), (5, 1), (2, 2), (3, 3), (4, 6), (7, 10), (13, 9)]
 
 
@@ -231,7 +233,8 @@ def test_connected_parts_equal_flooding_and_are_nested(
 
 @pytest.mark.parametrize("seed", range(5))
 def test_connected_parts_of_noise_and_of_a_spiral(seed: int) -> None:
-    noise = torch.randint(2, (2, 23, 31), generator=torch.Generator().manual_seed(seed))
+    random = torch.Generator().manual_seed(seed)
+    noise = torch.randint(2, (2, 23, 31), generator=random, device="cpu")
     assert connected_parts(noise).tolist() == [loop_parts(image) for image in noise.tolist()]
     winding = torch.zeros(1, 4 * seed + 3, 20, dtype=torch.uint8)
     winding[:, ::2] = 1

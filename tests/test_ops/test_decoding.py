@@ -4,6 +4,8 @@ import torch
 from hcformer_mm.ops import decode, decode_hierarchy
 from tests.helpers import reference
 
+pytestmark = pytest.mark.usefixtures("device")
+
 SIZES = [(1, 1), (1, 7), (7, 1), (2, 2), (4, 6), (5, 7), (6, 5), (3, 16), (13, 2)]
 
 

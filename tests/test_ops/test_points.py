@@ -7,6 +7,8 @@ from hcformer_mm.ops import decode_points
 from tests.helpers import reference
 from tests.test_ops.test_decoding import random_assignment
 
+pytestmark = pytest.mark.usefixtures("device")
+
 SIZES = [(1, 1), (1, 7), (7, 1), (2, 2), (4, 6), (5, 7), (6, 5), (3, 16), (13, 2)]
 
 
