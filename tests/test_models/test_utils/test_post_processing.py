@@ -203,6 +203,21 @@ def test_boxes_equal_mmdets(shape):
     assert instances.bboxes.dtype == torch.float32
 
 
+def test_instances_need_the_queries_of_things_alone():
+    """Each once and in order, from the pairs (2, 1), (0, 0), (2, 0) and the stuff pair (3, 2)."""
+    probabilities = torch.full((4, 4), 0.01)
+    for score, (query, label) in zip((9, 8, 7, 6), ((2, 1), (0, 0), (2, 0), (3, 2)), strict=True):
+        probabilities[query, label] = score / 10
+    result = InstanceResult(probabilities, (1, 1), dict(max_per_image=4), 2, 3)
+    assert result._queries.tolist() == [0, 2]
+    pairs = zip(result._queries[result._index].tolist(), result._classes.tolist(), strict=True)
+    assert sorted(pairs) == [(0, 0), (2, 0), (2, 1)]
+
+
+def test_a_hundred_pairs_by_default():
+    assert len(post_processing.best_pairs(torch.rand(30, 7), {}, 6)[0]) == 100
+
+
 @pytest.mark.parametrize("limit", [0, -1])
 def test_masks_are_resized_at_once_up_to_a_limit(limit, monkeypatch):
     masks = torch.randn(3, 7, 11, generator=torch.Generator().manual_seed(0))
@@ -306,8 +321,10 @@ def test_finite_logits_are_not_reported():
         all_results(fusion_head(), class_logits, masks)
 
 
-@pytest.mark.parametrize("iou_thr", [0.5, 0.8])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "iou_thr", [0, 0.5, 0.8]
+)  # from 0 on, those that win no pixel are left out
+@pytest.mark.parametrize("seed", range(4))
 def test_panoptic_equals_mmdets_for_overlapping_masks(seed, iou_thr):
     random = torch.Generator().manual_seed(seed)
     class_logits, _ = predictions(queries=30, seed=seed)
