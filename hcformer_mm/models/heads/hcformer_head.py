@@ -151,7 +151,7 @@ class HCFormerHead(MaskTransformer):
         assignments = require_clustering(x).assignments
         all_class_logits, all_mask_logits = self._predictions(x)
         # Decoding is linear per mask, so one pass serves the masks of all layers.
-        masks = torch.cat(all_mask_logits, dim=1)  # (B, layers·Q, h, w)
+        masks = torch.cat(all_mask_logits, dim=1) if self.training else all_mask_logits[0]
         masks = decode_mask_logits(masks, assignments, self.mask_space)
         return all_class_logits, list(masks.split(self.num_queries, dim=1))
 

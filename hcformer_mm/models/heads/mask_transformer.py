@@ -9,12 +9,16 @@ from mmdet.models.dense_heads.anchor_free_head import AnchorFreeHead
 from mmdet.models.layers import DetrTransformerDecoder, Mask2FormerTransformerDecoder
 from mmengine.model import BaseModule, caffe2_xavier_init
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..layers.attention import fuse_attention
 from ..layers.positional_encoding import GridEncoding
 from ..utils.pretrained import is_pretrained
 
 Decoder = Literal["masked", "standard"]
+
+MASK_ALIGNMENT = 8
+"""Elements by which rows of masks are aligned for PyTorch's attention on GPUs."""
 
 
 class MaskTransformer(Mask2FormerHead):
@@ -126,7 +130,8 @@ class MaskTransformer(Mask2FormerHead):
                 f"expected a last feature map of in_channels={self.in_channels} for "
                 f"{type(self).__name__}, got {tuple(feature_map.shape)}"
             )
-        mask_features = self.mask_proj(feature_map)
+        size = feature_map.shape[-2:]
+        mask_features = self.mask_proj(feature_map).flatten(2)
         # Tokens (B, h·w, C). Of a contiguous map, linear layers would copy them one by one.
         memory = self.decoder_input_proj(feature_map).flatten(2).transpose(1, 2).contiguous()
         position = self.decoder_positional_encoding(feature_map)
@@ -142,37 +147,43 @@ class MaskTransformer(Mask2FormerHead):
             )  # (layers, B, Q, C), normalized
             if last_only:
                 queries = queries[-1:]
-            return list(self.cls_embed(queries)), list(self._mask_logits(queries, mask_features))
+            embedded = self.mask_embed(queries)
+            mask_logits = torch.einsum("lbqc,bcn->lbqn", embedded, mask_features)
+            return list(self.cls_embed(queries)), list(mask_logits.unflatten(-1, size))
 
         memory = memory + self.level_embed.weight
         keys = memory + position
+        # Rows of masks have to be aligned on a GPU; otherwise attention copies every mask.
+        cells = mask_features.shape[-1]
+        mask_features = F.pad(mask_features, (0, -cells % MASK_ALIGNMENT))
         query = self.query_feat.weight.expand_as(query_pos)
         outputs = [self.transformer_decoder.post_norm(query)]
-        mask_logits = [self._mask_logits(outputs[0], mask_features)]
+        mask_logits = [self.mask_embed(outputs[0]) @ mask_features]
         for layer in self.transformer_decoder.layers:
             query = layer(
                 query=query,
                 key=keys,
                 value=memory,
                 query_pos=query_pos,
-                cross_attn_mask=_attention_mask(mask_logits[-1]),
+                cross_attn_mask=_attention_mask(mask_logits[-1], cells),
             )
             outputs.append(self.transformer_decoder.post_norm(query))
-            mask_logits.append(self._mask_logits(outputs[-1], mask_features))
+            mask_logits.append(self.mask_embed(outputs[-1]) @ mask_features)
+        all_mask_logits = [logits[..., :cells].unflatten(-1, size) for logits in mask_logits]
         if last_only:
-            return [self.cls_embed(outputs[-1])], mask_logits[-1:]
-        return list(self.cls_embed(torch.stack(outputs))), mask_logits
-
-    def _mask_logits(self, queries: Tensor, mask_features: Tensor) -> Tensor:
-        """Mask logits ``(..., B, Q, h, w)`` of normalized queries ``(..., B, Q, C)``."""
-        return torch.einsum("...bqc,bchw->...bqhw", self.mask_embed(queries), mask_features)
+            return [self.cls_embed(outputs[-1])], all_mask_logits[-1:]
+        return list(self.cls_embed(torch.stack(outputs))), all_mask_logits
 
 
-def _attention_mask(mask_logits: Tensor) -> Tensor:
+def _attention_mask(mask_logits: Tensor, cells: int) -> Tensor:
     """Mask that keeps a query inside of its segment: 0 inside and -∞ outside, ``(B, 1, Q, h·w)``.
 
     A query whose mask is empty attends everywhere.
+
+    Args:
+        mask_logits: Mask logits ``(B, Q, ≥ h·w)``.
+        cells: Number of cells, h·w; what follows is ignored.
     """
-    outside = mask_logits.flatten(2) < 0  # as mmdet's sigmoid < 0.5, without rounding
-    inside = outside == outside.all(dim=-1, keepdim=True)
-    return inside.log().to(mask_logits.dtype).unsqueeze(1)
+    outside = mask_logits < 0  # as mmdet's sigmoid < 0.5, without rounding
+    inside = outside == outside[..., :cells].all(dim=-1, keepdim=True)
+    return inside.log().to(mask_logits.dtype)[:, None, :, :cells]

@@ -22,14 +22,13 @@ class GridEncoding(SinePositionalEncoding):
         """
         rows, cols = x.shape[-2:]
         lines = torch.cat([self._lines(side, x.device) for side in (rows, cols)])
-        even = torch.arange(0, self.num_feats, 2, dtype=lines.dtype, device=x.device)
-        angles = lines[:, None] / self.temperature ** (even / self.num_feats)
+        pairs = self.num_feats // 2  # of a sine and a cosine
+        wavelengths = torch.logspace(0, 1 - 1 / pairs, pairs, self.temperature, device=x.device)
+        angles = lines[:, None] / wavelengths
         sines = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
-        of_rows, of_cols = sines[:rows, None], sines[None, rows:]
-        shape = (rows, cols, -1)
-        return torch.cat((of_rows.expand(shape), of_cols.expand(shape)), dim=-1).view(
-            1, -1, 2 * self.num_feats
-        )
+        of_rows = sines[:rows, None].expand(-1, cols, -1)
+        of_cols = sines[None, rows:].expand(rows, -1, -1)
+        return torch.cat((of_rows, of_cols), dim=-1).flatten(0, 1).unsqueeze(0)
 
     def _lines(self, side: int, device: torch.device) -> Tensor:
         """Positions of rows or columns, ``(side,)``."""

@@ -162,9 +162,26 @@ def test_attention_masks(dtype):
     """Zero counts as inside, as do undefined logits; a query outside of everything sees all."""
     nan, inf = float("nan"), float("inf")
     logits = torch.tensor([[-1.0, 0.0, 2.0], [-1.0, -2.0, -1e-4], [nan, -3.0, inf]], dtype=dtype)
-    mask = _attention_mask(logits[None, :, None])
-    assert (mask.dtype, mask.shape) == (dtype, (1, 1, 3, 3))
-    assert mask[0, 0].tolist() == [[-inf, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, -inf, 0.0]]
+    for beyond in (-1.0, 0.0, 1.0):  # the map
+        padded = torch.nn.functional.pad(logits, (0, 5), value=beyond)[None]
+        mask = _attention_mask(padded, 3)
+        assert (mask.dtype, mask.shape) == (dtype, (1, 1, 3, 3))
+        assert mask[0, 0].tolist() == [[-inf, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, -inf, 0.0]]
+
+
+def test_attention_masks_have_aligned_rows():
+    """As attention on a GPU needs them; it would copy others."""
+    head = detector().panoptic_head
+    strides = []
+    for layer in head.transformer_decoder.layers:
+        layer.cross_attn.register_forward_pre_hook(
+            lambda module, args, kwargs: strides.append(kwargs["attn_mask"].stride()),
+            with_kwargs=True,
+        )
+    head.group(torch.randn(2, 512, 3, 7))
+    assert len(strides) == 3
+    for stride in strides:
+        assert stride[-1] == 1 and all(step % 8 == 0 for step in stride[:-1])
 
 
 def test_standard_decoder_has_no_query_features():
