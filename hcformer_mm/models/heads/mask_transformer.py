@@ -147,9 +147,8 @@ class MaskTransformer(Mask2FormerHead):
             )  # (layers, B, Q, C), normalized
             if last_only:
                 queries = queries[-1:]
-            embedded = self.mask_embed(queries)
-            mask_logits = torch.einsum("lbqc,bcn->lbqn", embedded, mask_features)
-            return list(self.cls_embed(queries)), list(mask_logits.unflatten(-1, size))
+            masks = torch.einsum("lbqc,bcn->lbqn", self.mask_embed(queries), mask_features)
+            return list(self.cls_embed(queries)), list(masks.unflatten(-1, size))
 
         memory = memory + self.level_embed.weight
         keys = memory + position
