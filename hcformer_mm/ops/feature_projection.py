@@ -46,7 +46,13 @@ def project(pixels: Tensor, weights: FeatureProjection) -> Tensor:
 
 def project_features(pixels: Tensor, weights: FeatureProjection) -> Tensor:
     """Unit-norm features ``(B, H, W, C_F)``: the results of :func:`project` over their lengths."""
-    return F.normalize(project(pixels, weights), dim=-1, eps=NORM_EPS)
+    projected = project(pixels, weights)
+    return F.normalize(projected, dim=-1, eps=_norm_eps(projected.dtype))
+
+
+def _norm_eps(dtype: torch.dtype) -> float:
+    """Return :data:`NORM_EPS`, or the smallest normal number of a dtype in which that is 0."""
+    return max(NORM_EPS, torch.finfo(dtype).tiny)
 
 
 class ProjectedBand:
@@ -79,7 +85,7 @@ class ProjectedBand:
             return
         projected = F.linear(self._normed, projection)
         lengths = torch.linalg.vector_norm(projected, dim=-1, keepdim=True)
-        self.lengths = lengths.clamp_min_(NORM_EPS)
+        self.lengths = lengths.clamp_min_(_norm_eps(lengths.dtype))
         self.features = projected.div_(self.lengths)
 
     def backward(

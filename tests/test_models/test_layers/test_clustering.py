@@ -159,6 +159,18 @@ def test_autocast(dtype, scale):
     torch.testing.assert_close(half.double(), exact, rtol=0, atol=2e-2)
 
 
+@pytest.mark.parametrize("cached", [1, 2**18])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_constant_maps_in_a_model_of_half_precision(dtype, cached, monkeypatch):
+    """Their features are 0, and the least length must not be."""
+    work_on(cached, monkeypatch)
+    clustering = module(dtype)
+    assignment = clustering(torch.ones(1, 6, 4, 4).to(dtype), torch.ones(1, 10, 2, 2).to(dtype))
+    torch.testing.assert_close(assignment.sum(1), torch.ones(1, 4, 4).to(dtype))
+    for gradient in torch.autograd.grad(assignment[:, 4].sum(), list(clustering.parameters())):
+        assert gradient.isfinite().all()
+
+
 def test_channels_that_do_not_fit():
     with pytest.raises(ValueError, match=r"\(B, 10, H, W\), got \(1, 9, 2, 2\)"):
         module()(torch.randn(1, 6, 4, 4), torch.randn(1, 9, 2, 2))
