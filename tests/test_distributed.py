@@ -226,7 +226,9 @@ def documented_units():
     "name",
     [
         "hcformer-plus_r50_8xb2-lsj-100e_coco-panoptic",
-        "hcformer-plus_swin-s-p4-w7-224_8xb2-lsj-100e_coco-panoptic",
+        pytest.param(
+            "hcformer-plus_swin-s-p4-w7-224_8xb2-lsj-100e_coco-panoptic", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_units_keep_the_settings_of_parameters(name):
