@@ -7,6 +7,7 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import nn
 
+from benchmarks.device_costs import pretend_gpu
 from hcformer_mm.acceleration.inference import (
     autocast_test_step,
     prepare_for_inference,
@@ -17,7 +18,7 @@ from hcformer_mm.models.layers.deformable_downsampling import DeformableDownsamp
 from hcformer_mm.utils.config import find_config
 from hcformer_mm.utils.random_inputs import random_image
 from tests.helpers.conv_bn import Regions, assert_close, conv, flat, norm, norms, randomize
-from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG, backbone
+from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG, backbone, detector
 from tests.helpers.predictions import diversify, outspoken_config, scene
 
 INSTANCE_CONFIG = "configs/shapes/hcformer_r18_shapes-instance.py"
@@ -181,3 +182,13 @@ def test_clustering_and_deformable_sampling_stay_in_float32():
         sampled = layers[0](torch.randn(1, layers[0].in_channels, 8, 8))
     assert all(assignment.dtype == torch.float32 for assignment in features.assignments)
     assert sampled.dtype == torch.float32
+
+
+def test_prepares_on_a_gpu():
+    """Tensors of the CPU do not meet those of the GPU."""
+    with pretend_gpu() as gpu:
+        model = gpu.copy(detector().eval())
+        restore = prepare_for_inference(model)
+        assert not [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        restore()
+        assert [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]

@@ -79,6 +79,11 @@ def test_ground_truth_of_a_hand_made_map():
     with pytest.raises(ValueError, match=r"got \[10\]; .*: maps/wrong\.png"):
         head._ground_truth([sample])
 
+    head.num_classes = 256  # more than 8 bits can hold
+    truth = head.masks_of_classes(torch.tensor([[[3, 255, 254]]], dtype=torch.uint8))
+    assert truth.labels.tolist() == [3, 254]
+    head.num_classes = 10
+
     head.ignore_index = 0
     assert head.masks_of_classes(torch.tensor([[[0, 1]]])).labels.tolist() == [1]
     with pytest.raises(ValueError, match=r"ignore_index=0, got \[255\]"):
