@@ -257,6 +257,8 @@ def test_half_precision_is_computed_in_float32(dtype, limit, monkeypatch):
     logits = [x.to(dtype) for x in predictions(queries=30)]
     wanted = all_results(fusion_head(), *(x.float() for x in logits))
     equal_results(all_results(fusion_head(), *logits), wanted)
+    pairs = logits, [x.float() for x in logits]
+    equal_results(*(all_results(fusion_head(), *pair, (20, 28)) for pair in pairs))
     with torch.autocast("cpu", torch.bfloat16):
         equal_results(all_results(fusion_head(), *logits), wanted)
     assert wanted["scores"].isfinite().all()
@@ -321,9 +323,21 @@ def test_finite_logits_are_not_reported():
         all_results(fusion_head(), class_logits, masks)
 
 
-@pytest.mark.parametrize(
-    "iou_thr", [0, 0.5, 0.8]
-)  # from 0 on, those that win no pixel are left out
+def test_a_query_that_wins_no_pixel_gets_no_number():
+    """Of two equal masks the first one wins; the last mask is too weak for its only pixels."""
+    class_logits = torch.full((4, 4), -9.0)
+    class_logits[:, 0] = 9.0
+    masks = torch.full((4, 2, 6), -9.0)
+    masks[:2, :, :2], masks[2, :, 2:4], masks[3, :, 4:] = 3.0, 3.0, -0.1
+    for filter_low_score in (False, True):
+        config = dict(iou_thr=0, filter_low_score=filter_low_score)
+        mmdets = MaskFormerFusionHead(num_things_classes=2, num_stuff_classes=1, test_cfg=config)
+        found = fusion_head(2, 1, **config).panoptic_postprocess(class_logits, masks).sem_seg
+        assert found[0].tolist() == [[1000, 1000, 2000, 2000, 3, 3]] * 2
+        assert torch.equal(found, mmdets.panoptic_postprocess(class_logits, masks).sem_seg)
+
+
+@pytest.mark.parametrize("iou_thr", [0.5, 0.8])
 @pytest.mark.parametrize("seed", range(4))
 def test_panoptic_equals_mmdets_for_overlapping_masks(seed, iou_thr):
     random = torch.Generator().manual_seed(seed)
