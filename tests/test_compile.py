@@ -81,7 +81,8 @@ def test_networks_read_no_value_back(name):
     torch.testing.assert_close(tree_leaves(found), tree_leaves(expected), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA graphs")
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_cuda_graphs(name, monkeypatch):
