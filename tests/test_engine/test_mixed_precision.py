@@ -10,6 +10,7 @@ from hcformer_mm.engine import mixed_precision
 from hcformer_mm.engine.mixed_precision import BFloat16OptimWrapper, complete_optim_wrapper
 from hcformer_mm.engine.runner import build_runner
 from hcformer_mm.utils.errors import InputError
+from tests.helpers.exporting import TINY
 from tests.helpers.tools import quick_config, read_scalars
 
 AMP = dict(type="AmpOptimWrapper", loss_scale="dynamic", optimizer=dict(type="SGD", lr=0.1))
@@ -62,8 +63,7 @@ def test_cpus_refuse_float16(on):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPUs")
 def test_losses_are_finite(shapes, tmp_path):
     config = quick_config(shapes, tmp_path)
-    config.model.panoptic_head.transformer_decoder.num_layers = 1
-    config.model.train_cfg.num_points = 256
+    config.merge_from_dict({**TINY, "model.train_cfg.num_points": 256})
     config.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
     config.train_cfg.max_iters = 3
     config.val_cfg = config.val_dataloader = config.val_evaluator = None
