@@ -319,6 +319,8 @@ def points_drawn(monkeypatch, dtype=torch.float32):
 def test_points_are_random_for_every_layer_image_and_mask(path, monkeypatch):
     matching, losses = points_drawn(monkeypatch)
     assert matching.shape == (6, 37, 2)  # three layers of two images
+    masks = [x for x, _ in losses if x.shape[-2:] == (13, 10)]
+    assert all(x.is_contiguous() for x in masks)  # else points read far apart in memory
     of_masks = [points for x, points in losses if x.shape[-2:] == (13, 10)]
     assert [tuple(points.shape) for points in of_masks] == [(6, 37, 2), (9, 37, 2)]
     for points in (matching, *of_masks):
