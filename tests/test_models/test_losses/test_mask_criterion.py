@@ -340,6 +340,21 @@ def test_points_are_in_full_precision(path, monkeypatch, dtype):
         assert ((256 * points) % 1 != 0).double().mean() > 0.9
 
 
+@pytest.mark.parametrize(
+    ("cpu", "mask_space", "together"),
+    [(True, "logit", 1), (False, "logit", 3), (False, "probability", 1)],
+)
+def test_layers_that_are_sampled_together(monkeypatch, cpu, mask_space, together):
+    """All three off the CPU, unless their masks are decoded in full."""
+    calls, at = [], mask_criterion.mask_logits_at
+    monkeypatch.setattr(mask_criterion, "is_eager_cpu", lambda x: cpu)
+    monkeypatch.setattr(
+        mask_criterion, "mask_logits_at", lambda *args: calls.append(len(args[0])) or at(*args)
+    )
+    criterion_of(tiny_head(), mask_space=mask_space)(*problem((2, 3)), [{}, {}])
+    assert calls == [together] * (6 // together)
+
+
 @pytest.mark.parametrize("objects", [(3,), (2, 3, 0, 40)], ids=str)
 def test_costs_on_a_gpu(objects):
     """Few launches beside mmdet's losses on decoded masks, and one wait: for matching's costs."""
