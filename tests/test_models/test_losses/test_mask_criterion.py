@@ -351,8 +351,15 @@ def test_layers_that_are_sampled_together(monkeypatch, cpu, mask_space, together
     monkeypatch.setattr(
         mask_criterion, "mask_logits_at", lambda *args: calls.append(len(args[0])) or at(*args)
     )
+    draws, draw = [], mask_criterion.get_uncertain_point_coords_with_randomness
+    monkeypatch.setattr(
+        mask_criterion,
+        "get_uncertain_point_coords_with_randomness",
+        lambda *args: draws.append(len(args[0])) or draw(*args),
+    )
     criterion_of(tiny_head(), mask_space=mask_space)(*problem((2, 3)), [{}, {}])
     assert calls == [together] * (6 // together)
+    assert draws == ([2, 2, 2, 3, 3, 3] if cpu else [6, 9])
 
 
 @pytest.mark.parametrize("objects", [(3,), (2, 3, 0, 40)], ids=str)
