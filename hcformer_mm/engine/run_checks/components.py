@@ -6,6 +6,7 @@ from copy import deepcopy
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import (
     DATA_SAMPLERS,
     DATASETS,
@@ -22,8 +23,6 @@ from mmengine.registry import (
     Registry,
 )
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
-from torch import nn, zeros
-from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from ...utils.components import (
@@ -35,7 +34,7 @@ from ...utils.components import (
 )
 from ...utils.errors import cut
 from .lookup import class_of, metrics_in
-from .schedule import schedulers_in
+from .schedule import optimizer_of_trial, schedulers_in
 
 _OWN_OF_LOADER = {
     "batch_sampler",
@@ -177,7 +176,8 @@ def _dataset_faults(dataset: Any, key: str) -> Iterator[str]:
         yield from _handed_on_faults(dataset, DATASETS, key, lazy_init=True, pipeline=[])
     with DefaultScope.overwrite_default_scope(dataset.get("_scope_")):
         for place, part in wrapped:
-            yield from _dataset_faults(part, place)
+            if isinstance(part, dict) and "type" in part:  # else settings of that name
+                yield from _dataset_faults(part, place)
         for index, step in enumerate(dataset.get("pipeline") or ()):
             yield from _step_faults(step, f"{key}.pipeline[{index}]")
 
@@ -204,13 +204,13 @@ def _evaluator_faults(config: Config, split: str) -> Iterator[str]:
 def _optimizer_faults(wrapper: Any, key: str) -> Iterator[str]:
     if not isinstance(wrapper, dict):
         return
-    if "constructor" in wrapper:
-        constructor = dict(type=wrapper["constructor"])
-        given = ("optim_wrapper_cfg", "paramwise_cfg")
-        yield from _faults(
-            constructor, OPTIM_WRAPPER_CONSTRUCTORS, f"{key}.constructor", given=given
-        )
-    if "constructor" not in wrapper or "optimizer" in wrapper:  # else one of several optimizers
+    constructor = dict(type=wrapper.get("constructor", DefaultOptimWrapperConstructor))
+    given = ("optim_wrapper_cfg", "paramwise_cfg")
+    yield from _faults(constructor, OPTIM_WRAPPER_CONSTRUCTORS, f"{key}.constructor", given=given)
+    kind: Any = class_of(OPTIM_WRAPPER_CONSTRUCTORS, constructor)
+    # Others may build several optimizers, or take settings of their own from this config.
+    default = DefaultOptimWrapperConstructor
+    if all(getattr(kind, one, None) is getattr(default, one) for one in ("__init__", "__call__")):
         own = {"type": "OptimWrapper", **wrapper}
         yield from _faults(own, OPTIM_WRAPPERS, key, apart={"constructor", "paramwise_cfg"})
         optimizer = wrapper.get("optimizer")
@@ -222,7 +222,6 @@ def _scheduler_faults(scheduler: dict[str, Any], key: str) -> Iterator[str]:
     faults = list(_faults(scheduler, PARAM_SCHEDULERS, key, given=("optimizer",), apart=apart))
     yield from faults
     if not faults:
-        optimizer = SGD([nn.Parameter(zeros(1))], lr=1.0, momentum=0.9)
         yield from _handed_on_faults(
-            scheduler, PARAM_SCHEDULERS, key, optimizer=optimizer, epoch_length=1
+            scheduler, PARAM_SCHEDULERS, key, optimizer=optimizer_of_trial(), epoch_length=1
         )

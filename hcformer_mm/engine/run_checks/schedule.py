@@ -3,27 +3,29 @@
 from collections.abc import Iterator
 from typing import Any
 
-from mmdet.datasets.samplers import MultiSourceSampler
+from mmdet.datasets.samplers import GroupMultiSourceSampler, MultiSourceSampler
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.device import get_device
 from mmengine.optim import AmpOptimWrapper
-from mmengine.registry import DATA_SAMPLERS, LOOPS, OPTIM_WRAPPERS
+from mmengine.registry import DATA_SAMPLERS, LOOPS, OPTIM_WRAPPERS, PARAM_SCHEDULERS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from torch import nn, zeros
+from torch.optim import SGD
 
-from .lookup import is_a
+from .lookup import class_of, is_a
+
+_ENDLESS = (InfiniteSampler, MultiSourceSampler, GroupMultiSourceSampler)
 
 
 def schedule_faults(config: Config) -> Iterator[str]:
     """Yield a sentence for every setting by which training does not start, end or step."""
     loader = config.get("train_dataloader") or {}
-    sampler = loader.get("sampler") or {}
-    if _counts(config, EpochBasedTrainLoop) and is_a(
-        DATA_SAMPLERS, sampler, InfiniteSampler, MultiSourceSampler
-    ):
+    sampler = class_of(DATA_SAMPLERS, loader.get("sampler"))
+    if _counts(config, EpochBasedTrainLoop) and sampler in _ENDLESS:
         yield (
             "expected a sampler that ends an epoch in train_dataloader for the "
-            f"EpochBasedTrainLoop of train_cfg, got {sampler.get('type')}; set "
+            f"EpochBasedTrainLoop of train_cfg, got {sampler.__name__}; set "
             "train_dataloader.sampler.type='DefaultSampler', or count iterations: "
             "train_cfg.type='IterBasedTrainLoop' with max_iters"
         )
@@ -39,9 +41,9 @@ def schedule_faults(config: Config) -> Iterator[str]:
             if _steps_by_epoch(scheduler):
                 yield (
                     f"expected {key}.by_epoch=False for the IterBasedTrainLoop of train_cfg, which "
-                    f"has no epochs, got a {scheduler.get('type')} by epochs, which would never "
-                    f"change the learning rate; set {key}.by_epoch=False, and its begin, end and "
-                    "milestones in iterations"
+                    "has no epochs, got a schedule by epochs, which would never change the "
+                    f"learning rate; set {key}.by_epoch=False, and its begin, end and milestones "
+                    "in iterations"
                 )
 
 
@@ -61,11 +63,11 @@ def schedule_warnings(config: Config) -> Iterator[str]:
 
 
 def _counts(config: Config, kind: type) -> bool:
-    """Whether the training loop is of a kind."""
+    """Whether the training loop is of a kind; classes derived from one may count otherwise."""
     loop = config.get("train_cfg")
     if isinstance(loop, dict) and "by_epoch" in loop:
         return kind is (EpochBasedTrainLoop if loop["by_epoch"] else IterBasedTrainLoop)
-    return is_a(LOOPS, loop, kind)
+    return class_of(LOOPS, loop) is kind
 
 
 def schedulers_in(config: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -80,10 +82,17 @@ def schedulers_in(config: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]
             yield from schedulers_in(part, f"{key}.{name}")
 
 
-def _steps_by_epoch(scheduler: dict[str, Any]) -> bool:
+def optimizer_of_trial() -> SGD:
+    """Return an optimizer with which a scheduler can be built before the model is."""
+    return SGD([nn.Parameter(zeros(1))], lr=1.0, momentum=0.9)
+
+
+def _steps_by_epoch(settings: dict[str, Any]) -> bool:
+    if settings.get("convert_to_iter_based", False):
+        return False
+    try:
+        scheduler = PARAM_SCHEDULERS.build({**settings, "optimizer": optimizer_of_trial()})
+    except Exception:  # of any scheduler of any package; the runner tells
+        return False
     # Schedulers that wait for a plateau step after each validation, in any loop.
-    return (
-        scheduler.get("by_epoch", True)
-        and not scheduler.get("convert_to_iter_based", False)
-        and "ReduceOnPlateau" not in str(scheduler["type"])
-    )
+    return scheduler.by_epoch and not getattr(scheduler, "need_val_args", False)

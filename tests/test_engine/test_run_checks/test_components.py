@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 from mmdet.datasets import CocoPanopticDataset
 from mmengine.config import Config
-from mmengine.registry import DATASETS, TRANSFORMS
+from mmengine.registry import DATASETS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS
 
 from hcformer_mm.engine.run_checks.components import component_faults
 from tests.helpers.models import SHAPES_CONFIG
@@ -134,11 +134,30 @@ def _double(results):
     return results
 
 
+@DATASETS.register_module()
+class _Named:
+    """A dataset that wraps none: ``dataset`` holds settings."""
+
+    def __init__(self, dataset, pipeline):
+        self.dataset = dataset
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class _Freezing:
+    """Takes settings of its own from the configs of the wrapper and of the optimizer."""
+
+    def __init__(self, optim_wrapper_cfg, paramwise_cfg=None):
+        self.frozen = optim_wrapper_cfg.pop("frozen")
+
+
 def test_components_of_others_are_left_to_them(shapes_config):
     config = deepcopy(shapes_config)
     config.train_dataloader.dataset = dict(type=_Eager, root="nowhere", anything=1)
     config.val_dataloader.dataset = dict(type="mmengine._Eager", root="nowhere")
+    config.test_dataloader.dataset = dict(type=_Named, dataset=dict(name="a"), pipeline="short")
     config.custom_hooks = [object()]
+    config.optim_wrapper.update(constructor="_Freezing", frozen=1)
+    config.optim_wrapper.optimizer.layer_decay = 0.5
     assert faults(config) == []
 
 

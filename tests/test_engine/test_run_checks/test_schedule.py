@@ -2,6 +2,10 @@
 
 import pytest
 from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler
+from mmengine.optim import LinearLR
+from mmengine.registry import DATA_SAMPLERS, LOOPS, PARAM_SCHEDULERS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from hcformer_mm.engine.run_checks import schedule
 from hcformer_mm.engine.run_checks.schedule import schedule_faults, schedule_warnings
@@ -28,7 +32,7 @@ def config(loop, **settings):
 @pytest.mark.parametrize("sampler", ["InfiniteSampler", "mmdet.MultiSourceSampler"])
 def test_endless_epochs(loop, sampler):
     (found,) = schedule_faults(config(loop, **{"train_dataloader.sampler.type": sampler}))
-    assert f"got {sampler};" in found
+    assert f"got {sampler.rpartition('.')[2]};" in found
     assert "set train_dataloader.sampler.type='DefaultSampler'" in found
     ending = {"train_dataloader.sampler.type": "DefaultSampler"}
     assert list(schedule_faults(config(loop, **ending))) == []
@@ -74,6 +78,50 @@ def test_schedule_with_steps(scheduler):
     assert list(schedule_faults(made)) == []
     made = config(EPOCHS[0], **{"train_dataloader.sampler.type": "DefaultSampler"})
     made.param_scheduler = scheduler
+    assert list(schedule_faults(made)) == []
+
+
+@LOOPS.register_module()
+class _ShortEpochs(EpochBasedTrainLoop):
+    """Ends an epoch by itself."""
+
+
+@LOOPS.register_module()
+class _IterationsInEpochs(IterBasedTrainLoop):
+    """Calls the hooks of epochs, too."""
+
+
+@DATA_SAMPLERS.register_module()
+class _FiniteSampler(InfiniteSampler):
+    """Ends an epoch."""
+
+
+@PARAM_SCHEDULERS.register_module()
+class _LRByIterations(LinearLR):
+    """Counts iterations unless it is told otherwise."""
+
+    def __init__(self, optimizer, **options):
+        super().__init__(optimizer, **dict(by_epoch=False) | options)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train_cfg": dict(type="_ShortEpochs", max_epochs=2)},
+        {"train_cfg": EPOCHS[0], "train_dataloader.sampler.type": "_FiniteSampler"},
+        {
+            "train_cfg": dict(type="_IterationsInEpochs", max_iters=2),
+            "param_scheduler": dict(STEPS, by_epoch=True),
+        },
+        {"param_scheduler": dict(type="_LRByIterations", start_factor=0.5)},
+        {"param_scheduler": dict(type=_LRByIterations, start_factor=0.5)},
+    ],
+)
+def test_classes_of_others_may_count_otherwise(settings):
+    made = config(settings.pop("train_cfg", ITERATIONS[0]))
+    made.train_dataloader.sampler.type = "InfiniteSampler"
+    made.param_scheduler = settings.pop("param_scheduler", None)
+    made.merge_from_dict(settings)
     assert list(schedule_faults(made)) == []
 
 
