@@ -3,7 +3,6 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,20 +14,10 @@ from mmengine.config import DictAction
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import measure, models, operators
 from hcformer_mm.apis.inference import check_device
+from hcformer_mm.utils.arguments import number
 
 CARD = ("card", "bandwidth", "peak", "launch_us")  # the GPU whose time is estimated
 SHAPE_HELP = "image sizes, pairs of multiples of 32"
-
-
-def at_least(minimum: int) -> Callable[[str], int]:
-    """Argument type: an integer of at least ``minimum``."""
-
-    def parse(text: str) -> int:
-        if not text.lstrip("-").isdecimal() or int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"expected an integer >= {minimum}, got {text!r}")
-        return int(text)
-
-    return parse
 
 
 def report_file(text: str) -> Path:
@@ -39,13 +28,13 @@ def report_file(text: str) -> Path:
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--repeats", type=at_least(1), default=7, help="timed rounds (default: 7)")
-    add("--warmup", type=at_least(0), default=1, help="untimed rounds before those (default: 1)")
+    add("--repeats", type=number(int, 1), default=7, help="timed rounds (default: 7)")
+    add("--warmup", type=number(int, 0), default=1, help="untimed rounds before those (default: 1)")
     own, threads = [torch.get_num_threads()], "numbers of threads (default: PyTorch's choice)"
-    add("--threads", type=at_least(1), nargs="+", default=own, metavar="N", help=threads)
+    add("--threads", type=number(int, 1), nargs="+", default=own, metavar="N", help=threads)
     add("--device", default="cpu", help="cpu or a CUDA device (default: cpu)")
     profile = "also list the N slowest operators (12 if N is left out)"
-    add("--profile", type=at_least(1), nargs="?", const=12, metavar="N", help=profile)
+    add("--profile", type=number(int, 1), nargs="?", const=12, metavar="N", help=profile)
     add_report_arguments(parser)
 
 
@@ -59,7 +48,7 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_baseline_argument(parser: argparse.ArgumentParser) -> None:
     baseline = "ratios are to the I-th config, counted from 1 (default: 1)"
-    parser.add_argument("--baseline", type=at_least(1), default=1, metavar="I", help=baseline)
+    parser.add_argument("--baseline", type=number(int, 1), default=1, metavar="I", help=baseline)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +69,13 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_kept_queries(parser: argparse.ArgumentParser) -> None:
     kept = "force N queries of mask transformers to be objects; the weights decide if left out"
-    parser.add_argument("--kept-queries", type=at_least(0), metavar="N", help=kept)
+    parser.add_argument("--kept-queries", type=number(int, 0), metavar="N", help=kept)
+
+
+def add_batch_arguments(parser: argparse.ArgumentParser, images: int) -> None:
+    add, batch = parser.add_argument, "images per training step (default: %(default)s)"
+    add("--batch", type=number(int, 1), default=images, help=batch)
+    add("--objects", type=number(int, 1), default=10, help="objects per image (default: 10)")
 
 
 def parse_args() -> argparse.Namespace:
@@ -99,9 +94,9 @@ def parse_args() -> argparse.Namespace:
     add("--stride", type=int, nargs="+", choices=strides, default=strides, help="default: all")
     masks = [20, 100, 1000]
     channels = "numbers of masks to decode (default: 20 100 1000)"
-    add("--channels", type=at_least(1), nargs="+", default=masks, metavar="Q", help=channels)
+    add("--channels", type=number(int, 1), nargs="+", default=masks, metavar="Q", help=channels)
     queries = "queries in post-processing, all kept (default: 100)"
-    add("--kept-queries", type=at_least(1), default=100, metavar="N", help=queries)
+    add("--kept-queries", type=number(int, 1), default=100, metavar="N", help=queries)
     passes = operators.PASSES
     add("--pass", nargs="+", choices=passes, default=passes, dest="passes", help="default: both")
     add("--compile", action="store_true", help="add ours under torch.compile")
@@ -129,8 +124,7 @@ def parse_args() -> argparse.Namespace:
     add = train.add_argument
     phases = "whole step, or head alone (default: step)"
     add("--phase", nargs="+", choices=models.PHASES, default=["step"], help=phases)
-    add("--batch", type=at_least(1), default=2, help="images per step (default: 2)")
-    add("--objects", type=at_least(1), default=10, help="objects per image (default: 10)")
+    add_batch_arguments(train, images=2)
     add_common_arguments(train)
 
     text = "count what a GPU would do for any config's model, on a machine without one"
@@ -141,12 +135,13 @@ def parse_args() -> argparse.Namespace:
     phases = "network, all up to results, fusion head, losses, or step (default: network)"
     add("--phase", nargs="+", choices=models.COUNTED, default=["network"], help=phases)
     add_kept_queries(costs)
-    add("--batch", type=at_least(1), default=1, help="images, in training (default: 1)")
-    add("--objects", type=at_least(1), default=10, help="objects per image (default: 10)")
+    add_batch_arguments(costs, images=1)
     add("--card", default="A100 80GB SXM", help="card to estimate (default: A100 80GB SXM)")
-    add("--bandwidth", type=float, default=2039, help="its memory's GB/s (default: 2039)")
-    add("--peak", type=float, default=156, help="its TFLOP/s (default: 156, of TF32)")
-    add("--launch-us", type=float, default=5, help="microseconds of a launch (default: 5)")
+    rate = number(float, 1)
+    add("--bandwidth", type=rate, default=2039, help="its memory's GB/s (default: 2039)")
+    add("--peak", type=rate, default=156, help="its TFLOP/s (default: 156, of TF32)")
+    launch = "microseconds of a launch (default: 5)"
+    add("--launch-us", type=number(float, 0), default=5, help=launch)
     tables = "also list costs by operator and by line of code"
     add("--profile", action="store_true", help=tables)
     add_report_arguments(costs)

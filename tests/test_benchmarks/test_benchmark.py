@@ -393,8 +393,8 @@ def test_training(report_of):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("model", NAME, *SMALL, "--repeats", "0"), "expected an integer >= 1, got '0'"),
-        (("model", NAME, *SMALL, "--warmup", "-1"), "expected an integer >= 0, got '-1'"),
+        (("model", NAME, *SMALL, "--repeats", "0"), "expected an integer from 1 on, got '0'"),
+        (("model", NAME, *SMALL, "--warmup", "-1"), "expected an integer from 0 on, got '-1'"),
         (("model", NAME, *SMALL, "--out", "a.txt"), "expected a file *.json or *.md, got 'a.txt'"),
         (("model", NAME, "--shape", "64"), "pairs H W, multiples of 32, got [64]"),
         (("train", NAME, "--shape", "64", "90"), "pairs H W, multiples of 32, got [64, 90]"),
