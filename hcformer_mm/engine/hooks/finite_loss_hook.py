@@ -14,7 +14,7 @@ from ...utils.errors import InputError, some
 class FiniteLossHook(Hook):
     """Stop at the iteration whose losses are NaN or infinite, before a checkpoint is saved.
 
-    The losses are read where MMEngine's ``RuntimeInfoHook`` has already copied them to the host. A
+    The losses are read where MMEngine's ``RuntimeInfoHook`` has already copied them to the CPU. A
     step that mixed precision skips, because gradients overflow in float16, has finite losses.
     mmdet's ``CheckInvalidLossHook`` looks at every 50th iteration only, and names neither losses
     nor images.

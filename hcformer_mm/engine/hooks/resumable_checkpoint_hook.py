@@ -245,7 +245,7 @@ def check_weights(runner: Runner) -> None:
         InputError: A parameter is NaN or infinite.
     """
     parameters = dict(runner.model.named_parameters())
-    # All flags reach the host together.
+    # All flags reach the CPU together.
     finite = torch.stack([values.isfinite().all() for values in parameters.values()]).tolist()
     bad = [name for name, good in zip(parameters, finite, strict=True) if not good]
     if bad:
