@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from hcformer_mm.datasets.shapes_writer import write_shapes
-from tests.helpers.devices import DEVICE, DEVICES, NO_GPU, REPORT, write_figures
+from tests.helpers.devices import DEVICE, DEVICES, NO_GPU, REPORT, made_on, write_figures
 
 # Property-based tests draw the same examples in every run; --hypothesis-profile=slow draws more.
 settings.register_profile(
@@ -45,11 +45,12 @@ def shapes(tmp_path_factory):
 @pytest.fixture(params=DEVICES)
 def device(request):
     """Each device that is there; tensors that a test makes are on it."""
-    if request.param == "cpu":
-        yield torch.device("cpu")
+    device = torch.device(request.param)
+    if device.type == "cpu":
+        yield device
     else:
-        with torch.device(request.param):
-            yield torch.device(request.param)
+        with made_on(device):
+            yield device
 
 
 FIGURES = pytest.StashKey[dict]()

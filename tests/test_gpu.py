@@ -26,7 +26,7 @@ from hcformer_mm.engine.mixed_precision import complete_optim_wrapper
 from hcformer_mm.models.layers.clustering import ClusteringModule
 from hcformer_mm.ops import decode_hierarchy, decode_points, hierarchical_clusters
 from hcformer_mm.ops.deform_conv import modulated_deform_conv2d
-from tests.helpers.devices import DEVICE, VARIABLE
+from tests.helpers.devices import DEVICE, VARIABLE, full_float32
 from tests.helpers.exporting import (
     SMALL_SWIN,
     SWIN_CONFIG,
@@ -60,13 +60,9 @@ EXACT, HALF = 1e-4, 2e-2
 
 
 @pytest.fixture(autouse=True)
-def full_float32():
-    """Leave TF32 out, which rounds to ten bits."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    yield
-    matmul.allow_tf32, cudnn.allow_tf32 = before
+def without_tf32():
+    with full_float32():
+        yield
 
 
 def tensors_of(outputs):

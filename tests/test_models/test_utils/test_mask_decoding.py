@@ -15,25 +15,29 @@ from tests.test_ops.test_decoding import coarse_maps, random_assignment
 
 pytestmark = pytest.mark.usefixtures("device")
 
-ASSIGNMENTS = [random_assignment(7, 10), random_assignment(4, 5)]
+
+def assignments_of_two_levels():
+    return [random_assignment(7, 10), random_assignment(4, 5)]
 
 
 def test_logit_space_decodes_logits():
+    assignments = assignments_of_two_levels()
     logits = coarse_maps(4, 5)
-    decoded = decode_mask_logits(logits, ASSIGNMENTS, "logit")
-    assert torch.equal(decoded, decode_hierarchy(logits, ASSIGNMENTS))
+    decoded = decode_mask_logits(logits, assignments, "logit")
+    assert torch.equal(decoded, decode_hierarchy(logits, assignments))
 
 
 def test_probability_space_is_the_equation_to_the_letter():
+    assignments = assignments_of_two_levels()
     logits = coarse_maps(4, 5).requires_grad_()
-    decoded = decode_mask_logits(logits, ASSIGNMENTS, "probability")
-    expected = reference.probability_logits(logits, ASSIGNMENTS)
+    decoded = decode_mask_logits(logits, assignments, "probability")
+    expected = reference.probability_logits(logits, assignments)
     reference.assert_same_with_gradients(decoded, expected, [logits], *3 * [1e-9])
 
 
 def test_probability_space_is_exact_where_masks_are_certain():
     """In float32 the probability of a logit of 30 is 1; its log-odds still come out as 30."""
-    assignments = [a.float() for a in ASSIGNMENTS]
+    assignments = [a.float() for a in assignments_of_two_levels()]
     for logit in (30.0, -30.0):
         logits = torch.full((2, 3, 2, 3), logit)
         decoded = decode_mask_logits(logits, assignments, "probability")
@@ -62,7 +66,7 @@ def test_unknown_space():
 @pytest.mark.parametrize("space", ["logit", "probability"])
 def test_masks_at_points_are_those_of_decoded_masks(space, levels):
     """Logits are interpolated in both spaces."""
-    assignments = ASSIGNMENTS[:levels]
+    assignments = assignments_of_two_levels()[:levels]
     logits = 3 * coarse_maps(*[(14, 20), (7, 10), (4, 5)][levels])
     points = torch.rand(2, 31, 2, dtype=logits.dtype)
     found = mask_logits_at(logits, assignments, points, space)
@@ -72,9 +76,10 @@ def test_masks_at_points_are_those_of_decoded_masks(space, levels):
 
 def test_a_single_class_is_a_mask():
     """Its softmax would be 1 everywhere."""
+    assignments = assignments_of_two_levels()
     logits = coarse_maps(4, 5)[:, :1]
-    decoded = decode_class_logits(logits, ASSIGNMENTS, "probability")
-    assert torch.equal(decoded, decode_mask_logits(logits, ASSIGNMENTS, "probability"))
+    decoded = decode_class_logits(logits, assignments, "probability")
+    assert torch.equal(decoded, decode_mask_logits(logits, assignments, "probability"))
     assert decoded.std() > 0.1
 
 
