@@ -66,7 +66,14 @@ def component_faults(config: Config, splits: Sequence[str]) -> Iterator[str]:
         if "train" in splits:
             yield from _optimizer_faults(config.get("optim_wrapper"), "optim_wrapper")
             for key, scheduler in schedulers_in(config.get("param_scheduler"), "param_scheduler"):
-                yield from _scheduler_faults(scheduler, key)
+                yield from _faults(
+                    scheduler,
+                    PARAM_SCHEDULERS,
+                    key,
+                    given=("optimizer",),
+                    apart=("convert_to_iter_based", "epoch_length"),
+                    trial=dict(optimizer=optimizer_of_trial(), epoch_length=1),
+                )
         default, custom = config.get("default_hooks") or {}, config.get("custom_hooks") or ()
         for name, hook in default.items():
             yield from _faults(hook, HOOKS, f"default_hooks.{name}", apart={"priority"})
@@ -81,8 +88,11 @@ def _faults(
     *,
     given: Collection[str] = (),
     apart: Collection[str] = (),
+    trial: dict[str, Any] | None = None,
 ) -> Iterator[str]:
-    """Yield the faults of a component that its class shows without being built.
+    """Yield the faults of a component.
+
+    Its class shows them without being built, except for settings that it hands on by ``**kwargs``.
 
     Args:
         settings: Its config; a component that is already built has none.
@@ -90,6 +100,7 @@ def _faults(
         key: Its key in the config.
         given: Arguments that MMEngine adds.
         apart: Settings that MMEngine takes out before.
+        trial: Arguments with which the class can be built and reads nothing; None to not build it.
     """
     if not isinstance(settings, dict):
         return
@@ -102,26 +113,24 @@ def _faults(
             yield type_fault(settings["type"], scoped, key)
         elif callable(build):
             own = [name for name in settings if name not in {"type", "_scope_", *apart}]
-            yield from setting_faults(build, own, given, key)
+            faults = list(setting_faults(build, own, given, key))
+            if trial is not None and not faults:
+                # Other errors may come from the arguments of the trial.
+                name = unexpected_argument(_trial_error({**settings, **trial}, registry))
+                if name in settings:
+                    faults = [unknown_setting(build, name, key)]
+            yield from faults
 
 
-def _trial(settings: Any, registry: Registry, **given: Any) -> Exception | None:
-    """Build a component with arguments with which it reads nothing, and return its error."""
+def _trial_error(settings: dict[str, Any], registry: Registry) -> Exception | None:
+    """Build a component and return its error."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns again when it is built for the run
-            registry.build({**deepcopy(settings), **given})
+            registry.build(deepcopy(settings))
     except Exception as error:  # of any component of any package
         return error
     return None
-
-
-def _handed_on_faults(settings: Any, registry: Registry, key: str, **given: Any) -> Iterator[str]:
-    """Yield a sentence for a setting that a class hands on by ``**kwargs`` to one without it."""
-    # Other errors may come from the arguments of the trial.
-    name = unexpected_argument(_trial(settings, registry, **given))
-    if name in settings and (kind := class_of(registry, settings)) is not None:
-        yield unknown_setting(kind, name, key)
 
 
 def _loop_faults(loop: dict[str, Any], split: str) -> Iterator[str]:
@@ -167,15 +176,13 @@ def _dataset_faults(dataset: Any, key: str) -> Iterator[str]:
     """Yield the faults of a dataset, of those that it wraps, and of their pipelines."""
     if not isinstance(dataset, dict):
         return
-    faults = list(_faults(dataset, DATASETS, key))
-    yield from faults
-    wrapped = [(f"{key}.dataset", dataset.get("dataset"))]
+    wrapped = {f"{key}.dataset": dataset["dataset"]} if "dataset" in dataset else {}
     if isinstance(dataset.get("datasets"), list | tuple):
-        wrapped += [(f"{key}.datasets[{i}]", one) for i, one in enumerate(dataset["datasets"])]
-    if not faults and wrapped == [(f"{key}.dataset", None)]:
-        yield from _handed_on_faults(dataset, DATASETS, key, lazy_init=True, pipeline=[])
+        wrapped |= {f"{key}.datasets[{i}]": one for i, one in enumerate(dataset["datasets"])}
+    trial = None if wrapped else dict(lazy_init=True, pipeline=[])
+    yield from _faults(dataset, DATASETS, key, trial=trial)
     with DefaultScope.overwrite_default_scope(dataset.get("_scope_")):
-        for place, part in wrapped:
+        for place, part in wrapped.items():
             if isinstance(part, dict) and "type" in part:  # else settings of that name
                 yield from _dataset_faults(part, place)
         for index, step in enumerate(dataset.get("pipeline") or ()):
@@ -186,7 +193,7 @@ def _step_faults(step: Any, key: str) -> Iterator[str]:
     faults = list(_faults(step, TRANSFORMS, key))
     yield from faults
     if isinstance(step, dict) and not faults:
-        error = _trial(step, TRANSFORMS)
+        error = _trial_error(step, TRANSFORMS)
         if isinstance(error, KeyError | TypeError | ValueError | AssertionError):
             yield build_fault(error, step, key)
 
@@ -215,13 +222,3 @@ def _optimizer_faults(wrapper: Any, key: str) -> Iterator[str]:
         yield from _faults(own, OPTIM_WRAPPERS, key, apart={"constructor", "paramwise_cfg"})
         optimizer = wrapper.get("optimizer")
         yield from _faults(optimizer, OPTIMIZERS, f"{key}.optimizer", given=("params",))
-
-
-def _scheduler_faults(scheduler: dict[str, Any], key: str) -> Iterator[str]:
-    apart = ("convert_to_iter_based", "epoch_length")
-    faults = list(_faults(scheduler, PARAM_SCHEDULERS, key, given=("optimizer",), apart=apart))
-    yield from faults
-    if not faults:
-        yield from _handed_on_faults(
-            scheduler, PARAM_SCHEDULERS, key, optimizer=optimizer_of_trial(), epoch_length=1
-        )
