@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .linear_taps import linear_taps
+from .precision import full_precision
 
 # PyTorch 2.6 and older cannot tell export from compilation: the code for export then runs in both.
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
@@ -81,7 +82,7 @@ def _bilinear_taps(
     """
     batch, _, rows, cols = offset.shape
     height, width = size
-    offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
+    offset = full_precision(offset)
     taps = torch.arange(kernel, device=offset.device)
     offset = offset.permute(0, 2, 3, 1).reshape(batch, rows, cols, kernel, kernel, 2)
     mask = mask.permute(0, 2, 3, 1).reshape(batch, rows, cols, kernel, kernel)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 from ...ops.deform_conv import is_exporting, modulated_deform_conv2d
-from ...ops.precision import autocast_off
+from ...ops.precision import autocast_off, full_precision
 
 # Types of devices on which mmcv's kernel is used.
 _MMCV_KERNELS = {"npu", "mlu"}
@@ -87,9 +87,8 @@ class DeformableDownsampling(ModulatedDeformConv2d):
         if device in _MMCV_KERNELS and not torch.compiler.is_compiling() and type(x) is Tensor:
             # It computes positions in the dtype of the offsets, where float16 steps by a quarter
             # of a pixel beyond 256, and reads any memory as if it were contiguous.
-            if offset.dtype in (torch.float16, torch.bfloat16):
-                offset = offset.float()
-            x, offset, mask = x.contiguous(), offset.contiguous(), mask.contiguous()
+            x, mask = x.contiguous(), mask.contiguous()
+            offset = full_precision(offset).contiguous()
             groups = self.dilation, self.groups, self.deform_groups
             return mmcv_deform_conv2d(
                 x, offset, mask, weight, bias, self.stride, self.padding, *groups
@@ -101,8 +100,7 @@ class DeformableDownsampling(ModulatedDeformConv2d):
                 options = dict(stride=self.stride[0], padding=self.padding[0])
                 return modulated_deform_conv2d(x, offset, mask, weight, bias, **options)
             # It computes positions in the dtype of all tensors, too, and knows no bfloat16.
-            wide = torch.promote_types(dtype, torch.float32)
-            x, offset, weight, bias, mask = (t.to(wide) for t in (x, offset, weight, bias, mask))
+            x, offset, weight, bias, mask = map(full_precision, (x, offset, weight, bias, mask))
             y = deform_conv2d(x, offset, weight, bias, self.stride, self.padding, mask=mask)
             return y.to(dtype)
 
