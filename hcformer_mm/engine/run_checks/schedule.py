@@ -22,7 +22,7 @@ def schedule_faults(config: Config) -> Iterator[str]:
     """Yield a sentence for every setting by which training does not start, end or step."""
     loader = config.get("train_dataloader") or {}
     sampler = class_of(DATA_SAMPLERS, loader.get("sampler"))
-    if _counts(config, EpochBasedTrainLoop) and sampler in _ENDLESS:
+    if sampler and _counts(config, EpochBasedTrainLoop) and sampler in _ENDLESS:
         yield (
             "expected a sampler that ends an epoch in train_dataloader for the "
             f"EpochBasedTrainLoop of train_cfg, got {sampler.__name__}; set "
