@@ -87,7 +87,7 @@ def peak_extra(call: Call, device: str = "cpu") -> int:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()
-        return peak_allocated(device) - before
+        return torch.cuda.max_memory_allocated(device) - before
     with profile(profile_memory=True) as profiler:
         call()
     with TemporaryDirectory() as folder:
@@ -127,11 +127,6 @@ def peak_resident() -> int:
         raise RuntimeError(f"expected Linux, where {status} contains the peak memory")
     (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
-
-
-def peak_allocated(device: str) -> int:
-    """Peak bytes that PyTorch has handed out on a GPU to this process."""
-    return torch.cuda.max_memory_allocated(device)
 
 
 def environment(device: str = "cpu") -> dict[str, str]:

@@ -22,7 +22,7 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from benchmarks.device_costs import Costs, PretendedGPU, ValueReadError, pretend_gpu
-from benchmarks.measure import Call, Case, Shape, peak_allocated, peak_resident
+from benchmarks.measure import Call, Case, Shape, peak_resident
 from benchmarks.operators import confident_class_logits
 from hcformer_mm.acceleration.conv_bn_fusion import fuse_conv_bn, fuse_frozen_bn, has_fused_bn
 from hcformer_mm.acceleration.inference import to_channels_last
@@ -391,4 +391,6 @@ def peak_of_training(args: Namespace, index: int, shape: Shape, threads: int) ->
     step = training_call(model, spec.config(), data)
     for _ in range(3):
         step()
-    return peak_resident() if args.device == "cpu" else peak_allocated(args.device)
+    if args.device == "cpu":
+        return peak_resident()
+    return torch.cuda.max_memory_allocated(args.device)

@@ -368,7 +368,7 @@ def test_peak_of_a_training_step_on_a_gpu(parse, monkeypatch):
     """A fresh process reports what PyTorch has allocated on the GPU."""
     args = parse("train", NAME, *SMALL, "--objects", "3")
     args.device = "cuda:1"
-    monkeypatch.setattr(models, "peak_allocated", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: device)
     monkeypatch.setattr(models, "build_model", lambda *a, device, **k: build_model(*a, **k))
     assert models.peak_of_training(args, 0, SHAPE, 1) == "cuda:1"
 
