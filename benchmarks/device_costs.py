@@ -1,8 +1,8 @@
 """Count what a call costs on a GPU, on a machine without one.
 
 Tensors say that they are on a GPU, so the model takes its path for GPUs, while a CPU computes their
-values (or no one does, ``values=False``). Every operator is counted as the kernels that PyTorch
-launches for it on CUDA::
+values, or only their shapes (``values=False``). Every operator is counted as the kernels that
+PyTorch launches for it on CUDA::
 
     with pretend_gpu() as gpu:
         model = gpu.copy(model)
