@@ -200,7 +200,9 @@ class _BandedAssignment(torch.autograd.Function):
         ctx.save_for_backward(*output, *tensors)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:  # the function that read the assignment returned no gradient
+            return (None,) * len(ctx.needs_input_grad)
         assignment, cells, lengths, *inputs = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:]
         with autocast_off(grad.device.type):

@@ -3,6 +3,8 @@ import torch
 from torch.nn import functional as F
 
 from hcformer_mm.ops import soft_assign
+from hcformer_mm.ops.assignment import soft_assign_maps
+from hcformer_mm.ops.feature_projection import FeatureProjection
 from tests.helpers import reference
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -131,3 +133,28 @@ def test_device_without_numbers_or_autocast(scale):
     assert (assignment.shape, assignment.device.type) == ((2, 9, 5, 6), "meta")
     gradients = torch.autograd.grad(assignment.sum(), (fine, coarse))
     assert [g.shape for g in gradients] == [fine.shape, coarse.shape]
+
+
+class Blocked(torch.autograd.Function):
+    """The identity, which returns no gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+def test_no_gradient_where_the_loss_gives_none(bands):
+    fine, coarse = features(5, 7, requires_grad=True)
+    scale = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    projection = FeatureProjection(
+        torch.ones(5).double(), torch.zeros(5).double(), torch.eye(5).double(), 1e-5
+    )
+    maps = soft_assign_maps(fine, coarse, scale, projection, projection)
+    (Blocked.apply(maps).sum() + fine.sum()).backward()
+    assert (fine.grad == 1).all()
+    assert coarse.grad is None or not coarse.grad.any()
+    assert scale.grad is None or not scale.grad.any()
