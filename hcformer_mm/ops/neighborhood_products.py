@@ -91,11 +91,9 @@ def neighborhood_qk(pixels: Tensor, cells: Tensor) -> Tensor:
 def _apply(name: str, first: Tensor, second: Tensor) -> Tensor:
     # Autograd and vmap need the function; a trace has to record the operators inside of it.
     differentiated = torch.is_grad_enabled() and (first.requires_grad or second.requires_grad)
-    if differentiated and not torch.jit.is_tracing():
-        return _Product.apply(name, first, second)
-    if not is_recorded() and torch._C._are_functorch_transforms_active():
-        return _Product.apply(name, first, second)
-    return _compute(name, first, second)
+    if torch.jit.is_tracing() or (is_recorded() and not differentiated):
+        return _compute(name, first, second)
+    return _Product.apply(name, first, second)
 
 
 class _Product(torch.autograd.Function):

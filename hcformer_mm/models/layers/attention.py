@@ -65,8 +65,8 @@ def fuse_attention(model: nn.Module) -> None:
         if type(module) is not MultiheadAttention:
             continue
         attn = module.attn
-        extra = attn.bias_k is not None or attn.add_zero_attn or not attn._qkv_same_embed_dim
-        if extra or attn.in_proj_bias is None:
+        extra = attn.bias_k is not None or attn.add_zero_attn
+        if extra or attn.in_proj_weight is None or attn.in_proj_bias is None:
             raise ValueError(
                 f"expected {name!r} to have no options beside embed_dims, num_heads, batch_first "
                 "and rates of dropout, got bias, add_bias_kv, add_zero_attn, kdim or vdim; remove "
