@@ -23,7 +23,7 @@ from .inference import build_model, check_device, inference_pipeline, read_class
 from .inputs import InputImage
 
 SHRINKAGE = 4
-"""Images that the test pipeline makes this many times shorter in a side are warned of."""
+"""Inferencers warn of images whose side the test pipeline makes this many times shorter."""
 
 
 class BaseInferencer:

@@ -91,7 +91,7 @@ def load_config(args: Namespace) -> Config:
 
 
 def check_settings(config: Config, splits: Sequence[str]) -> None:
-    """Check what can be told of a run before anything is built.
+    """Check what can be known of a run before anything is built.
 
     Args:
         config: Full config of a runner.

@@ -45,7 +45,7 @@ def setting_faults(
     """Yield a sentence for settings that a class does not have, and for those that it lacks.
 
     Classes that pass settings on by ``**kwargs``, or whose constructor is decorated, are not
-    checked: what they have cannot be told without building them.
+    checked: what they have cannot be known without building them.
 
     Args:
         build: The class, or a function in its place.

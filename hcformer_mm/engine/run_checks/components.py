@@ -45,7 +45,7 @@ _OWN_OF_LOADER = {
     "sampler",
     "worker_init_fn",
 }
-"""Settings of a data loader that MMEngine does not hand on to torch."""
+"""Settings of a data loader that MMEngine does not pass on to torch."""
 
 
 def component_faults(config: Config, splits: Sequence[str]) -> Iterator[str]:
@@ -92,7 +92,7 @@ def _faults(
 ) -> Iterator[str]:
     """Yield the faults of a component.
 
-    Its class shows them without being built, except for settings that it hands on by ``**kwargs``.
+    Its class shows them without being built, except for settings that it passes on by ``**kwargs``.
 
     Args:
         settings: Its config; a component that is already built has none.

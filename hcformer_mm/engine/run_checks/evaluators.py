@@ -11,7 +11,7 @@ from mmengine.registry import METRICS
 
 from .annotations import Annotations
 from .datasets import Part, folder_faults, is_local
-from .lookup import class_of, metrics_in
+from .lookup import class_of, is_named, metrics_in
 
 PANOPTIC, INSTANCE = ("CocoPanopticMetric",), ("CocoMetric", "CocoBoundaryMetric")
 READ_FILES = (*PANOPTIC, *INSTANCE, "ClusteringMetric")
@@ -64,10 +64,7 @@ def metrics_of(config: Config, split: str, parts: Sequence[Part]) -> Iterator[Me
         split: ``'val'`` or ``'test'``.
         parts: Datasets of its loop.
     """
-    evaluator = config.get(f"{split}_evaluator")
-    apart = isinstance(evaluator, dict) and str(evaluator.get("type")).endswith(
-        "MultiDatasetsEvaluator"
-    )
+    apart = is_named(config.get(f"{split}_evaluator"), "MultiDatasetsEvaluator")
     for index, (key, metric) in enumerate(metrics_in(config, split)):
         kind = class_of(METRICS, metric)
         if kind is None or kind.__name__ not in READ_FILES or metric.get("format_only"):
