@@ -17,6 +17,7 @@ import torchvision.ops
 from mmengine.config import ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
+from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import Timer
 
 from benchmarks import benchmark
@@ -63,13 +64,6 @@ EXACT, HALF = 1e-4, 2e-2
 def without_tf32():
     with full_float32():
         yield
-
-
-def tensors_of(outputs):
-    """All tensors of nested outputs, with the other attributes of clustered features."""
-    if isinstance(outputs, torch.Tensor):
-        return [outputs]
-    return [x for part in outputs for x in tensors_of(part)]
 
 
 def error_of(ours, expected):
@@ -171,10 +165,10 @@ def test_models_agree(name, dtype, gpu, figures):
     images = torch.randn(1, 3, *SHAPE)
     dtype = getattr(torch, dtype)
     with torch.no_grad():
-        expected = tensors_of(model(images, mode="tensor"))
+        expected = tree_leaves(model(images, mode="tensor"))
         model.to(gpu)
         with torch.autocast(gpu.type, dtype, enabled=dtype != torch.float32):
-            ours = tensors_of(model(images.to(gpu), mode="tensor"))
+            ours = tree_leaves(model(images.to(gpu), mode="tensor"))
     error = error_of_probabilities(ours, expected)
     row = dict(name=name, dtype=str(dtype).removeprefix("torch."), error=error)
     row["error of logits (norm)"] = error_of(ours, expected)
@@ -232,7 +226,7 @@ def test_forms_of_a_network(gpu, figures):
                 forms["CUDA graph"] = torch.compile(network, fullgraph=True, mode="reduce-overhead")
         for name, call in forms.items():
             with torch.no_grad():
-                ours = [x.clone() for x in tensors_of(call(images))]
+                ours = [x.clone() for x in tree_leaves(call(images))]
                 time = milliseconds(lambda call=call: call(images))
             expected = expected or ours
             error = error_of_probabilities(ours, expected)
