@@ -44,7 +44,6 @@ from unittest.mock import patch
 import mmcv.ops.multi_scale_deform_attn as MMCV
 import torch
 from mmengine.model import BaseDataPreprocessor
-from tabulate import tabulate
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
@@ -57,6 +56,7 @@ from torch.utils._python_dispatch import (
 )
 from torch.utils.flop_counter import flop_registry
 
+from benchmarks.measure import as_table
 from hcformer_mm.ops import neighborhood_products
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -199,7 +199,7 @@ class Costs:
             groups.setdefault(getattr(call, by), []).append(call)
         rows = [{by: name, **Costs(calls).row()} for name, calls in groups.items()]
         rows.sort(key=lambda row: row["launches"], reverse=True)
-        return tabulate(rows, headers="keys", tablefmt="pipe", floatfmt=".3f")
+        return as_table(rows)
 
 
 class ValueReadError(RuntimeError):

@@ -142,10 +142,15 @@ def environment(device: str = "cpu") -> dict[str, str]:
     return found | installed_versions() | {"hcformer_mm": __version__}
 
 
+def as_table(rows: Iterable[Row], floatfmt: str = ".3f") -> str:
+    """Render rows as a table of Markdown, without the times of single rounds and profiles."""
+    shown = [{k: v for k, v in row.items() if k not in ("seconds", "profile")} for row in rows]
+    return tabulate(shown, headers="keys", tablefmt="pipe", floatfmt=floatfmt)
+
+
 def as_markdown(report: Mapping[str, Any]) -> str:
     """Render a report: command, conditions, table and profiles."""
     rows = report["results"]
-    table = [{k: v for k, v in row.items() if k not in ("seconds", "profile")} for row in rows]
     note = (
         "Counted, not measured; times are *estimated*: every operator takes as long as the slowest "
         "of its launches, its bytes at the memory's bandwidth and its operations at peak."
@@ -158,7 +163,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     parts = [
         f"```\n{report['command']}\n```",
         "\n".join(f"- {name}: {value}" for name, value in report["conditions"].items()),
-        tabulate(table, headers="keys", tablefmt="pipe", floatfmt=".3f"),
+        as_table(rows),
         note,
     ]
     return "\n\n".join([*parts, *(row["profile"] for row in rows if "profile" in row)]) + "\n"
