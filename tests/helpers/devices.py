@@ -2,18 +2,17 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tabulate import tabulate
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from benchmarks.measure import environment
+from benchmarks.measure import as_table, environment
 from hcformer_mm.utils.atomic_write import replacing
 
 VARIABLE = "HCFORMER_MM_TEST_DEVICE"
@@ -101,7 +100,7 @@ def write_figures(tables: Tables, folder: Path) -> str:
     conditions = environment(DEVICE if DEVICE and DEVICE.startswith("cuda") else "cpu")
     parts = ["\n".join(f"- {name}: {value}" for name, value in conditions.items())]
     for title, rows in tables.items():
-        parts.append(f"{title}:\n\n{_markdown(rows)}")
+        parts.append(f"{title}:\n\n{as_table(rows, '.3g')}")
     text = "\n\n".join(parts) + "\n"
     content = json.dumps(dict(device=DEVICE, conditions=conditions, tables=tables), indent=2)
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,8 +108,3 @@ def write_figures(tables: Tables, folder: Path) -> str:
         with replacing(folder / name) as unfinished:
             unfinished.write_text(data, encoding="utf-8")
     return text
-
-
-def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    shown = [{k: v for k, v in row.items() if k not in ("seconds", "profile")} for row in rows]
-    return tabulate(shown, headers="keys", tablefmt="pipe", floatfmt=".3g")
