@@ -295,7 +295,7 @@ def _resize_rows(masks: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
     # A center is a fraction with this denominator: its numerator is exact in integers.
     denominator = 2 * size[0]
     centers = 2 * torch.arange(rows.start, rows.stop, device=masks.device) + 1
-    centers = (centers * height - size[0]).clamp(0, denominator * (height - 1))
+    centers = (centers * height - size[0]).clamp_min(0)
     above = centers // denominator
     below = (above + 1).clamp(max=height - 1)
     upper, lower = (full_precision(masks[:, index]) for index in (above, below))
