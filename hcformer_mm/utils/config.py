@@ -100,10 +100,11 @@ def find_config(name: str | Path) -> Path:
         if not path.is_file() and path.name == str(name):
             path = zoo.get(path.name.removesuffix(".py"), path)
     if not path.is_file():
+        known = {*zoo, *(file.stem for file in path.parent.glob("*.py"))}
+        near = did_you_mean(nearest(path.name.removesuffix(".py"), known))
         raise InputError(
             f"expected a config file or package::path, got {str(name)!r}: {path} is no file, "
-            "and no config of that name comes with hcformer_mm"
-            f"{did_you_mean(nearest(path.name.removesuffix('.py'), zoo))}"
+            f"and no config of that name comes with hcformer_mm{near}"
         )
     return path
 

@@ -41,6 +41,8 @@ def test_configs_that_are_not_there(name):
 def test_mistyped_names_are_answered_with_near_ones():
     with pytest.raises(ValueError, match=rf"no config of that name .* \(did you mean {NAME} or "):
         find_config(NAME.replace("panoptic", "panoptik"))
+    with pytest.raises(ValueError, match=r"\(did you mean detr_r50_8xb2-150e_coco"):
+        find_config("mmdet::detr/detr_r50_8xb2-150_coco.py")
 
 
 @pytest.mark.parametrize(

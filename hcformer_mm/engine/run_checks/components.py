@@ -23,6 +23,8 @@ from mmengine.registry import (
     Registry,
 )
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
+from mmseg.evaluation import IoUMetric
+from torch import ones
 from torch.utils.data import DataLoader
 
 from ...utils.components import (
@@ -206,6 +208,16 @@ def _evaluator_faults(config: Config, split: str) -> Iterator[str]:
         yield from _faults(evaluator, EVALUATOR, key)
     for place, metric in metrics_in(config, split):
         yield from _faults(metric, METRICS, place)
+        kind: Any = class_of(METRICS, metric)
+        if kind is IoUMetric:  # which looks at them after a validation
+            names = metric.get("iou_metrics", ["mIoU"])
+            try:
+                kind.total_area_to_metrics(*4 * [ones(1)], names)
+            except KeyError:
+                yield (
+                    f"expected scores of IoUMetric as {place}.iou_metrics, such as 'mIoU', 'mDice' "
+                    f"and 'mFscore', got {names!r}; correct them"
+                )
 
 
 def _optimizer_faults(wrapper: Any, key: str) -> Iterator[str]:

@@ -29,6 +29,7 @@ def schedule_faults(config: Config) -> Iterator[str]:
             "train_dataloader.sampler.type='DefaultSampler', or count iterations: "
             "train_cfg.type='IterBasedTrainLoop' with max_iters"
         )
+    yield from _length_faults(config)
     wrapper = config.get("optim_wrapper")
     # MMEngine asserts the same when it builds the wrapper, and names neither key nor remedy.
     if get_device() == "mps" and is_a(OPTIM_WRAPPERS, wrapper, AmpOptimWrapper):
@@ -45,6 +46,22 @@ def schedule_faults(config: Config) -> Iterator[str]:
                     f"learning rate; set {key}.by_epoch=False, and its begin, end and milestones "
                     "in iterations"
                 )
+
+
+def _length_faults(config: Config) -> Iterator[str]:
+    """Yield a sentence for every number of MMEngine's loops by which they train nothing or stop."""
+    if not (_counts(config, EpochBasedTrainLoop) or _counts(config, IterBasedTrainLoop)):
+        return
+    for name in ("max_epochs", "max_iters"):
+        length = config.train_cfg.get(name, 1)
+        if not isinstance(length, int | float) or length < 1 or not float(length).is_integer():
+            yield f"expected a whole number from 1 on as train_cfg.{name}, got {length!r}; set it"
+    # MMEngine divides by it, after the first epoch or iteration.
+    if config.get("val_cfg") is not None and config.train_cfg.get("val_interval") == 0:
+        yield (
+            "expected train_cfg.val_interval of at least 1, got 0; set it, or set val_cfg, "
+            "val_dataloader and val_evaluator to None to train without validation"
+        )
 
 
 def schedule_warnings(config: Config) -> Iterator[str]:

@@ -112,6 +112,17 @@ def test_values_and_steps_inside_steps(step, expected, shapes_config):
     assert expected in fault
 
 
+def test_scores_of_label_maps(shapes_config):
+    config = deepcopy(shapes_config)
+    metric = dict(type="mmseg.IoUMetric", iou_metrics=["mDicee"])
+    config.val_evaluator = dict(type="Evaluator", metrics=[metric])
+    (fault,) = faults(config)
+    assert "as val_evaluator.metrics[0].iou_metrics, such as 'mIoU'" in fault
+    for names in ("mDice", ["mIoU", "mFscore"]):
+        config.val_evaluator.metrics[0].iou_metrics = names
+        assert faults(config) == []
+
+
 def test_datasets_inside_wrappers(shapes_config):
     config = deepcopy(shapes_config)
     own = dict(config.train_dataloader.dataset, anno_file="a.json")

@@ -81,6 +81,26 @@ def test_schedule_with_steps(scheduler):
     assert list(schedule_faults(made)) == []
 
 
+@pytest.mark.parametrize("value", [0, -3, 2.5, "many", float("inf")])
+@pytest.mark.parametrize("loop", ITERATIONS + EPOCHS)
+def test_loops_without_length(loop, value):
+    (name,) = {"max_iters", "max_epochs"} & set(loop)
+    made = config({**loop, name: value}, **{"train_dataloader.sampler.type": "DefaultSampler"})
+    made.param_scheduler = None
+    (found,) = schedule_faults(made)
+    assert f"as train_cfg.{name}, got {value!r}" in found
+    made.train_cfg[name] = 1e4
+    assert list(schedule_faults(made)) == []
+
+
+def test_validation_after_no_iteration():
+    made = config(dict(ITERATIONS[0], val_interval=0))
+    (found,) = schedule_faults(made)
+    assert "expected train_cfg.val_interval of at least 1, got 0" in found
+    made.val_cfg = None
+    assert list(schedule_faults(made)) == []
+
+
 @LOOPS.register_module()
 class _ShortEpochs(EpochBasedTrainLoop):
     """Ends an epoch by itself."""
