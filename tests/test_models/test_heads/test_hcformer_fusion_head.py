@@ -62,6 +62,7 @@ def test_three_results_in_one_pass():
     assert sample.pred_sem_seg.sem_seg.tolist() == [[[1, 1, 2, 2]] * 4]
     assert sample.pred_sem_seg.sem_seg.dtype == torch.int64
     assert panoptic.dtype == torch.int32
+    assert instances.masks.dtype == torch.bool
 
 
 def test_semantic_sums_masks_of_a_class():
@@ -173,20 +174,23 @@ def test_masks_too_large_to_be_resized_at_once(size, monkeypatch):
 
 
 def test_defaults_are_mmdets():
-    """Scores around 0.8, and shares of masks around 0.8."""
+    """Scores and shares of masks are around 0.8; the sizes list channels, too."""
     random = torch.Generator().manual_seed(0)
     class_logits = torch.zeros(1, 40, 4)
     class_logits[0, torch.arange(40), torch.arange(40) % 4] = torch.linspace(2.2, 2.7, 40)
     masks = torch.full((1, 40, 40, 40), -5.0)
     for row, height in enumerate(torch.randint(1, 6, (40,), generator=random).tolist()):
         masks[0, row, row : row + height] = 5.0
+    sample = data_sample((40, 40), original=(30, 50))
+    sample.set_metainfo(dict(img_shape=(40, 40, 3), ori_shape=(30, 50, 3)))
     ours, mmdets = (
         head(num_things_classes=2, num_stuff_classes=1, test_cfg={}).predict(
-            class_logits, masks, [data_sample((40, 40))]
+            class_logits, masks, [sample]
         )
         for head in (HCFormerFusionHead, MaskFormerFusionHead)
     )
     assert ours[0].keys() == mmdets[0].keys() == {"pan_results"}
+    assert "pred_sem_seg" not in sample
     segments = ours[0]["pan_results"].sem_seg
     assert torch.equal(segments, mmdets[0]["pan_results"].sem_seg)
     assert 3 < len(segments.unique()) < 30
@@ -321,4 +325,6 @@ def test_nothing_detected():
     sample = data_sample((4, 4))
     (result,) = fusion_head().predict(class_logits, torch.zeros(1, 3, 4, 4), [sample])
     # mmdet's label for "nothing" is the number of classes.
-    assert (result["pan_results"].sem_seg == 3).all()
+    panoptic = result["pan_results"].sem_seg
+    assert (panoptic == 3).all()
+    assert panoptic.dtype == torch.int32

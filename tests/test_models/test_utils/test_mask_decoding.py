@@ -42,6 +42,9 @@ def test_probability_space_is_exact_where_masks_are_certain():
         logits = torch.full((2, 3, 2, 3), logit)
         decoded = decode_mask_logits(logits, assignments, "probability")
         torch.testing.assert_close(decoded, torch.full_like(decoded, logit))
+    logits = torch.full((2, 3, 2, 3), -500.0, dtype=torch.float64)
+    decoded = decode_mask_logits(logits, assignments_of_two_levels(), "probability")
+    torch.testing.assert_close(decoded, torch.full_like(decoded, -500.0))
 
 
 def test_probability_space_without_levels_is_the_identity():

@@ -101,6 +101,7 @@ def test_classes_that_cannot_win_are_left_out():
     probabilities = torch.cat([ratios / 10, torch.tensor([[0.7], [0.7]])], dim=1)
     # 0.98 of class 2 is too little; class 0 wins where all scores are 0.
     assert candidates(probabilities) == [0, 1, 3]
+    assert candidates(torch.cat([probabilities, torch.full((1, 5), 1e-9)])) == [0, 1, 3]
     probabilities[0, 2] = 0.052  # 1.01
     assert candidates(probabilities) == [0, 1, 2, 3]
 
@@ -158,6 +159,8 @@ def test_needed_queries_are_those_of_all_results(pairs, numbers):
     both = needed_queries(class_logits, {**none, **RESULTS, "semantic_on": False}, 6)
     assert torch.equal(both, panoptic | instance)
     assert torch.equal(needed_queries(class_logits, {**none, **RESULTS}, 6), semantic)
+    # Of all pairs each query is in one.
+    assert needed_queries(class_logits, {**none, **RESULTS, "max_per_image": 180}, 6).all()
     assert not needed_queries(class_logits, none, 6).any()
 
 
@@ -230,6 +233,15 @@ def test_masks_are_resized_at_once_up_to_a_limit(limit, monkeypatch):
     # Rows that are resized alone are resized 16 at once, at least.
     step = 5 if limit == 0 else 16
     assert [rows.start for rows, _ in pieces] == list(range(0, 40, step))
+
+
+def test_rows_are_resized_alone_on_a_device(monkeypatch):
+    masks, size = torch.randn(2, 11, 13), (53, 91)
+    monkeypatch.setattr(post_processing, "RESIZED_NUMEL", 0)
+    with pretend_gpu() as gpu:
+        bands = [logits.cpu() for _, logits in resized_bands(masks.to(gpu.device), size)]
+    wanted = F.interpolate(masks[None], size=size, mode="bilinear")[0]
+    torch.testing.assert_close(torch.cat(bands, dim=1), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_masks_of_the_right_size_are_not_copied():
@@ -353,6 +365,12 @@ def test_panoptic_equals_mmdets_for_overlapping_masks(seed, iou_thr):
         wanted = mmdets.panoptic_postprocess(class_logits, masks).sem_seg
         found = fusion_head(**options).panoptic_postprocess(class_logits, masks).sem_seg
         assert torch.equal(found, wanted)
+
+
+def test_a_segment_of_one_pixel():
+    class_logits = torch.tensor([[9.0, -9.0, -9.0, -9.0]])
+    found = fusion_head(2, 1).panoptic_postprocess(class_logits, torch.full((1, 1, 1), 9.0))
+    assert found.sem_seg.tolist() == [[[1000]]]
 
 
 def test_scores_at_the_threshold_are_not_kept():
