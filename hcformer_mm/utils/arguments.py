@@ -2,21 +2,22 @@
 
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from math import inf
 from typing import TypeVar
 
 N = TypeVar("N", int, float)
 
 
-def number(kind: type[N], least: N, most: N | None = None) -> Callable[[str], N]:
+def number(kind: type[N], least: float, most: float = inf) -> Callable[[str], N]:
     """Return a type of argparse's options.
 
     Args:
         kind: ``int`` or ``float``.
         least: The smallest number that is accepted.
-        most: The largest; None accepts any.
+        most: The largest.
     """
-    what = f"{'an integer' if kind is int else 'a number'} from {least} "
-    what += "on" if most is None else f"to {most}"
+    noun = "an integer" if kind is int else "a number"
+    what = f"{noun} from {least} " + ("on" if most == inf else f"to {most}")
 
     def parse(text: str) -> N:
         try:
@@ -24,7 +25,7 @@ def number(kind: type[N], least: N, most: N | None = None) -> Callable[[str], N]
         except ValueError:
             value = None
         # Comparisons with NaN are false.
-        if value is None or not least <= value <= (value if most is None else most):
+        if value is None or not least <= value <= most:
             raise ArgumentTypeError(f"expected {what}, got {text!r}")
         return value
 

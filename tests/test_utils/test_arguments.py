@@ -1,6 +1,7 @@
 """Numbers of the command line are refused with their range."""
 
 from argparse import ArgumentTypeError
+from math import inf
 
 import pytest
 
@@ -16,10 +17,10 @@ def test_numbers_in_range():
 @pytest.mark.parametrize(
     ("kind", "most", "text", "what"),
     [
-        (int, None, "0", "an integer from 1 on"),
+        (int, inf, "0", "an integer from 1 on"),
         (int, 3, "4", "an integer from 1 to 3"),
         (int, 3, "1.5", "an integer from 1 to 3"),
-        (float, None, "nan", "a number from 1 on"),
+        (float, inf, "nan", "a number from 1 on"),
         (float, 3, "inf", "a number from 1 to 3"),
         (float, 3, "", "a number from 1 to 3"),
     ],
