@@ -7,6 +7,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from torch import distributed, nn
 
+from ..utils.errors import InputError
+
 
 def set_up_gloo(config: Config) -> None:
     """Initialize torchrun's process group with gloo if there is no GPU; otherwise do nothing.
@@ -17,7 +19,7 @@ def set_up_gloo(config: Config) -> None:
         config: Config of a runner; its ``model_wrapper_cfg`` is set for the CPU.
 
     Raises:
-        ValueError: The launcher, or the backend in ``env_cfg.dist_cfg``, needs a GPU.
+        InputError: The launcher, or the backend in ``env_cfg.dist_cfg``, needs a GPU.
     """
     launcher = config.get("launcher", "none")
     if launcher == "none" or get_device() != "cpu":
@@ -25,7 +27,7 @@ def set_up_gloo(config: Config) -> None:
     options = dict(config.get("env_cfg", {}).get("dist_cfg", {}))
     backend = options.pop("backend", "nccl")
     if launcher != "pytorch" or backend != "gloo":
-        raise ValueError(
+        raise InputError(
             "expected launcher 'pytorch' and backend 'gloo' on a machine without GPUs, got "
             f"{launcher!r} and {backend!r}; start with tools/dist_train.sh or tools/dist_test.sh, "
             "and add --cfg-options env_cfg.dist_cfg.backend=gloo"

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...acceleration.inference import autocast_test_step, check_dtype, prepare_for_inference
 from ...registry import HOOKS
+from ...utils.errors import InputError
 
 
 @HOOKS.register_module()
@@ -75,12 +76,12 @@ def unwrap(model: nn.Module, option: str) -> Any:
         option: The option that the error message advises not to use.
 
     Raises:
-        ValueError: The model is sharded.
+        InputError: The model is sharded.
     """
     wrapped = is_model_wrapper(model) and not isinstance(model, DistributedDataParallel)
     # DeepSpeed's wrapper is no module.
     if wrapped or _is_sharded(model):
-        raise ValueError(
+        raise InputError(
             "expected a model that every process holds as a whole, got "
             f"{type(model).__name__}; do not use {option}"
         )

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hcformer_mm.apis.inference import build_model
 from hcformer_mm.engine import FastInferenceHook, FastTrainingHook
 from hcformer_mm.engine.hooks.fast_inference_hook import unwrap
+from hcformer_mm.utils.errors import InputError
 from tests.helpers.conv_bn import overridden
 from tests.helpers.models import SHAPES_CONFIG
 from tests.helpers.predictions import diversify, outspoken_config
@@ -269,7 +270,7 @@ def test_sharded_models_are_refused(group, shard, hook):
         rf"do not use {type(hook).__name__} \(--fast"
     )
     before = str(model)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         hook.before_train(SimpleNamespace(model=model))
         hook.before_test_iter(SimpleNamespace(model=model), 0)
     assert str(model) == before and not overridden(convolution)
