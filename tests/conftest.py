@@ -8,7 +8,15 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from hcformer_mm.datasets.shapes_writer import write_shapes
-from tests.helpers.devices import DEVICE, DEVICES, NO_GPU, REPORT, made_on, write_figures
+from tests.helpers.devices import (
+    DEVICE,
+    DEVICES,
+    NO_GPU,
+    REPORT,
+    full_float32,
+    made_on,
+    write_figures,
+)
 
 # Property-based tests draw the same examples in every run; --hypothesis-profile=slow draws more.
 settings.register_profile(
@@ -43,14 +51,20 @@ def shapes(tmp_path_factory):
 
 
 @pytest.fixture(params=DEVICES)
-def device(request):
-    """Each device that is there; tensors that a test makes are on it."""
-    device = torch.device(request.param)
-    if device.type == "cpu":
-        yield device
+def run_device(request):
+    """Each device that is there, for code that moves models and images to it by itself."""
+    with full_float32():
+        yield torch.device(request.param)
+
+
+@pytest.fixture
+def device(run_device):
+    """Each device that is there; tensors and modules that a test makes are on it."""
+    if run_device.type == "cpu":
+        yield run_device
     else:
-        with made_on(device):
-            yield device
+        with made_on(run_device):
+            yield run_device
 
 
 FIGURES = pytest.StashKey[dict]()

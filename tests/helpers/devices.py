@@ -57,7 +57,9 @@ class DrawnOnCPU(TorchFunctionMode):
                 return target.copy_(drawn)
         requires_grad = kwargs.pop("requires_grad", False)
         drawn = function(*args, **kwargs, device="cpu")
-        device = args[0].device if function.__name__.endswith("_like") else torch.empty(()).device
+        device = (
+            args[0].device if function.__name__.endswith("_like") else torch.get_default_device()
+        )
         return drawn.to(device).requires_grad_(requires_grad)
 
 
@@ -76,8 +78,11 @@ def full_float32() -> Iterator[None]:
 @contextmanager
 def made_on(device: torch.device) -> Iterator[None]:
     """Tensors and modules that are made without naming a device are on this one."""
-    with full_float32(), device, DrawnOnCPU():
+    with device, DrawnOnCPU():
         yield
+
+
+on_each_device = pytest.mark.usefixtures("device")
 
 
 def assert_same(found: Tensor, expected: Tensor) -> None:
@@ -89,7 +94,7 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
 
 def at_least(tolerance: float) -> float:
     """A tolerance in float32 that holds on the device of a test: off the CPU, 1e-4 or more."""
-    return tolerance if torch.empty(()).device.type == "cpu" else max(tolerance, 1e-4)
+    return tolerance if torch.get_default_device().type == "cpu" else max(tolerance, 1e-4)
 
 
 Tables = dict[str, list[dict[str, Any]]]

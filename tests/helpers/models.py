@@ -24,11 +24,13 @@ def resnet(scope: str = "mmdet", depth: int = 18, **options: Any) -> dict[str, A
 
 
 def backbone(wrapped: dict[str, Any] | None = None, **options: Any) -> nn.Module:
-    """An HCBackbone, around a ResNet-18 by default."""
+    """An HCBackbone, around a ResNet-18 by default, on the default device."""
     torch.manual_seed(0)
-    return MODELS.build(
+    model = MODELS.build(
         dict(type="hcformer_mm.HCBackbone", backbone=wrapped or resnet(), **options)
     )
+    # mmcv's deformable convolutions make their weights on the CPU.
+    return model.to(torch.get_default_device())
 
 
 def model_config(path: str = SHAPES_CONFIG, **overrides: Any) -> ConfigDict:
@@ -40,9 +42,10 @@ def model_config(path: str = SHAPES_CONFIG, **overrides: Any) -> ConfigDict:
 
 
 def detector(path: str = SHAPES_CONFIG, **overrides: Any) -> nn.Module:
-    """A whole detector with random weights from seed 0."""
+    """A whole detector with random weights from seed 0, on the default device."""
     torch.manual_seed(0)
-    return MODELS.build(model_config(path, **overrides))
+    model = MODELS.build(model_config(path, **overrides))
+    return model.to(torch.get_default_device())  # tells the data preprocessor
 
 
 def data_sample(
@@ -68,7 +71,7 @@ def data_sample(
         )
     )
     sample.gt_instances = InstanceData(
-        labels=torch.arange(things) % 6, masks=BitmapMasks(masks.numpy(), height, width)
+        labels=torch.arange(things) % 6, masks=BitmapMasks(masks.cpu().numpy(), height, width)
     )
     semantic = torch.full((1, height, width), 255 if stuff_label is None else stuff_label)
     for i in range(things):

@@ -21,6 +21,7 @@ from tests.helpers.conv_bn import (
     norms,
     overridden,
 )
+from tests.helpers.devices import assert_same, on_each_device
 from tests.helpers.models import backbone, resnet
 
 
@@ -28,6 +29,7 @@ def frozen_backbone(**options):
     return Frozen(backbone(resnet(norm_cfg=dict(type="BN", requires_grad=False), **options)))
 
 
+@on_each_device
 @pytest.mark.parametrize("options", [{}, dict(depth=50), dict(deep_stem=True)])
 def test_gradients_stay(options):
     model = frozen_backbone(**options)
@@ -48,6 +50,7 @@ def test_gradients_stay(options):
         torch.testing.assert_close(x, y)
 
 
+@on_each_device
 def test_weights_may_change():
     """Prepared models load checkpoints, exchange averages, and learn."""
     model = frozen_backbone()
@@ -83,6 +86,7 @@ def test_less_is_kept():
     assert kept(model) < 0.8 * before
 
 
+@on_each_device
 def test_undo():
     model = frozen_backbone()
     image = torch.randn(1, 3, 64, 64)
@@ -93,7 +97,7 @@ def test_undo():
     assert not overridden(model)
     assert not any(module._forward_pre_hooks for module in model.modules())
     for x, y in zip(gradients(model, image), expected, strict=True):
-        assert torch.equal(x, y)
+        assert_same(x, y)
 
 
 @pytest.mark.parametrize("only", ["fuse_bn", "channels_last"])

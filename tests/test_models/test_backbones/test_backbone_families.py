@@ -9,6 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.optim import OptimWrapper
 
+from tests.helpers.devices import assert_same, on_each_device
 from tests.helpers.models import backbone, data_sample, model_config
 
 
@@ -97,6 +98,7 @@ FAMILIES = {
 over_families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 
+@on_each_device
 @over_families
 def test_assignments(family):
     model = family.build().eval()
@@ -121,6 +123,7 @@ def test_assignments(family):
     assert len(deepest.eval()(torch.randn(1, 3, 64, 96)).assignments) == 1
 
 
+@on_each_device
 @over_families
 @pytest.mark.parametrize("training", [False, True])
 def test_is_the_bare_backbone_bit_for_bit(family, training):
@@ -139,16 +142,17 @@ def test_is_the_bare_backbone_bit_for_bit(family, training):
 
     features = run(model)
     for ours, theirs in zip(features, run(bare), strict=True):
-        assert torch.equal(ours, theirs)
+        assert_same(ours, theirs)
     # Statistics that a step in training mode updates.
     theirs = bare.state_dict()
     for name, ours in model.backbone.state_dict().items():
-        assert torch.equal(ours, theirs[name]), name
+        assert_same(ours, theirs[name])
     # The same seed gives the same assignments.
     for first, second in zip(features.assignments, run(model).assignments, strict=True):
-        assert torch.equal(first, second)
+        assert_same(first, second)
 
 
+@on_each_device
 @over_families
 def test_gradients(family):
     """The deepest assignment reaches the stem; maps and assignments reach every parameter."""
@@ -164,6 +168,7 @@ def test_gradients(family):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
+@on_each_device
 @over_families
 def test_deformable_downsampling(family):
     if family.undeformable:

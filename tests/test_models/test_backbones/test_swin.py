@@ -9,6 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 
 from tests.helpers import reference
+from tests.helpers.devices import assert_same, at_least, on_each_device
 from tests.helpers.models import backbone, model_config
 from tools.analysis_tools.get_flops import count_multiply_adds
 
@@ -28,6 +29,7 @@ def wrapped(scope, **options):
     return backbone(swin(scope, **options), downsampling="original")
 
 
+@on_each_device
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("size", [(64, 96), (76, 52), (4, 4), (5, 41)])
 def test_clusters_tokens_around_patch_merging(scope, size):
@@ -50,9 +52,10 @@ def test_clusters_tokens_around_patch_merging(scope, size):
             x.reshape(2, *hw, -1).permute(0, 3, 1, 2)
             for x, hw in ((fine, fine_size), (coarse, coarse_size))
         ]
-        torch.testing.assert_close(assignment, clustering(*maps), rtol=0, atol=0)
+        assert_same(assignment, clustering(*maps))
 
 
+@on_each_device
 @pytest.mark.filterwarnings("ignore:torch.utils.checkpoint")
 @pytest.mark.parametrize("scope", SCOPES)
 def test_checkpointing_changes_nothing(scope):
@@ -67,10 +70,11 @@ def test_checkpointing_changes_nothing(scope):
         (loss + sum((a**2).sum() for a in features.assignments)).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for plain, checkpointed in zip(*outputs, strict=True):
-        assert torch.equal(plain, checkpointed)
+        assert_same(plain, checkpointed)
     for name, gradient in gradients[0].items():
         assert gradient.isfinite().all()
-        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+        tolerances = dict(rtol=at_least(1.3e-6), atol=at_least(1e-5))
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name, **tolerances)
 
 
 def authors_checkpoint():

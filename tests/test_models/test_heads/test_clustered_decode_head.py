@@ -15,6 +15,7 @@ from hcformer_mm.models.utils.mask_decoding import decode_class_logits, decode_m
 from hcformer_mm.ops import soft_assign
 from hcformer_mm.structures.clustered_features import ClusteredFeatures
 from tests.helpers import reference
+from tests.helpers.devices import assert_same, on_each_device
 from tests.helpers.models import resnet
 
 NUM_CLASSES = 5
@@ -101,7 +102,8 @@ def segmentor(head, *, level=3, backbone=None, downsampling="original", **option
     if level is None:
         config["backbone"] = wrapped
     torch.manual_seed(0)
-    return MODELS.build(config | options)
+    model = MODELS.build(config | options)
+    return model.to(torch.get_default_device())  # tells the data preprocessor
 
 
 def batch(size=(64, 96)):
@@ -115,6 +117,7 @@ def total(losses):
     return sum(value for name, value in losses.items() if "loss" in name)
 
 
+@on_each_device
 @pytest.mark.parametrize("mask_space", SPACES)
 @pytest.mark.parametrize("sizes", [[(9, 14), (5, 7)], [(1, 11), (1, 6), (1, 3)], [(8, 1)]])
 @pytest.mark.parametrize("head", PARENTS)
@@ -141,6 +144,7 @@ def test_logits_are_mmsegs_decoded(head, sizes, mask_space):
         torch.testing.assert_close(gradient, other, rtol=1e-8, atol=1e-9)
 
 
+@on_each_device
 def test_class_probabilities_that_vanish_stay_finite():
     assignments = [a.float() for a in random_features((6, 6)).assignments]
     logits = torch.tensor([400.0, 0.0]).view(1, 2, 1, 1).repeat(2, 1, 3, 3).requires_grad_()
@@ -160,6 +164,7 @@ def test_half_precision_is_decoded_in_full(mask_space):
     torch.testing.assert_close(decoded, expected)
 
 
+@on_each_device
 @pytest.mark.parametrize("mask_space", SPACES)
 def test_single_channel_is_a_binary_mask(mask_space):
     features = random_features((6, 6))
@@ -170,6 +175,7 @@ def test_single_channel_is_a_binary_mask(mask_space):
     )
 
 
+@on_each_device
 @pytest.mark.parametrize(
     "options",
     [
@@ -205,6 +211,7 @@ def test_losses_and_predictions_are_mmsegs_on_decoded_logits(options):
     )
 
 
+@on_each_device
 def test_scale_regularizer_has_a_weight_and_a_gradient():
     features = random_features((9, 14), (5, 7))
     clustered, _ = twins(HCFCNHead, loss_scale_weight=2.0)
@@ -213,6 +220,7 @@ def test_scale_regularizer_has_a_weight_and_a_gradient():
     assert [g.item() for g in gradients] == [2.0, -2.0]
 
 
+@on_each_device
 @pytest.mark.parametrize("mask_space", SPACES)
 @pytest.mark.parametrize(("head", "parent"), PARENTS.items())
 def test_level_zero_is_mmseg_bit_for_bit(head, parent, mask_space):
@@ -225,7 +233,8 @@ def test_level_zero_is_mmseg_bit_for_bit(head, parent, mask_space):
     images, samples = batch((61, 90))
     losses, expected = clustered.loss(images, samples), plain.loss(images, samples)
     assert losses.keys() == expected.keys()
-    assert all(torch.equal(losses[name], expected[name]) for name in expected)
+    for name, value in expected.items():
+        assert_same(losses[name], value)
 
     clustered.eval(), plain.eval()
     for test_cfg in (dict(mode="whole"), dict(mode="slide", crop_size=(48, 48), stride=(32, 32))):
@@ -234,7 +243,7 @@ def test_level_zero_is_mmseg_bit_for_bit(head, parent, mask_space):
         with torch.no_grad():
             pair = zip(clustered.predict(images), plain.predict(images), strict=True)
             for own, other in pair:
-                assert torch.equal(own.seg_logits.data, other.seg_logits.data)
+                assert_same(own.seg_logits.data, other.seg_logits.data)
                 assert torch.equal(own.pred_sem_seg.data, other.pred_sem_seg.data)
 
 

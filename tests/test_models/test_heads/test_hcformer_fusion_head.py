@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from hcformer_mm.models import HCFormerFusionHead
 from hcformer_mm.models.utils import post_processing
+from tests.helpers.devices import at_least, on_each_device
 from tests.helpers.models import data_sample, detector
 
 ROOT = Path(__file__).parents[3]
@@ -47,6 +48,7 @@ def hand_drawn():
     return class_logits, masks
 
 
+@on_each_device
 def test_three_results_in_one_pass():
     sample = data_sample((4, 4))
     (result,) = fusion_head().predict(*hand_drawn(), [sample])
@@ -65,6 +67,7 @@ def test_three_results_in_one_pass():
     assert instances.masks.dtype == torch.bool
 
 
+@on_each_device
 def test_semantic_sums_masks_of_a_class():
     """Two weak queries of class 0 outweigh one of class 1: 2 · 0.6 > 1 · 0.9."""
     class_logits = torch.tensor([[9.0, -9, -9, -9], [9, -9, -9, -9], [-9, 9, -9, -9]])
@@ -77,9 +80,11 @@ def same_instances(instances, wanted):
     assert torch.equal(instances.labels, wanted.labels)
     assert torch.equal(instances.masks, wanted.masks)
     assert torch.equal(instances.bboxes, wanted.bboxes)
-    torch.testing.assert_close(instances.scores, wanted.scores)
+    tolerances = dict(rtol=at_least(1.3e-6), atol=at_least(1e-5))
+    torch.testing.assert_close(instances.scores, wanted.scores, **tolerances)
 
 
+@on_each_device
 @pytest.mark.parametrize("rescale", [False, True])
 def test_equals_mmdet_beside_semantics(rescale):
     """Padding is cut off and the original size restored, in the semantic result too."""
@@ -123,6 +128,7 @@ def adversarial(kind, random):
     return classes, masks
 
 
+@on_each_device
 @pytest.mark.parametrize("filter_low_score", [False, True])
 @pytest.mark.parametrize("cached", [1, 1000, 2**30])
 @pytest.mark.parametrize(
@@ -173,6 +179,7 @@ def test_masks_too_large_to_be_resized_at_once(size, monkeypatch):
     assert result["pan_results"].sem_seg.shape == sample.pred_sem_seg.sem_seg.shape == (1, *size)
 
 
+@on_each_device
 def test_defaults_are_mmdets():
     """Scores and shares of masks are around 0.8; the sizes list channels, too."""
     random = torch.Generator().manual_seed(0)
@@ -200,6 +207,7 @@ def test_defaults_are_mmdets():
     assert 0 < needed.sum() < 30
 
 
+@on_each_device
 @pytest.mark.parametrize("seed", range(20))
 def test_needed_queries_have_all_results(seed):
     """Things and stuff compete for the places of instances: dropping stuff would let others in."""
@@ -216,6 +224,7 @@ def test_needed_queries_have_all_results(seed):
     same_instances(*(found[found.scores.argsort()] for found in (ours, wanted)))
 
 
+@on_each_device
 def test_confidence_in_half_precision():
     """A sum in float16 cannot count more than 65,504 pixels."""
     class_logits = torch.tensor([[9.0, 0, 0, 0]]).half()
@@ -231,6 +240,7 @@ def test_memory_does_not_grow_with_the_image():
     code = """
 import resource, torch
 from hcformer_mm.models import HCFormerFusionHead
+from tests.helpers.devices import on_each_device
 from tests.helpers.models import data_sample
 torch.manual_seed(0)
 test_cfg = dict(panoptic_on=True, instance_on=True, semantic_on=True)
@@ -248,6 +258,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
     assert float(run.stdout.split()[-1]) < 8
 
 
+@on_each_device
 def test_fewer_pairs_than_wanted():
     """Two queries of three classes are six pairs, four of them things; mmdet asks for a hundred."""
     (result,) = fusion_head(max_per_image=100).predict(
@@ -260,6 +271,7 @@ def test_fewer_pairs_than_wanted():
     assert instances.scores.tolist() == pytest.approx([0.25 / (1 + math.exp(-1))] * 4)
 
 
+@on_each_device
 @pytest.mark.parametrize("kind", ["panoptic", "instance", "semantic"])
 def test_results_are_chosen_by_test_cfg(kind):
     flags = {f"{name}_on": name == kind for name in ("panoptic", "instance", "semantic")}
@@ -270,6 +282,7 @@ def test_results_are_chosen_by_test_cfg(kind):
     assert ("pred_sem_seg" in sample) == (kind == "semantic")
 
 
+@on_each_device
 @pytest.mark.parametrize("results", ["panoptic", "instance", "panoptic instance", "semantic"])
 def test_queries_that_no_result_needs_are_not_decoded(results):
     model = detector().eval()
@@ -310,6 +323,7 @@ def test_queries_that_no_result_needs_are_not_decoded(results):
         assert torch.equal(one, other)
 
 
+@on_each_device
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_logits_that_are_not_finite_segment_nothing(value):
     class_logits, masks = hand_drawn()
@@ -319,6 +333,7 @@ def test_logits_that_are_not_finite_segment_nothing(value):
     assert result["pan_results"].sem_seg[0].tolist() == [[1 + INSTANCE_OFFSET] * 2 + [3] * 2] * 4
 
 
+@on_each_device
 def test_nothing_detected():
     class_logits = torch.zeros(1, 3, 4)
     class_logits[..., -1] = 10.0

@@ -11,6 +11,7 @@ from hcformer_mm.models.heads.mask_transformer import _attention_mask
 from hcformer_mm.models.utils.mask_decoding import decode_mask_logits
 from hcformer_mm.structures.clustered_features import ClusteredFeatures
 from tests.helpers import reference
+from tests.helpers.devices import on_each_device
 from tests.helpers.models import data_sample, detector, model_config
 
 
@@ -19,6 +20,7 @@ def clustered(batch=1, size=(64, 96), level=3, **overrides):
     return model, model.extract_feat(torch.randn(batch, 3, *size))
 
 
+@on_each_device
 @pytest.mark.parametrize("mask_space", ["logit", "probability"])
 def test_masks_are_the_decoded_masks_of_the_coarsest_cells(mask_space):
     model, features = clustered(**{"panoptic_head.mask_space": mask_space})
@@ -37,6 +39,7 @@ def test_masks_are_the_decoded_masks_of_the_coarsest_cells(mask_space):
     torch.testing.assert_close(last_masks, decoded[-1])
 
 
+@on_each_device
 @pytest.mark.parametrize(
     ("layers", "queries", "decoder"), [(1, 3, "masked"), (5, 40, "masked"), (5, 3, "standard")]
 )
@@ -86,6 +89,7 @@ def randomize(module):
         parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
 
 
+@on_each_device
 def test_standard_decoder_is_detrs():
     """Predictions of every layer and all gradients, against a plain composition in float64."""
     head = detector(**{"panoptic_head.decoder": "standard"}).panoptic_head.double()
@@ -113,6 +117,7 @@ def test_standard_decoder_is_detrs():
     reference.assert_same_with_gradients(got, wanted, inputs, 1e-9, 1e-7, 1e-9)
 
 
+@on_each_device
 @pytest.mark.parametrize(("batch", "size"), [(2, (3, 5)), (1, (7, 1)), (1, (1, 1))])
 def test_masked_decoder_is_mask2formers(batch, size):
     """Predictions of every layer and all gradients, against mmdet's modules in float64."""
@@ -148,6 +153,7 @@ def test_masked_decoder_is_mask2formers(batch, size):
     reference.assert_same_with_gradients(got, wanted, inputs, 1e-9, 1e-7, 1e-9)
 
 
+@on_each_device
 @pytest.mark.parametrize("decoder", ["masked", "standard"])
 def test_predictions_of_the_last_layer_alone(decoder):
     head = detector(**{"panoptic_head.decoder": decoder}).panoptic_head
@@ -157,6 +163,7 @@ def test_predictions_of_the_last_layer_alone(decoder):
     torch.testing.assert_close([values[0] for values in last], [values[-1] for values in layers])
 
 
+@on_each_device
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_attention_masks(dtype):
     """Zero counts as inside, as do undefined logits; a query outside of everything sees all."""
@@ -194,6 +201,7 @@ def test_standard_decoder_has_no_query_features():
     assert standard < masked
 
 
+@on_each_device
 def test_losses_of_all_layers_and_the_regularizer():
     model, features = clustered(batch=2)
     losses = model.panoptic_head.train().loss(features, [data_sample((64, 96)) for _ in range(2)])
@@ -211,6 +219,7 @@ def test_losses_of_all_layers_and_the_regularizer():
     assert losses["loss_scale"].item() == pytest.approx(0.1 * 0.6)
 
 
+@on_each_device
 def test_level_zero_has_no_decoding_and_no_regularizer():
     model, features = clustered(level=0)
     head = model.panoptic_head.train()
@@ -219,6 +228,7 @@ def test_level_zero_has_no_decoding_and_no_regularizer():
     assert masks[0].shape == (1, 20, 2, 3)
 
 
+@on_each_device
 @pytest.mark.parametrize(
     ("decoder", "mask_space", "downsampling"),
     [
@@ -243,6 +253,7 @@ def test_every_trainable_parameter_gets_a_finite_gradient(decoder, mask_space, d
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
+@on_each_device
 def test_ground_truth_is_mmdets():
     """Labels, order and masks, with stuff, without, and without anything."""
     head = detector().panoptic_head
@@ -267,6 +278,7 @@ def test_ground_truth_is_mmdets():
         assert torch.equal(mine.masks.long(), theirs.masks)
 
 
+@on_each_device
 def test_images_without_segments():
     model = detector().train()
     samples = [data_sample((64, 96)), data_sample((64, 96), things=0, stuff_label=None)]
@@ -287,6 +299,7 @@ def test_images_without_segments():
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
+@on_each_device
 def test_padding_of_the_batch():
     """Images are padded by the mean color, masks by background, labels by void."""
     model = detector().train()

@@ -12,6 +12,7 @@ from mmseg.models.segmentors import SegTTAModel
 from hcformer_mm.models import HCFormerHead
 from hcformer_mm.models.utils.post_processing import semantic_scores
 from tests.helpers import reference
+from tests.helpers.devices import on_each_device
 from tests.helpers.models import SEMANTIC_CONFIG, model_config, seg_sample, segmentor
 from tests.helpers.tools import quick_config
 
@@ -51,6 +52,7 @@ def predict(model, images, samples=None):
         return model.test_step(dict(inputs=images, data_samples=samples))
 
 
+@on_each_device
 def test_scores_sum_up_masks_by_class():
     torch.manual_seed(0)
     class_logits, masks = torch.randn(2, 5, 4).double(), torch.randn(2, 5, 3, 7).double()
@@ -59,6 +61,7 @@ def test_scores_sum_up_masks_by_class():
     torch.testing.assert_close(semantic_scores(class_logits[0], masks[0]), expected[0])
 
 
+@on_each_device
 def test_ground_truth_of_a_hand_made_map():
     head = segmentor().decode_head
     truth = head.masks_of_classes(torch.tensor([[[3, 3, 255], [0, 9, 255]]]))
@@ -90,6 +93,7 @@ def test_ground_truth_of_a_hand_made_map():
         head.masks_of_classes(torch.tensor([[[1, 255]]]))
 
 
+@on_each_device
 def test_losses_are_those_of_the_head_on_these_masks():
     """Semantic ground truth and the same masks as instances give the same losses."""
     model = segmentor().train()
@@ -107,7 +111,7 @@ def test_losses_are_those_of_the_head_on_these_masks():
     for sample in samples:
         label_map = sample.gt_sem_seg.data[0]
         labels = [label for label in range(10) if (label_map == label).any()]
-        masks = np.stack([(label_map == label).numpy() for label in labels])
+        masks = np.stack([(label_map == label).cpu().numpy() for label in labels])
         height, width = label_map.shape
         sample.gt_instances = InstanceData(
             labels=torch.tensor(labels),
@@ -122,6 +126,7 @@ def test_losses_are_those_of_the_head_on_these_masks():
     assert losses["loss_scale"].item() == pytest.approx(0.1 * 3 * 0.1)
 
 
+@on_each_device
 @pytest.mark.parametrize("level", [0, 3])
 @pytest.mark.parametrize("decoder", ["masked", "standard"])
 def test_every_parameter_learns_in_the_segmentor(level, decoder):
@@ -141,6 +146,7 @@ def test_every_parameter_learns_in_the_segmentor(level, decoder):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
+@on_each_device
 @pytest.mark.parametrize("empty", [[True, True], [True, False]])
 def test_images_without_labels(empty):
     """All parameters get a gradient, which distributed training needs."""
@@ -173,6 +179,7 @@ def test_mixed_precision(decoder):
     assert prediction.seg_logits.data.isfinite().all()
 
 
+@on_each_device
 @pytest.mark.parametrize("mask_space", ["logit", "probability"])
 def test_scores_at_the_original_size(mask_space):
     """Decode, bring to the padded size, score, cut the padding, resize: in this order."""

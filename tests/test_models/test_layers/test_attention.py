@@ -7,6 +7,7 @@ from torch import nn
 
 from hcformer_mm.models.layers.attention import FusedAttention, fuse_attention
 from tests.helpers import reference
+from tests.helpers.devices import on_each_device
 
 
 def pair(width=24, heads=4, dropout=0.0, dtype=torch.float64):
@@ -22,6 +23,7 @@ def pair(width=24, heads=4, dropout=0.0, dtype=torch.float64):
     return plain, fused
 
 
+@on_each_device
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("batch", "queries", "keys"), [(2, 5, 7), (1, 1, 1), (3, 4, 4), (1, 9, 2)])
 def test_cross_attention_is_mmcvs(batch, queries, keys, masked):
@@ -48,6 +50,7 @@ def test_cross_attention_is_mmcvs(batch, queries, keys, masked):
     reference.assert_same_with_gradients(computed, expected, inputs, 1e-12, 1e-10, 1e-12)
 
 
+@on_each_device
 @pytest.mark.parametrize(("batch", "queries"), [(2, 5), (1, 1), (1, 8)])
 def test_self_attention_is_mmcvs(batch, queries):
     plain, fused = pair()

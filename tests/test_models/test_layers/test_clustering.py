@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from hcformer_mm.models import ClusteringModule
 from hcformer_mm.ops import decode, decode_points, hard_assignment
 from tests.helpers import reference
+from tests.helpers.devices import on_each_device
 
 VECTORS = Path(__file__).parents[2] / "data" / "clustering_vectors.npz"
 
@@ -19,9 +20,10 @@ def module(dtype=torch.float32, fine=6, coarse=10, **options):
     return ClusteringModule(fine, coarse, embed_channels=8, **options).to(dtype)
 
 
-def test_equals_the_released_vectors():
+@on_each_device
+def test_equals_the_released_vectors(device):
     """Weights, inputs and outputs of the released module, in float64."""
-    vectors = {name: torch.from_numpy(array) for name, array in np.load(VECTORS).items()}
+    vectors = {name: torch.from_numpy(array).to(device) for name, array in np.load(VECTORS).items()}
     clustering = module(torch.float64)
     clustering.load_state_dict(
         {
@@ -74,6 +76,7 @@ def work_on(numbers, monkeypatch):
         monkeypatch.setattr(f"hcformer_mm.ops.bands.{name}", numbers)
 
 
+@on_each_device
 @pytest.mark.parametrize("cached", [1, 100, 2**18])
 @pytest.mark.parametrize("size", [(1, 1), (5, 8), (8, 5), (7, 13)])
 def test_is_norm_projection_and_assignment(size, cached, monkeypatch):
@@ -87,6 +90,7 @@ def test_is_norm_projection_and_assignment(size, cached, monkeypatch):
     reference.assert_same_with_gradients(assignment, expected, inputs, 1e-9, 1e-8, 1e-8)
 
 
+@on_each_device
 @pytest.mark.parametrize("cached", [1, 2**18])
 def test_gradient_of_the_gradient(cached, monkeypatch):
     work_on(cached, monkeypatch)
@@ -94,6 +98,7 @@ def test_gradient_of_the_gradient(cached, monkeypatch):
     assert torch.autograd.gradgradcheck(clustering, (fine, coarse))
 
 
+@on_each_device
 @pytest.mark.parametrize("frozen", ["fine", "coarse", "norms", "projections", "all weights"])
 def test_what_is_frozen_gets_no_gradient(frozen, monkeypatch):
     """A frozen stem or a frozen clustering module."""
@@ -159,6 +164,7 @@ def test_autocast(dtype, scale):
     torch.testing.assert_close(half.double(), exact, rtol=0, atol=2e-2)
 
 
+@on_each_device
 @pytest.mark.parametrize("cached", [1, 2**18])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_constant_maps_in_a_model_of_half_precision(dtype, cached, monkeypatch):

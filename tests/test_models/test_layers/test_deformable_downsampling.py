@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hcformer_mm.models.layers import deformable_downsampling as module
 from hcformer_mm.models.layers.deformable_downsampling import DeformableDownsampling
 from tests.helpers import reference
+from tests.helpers.devices import on_each_device
 
 CALLS = {
     "mmcv": "mmcv_deform_conv2d",
@@ -34,16 +35,20 @@ def layer(kernel=3, stride=2, padding=1, dtype=torch.float64, spread=1.0):
     deformable = DeformableDownsampling(conv)
     nn.init.normal_(deformable.conv_offset.weight, std=0.3 * spread)
     nn.init.normal_(deformable.conv_offset.bias, std=spread)
-    return deformable.to(dtype)
+    return deformable.to(torch.get_default_device(), dtype)
 
 
-def use_on_cpu(kernel, monkeypatch):
-    """Let the CPU count as a device with kernels of mmcv, torchvision or, for "ours", of none."""
+def use(kernel, monkeypatch):
+    """Let the device count as one with kernels of mmcv, torchvision or, for "ours", of none."""
+    device = torch.get_default_device().type
+    if kernel == "mmcv" and device != "cpu" and device not in module._MMCV_KERNELS:
+        pytest.skip(f"mmcv was built without kernels for {device}")
     kernels = dict(mmcv="_MMCV_KERNELS", torchvision="_TORCHVISION_KERNELS")
     for name, devices in kernels.items():
-        monkeypatch.setattr(module, devices, {"cpu"} if name == kernel else set())
+        monkeypatch.setattr(module, devices, {device} if name == kernel else set())
 
 
+@on_each_device
 @pytest.mark.parametrize("kernel", CALLS)
 @pytest.mark.parametrize("case", CASES)
 def test_kernels_equal_the_oracle_with_gradients(kernel, case, monkeypatch):
@@ -56,14 +61,15 @@ def test_kernels_equal_the_oracle_with_gradients(kernel, case, monkeypatch):
     tensors = x, offset, mask.sigmoid(), deformable.weight, deformable.bias
     expected = reference.deform_conv(*tensors, stride, padding)
 
-    use_on_cpu(kernel, monkeypatch)
+    use(kernel, monkeypatch)
     inputs = [x, *deformable.parameters()]
     reference.assert_same_with_gradients(deformable(x), expected, inputs, *3 * [1e-10])
 
 
+@on_each_device
 @pytest.mark.parametrize("kernel", CALLS)
 def test_channels_last_maps(kernel, monkeypatch):
-    use_on_cpu(kernel, monkeypatch)
+    use(kernel, monkeypatch)
     deformable, x = layer(), torch.randn(2, 4, 9, 6, dtype=torch.float64)
     expected = deformable(x)
     torch.testing.assert_close(
@@ -76,7 +82,7 @@ def test_channels_last_maps(kernel, monkeypatch):
 @pytest.mark.parametrize("autocast", [False, True])
 def test_half_precision_keeps_positions(kernel, dtype, autocast, monkeypatch):
     """On a map wider than half precision can count, which rises along its width."""
-    use_on_cpu(kernel, monkeypatch)
+    use(kernel, monkeypatch)
     conv = nn.Conv2d(1, 1, 1, stride=2, bias=False)
     deformable = DeformableDownsampling(conv)
     nn.init.ones_(deformable.weight)

@@ -13,6 +13,7 @@ from mmdet.registry import TASK_UTILS
 from mmengine.structures import InstanceData
 
 from hcformer_mm.models.losses.finite_assigner import FiniteAssigner
+from tests.helpers.devices import on_each_device
 from tests.helpers.models import data_sample, detector, model_config
 
 MESSAGE = "expected finite costs to match queries with objects, got NaN or Inf"
@@ -35,6 +36,7 @@ def instances(queries=6, objects=3):
     return predicted, InstanceData(labels=torch.arange(objects) % 10, masks=masks.long())
 
 
+@on_each_device
 @pytest.mark.parametrize(("queries", "objects"), [(6, 3), (3, 6), (5, 0), (300, 20), (20, 300)])
 def test_finite_costs_are_mmdets(queries, objects):
     forgiving, strict = assigners()
@@ -54,6 +56,7 @@ def test_a_subclass_may_assign_in_another_way():
     assert not FiniteAssigner(Other(model_config().train_cfg.assigner.match_costs)).hungarian
 
 
+@on_each_device
 @pytest.mark.parametrize(("queries", "objects"), [(6, 3), (3, 6), (5, 0), (300, 20)])
 def test_costs_are_mmdets(monkeypatch, queries, objects):
     forgiving, strict = assigners()
@@ -66,7 +69,7 @@ def test_costs_are_mmdets(monkeypatch, queries, objects):
     costs = forgiving.costs(*pair, {})
     assert costs.shape == (queries, objects)
     for expected in matched:
-        assert torch.equal(costs, expected)
+        assert torch.equal(costs.cpu(), torch.as_tensor(expected, device="cpu"))
     assert len(matched) == (objects > 0)
 
 
@@ -109,6 +112,7 @@ def test_matrices_that_are_not_finite(value):
     assert (queries.tolist(), objects.tolist()) == ([1], [0])
 
 
+@on_each_device
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("field", ["scores", "masks"])
 def test_queries_that_are_not_finite_are_matched_last(field, value):
@@ -140,6 +144,7 @@ def test_pairs_that_are_not_finite_are_matched_last(value):
     assert found.gt_inds.tolist() == [2, 1, 0]
 
 
+@on_each_device
 def test_every_object_is_matched_though_nothing_is_finite():
     """Else the loss would be finite, and training would go on."""
     forgiving, _ = assigners()
@@ -162,6 +167,7 @@ def test_other_errors_pass():
         forgiving.assign(*instances())
 
 
+@on_each_device
 @pytest.mark.parametrize("matched_only", [True, False])
 def test_an_image_that_is_not_finite(matched_only):
     """Its loss is NaN, which MMEngine's loop can report; SciPy's error would name no cause."""

@@ -7,6 +7,7 @@ from torch import nn
 
 from hcformer_mm.structures.clustered_features import ClusteredFeatures
 from tests.helpers import reference
+from tests.helpers.devices import on_each_device
 from tests.helpers.models import detector
 from tests.test_models.test_heads.test_hcformer_head import randomize
 
@@ -39,6 +40,7 @@ def features(channels, *sizes, dtype=torch.float64):
     )
 
 
+@on_each_device
 @pytest.mark.parametrize("size", [(3, 5), (1, 1), (7, 2)])
 def test_equals_the_formula(size):
     """Convolution, group normalization and two layers in float64, outputs and all gradients."""
@@ -65,6 +67,7 @@ def test_equals_the_formula(size):
     reference.assert_same_with_gradients(neck(x)[-1], expected, inputs, 1e-9, 1e-7, 1e-9)
 
 
+@on_each_device
 def test_equals_the_encoder_of_torch():
     """Without positions, torch's own layers with the same weights give the same output."""
     torch.manual_seed(0)
@@ -84,6 +87,7 @@ def test_equals_the_encoder_of_torch():
     torch.testing.assert_close(encoded, expected, rtol=1e-9, atol=1e-9)
 
 
+@on_each_device
 def test_only_the_last_map_changes():
     x = features(48, (12, 20), (6, 10), (3, 5))
     neck = MODELS.build(neck_config(48, 64, 1)).double()

@@ -20,6 +20,7 @@ from hcformer_mm.models.utils.post_processing import (
     semantic_queries,
 )
 from tests.helpers import reference
+from tests.helpers.devices import on_each_device
 from tests.helpers.models import data_sample
 
 RESULTS = dict(panoptic_on=True, instance_on=True, semantic_on=True)
@@ -62,6 +63,7 @@ def equal_results(results, wanted):
             assert torch.equal(value, wanted[name]), name
 
 
+@on_each_device
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (37, 1), (23, 31)])
 @pytest.mark.parametrize("kind", ["trained", "random", "flat", "one query"])
 def test_semantic_map_equals_the_oracle(kind, size):
@@ -80,6 +82,7 @@ def test_semantic_map_equals_the_oracle(kind, size):
     assert (found[0] == scores.argmax(0)).float().mean() > 0.99
 
 
+@on_each_device
 def test_class_without_a_best_query_may_win():
     """Class 2 is second in queries 0 and 1 and wins where they overlap; in query 2 it is weak."""
     probabilities = torch.tensor(
@@ -95,6 +98,7 @@ def candidates(probabilities):
     return SemanticResult(probabilities, (1, 1))._candidates.tolist()
 
 
+@on_each_device
 def test_classes_that_cannot_win_are_left_out():
     ratios = torch.tensor([[0.3, 1, 0.49, 0.5], [0.3, 0.49, 0.49, 0.5]])
     ratios[1, 3] = 1
@@ -121,6 +125,7 @@ def test_semantic_class_where_no_mask_is():
     assert found.sem_seg.tolist() == [[[0, 2]]]
 
 
+@on_each_device
 def test_negligible_queries():
     best = torch.tensor([0.5, 0.5 * 2**-24, 0.4999 * 2**-24, 0.0, 0.1])
     probabilities = torch.stack([best / 2, best, 1 - 1.5 * best], dim=1)
@@ -147,6 +152,7 @@ def test_negligible_queries_do_not_change_the_map(seed):
     assert lost.max() <= 40 * 2**-24
 
 
+@on_each_device
 @pytest.mark.parametrize(("pairs", "numbers"), [(4, (7, 4, 20)), (8, (7, 8, 20))])
 def test_needed_queries_are_those_of_all_results(pairs, numbers):
     class_logits, _ = predictions(queries=30)
@@ -164,6 +170,7 @@ def test_needed_queries_are_those_of_all_results(pairs, numbers):
     assert not needed_queries(class_logits, none, 6).any()
 
 
+@on_each_device
 @pytest.mark.parametrize("threshold", [0, 0.1, 0.3, 1 / 3, 0.5, 0.8, 0.85, 0.9, 0.95, 1, 1.5])
 def test_shares_are_compared_as_in_python(threshold):
     numbers = torch.arange(1, 61)
@@ -173,6 +180,7 @@ def test_shares_are_compared_as_in_python(threshold):
     assert reached.tolist() == expected
 
 
+@on_each_device
 @pytest.mark.parametrize(
     "threshold", [0.8, math.nextafter(0.8, 1), math.nextafter(0.8, 0), 0.7654321, 2 / 3]
 )
@@ -186,6 +194,7 @@ def test_shares_of_large_areas(threshold):
     assert 100 < sum(expected) < 1900
 
 
+@on_each_device
 @pytest.mark.parametrize("shape", [(0, 5, 6), (1, 1, 1), (30, 7, 9), (4, 1, 12), (4, 12, 1)])
 def test_boxes_equal_mmdets(shape):
     random = torch.Generator().manual_seed(0)
@@ -206,6 +215,7 @@ def test_boxes_equal_mmdets(shape):
     assert instances.bboxes.dtype == torch.float32
 
 
+@on_each_device
 def test_instances_need_the_queries_of_things_alone():
     """Each once and in order, from the pairs (2, 1), (0, 0), (2, 0) and the stuff pair (3, 2)."""
     probabilities = torch.full((4, 4), 0.01)
@@ -244,6 +254,7 @@ def test_rows_are_resized_alone_on_a_device(monkeypatch):
     torch.testing.assert_close(torch.cat(bands, dim=1), wanted, rtol=1e-4, atol=1e-5)
 
 
+@on_each_device
 def test_masks_of_the_right_size_are_not_copied():
     masks = torch.randn(3, 40, 13)
     ((rows, logits),) = resized_bands(masks, (40, 13))
@@ -283,6 +294,7 @@ def test_half_precision_is_computed_in_float32(dtype, limit, monkeypatch):
     torch.testing.assert_close(*best, rtol=0, atol=2e-2)
 
 
+@on_each_device
 @pytest.mark.parametrize("rescaled", [(20, 28), (30, 37)])
 def test_memory_format_changes_nothing(rescaled):
     class_logits, masks = predictions(queries=30)
@@ -327,6 +339,7 @@ def test_logits_that_are_not_finite_are_reported_on_a_device(kind, value):
             head.predict(*batch, [data_sample((20, 28))])
 
 
+@on_each_device
 def test_finite_logits_are_not_reported():
     class_logits, masks = predictions()
     class_logits[4, 2] = -math.inf  # a class that is ruled out
@@ -335,6 +348,7 @@ def test_finite_logits_are_not_reported():
         all_results(fusion_head(), class_logits, masks)
 
 
+@on_each_device
 def test_a_query_that_wins_no_pixel_gets_no_number():
     """Of two equal masks the first one wins; the last mask is too weak for its only pixels."""
     class_logits = torch.full((4, 4), -9.0)
@@ -349,6 +363,7 @@ def test_a_query_that_wins_no_pixel_gets_no_number():
         assert torch.equal(found, mmdets.panoptic_postprocess(class_logits, masks).sem_seg)
 
 
+@on_each_device
 @pytest.mark.parametrize("iou_thr", [0.5, 0.8])
 @pytest.mark.parametrize("seed", range(4))
 def test_panoptic_equals_mmdets_for_overlapping_masks(seed, iou_thr):
@@ -367,12 +382,14 @@ def test_panoptic_equals_mmdets_for_overlapping_masks(seed, iou_thr):
         assert torch.equal(found, wanted)
 
 
+@on_each_device
 def test_a_segment_of_one_pixel():
     class_logits = torch.tensor([[9.0, -9.0, -9.0, -9.0]])
     found = fusion_head(2, 1).panoptic_postprocess(class_logits, torch.full((1, 1, 1), 9.0))
     assert found.sem_seg.tolist() == [[[1000]]]
 
 
+@on_each_device
 def test_scores_at_the_threshold_are_not_kept():
     """A probability of exactly one half, as in mmdet."""
     class_logits, masks = torch.tensor([[0.0, -math.inf, -math.inf, 0.0]]), torch.ones(1, 2, 2)
