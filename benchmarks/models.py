@@ -1,4 +1,4 @@
-"""Models to time: inference on a random image, and training on a random batch."""
+"""Models to time, or to count the costs of: inference on a random image, training on a batch."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping
