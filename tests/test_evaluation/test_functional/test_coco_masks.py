@@ -5,7 +5,13 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from hcformer_mm.datasets import LoadInstanceAnnotations
-from hcformer_mm.evaluation.functional.coco_masks import encode_annotation
+from hcformer_mm.evaluation.functional.coco_masks import (
+    SHORT,
+    SHORT_FIRST,
+    encode_annotation,
+    is_far_outside,
+    mask_fault,
+)
 
 NAN, INFINITE = float("nan"), float("inf")
 
@@ -41,6 +47,15 @@ def test_coordinates_far_away(number):
 def test_coordinates_a_little_outside():
     polygon = [[-3, 2, 8, 2, 8, 12, -3, 12]]
     assert coco_mask.area(encode_annotation(dict(id=1, segmentation=polygon), (10, 20))) == 64
+
+
+def test_outlines_reach_outside_by_the_size_of_the_image():
+    bounds = np.array([20, 10])
+    low, high = np.array([-20, -10]), np.array([40, 20])
+    assert not is_far_outside(low, high, bounds)
+    for side in np.eye(2):
+        assert is_far_outside(low - side / 2, high, bounds)
+        assert is_far_outside(low, high + side / 2, bounds)
 
 
 BOX = [1, 0, 5, 0, 5, 3, 1, 3]
@@ -79,3 +94,9 @@ def test_objects_that_training_leaves_out_are_refused(polygons):
     assert LoadInstanceAnnotations(with_bbox=True, with_mask=True)(sample)["gt_ignore_flags"].all()
     with pytest.raises(ValueError, match="expected a polygon of x, y of at least 3 points, got"):
         encode_annotation(dict(id=1, segmentation=polygons), (10, 12))
+
+
+@pytest.mark.parametrize(("first", "kind"), [([0, 0, 9, 9], SHORT_FIRST), ([5, 5, 9, 9, 9], SHORT)])
+def test_short_polygons_before_others(first, kind):
+    """Of four numbers pycocotools makes a box; others it takes for polygons."""
+    assert mask_fault(dict(segmentation=[first, BOX]), (10, 12))[0] == kind

@@ -62,9 +62,10 @@ def plainly(clustering, fine, coarse):
 
 def random_module_and_maps(size, requires_grad=True):
     clustering = module(torch.float64)
-    for norm in (clustering.fine_norm, clustering.coarse_norm):
+    for norm, eps in ((clustering.fine_norm, 0.01), (clustering.coarse_norm, 0.03)):
         torch.nn.init.normal_(norm.weight)
         torch.nn.init.normal_(norm.bias)
+        norm.eps = eps
     half = [(side + 1) // 2 for side in size]
     maps = torch.randn(2, 6, *size).double(), torch.randn(2, 10, *half).double()
     return clustering, *(x.requires_grad_(requires_grad) for x in maps)
@@ -99,7 +100,9 @@ def test_gradient_of_the_gradient(cached, monkeypatch):
 
 
 @on_each_device
-@pytest.mark.parametrize("frozen", ["fine", "coarse", "norms", "projections", "all weights"])
+@pytest.mark.parametrize(
+    "frozen", ["fine", "coarse", "scale", "norms", "projections", "all weights"]
+)
 def test_what_is_frozen_gets_no_gradient(frozen, monkeypatch):
     """A frozen stem or a frozen clustering module."""
     work_on(1, monkeypatch)
