@@ -23,7 +23,9 @@ class GridEncoding(SinePositionalEncoding):
         rows, cols = x.shape[-2:]
         lines = torch.cat([self._lines(side, x.device) for side in (rows, cols)])
         pairs = self.num_feats // 2  # of a sine and a cosine
-        wavelengths = torch.logspace(0, 1 - 1 / pairs, pairs, self.temperature, device=x.device)
+        wavelengths = torch.logspace(
+            0, 1 - 1 / pairs, pairs, self.temperature, dtype=lines.dtype, device=lines.device
+        )
         angles = lines[:, None] / wavelengths
         sines = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
         of_rows = sines[:rows, None].expand(-1, cols, -1)

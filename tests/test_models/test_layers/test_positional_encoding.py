@@ -28,5 +28,17 @@ def test_equals_mmdets_without_padding(options, size):
         )
 
 
+def test_is_of_float32_whatever_the_default():
+    expected = GridEncoding(6)(torch.ones(1, 1, 3, 4))
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        encoded = GridEncoding(6)(torch.ones(1, 1, 3, 4))
+    finally:
+        torch.set_default_dtype(default)
+    assert encoded.dtype == torch.float32
+    assert torch.equal(encoded, expected)
+
+
 def test_has_no_parameters():
     assert not GridEncoding(6, normalize=True).state_dict()
