@@ -52,7 +52,7 @@ def encode_annotation(annotation: Mapping[str, Any], size: tuple[int, int]) -> d
         return coco_mask.frPyObjects(found, *size)
     try:
         whole = _compressed_pixels(found["counts"]) == size[0] * size[1]
-        coco_mask.decode(found)  # raises an error for other characters
+        coco_mask.decode(found)  # raises an error for negative runs and other characters
     except (ValueError, OverflowError):
         whole = False
     if not whole:
@@ -181,4 +181,4 @@ def _compressed_pixels(counts: str | bytes) -> int:
             value -= bool(code & 16) << shift  # the sign
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))
             value = shift = 0
-    return sum(runs) if min(runs, default=0) >= 0 else -1
+    return sum(runs)

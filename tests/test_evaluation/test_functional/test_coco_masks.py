@@ -36,12 +36,24 @@ def test_compressed_run_lengths_that_end_too_early(counts):
         encode_annotation(dict(id=1, segmentation=segmentation), (10, 20))
 
 
+def test_negative_run_lengths():
+    """100, -50 and 150 pixels add up to the image."""
+    segmentation = dict(size=[10, 20], counts="T3^Nf4")
+    with pytest.raises(ValueError, match=r"run lengths of all pixels of the size \(10, 20\), got"):
+        encode_annotation(dict(id=1, segmentation=segmentation), (10, 20))
+
+
 @pytest.mark.parametrize("number", [NAN, INFINITE, -INFINITE, 1e9, -1e9])
 def test_coordinates_far_away(number):
     """For these pycocotools would take all memory."""
     message = "polygons within the image of" if np.isfinite(number) else "is not finite"
     with pytest.raises(ValueError, match=f"{message}.*; correct annotation 1, or leave it out"):
         encode_annotation(dict(id=1, segmentation=[[number, 1, 8, 1, 8, 8]]), (10, 20))
+
+
+def test_a_coordinate_of_the_first_polygon_that_is_not_finite():
+    polygons = [[NAN, 1, 8, 1, 8, 8], [1, 1, 8, 1, 8, 8]]
+    assert "is not finite" in mask_fault(dict(segmentation=polygons), (10, 20))[1]
 
 
 def test_coordinates_a_little_outside():
