@@ -57,8 +57,9 @@ def test_a_coordinate_of_the_first_polygon_that_is_not_finite():
 
 
 def test_coordinates_a_little_outside():
-    polygon = [[-3, 2, 8, 2, 8, 12, -3, 12]]
-    assert coco_mask.area(encode_annotation(dict(id=1, segmentation=polygon), (10, 20))) == 64
+    """By more than the height, but less than the width."""
+    polygon = [[-12, 2, 32, 2, 32, 12, -12, 12]]
+    assert coco_mask.area(encode_annotation(dict(id=1, segmentation=polygon), (10, 20))) == 160
 
 
 def test_outlines_reach_outside_by_the_size_of_the_image():
