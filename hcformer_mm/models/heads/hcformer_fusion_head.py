@@ -24,8 +24,8 @@ class HCFormerFusionHead(MaskFormerFusionHead):
 
     It takes mmdet's ``test_cfg``: ``panoptic_on``, ``instance_on`` and ``semantic_on`` enable the
     results; ``object_mask_thr``, ``iou_thr``, ``filter_low_score`` and ``max_per_image`` configure
-    them. Logits of half precision give the results of the same logits in float32. The head warns of
-    class logits that are NaN or infinite.
+    them. Logits of half precision give the results of the same logits in float32. The head warns if
+    the softmax of class logits is NaN.
 
     Each ``*_postprocess`` method turns the class logits ``(Q, K + 1)`` and mask logits
     ``(Q, H, W)`` of one image into one result.
