@@ -56,25 +56,27 @@ def assert_same(samples, expected):
             assert torch.equal(value, two[key].cpu()), key
 
 
-def test_detectors(detector, paths, images):
-    ours = HCFormerInferencer(*detector, "cpu", fast=False)
-    theirs = DetInferencer(*detector, device="cpu", show_progress=False)
+def test_detectors(detector, paths, images, run_device):
+    device = str(run_device)
+    ours = HCFormerInferencer(*detector, device, fast=False)
+    theirs = DetInferencer(*detector, device=device, show_progress=False)
     for given, batch_size in ((paths, 1), (images[:2], 1), (paths, 2)):
         expected = theirs(given, batch_size=batch_size, return_datasamples=True)["predictions"]
         assert_same(ours(given, batch_size=batch_size), expected)
     assert theirs.model.dataset_meta["classes"] == ours.model.dataset_meta["classes"]
     assert theirs.model.dataset_meta["palette"] == ours.model.dataset_meta["palette"]
-    model = init_detector(*detector, device="cpu")
+    model = init_detector(*detector, device=device)
     assert_same(ours(paths), inference_detector(model, paths))
 
 
-def test_segmentors(segmentor, paths, images):
-    ours = HCFormerInferencer(*segmentor, "cpu", fast=False)
-    theirs = MMSegInferencer(*segmentor, device="cpu", show_progress=False)
+def test_segmentors(segmentor, paths, images, run_device):
+    device = str(run_device)
+    ours = HCFormerInferencer(*segmentor, device, fast=False)
+    theirs = MMSegInferencer(*segmentor, device=device, show_progress=False)
     for given in (paths, images[:2]):
         assert_same(ours(given, logits=True), theirs(given, return_datasamples=True))
     assert len(predictions(ours(paths[0])[0])) == 1  # without logits
-    model = init_model(*segmentor, device="cpu")
+    model = init_model(*segmentor, device=device)
     assert_same(ours(paths, logits=True), [inference_model(model, path) for path in paths])
 
 

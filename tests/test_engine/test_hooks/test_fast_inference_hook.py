@@ -11,6 +11,7 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.model.wrappers import MMFullyShardedDataParallel
 from mmengine.registry import HOOKS, METRICS
 from mmengine.runner import Runner, set_random_seed
+from mmengine.runner import runner as runner_module
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -74,8 +75,9 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def build(shapes, tmp_path):
-    """The runner of a config on three images."""
+def build(shapes, tmp_path, run_device, monkeypatch):
+    """The runner of a config on three images, on each device."""
+    monkeypatch.setattr(runner_module, "get_device", lambda: str(run_device))
 
     def runner(path=SHAPES_CONFIG, hooks=(), load_from=None):
         config = quick_config(shapes, tmp_path, path, hooks=hooks)

@@ -5,6 +5,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner, set_random_seed
+from mmengine.runner import runner as runner_module
 
 from hcformer_mm.checkpoints.io import load_checkpoint
 from tests.helpers.conv_bn import overridden
@@ -28,8 +29,9 @@ class Watch(Hook):
 
 
 @pytest.fixture
-def build(shapes, tmp_path):
-    """The runner of a config with frozen BatchNorm."""
+def build(shapes, tmp_path, run_device, monkeypatch):
+    """The runner of a config with frozen BatchNorm, on each device."""
+    monkeypatch.setattr(runner_module, "get_device", lambda: str(run_device))
 
     def runner(name, *hooks):
         config = quick_config(shapes, tmp_path / name, batch_size=2, hooks=hooks)
