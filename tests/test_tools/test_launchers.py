@@ -126,7 +126,7 @@ def test_two_processes_on_the_cpu(config, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPUs")
 def test_gpus_are_the_default(config):
     """Without GPUs, the error says what to add."""
-    with pytest.raises(ValueError, match=r"add --cfg-options env_cfg\.dist_cfg\.backend=gloo"):
+    with pytest.raises(SystemExit, match=r"add --cfg-options env_cfg\.dist_cfg\.backend=gloo"):
         run_tool("tools/train.py", config, "--launcher", "pytorch")
 
 
