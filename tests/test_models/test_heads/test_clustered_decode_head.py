@@ -5,6 +5,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
 from mmseg.models.decode_heads import EncHead, SegformerHead, UPerHead
 from mmseg.structures import SegDataSample
@@ -21,6 +22,13 @@ from tests.helpers.models import resnet
 NUM_CLASSES = 5
 PARENTS = {HCFCNHead: "FCNHead", HCPSPHead: "PSPHead", HCASPPHead: "ASPPHead"}
 SPACES = ["logit", "probability"]
+
+
+@pytest.fixture(autouse=True)
+def scope_of_segmentors():
+    """mmseg's heads name their losses without a scope, and a runner leaves its own behind."""
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        yield
 
 
 class HCSegformerHead(ClusteredDecodeHead, SegformerHead):
