@@ -81,8 +81,7 @@ class BaseInferencer:
         self.classes = replace(read_classes(self.model), font=font)
         if fast:
             prepare_for_inference(self.model)
-        self._file_pipeline = inference_pipeline(config)
-        self._array_pipeline = inference_pipeline(config, arrays=True)
+        self._pipeline = inference_pipeline(config)
 
     def predict(
         self,
@@ -189,16 +188,15 @@ class BaseInferencer:
             ValueError: Its file is not a whole image, or the pipeline cannot resize it.
         """
         try:
-            if image.path is None:
-                return self._array_pipeline(dict(img=image.array, img_id=image.number))
-            return self._file_pipeline(dict(img_path=str(image.path), img_id=image.number))
+            path = image.path and str(image.path)
+            return self._pipeline(dict(img=image.read(), img_path=path, img_id=image.number))
         except cv2.error as error:
             raise ValueError(
                 f"expected an image that the test pipeline can resize, got {image.source} of "
                 f"{image.read().shape[:2]}: {error.err}"
             ) from None
         except ValueError as error:
-            if image.path is not None:
+            if image.source in str(error):
                 raise
             raise ValueError(f"{image.source}: {error}") from None  # it names the file None
 

@@ -92,12 +92,14 @@ def read_classes(model: BaseModel) -> Classes:
         ) from None
 
 
-def inference_pipeline(config: Config, *, arrays: bool = False) -> Compose:
+def inference_pipeline(config: Config) -> Compose:
     """Build the test pipeline of a config without the steps that load annotations.
+
+    Its loader is :class:`~hcformer_mm.datasets.transforms.LoadImageFromFile`, which takes files under
+    ``img_path`` and pixels under ``img``.
 
     Args:
         config: Full config.
-        arrays: Whether images come as arrays under ``img`` instead of files under ``img_path``.
 
     Raises:
         ValueError: The config has no test set, or its pipeline does not begin by loading an image.
@@ -112,8 +114,7 @@ def inference_pipeline(config: Config, *, arrays: bool = False) -> Compose:
     if not first.endswith("LoadImageFromFile"):
         raise ValueError(f"expected a pipeline that begins with LoadImageFromFile, got {first}")
     # Ours refuses truncated files, which OpenCV fills with gray, and reads more than 8 bits.
-    loader = "mmdet.LoadImageFromNDArray" if arrays else "hcformer_mm.LoadImageFromFile"
-    steps[0] = {**steps[0], "type": loader}
+    steps[0] = {**steps[0], "type": "hcformer_mm.LoadImageFromFile"}
     with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmdet")):
         return Compose(steps)
 

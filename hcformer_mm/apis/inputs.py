@@ -18,9 +18,9 @@ from ..utils.images import decode_image
 
 VIDEO_EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
-Input: TypeAlias = str | Path | NDArray[np.uint8] | mmcv.VideoReader
-"""Path of an image, a folder or a video; a uint8 array ``(H, W, 3)``, BGR, as mmcv reads it; or an
-opened video."""
+Input: TypeAlias = str | Path | bytes | NDArray[np.uint8] | mmcv.VideoReader
+"""Path of an image, a folder or a video; the bytes of an image file; a uint8 array ``(H, W, 3)``, BGR,
+as mmcv reads it; or an opened video."""
 
 Inputs: TypeAlias = Input | Iterable[Input]
 
@@ -30,21 +30,24 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 @dataclass(frozen=True, eq=False)
 class InputImage:
-    """One input image; its file is read by :meth:`read`.
+    """One input image; :meth:`read` reads its file.
 
     Attributes:
         name: Stem of the file name, after its folders if images of several folders have one name;
             ``<video>_<frame number>``, such as ``street_000012``, in a video file; the number in
-            the input for arrays and frames of an opened video.
+            the input for images without a file.
         number: Number in the input, from 0.
-        path: File of the image, if it has one.
+        path: File of the image, if it has one. It is not opened if there is ``content``, and then
+            only names the image, such as ``shard.tar/000012.jpg``.
         array: Pixels ``(H, W, 3)`` uint8, BGR, of an image without a file.
+        content: Bytes of an encoded image file in memory, which are read like those of a file.
     """
 
     name: str
     number: int
     path: Path | None = None
     array: NDArray[np.uint8] | None = None
+    content: bytes | None = None
 
     @property
     def file_name(self) -> str:
@@ -64,14 +67,16 @@ class InputImage:
         Raises:
             ValueError: The file is not a whole image, or one that is not of integers.
         """
-        if self.path is None:
-            assert self.array is not None
+        if self.array is not None:
             return self.array
-        try:
-            content = self.path.read_bytes()
-        except OSError as error:
-            raise ValueError(f"expected an image, got {self.path}: {error.strerror}") from None
-        return decode_image(content, self.path)
+        content = self.content
+        if content is None:
+            assert self.path is not None
+            try:
+                content = self.path.read_bytes()
+            except OSError as error:
+                raise ValueError(f"expected an image, got {self.path}: {error.strerror}") from None
+        return decode_image(content, self.source)
 
     def read_rgb(self) -> NDArray[np.uint8]:
         """Pixels, ``(H, W, 3)`` uint8, RGB."""
@@ -97,7 +102,7 @@ def open_images(inputs: Inputs) -> list[InputImage] | Iterator[InputImage]:
             video that cannot be opened, or of an unsupported type.
         FileNotFoundError: No such file or folder.
     """
-    if isinstance(inputs, str | Path | np.ndarray | mmcv.VideoReader):
+    if isinstance(inputs, str | Path | bytes | np.ndarray | mmcv.VideoReader):
         inputs = [inputs]
     if not isinstance(inputs, Iterable):
         raise ValueError(
@@ -165,14 +170,17 @@ def _checked_names(images: Iterable[InputImage]) -> Iterator[InputImage]:
         yield image
 
 
-# An image before it is numbered: its name (None for the default), and its file or pixels.
-_Part = tuple[str | None, Path | NDArray[np.uint8]]
+# An image before it is numbered: its name (None for the default), and its file, in memory or not, or
+# its pixels.
+_Part = tuple[str | None, Path | bytes | NDArray[np.uint8]]
 
 
 def _numbered(parts: Iterable[_Part]) -> Iterator[InputImage]:
     for number, (name, source) in enumerate(parts):
         if isinstance(source, Path):
             yield InputImage(name or source.stem, number, path=source)
+        elif isinstance(source, bytes):
+            yield InputImage(name or str(number), number, content=source)
         else:
             yield InputImage(name or str(number), number, array=source)
 
@@ -181,6 +189,8 @@ def _expand(item: Any) -> list[_Part] | Iterator[_Part]:
     """Images of one input: a list, or an iterator over the frames of a video."""
     if isinstance(item, np.ndarray):
         return [(None, _check_array(item))]
+    if isinstance(item, bytes):
+        return [(None, item)]
     if isinstance(item, mmcv.VideoReader):
         return _frames(item, None)
     if not isinstance(item, str | Path):

@@ -26,7 +26,8 @@ from ..utils.images import decode_image, is_truncated
 class LoadImageFromFile(MMCVLoadImageFromFile):
     """mmcv's ``LoadImageFromFile``, which also reads pixels of 10 to 16 bits.
 
-    Images of 8 bits are the same. See :func:`~hcformer_mm.utils.images.decode_image`.
+    Images of 8 bits are the same. See :func:`~hcformer_mm.utils.images.decode_image`. Pixels that are
+    already there as ``img`` are taken as they are, without a file.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
@@ -35,15 +36,18 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
         Raises:
             ValueError: The file is truncated, or OpenCV cannot read it.
         """
-        if (self.color_type, self.imdecode_backend) != ("color", "cv2") or self.file_client_args:
-            return super().transform(results)
-        file = results["img_path"]
-        try:
-            image = decode_image(fileio.get(file, backend_args=self.backend_args), file)
-        except (OSError, ValueError):
-            if self.ignore_empty:
-                return None
-            raise
+        image = results.get("img")
+        if image is None:
+            usual = (self.color_type, self.imdecode_backend) == ("color", "cv2")
+            if not usual or self.file_client_args:
+                return super().transform(results)
+            file = results["img_path"]
+            try:
+                image = decode_image(fileio.get(file, backend_args=self.backend_args), file)
+            except (OSError, ValueError):
+                if self.ignore_empty:
+                    return None
+                raise
         results["img"] = image.astype(np.float32) if self.to_float32 else image
         results["img_shape"] = results["ori_shape"] = image.shape[:2]
         return results

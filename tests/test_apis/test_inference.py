@@ -119,10 +119,10 @@ def test_metainfo_of_a_dataset_and_wrapped_datasets(config):
     assert read_classes(build_model(config)).names == ("a",) * 10
 
 
-def test_arrays_where_no_file_is_read(config):
+def test_pipelines_that_read_no_file(config):
     config.test_dataloader.dataset.pipeline = config.test_dataloader.dataset.pipeline[1:]
     with pytest.raises(ValueError, match="begins with LoadImageFromFile"):
-        inference_pipeline(config, arrays=True)
+        inference_pipeline(config)
 
 
 def test_steps_that_are_classes_as_in_new_style_configs(config):
@@ -134,8 +134,6 @@ def test_steps_that_are_classes_as_in_new_style_configs(config):
     config.test_dataloader.dataset.pipeline = steps
     names = [type(step).__name__ for step in inference_pipeline(config).transforms]
     assert names == ["LoadImageFromFile", "PackDetInputs"]
-    names = [type(step).__name__ for step in inference_pipeline(config, arrays=True).transforms]
-    assert names == ["LoadImageFromNDArray", "PackDetInputs"]
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])

@@ -217,3 +217,21 @@ def test_more_than_8_bits(folder):
     (image,) = open_images(folder / "sensor.png")
     with pytest.warns(UserWarning, match="12 bits"):
         assert np.array_equal(image.read(), pixels(6, 5))
+
+
+def test_files_in_memory(folder):
+    content = (folder / "d.png").read_bytes()
+    (image,) = open_images(content)
+    assert (image.name, image.path, image.file_name) == ("0", None, "0.png")
+    assert np.array_equal(image.read(), pixels(6, 5, seed=3))
+    (image,) = open_images(content[:-20])
+    with pytest.raises(ValueError, match="a complete image .* got image 0 of the input"):
+        image.read()
+
+
+def test_members_of_an_archive(folder):
+    """They have a name without a file."""
+    path = Path("shard.tar/a/7.cls.png")
+    image = InputImage("7.cls", 3, path=path, content=(folder / "d.png").read_bytes())
+    assert (image.file_name, image.source) == ("7.cls.png", str(path))
+    assert np.array_equal(image.read(), pixels(6, 5, seed=3))
