@@ -95,8 +95,8 @@ def read_classes(model: BaseModel) -> Classes:
 def inference_pipeline(config: Config) -> Compose:
     """Build the test pipeline of a config without the steps that load annotations.
 
-    Its loader is :class:`~hcformer_mm.datasets.transforms.LoadImageFromFile`, which takes files under
-    ``img_path`` and pixels under ``img``.
+    Its loader is :class:`~hcformer_mm.datasets.transforms.LoadImageFromFile`, which takes files
+    under ``img_path`` and pixels under ``img``.
 
     Args:
         config: Full config.

@@ -19,8 +19,8 @@ from ..utils.images import decode_image
 VIDEO_EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 Input: TypeAlias = str | Path | bytes | NDArray[np.uint8] | mmcv.VideoReader
-"""Path of an image, a folder or a video; the bytes of an image file; a uint8 array ``(H, W, 3)``, BGR,
-as mmcv reads it; or an opened video."""
+"""Path of an image, a folder or a video; the bytes of an image file; a uint8 array ``(H, W, 3)``,
+BGR, as mmcv reads it; or an opened video."""
 
 Inputs: TypeAlias = Input | Iterable[Input]
 
@@ -170,8 +170,7 @@ def _checked_names(images: Iterable[InputImage]) -> Iterator[InputImage]:
         yield image
 
 
-# An image before it is numbered: its name (None for the default), and its file, in memory or not, or
-# its pixels.
+# An image before it is numbered: its name (None for the default), and its file or pixels.
 _Part = tuple[str | None, Path | bytes | NDArray[np.uint8]]
 
 

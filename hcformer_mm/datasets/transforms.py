@@ -26,8 +26,8 @@ from ..utils.images import decode_image, is_truncated
 class LoadImageFromFile(MMCVLoadImageFromFile):
     """mmcv's ``LoadImageFromFile``, which also reads pixels of 10 to 16 bits.
 
-    Images of 8 bits are the same. See :func:`~hcformer_mm.utils.images.decode_image`. Pixels that are
-    already there as ``img`` are taken as they are, without a file.
+    Images of 8 bits are the same. See :func:`~hcformer_mm.utils.images.decode_image`. Pixels that
+    are already there as ``img`` are taken as they are, without a file.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:

@@ -225,7 +225,7 @@ def test_files_in_memory(folder):
     assert (image.name, image.path, image.file_name) == ("0", None, "0.png")
     assert np.array_equal(image.read(), pixels(6, 5, seed=3))
     (image,) = open_images(content[:-20])
-    with pytest.raises(ValueError, match="a complete image .* got image 0 of the input"):
+    with pytest.raises(ValueError, match=r"a complete image .* got image 0 of the input"):
         image.read()
 
 
