@@ -14,11 +14,11 @@ from ...ops.precision import autocast_off
 from ...registry import MODELS
 from ...structures.clustered_features import ClusteredFeatures, require_clustering
 from ..losses.finite_assigner import FiniteAssigner
-from ..losses.mask_criterion import MaskCriterion
+from ..losses.mask_criterion import MaskCriterion, num_objects
 from ..losses.scale_regularizer import scale_losses
 from ..utils.label_maps import present_labels
 from ..utils.mask_decoding import MaskSpace, check_mask_space, decode_mask_logits, full_precision
-from ..utils.post_processing import needed_queries
+from ..utils.post_processing import config_of, needed_queries
 from .mask_transformer import Decoder, MaskTransformer
 
 
@@ -178,12 +178,17 @@ class HCFormerHead(MaskTransformer):
         assignments = require_clustering(x).assignments
         (class_logits,), (mask_logits,) = self.group(x[-1], last_only=True)
         if self.test_cfg is not None:
+            configs = [config_of(sample, self.test_cfg) for sample in batch_data_samples]
             needed = [
-                needed_queries(logits, self.test_cfg, self.num_classes) for logits in class_logits
+                needed_queries(logits, config, self.num_classes)
+                for logits, config in zip(class_logits, configs, strict=True)
             ]
             queries = torch.stack(needed).any(dim=0).nonzero()[:, 0]
             if not len(queries):  # an empty map cannot be resized
                 queries = queries.new_zeros(1)
+            for sample, config in zip(batch_data_samples, configs, strict=True):
+                if config.get("segments_on", False):  # the fusion head names queries by number
+                    sample.set_field(queries, "decoded_queries", field_type="metainfo")
             class_logits, mask_logits = class_logits[:, queries], mask_logits[:, queries]
         masks = decode_mask_logits(mask_logits, assignments, self.mask_space)
         size = batch_data_samples[0].metainfo["batch_input_shape"]
@@ -275,6 +280,19 @@ class HCFormerHead(MaskTransformer):
                 batch_gt_instances,
                 batch_img_metas,
             )
+
+    def get_targets(
+        self,
+        cls_scores_list: list[Tensor],
+        mask_preds_list: list[Tensor],
+        batch_gt_instances: list[InstanceData],
+        *args: Any,
+    ) -> tuple[Any, ...]:
+        """Return mmdet's targets of one decoder layer, averaged over :func:`num_objects`."""
+        *targets, _ = super().get_targets(
+            cls_scores_list, mask_preds_list, batch_gt_instances, *args
+        )
+        return *targets, num_objects(batch_gt_instances)
 
     def _check_train_cfg(self) -> None:
         if not self.train_cfg:

@@ -3,7 +3,8 @@
 Decoding is linear per mask (eq. (5)). Matching reads every mask, but only at random points, so it
 decodes masks at these points. The mask losses read only the matched masks, which are decoded in
 full. Every step takes all decoder layers together, and the costs of all images are matched after a
-single transfer. The losses equal those of mmdet's ``Mask2FormerHead`` on fully decoded masks.
+single transfer. The losses equal those of mmdet's ``Mask2FormerHead`` on fully decoded masks, but
+for the number that averages mask and dice losses: :func:`num_objects`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,16 +36,22 @@ class Match:
         queries: Matched queries ``(M,)``, layer by layer; query q of layer l is l·Q + q.
         objects: Their ground-truth objects ``(M,)``.
         counts: Number of pairs in every layer.
-        num_objects: Number of objects by which the losses of every layer are averaged: the
-            sampler's ``avg_factor``.
         complete: Whether every layer is known to match all objects, in their order.
     """
 
     queries: Tensor
     objects: Tensor
     counts: list[int]
-    num_objects: list[int]
     complete: bool
+
+
+def num_objects(batch_gt_instances: Sequence[InstanceData]) -> int:
+    """Number of objects of a batch, matched or not, by which mask and dice losses are averaged.
+
+    mmdet counts an image without objects as one, and of an image with more objects than queries
+    only those that are matched; the released implementation counts as this does.
+    """
+    return sum(len(gt.labels) for gt in batch_gt_instances)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +144,7 @@ class MaskCriterion:
         together = self.assigner.hungarian and type(self.sampler) is MaskPseudoSampler
         layers, num_queries = class_logits.shape[1:3]
         costs: list[Tensor] = []
-        found: list[tuple[Tensor, Tensor, int]] = []  # of every layer of every image
+        found: list[tuple[Tensor, Tensor]] = []  # of every layer of every image
         for i, (gt, img_meta) in enumerate(zip(targets, batch_img_metas, strict=True)):
             of_image = [assignment[i : i + 1] for assignment in assignments]
             for sample in self._samples(class_logits[i], mask_logits[i], of_image, gt):
@@ -146,18 +153,18 @@ class MaskCriterion:
                 else:
                     found.append(self._assign(*sample, img_meta))
         if together:  # as the sampler does, without looking indices up on the device
-            found = [(q, objects, max(len(q), 1)) for q, objects in self.assigner.match(costs)]
+            found = self.assigner.match(costs)
         index = torch.cat(
             [
                 torch.stack((queries + k % layers * num_queries, objects))
-                for k, (queries, objects, _) in enumerate(found)
+                for k, (queries, objects) in enumerate(found)
             ],
             dim=1,
         ).to(class_logits.device)
         matches = []
         for i, gt in enumerate(targets):
             of_layers = found[i * layers : (i + 1) * layers]
-            counts = [len(queries) for queries, _, _ in of_layers]
+            counts = [len(queries) for queries, _ in of_layers]
             queries, objects = index[:, : sum(counts)]
             index = index[:, sum(counts) :]
             matches.append(
@@ -165,7 +172,6 @@ class MaskCriterion:
                     queries=queries,
                     objects=objects,
                     counts=counts,
-                    num_objects=[number for _, _, number in of_layers],
                     complete=together and len(gt.labels) <= num_queries,
                 )
             )
@@ -197,11 +203,11 @@ class MaskCriterion:
 
     def _assign(
         self, predictions: InstanceData, objects: InstanceData, img_meta: dict[str, Any]
-    ) -> tuple[Tensor, Tensor, int]:
-        """Matched queries, their objects, and the sampler's ``avg_factor``."""
+    ) -> tuple[Tensor, Tensor]:
+        """Matched queries and their objects."""
         assigned = self.assigner.assign(predictions, objects, img_meta)
         sampled = self.sampler.sample(assigned, predictions, objects)
-        return sampled.pos_inds, sampled.pos_assigned_gt_inds, sampled.avg_factor
+        return sampled.pos_inds, sampled.pos_assigned_gt_inds
 
     def _losses(
         self,
@@ -213,11 +219,10 @@ class MaskCriterion:
     ) -> dict[str, Tensor]:
         """Losses ``(L,)`` of all layers by name, from logits ``(B, L, Q, ...)``."""
         images, layers, _ = class_logits.shape[:3]
-        numbers = [sum(number) for number in zip(*(m.num_objects for m in matches), strict=True)]
         # One transfer serves both.
-        class_weight, number = class_logits.new_tensor([*self.class_weight, *numbers]).split(
-            [len(self.class_weight), layers]
-        )
+        class_weight, number = class_logits.new_tensor(
+            [*self.class_weight, num_objects(targets)]
+        ).split([len(self.class_weight), 1])
         number = reduce_mean(number).clamp(min=1)  # a mean over all processes
 
         no_object = len(self.class_weight) - 1

@@ -2,15 +2,14 @@
 
 from copy import copy
 from dataclasses import fields, replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from mmdet.models.dense_heads import mask2former_head
+from mmdet.models.dense_heads import Mask2FormerHead, mask2former_head
 from mmdet.models.task_modules.assigners import AssignResult, BaseAssigner, HungarianAssigner
-from mmdet.models.task_modules.samplers import MaskPseudoSampler
 from mmengine.structures import InstanceData
 from torch.nn import functional as F
 
@@ -220,15 +219,6 @@ class ManyToOne(BaseAssigner):
         return AssignResult(number, objects, None, labels=found)
 
 
-class CountingSampler(MaskPseudoSampler):
-    """Averages losses by another number."""
-
-    def sample(self, *args, **kwargs):
-        result = super().sample(*args, **kwargs)
-        result.avg_factor = 5 + len(result.pos_inds)
-        return result
-
-
 @on_each_device
 @pytest.mark.parametrize("objects", OBJECTS, ids=str)
 def test_another_assigner(same_points, double, path, objects):
@@ -238,10 +228,23 @@ def test_another_assigner(same_points, double, path, objects):
 
 
 @on_each_device
-def test_another_sampler(same_points, double, path):
+@pytest.mark.parametrize(
+    ("objects", "counted_by_mmdet"),
+    [((2, 5), 7), ((8, 0), 7), ((0, 0), 2), ((9, 4), 10)],
+    ids=str,
+)
+def test_losses_are_averaged_over_all_objects(same_points, double, objects, counted_by_mmdet):
+    """Of six queries. mmdet counts an image without objects as one, and matched objects only."""
     head = tiny_head()
-    head.sampler = CountingSampler()
-    check_against_mmdet(head, (2, 5))
+    classes, masks, assignments, truth = problem(objects)
+    losses = criterion_of(head)(classes, masks, assignments, truth, [{}, {}])
+    head.get_targets = partial(Mask2FormerHead.get_targets, head)
+    decoded = [decode_mask_logits(x, assignments) for x in masks]
+    of_mmdet = head.loss_by_feat(classes, decoded, truth, [{}, {}])
+    factor = counted_by_mmdet / max(sum(objects), 1)
+    for name, value in of_mmdet.items():
+        expected = value.sum() * (1 if "loss_cls" in name else factor)
+        torch.testing.assert_close(losses[name], expected, rtol=1e-7, atol=1e-9, msg=name)
 
 
 @on_each_device
