@@ -23,6 +23,16 @@ from .coco_format import encode_instances, encode_panoptic, label_map, read_coco
 from .inputs import InputImage, with_unique_names
 
 
+Record = dict[str, Any]
+"""Entries of one image in the JSON files: ``image``, and ``panoptic`` and ``instances`` as far as the
+model has them; or ``failed``."""
+
+
+def failure(image: InputImage, reason: str) -> Record:
+    """The record of an image that has no result."""
+    return dict(failed=dict(file_name=image.file_name, reason=reason))
+
+
 class ResultWriter:
     """Writes the results of images to a folder: all files below that the model has results for.
 
@@ -73,7 +83,6 @@ class ResultWriter:
         if ann_file is not None:
             self._image_ids, self._category_ids, self._sizes = read_coco_ids(ann_file, classes)
         self._entries: defaultdict[str, _Entries] = defaultdict(lambda: _Entries(self.out_dir))
-        self._failed: list[dict[str, Any]] = []
 
     def accept(
         self, images: list[InputImage] | Iterator[InputImage]
@@ -105,7 +114,17 @@ class ResultWriter:
             yield image
 
     def add(self, image: InputImage, sample: BaseDataElement) -> None:
-        """Write the PNG files of an image and collect its entries of the JSON files.
+        """Write the PNG files of an image and collect its entries; see :meth:`encode`."""
+        self.collect(self.encode(image, sample))
+
+    def add_failure(self, image: InputImage, reason: str) -> None:
+        """List an image that has no result under ``failed`` in ``images.json``."""
+        self.collect(failure(image, reason))
+
+    def encode(self, image: InputImage, sample: BaseDataElement) -> Record:
+        """Write the PNG files of an image and return its entries of the JSON files.
+
+        Threads may encode different images at a time.
 
         Args:
             image: The image.
@@ -124,24 +143,28 @@ class ResultWriter:
                 f"it, {size}, got {(height, width)}; give the annotations of these images"
             )
         entry = dict(id=image_id, file_name=image.file_name, height=height, width=width)
-        self._entries["images"].add([entry])
+        record: Record = dict(image=entry)
         if self._draw:
             drawn = draw_panoptic(image.read_rgb(), segments, self.classes)
             self._write_png("vis", image, drawn)
         if "pred_panoptic_seg" in sample:
             ids, info = encode_panoptic(segments, self._category_ids)
             self._write_png("panoptic", image, id2rgb(ids))
-            entry = dict(image_id=image_id, file_name=f"{image.name}.png", segments_info=info)
-            self._entries["panoptic"].add([entry])
+            record["panoptic"] = dict(
+                image_id=image_id, file_name=f"{image.name}.png", segments_info=info
+            )
         if "pred_instances" in sample and "masks" in sample.pred_instances:
-            found = encode_instances(sample.pred_instances, image_id, self._category_ids)
-            self._entries["instances"].add(found)
+            record["instances"] = encode_instances(
+                sample.pred_instances, image_id, self._category_ids
+            )
         if "pred_sem_seg" in sample:
             self._write_png("semantic", image, label_map(sample, len(self.classes.names)))
+        return record
 
-    def add_failure(self, image: InputImage, reason: str) -> None:
-        """List an image that has no result under ``failed`` in ``images.json``."""
-        self._failed.append(dict(file_name=image.file_name, reason=reason))
+    def collect(self, record: Record) -> None:
+        """Take the entries of an image into the JSON files."""
+        for kind, entries in record.items():
+            self._entries[kind].add(entries if isinstance(entries, list) else [entries])
 
     def close(self) -> None:
         """Write the JSON files."""
@@ -149,8 +172,8 @@ class ResultWriter:
         categories = [
             dict(id=i, name=name) for i, name in zip(self._category_ids, names, strict=True)
         ]
-        images = self._entries["images"]
-        failed = dict(failed=self._failed) if self._failed else {}
+        images = self._entries["image"]
+        failed = {key: self._entries[key] for key in ("failed",) if key in self._entries}
         self._write_json("images", images=images, categories=categories, **failed)
         if "panoptic" in self._entries:
             self._write_json(
