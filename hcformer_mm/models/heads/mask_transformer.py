@@ -96,7 +96,7 @@ class MaskTransformer(Mask2FormerHead):
         )
 
     def init_weights(self) -> None:
-        """Initialize as mmdet's head with the same decoder does, or by ``init_cfg``."""
+        """Initialize as the released implementation does, or by ``init_cfg``."""
         is_first = not self.is_init
         BaseModule.init_weights(self)  # Mask2FormerHead's needs a pixel decoder
         if not is_first or is_pretrained(self):
@@ -104,10 +104,9 @@ class MaskTransformer(Mask2FormerHead):
         for projection in (self.decoder_input_proj, self.mask_proj):
             if isinstance(projection, Conv2d):
                 caffe2_xavier_init(projection, bias=0)
-        xavier = nn.init.xavier_normal_ if self.decoder == "masked" else nn.init.xavier_uniform_
         for parameter in self.transformer_decoder.parameters():
             if parameter.dim() > 1:
-                xavier(parameter)
+                nn.init.xavier_uniform_(parameter)
 
     def group(
         self, feature_map: Tensor, *, last_only: bool = False
@@ -135,7 +134,7 @@ class MaskTransformer(Mask2FormerHead):
         # Tokens (B, h·w, C). Of a contiguous map, linear layers would copy them one by one.
         memory = self.decoder_input_proj(feature_map).flatten(2).transpose(1, 2).contiguous()
         position = self.decoder_positional_encoding(feature_map)
-        query_pos = self.query_embed.weight.expand(len(feature_map), -1, -1)
+        query_pos = self.query_embed.weight.expand(feature_map.shape[0], -1, -1)
         if self.decoder == "standard":
             queries = self.transformer_decoder(
                 query=torch.zeros_like(query_pos),

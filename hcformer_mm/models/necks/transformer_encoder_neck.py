@@ -4,7 +4,7 @@ from typing import Any
 
 from mmcv.cnn import ConvModule
 from mmdet.models.layers import DetrTransformerEncoder
-from mmengine.model import BaseModule, caffe2_xavier_init
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ...registry import MODELS
@@ -65,13 +65,13 @@ class TransformerEncoderNeck(BaseModule):
         self.positional_encoding = GridEncoding(**positional_encoding)
 
     def init_weights(self) -> None:
-        """Initialize as mmdet's ``TransformerEncoderPixelDecoder`` does, or by ``init_cfg``."""
+        """Initialize as the released implementation does, or by ``init_cfg``."""
         is_first = not self.is_init
         super().init_weights()
         if not is_first or is_pretrained(self):
             return
-        caffe2_xavier_init(self.input_proj.conv, bias=0)
-        for parameter in self.encoder.parameters():
+        self.input_proj.conv.reset_parameters()  # a uniform bias, which ConvModule has set to 0
+        for parameter in (self.input_proj.conv.weight, *self.encoder.parameters()):
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
 

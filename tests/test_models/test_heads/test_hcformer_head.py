@@ -386,6 +386,23 @@ def test_weights_of_a_checkpoint_stay(tmp_path):
     assert all((parameter == 0.5).all() for parameter in head.parameters())
 
 
+def check_xavier_uniform(module):
+    """The largest weight reaches the bound, which a normal distribution exceeds."""
+    for name, parameter in module.named_parameters():
+        if parameter.dim() > 1:
+            fan_out, fan_in = parameter.shape[:2]  # of a matrix or a 1×1 kernel
+            bound = (6 / (fan_in + fan_out)) ** 0.5
+            assert 0.99 * bound < parameter.abs().max() <= bound, name
+
+
+@pytest.mark.parametrize("decoder", ["masked", "standard"])
+def test_initialization_of_the_decoder(decoder):
+    torch.manual_seed(0)
+    head = detector(**{"panoptic_head.decoder": decoder}).panoptic_head
+    head.init_weights()
+    check_xavier_uniform(head.transformer_decoder)
+
+
 def test_weights_are_initialized_once():
     head = detector().panoptic_head
     head.init_weights()

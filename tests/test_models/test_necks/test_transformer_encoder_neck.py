@@ -9,7 +9,7 @@ from hcformer_mm.structures.clustered_features import ClusteredFeatures
 from tests.helpers import reference
 from tests.helpers.devices import on_each_device
 from tests.helpers.models import detector
-from tests.test_models.test_heads.test_hcformer_head import randomize
+from tests.test_models.test_heads.test_hcformer_head import check_xavier_uniform, randomize
 
 ENCODER = Config.fromfile("configs/_base_/models/parts/encoder.py").hc_encoder
 
@@ -119,12 +119,10 @@ def test_initialization():
     torch.manual_seed(0)
     neck = MODELS.build({**ENCODER, "in_channels": 64})
     neck.init_weights()
-    assert (neck.input_proj.conv.bias == 0).all()
-    for name, parameter in neck.encoder.named_parameters():
-        if parameter.dim() > 1:
-            fan_out, fan_in = parameter.shape
-            bound = (6 / (fan_in + fan_out)) ** 0.5
-            assert 0.99 * bound < parameter.abs().max() <= bound, name
+    check_xavier_uniform(neck.encoder)
+    check_xavier_uniform(neck.input_proj.conv)
+    bias, bound = neck.input_proj.conv.bias.abs(), 64**-0.5  # PyTorch's default
+    assert 0.9 * bound < bias.max() <= bound
 
 
 def test_bad_input():
