@@ -14,6 +14,7 @@ from ..utils.post_processing import (
     PanopticResult,
     SemanticResult,
     class_probabilities,
+    config_of,
     resized_bands,
 )
 
@@ -24,8 +25,10 @@ class HCFormerFusionHead(MaskFormerFusionHead):
 
     It takes mmdet's ``test_cfg``: ``panoptic_on``, ``instance_on`` and ``semantic_on`` enable the
     results; ``object_mask_thr``, ``iou_thr``, ``filter_low_score`` and ``max_per_image`` configure
-    them. Logits of half precision give the results of the same logits in float32. The head warns if
-    the softmax of class logits is NaN.
+    them. With panoptic results, ``segments_on`` enables the score of every segment and
+    ``confidence_on`` a map of the confidence of every pixel. A data sample whose metainfo has a
+    ``test_cfg`` overrides options for its image. Logits of half precision give the results of the
+    same logits in float32. The head warns if the softmax of class logits is NaN.
 
     Each ``*_postprocess`` method turns the class logits ``(Q, K + 1)`` and mask logits
     ``(Q, H, W)`` of one image into one result.
@@ -37,7 +40,7 @@ class HCFormerFusionHead(MaskFormerFusionHead):
         Returns:
             ``sem_seg`` ``(1, H, W)``: class + 1000 · object number; K where there is no object.
         """
-        return self._results(mask_cls, mask_pred, panoptic_on=True)[0]
+        return self._one_result(mask_cls, mask_pred, "panoptic_on")["pred_panoptic_seg"]
 
     def instance_postprocess(self, mask_cls: Tensor, mask_pred: Tensor) -> InstanceData:
         """Return the things among the ``max_per_image`` best pairs of a query and a class.
@@ -45,7 +48,7 @@ class HCFormerFusionHead(MaskFormerFusionHead):
         Returns:
             ``scores``, ``labels``, ``bboxes`` and ``masks`` of the instances.
         """
-        return self._results(mask_cls, mask_pred, instance_on=True)[1]
+        return self._one_result(mask_cls, mask_pred, "instance_on")["pred_instances"]
 
     def semantic_postprocess(self, mask_cls: Tensor, mask_pred: Tensor) -> PixelData:
         """Return the most likely class of every pixel, as ``sem_seg`` ``(1, H, W)``.
@@ -53,34 +56,32 @@ class HCFormerFusionHead(MaskFormerFusionHead):
         Classes whose scores are within rounding of each other may be mistaken; see
         :func:`~hcformer_mm.models.utils.post_processing.semantic_queries`.
         """
-        return self._results(mask_cls, mask_pred, semantic_on=True)[2]
+        return self._one_result(mask_cls, mask_pred, "semantic_on")["pred_sem_seg"]
+
+    def _one_result(self, mask_cls: Tensor, mask_pred: Tensor, kind: str) -> dict[str, Any]:
+        flags = dict(panoptic_on=False, instance_on=False, semantic_on=False) | {kind: True}
+        size = mask_pred.shape[-2], mask_pred.shape[-1]
+        return self._results(mask_cls, mask_pred, size, {**self.test_cfg, **flags})
 
     def _results(
-        self,
-        mask_cls: Tensor,
-        mask_pred: Tensor,
-        size: tuple[int, int] | None = None,
-        *,
-        panoptic_on: bool = False,
-        instance_on: bool = False,
-        semantic_on: bool = False,
-    ) -> list[Any]:
-        """Panoptic, instance and semantic result at ``size``; None for each that is off."""
-        size = size or (mask_pred.shape[-2], mask_pred.shape[-1])
-        numbers = (self.test_cfg, self.num_things_classes, self.num_classes)
+        self, mask_cls: Tensor, mask_pred: Tensor, size: tuple[int, int], test_cfg: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Fields of a data sample with the results at ``size`` that ``test_cfg`` enables."""
+        numbers = (test_cfg, self.num_things_classes, self.num_classes)
         with autocast_off(mask_cls.device.type):  # scores of close classes need float32
             probabilities = class_probabilities(mask_cls)
-            results = [
-                PanopticResult(probabilities, size, *numbers) if panoptic_on else None,
-                InstanceResult(probabilities, size, *numbers) if instance_on else None,
-                SemanticResult(probabilities, size) if semantic_on else None,
-            ]
+            results: list[PanopticResult | InstanceResult | SemanticResult] = []
+            if test_cfg.get("panoptic_on", True):
+                results.append(PanopticResult(probabilities, size, *numbers))
+            if test_cfg.get("instance_on", False):
+                results.append(InstanceResult(probabilities, size, *numbers))
+            if test_cfg.get("semantic_on", False):
+                results.append(SemanticResult(probabilities, size))
             for rows, logits in resized_bands(mask_pred, size):
                 masks = logits.sigmoid()
                 for result in results:
-                    if result is not None:
-                        result.add(rows, logits, masks)
-            return [result and result.result() for result in results]
+                    result.add(rows, logits, masks)
+            return {name: field for result in results for name, field in result.fields().items()}
 
     def predict(
         self,
@@ -92,8 +93,10 @@ class HCFormerFusionHead(MaskFormerFusionHead):
     ) -> list[dict[str, Any]]:
         """Turn class and mask logits into the results that ``test_cfg`` enables.
 
-        mmdet's detector accepts panoptic and instance results only, so this method itself adds
-        semantic results to the data samples, as ``pred_sem_seg``, where every metric reads them.
+        mmdet's detector accepts panoptic and instance results only, so this method itself adds all
+        others to the data samples: ``pred_sem_seg``, where every metric reads it,
+        ``pred_segments`` and ``pred_confidence``; see
+        :meth:`~hcformer_mm.models.utils.post_processing.PanopticResult.fields`.
 
         Args:
             mask_cls_results: Class logits ``(B, Q, K + 1)``.
@@ -115,22 +118,20 @@ class HCFormerFusionHead(MaskFormerFusionHead):
                 "num_things_classes and num_stuff_classes of panoptic_head and "
                 "panoptic_fusion_head alike"
             )
-        wanted = dict(
-            panoptic_on=self.test_cfg.get("panoptic_on", True),
-            instance_on=self.test_cfg.get("instance_on", False),
-            semantic_on=self.test_cfg.get("semantic_on", False),
-        )
         results = []
         for mask_cls, mask_pred, data_sample in zip(
             mask_cls_results, mask_pred_results, batch_data_samples, strict=True
         ):
             height, width = data_sample.metainfo["img_shape"][:2]
             size = tuple(data_sample.metainfo["ori_shape"][:2]) if rescale else (height, width)
-            panoptic, instances, semantic = self._results(
-                mask_cls, mask_pred[:, :height, :width], size, **wanted
+            fields = self._results(
+                mask_cls, mask_pred[:, :height, :width], size, config_of(data_sample, self.test_cfg)
             )
-            if semantic is not None:
-                data_sample.pred_sem_seg = semantic
-            named = dict(pan_results=panoptic, ins_results=instances)
-            results.append({name: result for name, result in named.items() if result is not None})
+            queries = data_sample.pop("decoded_queries", None)
+            if queries is not None and "pred_segments" in fields:
+                fields["pred_segments"].queries = queries[fields["pred_segments"].queries]
+            named = dict(pred_panoptic_seg="pan_results", pred_instances="ins_results")
+            results.append({named[key]: fields.pop(key) for key in named.keys() & fields.keys()})
+            for name, field in fields.items():
+                setattr(data_sample, name, field)
         return results

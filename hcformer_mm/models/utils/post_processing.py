@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from mmdet.evaluation.functional import INSTANCE_OFFSET
-from mmengine.structures import InstanceData, PixelData
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -50,6 +50,11 @@ def class_probabilities(class_logits: Tensor) -> Tensor:
     return full_precision(class_logits).softmax(dim=-1)
 
 
+def config_of(data_sample: BaseDataElement, test_cfg: dict[str, Any]) -> dict[str, Any]:
+    """``test_cfg`` of a head with the overrides in the metainfo of one image."""
+    return {**test_cfg, **data_sample.get("test_cfg", {})}
+
+
 def needed_queries(class_logits: Tensor, test_cfg: dict[str, Any], num_classes: int) -> Tensor:
     """Queries of an image that can appear in a result.
 
@@ -77,8 +82,13 @@ def panoptic_queries(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries that take part in a panoptic segmentation, with the score and class of every query.
 
+    Args:
+        probabilities: Class probabilities ``(..., Q, K + 1)``.
+        test_cfg: ``object_mask_thr``.
+        num_classes: Number of classes.
+
     Returns:
-        Bool ``(Q,)``, scores ``(Q,)`` and classes ``(Q,)``.
+        Bool ``(..., Q)``, scores ``(..., Q)`` and classes ``(..., Q)``.
     """
     scores, classes = probabilities.max(dim=-1)
     kept = (classes != num_classes) & (scores > test_cfg.get("object_mask_thr", 0.8))
@@ -92,11 +102,16 @@ def best_pairs(
 
     Pairs with a stuff class are dropped later but, as in mmdet, count toward ``max_per_image``.
 
+    Args:
+        probabilities: Class probabilities ``(..., Q, K + 1)``.
+        test_cfg: ``max_per_image``.
+        num_classes: Number of classes.
+
     Returns:
-        Queries, classes and scores of the pairs, each ``(N,)``.
+        Queries, classes and scores of the pairs, each ``(..., N)``.
     """
-    scores = probabilities[:, :-1].flatten()
-    count = min(test_cfg.get("max_per_image", 100), len(scores))
+    scores = probabilities[..., :-1].flatten(-2)
+    count = min(test_cfg.get("max_per_image", 100), scores.shape[-1])
     scores, pairs = scores.topk(count, sorted=False)
     return pairs // num_classes, pairs % num_classes, scores
 
@@ -109,11 +124,40 @@ def semantic_queries(probabilities: Tensor) -> Tensor:
     differs only where the two best scores are closer than that. Rounding a sum of :math:`Q` terms
     of up to :math:`p` in float32 can change it as much.
 
+    Args:
+        probabilities: Class probabilities ``(..., Q, K + 1)``.
+
     Returns:
-        Bool ``(Q,)``.
+        Bool ``(..., Q)``.
     """
-    best = probabilities[:, :-1].amax(dim=-1)
-    return ~(best < NEGLIGIBLE * best.amax())  # a NaN stays
+    best = probabilities[..., :-1].amax(dim=-1)
+    return ~(best < NEGLIGIBLE * best.amax(dim=-1, keepdim=True))  # a NaN stays
+
+
+def semantic_candidates(probabilities: Tensor) -> Tensor:
+    r"""Classes that can be the most likely one of a pixel.
+
+    With probabilities :math:`p_{qk}` and masks :math:`m_q`, class :math:`k` scores
+
+    .. math::
+        \sum_q p_{qk} m_q
+        = \sum_q \frac{p_{qk}}{\max_j p_{qj}} \max_j p_{qj} m_q
+        \le r_k \max_j \sum_q p_{qj} m_q, \qquad r_k = \sum_q \frac{p_{qk}}{\max_j p_{qj}},
+
+    so it loses if :math:`r_k < 1`. The sum is over :func:`semantic_queries`.
+
+    Args:
+        probabilities: Class probabilities ``(..., Q, K + 1)``.
+
+    Returns:
+        Bool ``(..., K)``.
+    """
+    needed = semantic_queries(probabilities)
+    scores = probabilities[..., :-1]
+    ratios = (scores / scores.amax(dim=-1, keepdim=True)).where(needed[..., None], 0)
+    candidates = ~(ratios.sum(-2) < 0.99)  # less than 1 by more than rounding; a NaN stays
+    candidates[..., 0].fill_(True)  # wins where all scores are 0
+    return candidates
 
 
 class PanopticResult:
@@ -122,7 +166,8 @@ class PanopticResult:
     Args:
         probabilities: Class probabilities ``(Q, K + 1)``.
         size: Height and width of the image.
-        test_cfg: ``object_mask_thr``, ``iou_thr`` and ``filter_low_score``.
+        test_cfg: ``object_mask_thr``, ``iou_thr``, ``filter_low_score``, ``segments_on`` and
+            ``confidence_on``.
         num_things: Number of thing classes.
         num_classes: Number of classes.
     """
@@ -144,6 +189,12 @@ class PanopticResult:
         self._winners = torch.zeros(size, dtype=torch.int32, device=probabilities.device)
         self._unsure = torch.zeros_like(self._winners, dtype=torch.bool)
         self._areas = torch.zeros_like(self._queries)
+        self._segments_on, self._confidence_on = (
+            test_cfg.get(name, False) for name in ("segments_on", "confidence_on")
+        )
+        self._confidence: Tensor | None = None
+        if self._segments_on or self._confidence_on:
+            self._confidence = probabilities.new_zeros(size)
 
     def add(self, rows: slice, logits: Tensor, masks: Tensor) -> None:
         """Accumulate mask logits and their sigmoid, ``(Q, rows, W)``, of some rows of the image."""
@@ -152,24 +203,77 @@ class PanopticResult:
         masks = _select(masks, self._queries)  # (N, rows, W)
         sure = masks >= 0.5
         self._areas += sure.flatten(1).sum(1)
-        winners = _argmax(self._scores.view(-1, 1, 1) * masks)
+        confidence, winners = _max(self._scores.view(-1, 1, 1) * masks)
         self._winners[rows] = winners
+        if self._confidence is not None:
+            self._confidence[rows] = confidence
         if self._filter_low_score:
             self._unsure[rows] = ~sure.gather(0, winners[None])[0]
 
-    def result(self) -> PixelData:
-        """Return ``sem_seg`` ``(1, H, W)`` int32: class + 1000 · object number; K for void."""
-        if not len(self._queries):
-            return PixelData(sem_seg=torch.full_like(self._winners, self._num_classes)[None])
+    def fields(self) -> dict[str, PixelData | InstanceData]:
+        """Return the panoptic fields of a data sample; ``test_cfg`` enables the last two.
+
+        Returns:
+            ``pred_panoptic_seg``: ``sem_seg`` ``(1, H, W)`` int32, class + 1000 · object number; K
+            for void. ``pred_segments``: see :meth:`_scored`. ``pred_confidence``: ``data``
+            ``(1, H, W)``, the class probability times the mask probability of the query that wins
+            the pixel; 0 in void.
+        """
+        values = self._values() if len(self._queries) else self._queries
+        if len(values):
+            segments = values[self._winners.long()].masked_fill_(self._unsure, self._num_classes)
+        else:
+            segments = torch.full_like(self._winners, self._num_classes)
+        fields: dict[str, PixelData | InstanceData] = {}
+        fields["pred_panoptic_seg"] = PixelData(sem_seg=segments[None])
+        if self._confidence is not None:
+            void = segments == self._num_classes
+            confidence = self._confidence.masked_fill_(void, 0)
+            if self._segments_on:
+                fields["pred_segments"] = self._scored(values, confidence, void)
+            if self._confidence_on:
+                fields["pred_confidence"] = PixelData(data=confidence[None])
+        return fields
+
+    def _values(self) -> Tensor:
+        """What the pixels that each query wins become, ``(N,)`` int32."""
         winners = self._winners.flatten().long()
         won = torch.zeros_like(self._areas).scatter_add_(0, winners, torch.ones_like(winners))
         stays = (won > 0) & (self._areas > 0)
         stays &= _share_reaches(won, self._areas, self._iou_thr, len(winners))
         things = stays & (self._classes < self._num_things)
         values = self._classes + things * things.cumsum(0) * INSTANCE_OFFSET
-        values = values.where(stays, self._num_classes).to(torch.int32)
-        segments = values[winners].view_as(self._winners)
-        return PixelData(sem_seg=segments.masked_fill_(self._unsure, self._num_classes)[None])
+        return values.where(stays, self._num_classes).to(torch.int32)
+
+    def _scored(self, values: Tensor, confidence: Tensor, void: Tensor) -> InstanceData:
+        """Score of every segment: the mean confidence of its pixels.
+
+        It is class probability · mean mask probability. A stuff segment may be won by several
+        queries; the one with the most pixels represents it.
+
+        Returns:
+            In ascending order of ``ids``, which are the values of ``sem_seg`` without void:
+            ``labels``, ``scores`` and ``queries``.
+        """
+        if not len(values):
+            none = self._queries
+            return InstanceData(ids=none, labels=none, scores=self._scores, queries=none)
+        # By rows first: in float32, long sums of single pixels would be rounded too often.
+        sums = confidence.new_zeros(len(confidence), len(values))
+        winners = self._winners.long()
+        sums = sums.scatter_add_(1, winners, confidence).sum(0)
+        pixels = torch.zeros_like(self._areas)
+        pixels = pixels.scatter_add_(0, winners.flatten(), (~void).flatten().to(pixels.dtype))
+        ids = values[pixels > 0].unique()
+        members = ids[:, None] == values  # (segments, N)
+        counts = pixels * members
+        best = counts.argmax(1)
+        return InstanceData(
+            ids=ids.long(),
+            labels=self._classes[best],
+            scores=sums.where(members, 0).sum(1) / counts.sum(1),
+            queries=self._queries[best],
+        )
 
 
 class InstanceResult:
@@ -207,31 +311,24 @@ class InstanceResult:
         self._areas += positive.flatten(1).sum(1)
         self._sums[:, rows] = (_select(masks, self._queries) * positive).sum(2)
 
-    def result(self) -> InstanceData:
-        """Return ``scores``, ``labels``, ``bboxes`` and ``masks`` of the instances."""
+    def fields(self) -> dict[str, PixelData | InstanceData]:
+        """Return ``pred_instances``: ``scores``, ``labels``, ``bboxes`` and ``masks``."""
         confidence = self._sums.sum(1) / (self._areas + 1e-6)
         left, right = _extent(self._masks.any(1))
         top, bottom = _extent((self._sums > 0)[self._index])
-        return InstanceData(
+        instances = InstanceData(
             scores=self._scores * confidence[self._index],
             labels=self._classes,
             bboxes=torch.stack([left, top, right, bottom], dim=1).float(),
             masks=self._masks,
         )
+        return dict(pred_instances=instances)
 
 
 class SemanticResult:
-    r"""Most likely class of every pixel, by the scores of :func:`semantic_scores`.
+    """Most likely class of every pixel, by the scores of :func:`semantic_scores`.
 
-    Classes that cannot win anywhere are left out. With probabilities :math:`p_{qk}` and masks
-    :math:`m_q`, class :math:`k` scores
-
-    .. math::
-        \sum_q p_{qk} m_q
-        = \sum_q \frac{p_{qk}}{\max_j p_{qj}} \max_j p_{qj} m_q
-        \le r_k \max_j \sum_q p_{qj} m_q, \qquad r_k = \sum_q \frac{p_{qk}}{\max_j p_{qj}},
-
-    so it loses if :math:`r_k < 1`. The sum is over :func:`semantic_queries`.
+    Only :func:`semantic_candidates` are compared.
 
     Args:
         probabilities: Class probabilities ``(Q, K + 1)``.
@@ -239,22 +336,17 @@ class SemanticResult:
     """
 
     def __init__(self, probabilities: Tensor, size: tuple[int, int]) -> None:
-        needed = semantic_queries(probabilities)
-        scores = probabilities[:, :-1]
-        ratios = (scores / scores.amax(dim=-1, keepdim=True)).where(needed[:, None], 0)
-        candidates = ~(ratios.sum(0) < 0.99)  # less than 1 by more than rounding; a NaN stays
-        candidates[0].fill_(True)  # wins where all scores are 0
-        (self._candidates,) = _positions(probabilities, candidates)
-        self._weights = scores[:, self._candidates].T
+        (self._candidates,) = _positions(probabilities, semantic_candidates(probabilities))
+        self._weights = probabilities[:, self._candidates].T
         self._winners = torch.zeros(size, dtype=torch.int64, device=probabilities.device)
 
     def add(self, rows: slice, logits: Tensor, masks: Tensor) -> None:
         """Accumulate mask logits and their sigmoid, ``(Q, rows, W)``, of some rows of the image."""
-        self._winners[rows] = _argmax(torch.einsum("kq,qhw->khw", self._weights, masks))
+        self._winners[rows] = _max(torch.einsum("kq,qhw->khw", self._weights, masks))[1]
 
-    def result(self) -> PixelData:
-        """Return ``sem_seg`` ``(1, H, W)``."""
-        return PixelData(sem_seg=self._candidates[self._winners][None])
+    def fields(self) -> dict[str, PixelData | InstanceData]:
+        """Return ``pred_sem_seg``: ``sem_seg`` ``(1, H, W)``."""
+        return dict(pred_sem_seg=PixelData(sem_seg=self._candidates[self._winners][None]))
 
 
 def resized_bands(masks: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
@@ -279,9 +371,9 @@ def resized_bands(masks: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice,
         yield rows, full_precision(band)
 
 
-def _argmax(values: Tensor) -> Tensor:
-    """Index of the first maximum along dim 0; on CPUs 3 to 5 times faster than ``argmax``."""
-    return values.max(dim=0).indices
+def _max(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The maxima along dim 0 and the first's index; on CPUs 3 to 5 times faster than ``argmax``."""
+    return values.max(dim=0)
 
 
 def _resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
