@@ -1,5 +1,7 @@
 """Images of a segmentation: segments in color, outlined and named."""
 
+from collections.abc import Mapping
+
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw
@@ -7,9 +9,13 @@ from skimage.color import lab2rgb, rgb2lab
 
 from ..evaluation.functional.superpixels import overlaps
 from ..structures.arrays import Labels, Mask, RGBImage
+from ..structures.palette import distinct_colors
 from ..structures.panoptic import Classes, Panoptic
 from .arrays import boundary, check_same_size, gray_image
 from .fonts import font, fonts_for
+
+TRACK_COLORS = 64
+"""Tracks with as many others between their ids share a color."""
 
 
 def draw_panoptic(
@@ -20,6 +26,7 @@ def draw_panoptic(
     opacity: float = 0.6,
     like: Panoptic | None = None,
     text: int | None = None,
+    tracks: Mapping[int, int] | None = None,
 ) -> RGBImage:
     """Overlay segments on a gray version of the image, outlined and named.
 
@@ -31,6 +38,8 @@ def draw_panoptic(
         like: Another segmentation of the image, drawn separately without this argument. An object
             that is in both has one color in both drawings.
         text: Height of the names in pixels; by default it depends on the image's size.
+        tracks: Id of the track of each object in a video, by segment id. It follows the class's
+            name, and the object has a color of the track in place of the class.
 
     Returns:
         The drawing, RGB uint8 ``(H, W, 3)``.
@@ -48,13 +57,18 @@ def draw_panoptic(
     ids, segments = np.unique(panoptic.segments, return_inverse=True)
     segments = segments.reshape(panoptic.segments.shape)  # index into ids
     colors = _segment_colors(ids, panoptic, classes, like)
+    tracks = tracks or {}
+    for i, segment in enumerate(ids.tolist()):
+        if segment in tracks:
+            colors[i] = distinct_colors(TRACK_COLORS)[tracks[segment] % TRACK_COLORS]
     blended = opacity * colors[segments] + (1 - opacity) * gray_image(image)
     drawn = blended.round().astype(np.uint8)
 
     drawn[boundary(segments, 2 * max(1, round(max(image.shape) / 800)))] = 255
     size = max(10, round(max(image.shape) / 28)) if text is None else text
     named = [panoptic.categories.get(segment) for segment in ids.tolist()]
-    return _write_names(drawn, segments, named, classes, size)
+    numbers = [f" {tracks[segment]}" if segment in tracks else "" for segment in ids.tolist()]
+    return _write_names(drawn, segments, named, numbers, classes, size)
 
 
 def shade(color: RGBImage, nth: int) -> RGBImage:
@@ -124,7 +138,12 @@ def _numbers_like(
 
 
 def _write_names(
-    drawn: RGBImage, segments: Labels, categories: list[int | None], classes: Classes, size: int
+    drawn: RGBImage,
+    segments: Labels,
+    categories: list[int | None],
+    numbers: list[str],
+    classes: Classes,
+    size: int,
 ) -> RGBImage:
     """Write the class of each segment on it, or above or below a segment too thin for it.
 
@@ -136,6 +155,7 @@ def _write_names(
         drawn: The image, ``(H, W, 3)``.
         segments: Index of the segment of each pixel, ``(H, W)``.
         categories: Class of each segment; None for void.
+        numbers: What follows the name of each segment.
         classes: Names of the classes.
         size: Height of the names in pixels.
     """
@@ -154,8 +174,9 @@ def _write_names(
         thing = name in classes.things
         for height in (size, max(10, round(0.75 * size))) if name else ():
             style, edge = font(height, bold=thing, file=fonts[name]), max(1, height // 9)
+            written = name + numbers[i]
             left, top, right, bottom = map(
-                round, draw.textbbox((0, 0), name, style, stroke_width=edge)
+                round, draw.textbbox((0, 0), written, style, stroke_width=edge)
             )
             place = _free_place(segments == i, (bottom - top, right - left), taken)
             if place is None:
@@ -164,7 +185,7 @@ def _write_names(
             taken[y : y + bottom - top, x : x + right - left] = True
             color = "white" if thing else "#e8e8e8"
             draw.text(
-                (x - left, y - top), name, color, style, stroke_width=edge, stroke_fill="#1a1a1a"
+                (x - left, y - top), written, color, style, stroke_width=edge, stroke_fill="#1a1a1a"
             )
             break
     return np.asarray(canvas)

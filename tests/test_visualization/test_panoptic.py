@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from skimage.color import rgb2lab
 
+from hcformer_mm.structures.palette import distinct_colors
 from hcformer_mm.structures.panoptic import Classes, Panoptic
 from hcformer_mm.visualization import draw_panoptic
 from hcformer_mm.visualization.panoptic import shade
@@ -20,6 +21,21 @@ def scene() -> Scene:
     panoptic = Panoptic(segments, {10: 0, 20: 0, 3: 1, 7: 1})
     classes = Classes(["cup", "field"], frozenset(["cup"]), [(200, 40, 40), (40, 160, 60)])
     return np.full((100, 300, 3), 128, np.uint8), panoptic, classes
+
+
+def test_tracks_have_colors_and_numbers_that_stay(scene: Scene) -> None:
+    """Whatever the ids of the segments in a frame; stuff keeps the color of its class."""
+    image, panoptic, classes = scene
+    drawn = draw_panoptic(image, panoptic, classes, opacity=1, tracks={10: 3, 20: 70})
+    swapped = Panoptic(panoptic.segments, {20: 0, 10: 0, 3: 1, 7: 1})
+    other = draw_panoptic(image, swapped, classes, opacity=1, tracks={20: 3, 10: 70})
+    assert (drawn[10, 30] == other[10, 90]).all() and (drawn[10, 90] == other[10, 30]).all()
+    assert (drawn[10, 30] == distinct_colors(4)[3]).all()
+    assert (drawn[10, 90] == distinct_colors(7)[6]).all()  # 70 - 64
+    assert drawn[10, 150].tolist() == list(classes.palette[1])
+    others = draw_panoptic(image, panoptic, classes, opacity=1, tracks={10: 3 + 64, 20: 70})
+    assert (drawn != others)[:, :60].any(), "two tracks of one color have one number"
+    assert (drawn == others)[:, 60:].all()
 
 
 def written(image: np.ndarray, panoptic: Panoptic, classes: Classes, **options) -> np.ndarray:
