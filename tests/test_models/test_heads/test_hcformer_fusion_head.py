@@ -343,3 +343,49 @@ def test_nothing_detected():
     panoptic = result["pan_results"].sem_seg
     assert (panoptic == 3).all()
     assert panoptic.dtype == torch.int32
+
+
+@on_each_device
+def test_metainfo_overrides_options_of_an_image():
+    """The images of a batch have thresholds of their own; the heads' config stays as it is."""
+    config = dict(test_cfg=dict(object_mask_thr=0.4, segments_on=True))
+    class_logits, masks = (x.repeat(2, 1, 1, *[1] * (x.dim() - 3)) for x in hand_drawn())
+    class_logits[:, 0] = torch.tensor([0.5, 0.2, 0.2, 0.1]).log()
+    samples = [data_sample((4, 4)), data_sample((4, 4))]
+    samples[1].set_metainfo(config)
+    head = fusion_head()
+    first, second = (found["pan_results"].sem_seg for found in head.predict(
+        class_logits, masks, samples
+    ))  # fmt: skip
+    assert (first[0, :, :2] != 1000).all() and (second[0, :, :2] == 1000).all()
+    assert "pred_segments" not in samples[0]
+    assert samples[1].pred_segments.ids.tolist() == [2, 1000]
+    assert samples[1].pred_segments.scores.tolist() == pytest.approx([1, 0.5], abs=1e-3)
+    assert head.test_cfg == CONFIG
+
+
+@on_each_device
+def test_segments_name_the_queries_of_the_head():
+    """And what an image's options need is decoded, no more."""
+    model = detector().eval()
+    head = model.panoptic_head
+    nn.init.normal_(head.cls_embed.weight, std=0.5, generator=torch.Generator().manual_seed(3))
+    image = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    samples = [data_sample((64, 96)) for _ in range(2)]
+    config = dict(instance_on=False, semantic_on=False, segments_on=True, iou_thr=0)
+    for sample, threshold in zip(samples, (0.9, 0.5), strict=True):
+        sample.set_metainfo(dict(test_cfg=config | dict(object_mask_thr=threshold)))
+    with torch.no_grad():
+        features = model.extract_feat(image)
+        (class_logits,), _ = head.group(features[-1], last_only=True)
+        logits = head.predict(features, samples)
+        model.panoptic_fusion_head.predict(*logits, samples)
+    best, labels = class_logits.softmax(-1).max(-1)
+    kept = (labels < class_logits.shape[-1] - 1) & (best > torch.tensor([[0.9], [0.5]]))
+    assert logits[0].shape[1] == kept.any(0).sum() < kept.shape[1]
+    for i, sample in enumerate(samples):
+        found = sample.pred_segments
+        assert torch.equal(labels[i, found.queries], found.labels)
+        assert kept[i, found.queries].all()
+        assert "decoded_queries" not in sample
+    assert samples[1].pred_segments.queries.max() > kept.any(0).sum()

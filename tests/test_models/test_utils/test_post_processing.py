@@ -209,7 +209,7 @@ def test_boxes_equal_mmdets(shape):
     order = result._queries[result._index]
     if len(masks):
         result.add(slice(0, shape[1]), logits, logits.sigmoid())
-    instances = result.result()
+    instances = result.fields()["pred_instances"]
     assert torch.equal(instances.masks, masks[order])
     assert torch.equal(instances.bboxes, mask2bbox(masks)[order])
     assert instances.bboxes.dtype == torch.float32
@@ -407,4 +407,132 @@ def test_confidence_of_large_masks():
         band = logits[:, row : row + 1]
         result.add(slice(row, row + 1), band, band.sigmoid())
     expected = logits[0, 0].double().sigmoid().mean()
-    assert result.result().scores.item() == pytest.approx(expected.item(), rel=1e-6)
+    (score,) = result.fields()["pred_instances"].scores.tolist()
+    assert score == pytest.approx(expected.item(), rel=1e-6)
+
+
+SCORED = dict(panoptic_on=True, segments_on=True, confidence_on=True)
+
+
+def scored(class_logits, masks, size=None, *, head=None, **test_cfg):
+    """Data sample with panoptic segmentation, segments and confidence."""
+    head = head or fusion_head(**SCORED, instance_on=False, semantic_on=False, **test_cfg)
+    sample = data_sample(tuple(masks.shape[-2:]), original=size or tuple(masks.shape[-2:]))
+    (result,) = head.predict(class_logits[None], masks[None], [sample], rescale=True)
+    return result["pan_results"].sem_seg, sample
+
+
+def assert_scored(class_logits, masks, panoptic, sample, kept=0.8):
+    """Compare with a loop over pixels, in float64."""
+    probabilities, masks = class_logits.double().softmax(-1), masks.double().sigmoid()
+    confidence = torch.zeros(panoptic.shape[1:], dtype=torch.float64)
+    pixels = {}
+    for y in range(panoptic.shape[1]):
+        for x in range(panoptic.shape[2]):
+            if panoptic[0, y, x] == probabilities.shape[1] - 1:
+                continue
+            best, winner = -1.0, None
+            for query, (one, mask) in enumerate(zip(probabilities, masks[:, y, x], strict=True)):
+                score, label = one.max(0)
+                if label < len(one) - 1 and score > kept and score * mask > best:
+                    best, winner = score * mask, query
+            confidence[y, x] = best
+            pixels.setdefault(panoptic[0, y, x].item(), []).append(winner)
+    found = sample.pred_segments
+    assert found.ids.tolist() == sorted(pixels)
+    assert found.labels.tolist() == [value % 1000 for value in sorted(pixels)]
+    for value, score, query in zip(
+        found.ids.tolist(), found.scores.tolist(), found.queries.tolist(), strict=True
+    ):
+        assert score == pytest.approx(confidence[panoptic[0] == value].mean().item(), rel=1e-6)
+        winners = pixels[value]
+        assert winners.count(query) == max(map(winners.count, winners))
+        if len(set(winners)) == 1:  # one query: class score · mean mask probability
+            mean = masks[query][panoptic[0] == value].mean()
+            assert score == pytest.approx((probabilities[query].max() * mean).item(), rel=1e-6)
+    assert sample.pred_confidence.data.dtype == found.scores.dtype == torch.float32
+    torch.testing.assert_close(
+        sample.pred_confidence.data[0], confidence.float(), rtol=1e-6, atol=0
+    )
+    return found
+
+
+@on_each_device
+@pytest.mark.parametrize("filter_low_score", [False, True])
+@pytest.mark.parametrize("size", [(20, 28), (1, 40), (33, 1)])
+@pytest.mark.parametrize("band", [1, 2**18])
+def test_scores_of_segments_and_pixels(band, size, filter_low_score, monkeypatch):
+    """Segments of several queries too: the first and the last query have one stuff class."""
+    monkeypatch.setattr(post_processing, "BAND_NUMEL", band)
+    class_logits, masks = predictions(size)
+    masks -= 4
+    for query in (0, 12):
+        class_logits[query] = 12 * torch.eye(7)[5]
+    options = dict(iou_thr=0.1, filter_low_score=filter_low_score)
+    panoptic, sample = scored(class_logits, masks, **options)
+    found = assert_scored(class_logits, masks, panoptic, sample)
+    assert len(found) >= 4
+    assert (panoptic == 6).any() == filter_low_score
+    plain = fusion_head(**options).panoptic_postprocess(class_logits, masks)
+    assert torch.equal(panoptic, plain.sem_seg)
+
+
+@on_each_device
+def test_nothing_to_score():
+    """No query is kept, or no pixel stays."""
+    class_logits, masks = predictions()
+    class_logits[:, -1] += 30
+    for wanted in (class_logits, predictions()[0]):
+        panoptic, sample = scored(wanted, masks - 50, filter_low_score=True)
+        assert (panoptic == 6).all()
+        segments = sample.pred_segments
+        assert [len(segments[key]) for key in ("ids", "labels", "scores", "queries")] == [0] * 4
+        assert not sample.pred_confidence.data.any()
+
+
+@on_each_device
+def test_a_query_that_is_not_finite_scores_nothing():
+    class_logits, masks = predictions()
+    wanted = scored(class_logits, masks, iou_thr=0.1)
+    class_logits = torch.cat([class_logits, torch.full((1, 7), torch.nan)])
+    with pytest.warns(UserWarning, match="expected finite class logits"):
+        found = scored(class_logits, torch.cat([masks, masks[:1]]), iou_thr=0.1)
+    assert torch.equal(found[0], wanted[0])
+    for name in ("ids", "scores", "queries"):
+        assert torch.equal(found[1].pred_segments[name], wanted[1].pred_segments[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_in_half_precision(dtype):
+    logits = [x.to(dtype) for x in predictions()]
+    (panoptic, found), (wanted, expected) = (
+        scored(*pair, (23, 31), iou_thr=0.1) for pair in (logits, [x.float() for x in logits])
+    )
+    assert torch.equal(panoptic, wanted)
+    assert torch.equal(found.pred_segments.scores, expected.pred_segments.scores)
+    assert torch.equal(found.pred_confidence.data, expected.pred_confidence.data)
+
+
+def test_score_of_a_large_segment():
+    """A mean over 1.6 million pixels, to 1e-6."""
+    masks = torch.linspace(0.1, 9, 400).expand(1, 4000, 400)
+    _, sample = scored(50 * torch.eye(7)[:1], masks)
+    expected = masks[0, 0].double().sigmoid().mean()
+    assert sample.pred_segments.scores.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_scores_on_a_device():
+    """Two waits for the number of segments, which no size of an array tells in advance."""
+    class_logits, masks = predictions((60, 84), queries=100, classes=133)
+    head = fusion_head(80, 53, **SCORED, filter_low_score=True, iou_thr=0.1)
+    _, wanted = scored(class_logits, masks, head=head)
+    with pretend_gpu() as gpu:
+        on_gpu = class_logits.to(gpu.device), masks.to(gpu.device)
+        with torch.no_grad(), gpu.count() as costs:
+            _, sample = scored(*on_gpu, head=head)
+        found = sample.cpu()
+    assert costs.syncs <= 5
+    assert costs.uploads == 0
+    assert len(wanted.pred_segments) > 2
+    for name in ("ids", "labels", "scores", "queries"):
+        torch.testing.assert_close(found.pred_segments[name], wanted.pred_segments[name])
