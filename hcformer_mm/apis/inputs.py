@@ -115,10 +115,10 @@ def open_images(inputs: Inputs) -> list[InputImage] | Iterator[InputImage]:
     images = _numbered(chain.from_iterable(expanded))
     if not all(isinstance(part, list) for part in expanded):
         return images
-    return _with_distinct_names(list(images))
+    return with_distinct_names(list(images))
 
 
-def _with_distinct_names(images: list[InputImage]) -> list[InputImage]:
+def with_distinct_names(images: list[InputImage]) -> list[InputImage]:
     """If names collide, call files by their paths below a common folder, if need be with suffix."""
     if _distinct(images):
         return images
@@ -203,7 +203,7 @@ def _expand(item: Any) -> list[_Part] | Iterator[_Part]:
         )
     path = Path(item)
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if _is_image(file))
+        found = sorted(file for file in path.iterdir() if is_input(file, IMG_EXTENSIONS))
         if not found:
             raise ValueError(f"expected images ({', '.join(IMG_EXTENSIONS)}) in {path}, got none")
         return [(None, file) for file in found]
@@ -214,11 +214,12 @@ def _expand(item: Any) -> list[_Part] | Iterator[_Part]:
     return [(None, path)]
 
 
-def _is_image(file: Path) -> bool:
+def is_input(file: Path, suffixes: Sequence[str]) -> bool:
+    """Whether a file of a folder has one of these suffixes and is not hidden."""
     hidden = file.name.startswith(".")
     # A link to nothing is an image that cannot be read.
     there = file.is_file() or not file.exists()
-    return file.suffix.lower() in IMG_EXTENSIONS and not hidden and there
+    return file.suffix.lower() in suffixes and not hidden and there
 
 
 def _frames(video: mmcv.VideoReader, path: Path | None) -> Iterator[_Part]:

@@ -22,10 +22,9 @@ from ..visualization import draw_panoptic
 from .coco_format import encode_instances, encode_panoptic, label_map, read_coco_ids
 from .inputs import InputImage, with_unique_names
 
-
 Record = dict[str, Any]
-"""Entries of one image in the JSON files: ``image``, and ``panoptic`` and ``instances`` as far as the
-model has them; or ``failed``."""
+"""Entries of one image in the JSON files: ``image``, and ``panoptic`` and ``instances`` as far as
+the model has them; or ``failed``."""
 
 
 def failure(image: InputImage, reason: str) -> Record:

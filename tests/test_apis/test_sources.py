@@ -1,0 +1,154 @@
+"""Inputs by the thousand, as one command line names them."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import cv2
+import mmcv
+import numpy as np
+import pytest
+
+from hcformer_mm.apis.inputs import with_unique_names
+from hcformer_mm.apis.sources import open_sources
+from tests.helpers.predictions import write_video
+
+
+def pixels(value, height=4, width=5):
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def write_shard(path, members):
+    """A tar file of members, bytes by name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as shard:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            shard.addfile(member, io.BytesIO(content))
+    return path
+
+
+def png(value):
+    return cv2.imencode(".png", pixels(value))[1].tobytes()
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Images in folders in folders, and files that are none."""
+    root = tmp_path / "tree"
+    for i, name in enumerate(("b.png", "a/1.png", "a/c/2.png", "a/.hidden.png")):
+        mmcv.imwrite(pixels(10 * i), str(root / name))
+    (root / "a/notes.txt").write_text("notes")
+    return root
+
+
+def found(*inputs):
+    """Names and first values of the images of inputs."""
+    sources = open_sources(inputs)
+    images = list(with_unique_names(sources.images))
+    assert [image.number for image in images] == list(range(len(images)))
+    assert sources.total == len(images)
+    return {image.name: int(image.read()[0, 0, 0]) for image in images}
+
+
+def test_folders_in_folders(tree):
+    assert found(tree) == {"1": 10, "2": 20, "b": 0}
+    assert found(tree / "a/c", tree / "b.png") == {"2": 20, "b": 0}
+
+
+def test_images_of_one_name_are_called_by_their_paths(tree):
+    mmcv.imwrite(pixels(90), str(tree / "a/b.png"))
+    assert found(tree) == {"a/1": 10, "a/b": 90, "a/c/2": 20, "b": 0}
+    assert [image.file_name for image in open_sources([tree]).images][1] == "a/b.png"
+
+
+def test_lists(tree, tmp_path, monkeypatch):
+    """A line is whatever the command line can be, but for lists; files that are missing fail."""
+    monkeypatch.chdir(tmp_path)
+    Path("list.txt").write_text("tree/b.png\n\n  tree/a/c  \ntree/a/?.png\nnowhere.png\nlist.txt\n")
+    *images, missing, itself = open_sources(["list.txt"]).images
+    assert [image.name for image in images] == ["b", "2", "1"]
+    with pytest.raises(ValueError, match=r"got nowhere\.png: No such file"):
+        missing.read()
+    with pytest.raises(ValueError, match=r"a complete image that OpenCV can read, got list\.txt"):
+        itself.read()
+
+
+def test_patterns(tree, tmp_path):
+    assert found(f"{tree}/**/*.png") == {"1": 10, "2": 20, "b": 0}
+    assert found(f"{tree}/a/{{1..1}}.png") == {"1": 10}
+    mmcv.imwrite(pixels(7), str(tmp_path / "odd[1].png"))
+    assert found(tmp_path / "odd[1].png") == {"odd[1]": 7}
+    with pytest.raises(ValueError, match=r"expected images, shards or videos in .*x\*, got none"):
+        open_sources([f"{tree}/x*"])
+    with pytest.raises(FileNotFoundError, match=r"no such image, .*: .*2\.png"):
+        open_sources([f"{tree}/a/{{1..2}}.png"])
+
+
+def test_shards(tmp_path):
+    """Images of the key's first suffix; other members and their likes are left alone."""
+    first = {"x/0.png": png(1), "x/0.json": b"{}", "x/0.seg.png": png(9), "1.PNG": png(2)}
+    write_shard(tmp_path / "s-08.tar", first)
+    write_shard(tmp_path / "s-09.tar", {"0.png": png(3), "cut.png": png(4)[:-20]})
+    write_shard(tmp_path / "s-10.tar", {"0.png": png(5)})
+    pattern = f"{tmp_path}/s-{{08..10}}.tar"
+    images = open_sources([pattern]).images
+    names = ["s-08/x/0", "s-08/1", "s-09/0", "s-09/cut", "s-10/0"]
+    assert [image.name for image in images] == names
+    assert images[0].file_name == "s-08/x/0.png" and images[1].file_name == "s-08/1.PNG"
+    with pytest.raises(ValueError, match=r"expected a complete image .*s-09\.tar/cut\.png"):
+        images.pop(3).read()
+    assert [int(image.read()[0, 0, 0]) for image in images] == [1, 2, 3, 5]
+    assert [image.name for image in open_sources([tmp_path]).images] == names
+    write_shard(tmp_path / "more/s-10.tar", {"0.png": png(6)})
+    assert found(tmp_path / "more", tmp_path / "s-10.tar") == {"more/s-10/0": 6, "s-10/0": 5}
+
+
+def test_shards_that_are_cut_off(tmp_path):
+    """Their whole members are images, and the shard fails."""
+    shard = write_shard(tmp_path / "s.tar", {"0.png": png(1), "1.png": bytes(4000)})
+    shard.write_bytes(shard.read_bytes()[:3000])
+    (tmp_path / "t.tar").write_bytes(b"no tar file")
+    whole, *_, broken = open_sources([shard]).images
+    assert whole.name == "s/0" and broken.name == "s"
+    with pytest.raises(ValueError, match=r"expected a whole file, got .*s\.tar: unexpected end"):
+        broken.read()
+    (broken,) = open_sources([tmp_path / "t.tar"]).images
+    with pytest.raises(ValueError, match=r"whole file, got .*t\.tar: .*header"):
+        broken.read()
+    (tmp_path / "t.tar.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"without compression, got .*t\.tar\.gz; decompress it"):
+        open_sources([tmp_path / "t.tar.gz"])
+
+
+def test_videos(tree, tmp_path):
+    for folder in ("u", "v"):
+        (tmp_path / folder).mkdir()
+        write_video(tmp_path / folder / "street.avi", (pixels(30 * i, 32, 48) for i in range(3)))
+    numbers = [f"street_{i:06}" for i in range(3)]
+    assert list(found(tmp_path / "u")) == numbers
+    both = found(tmp_path / "v", tree / "b.png", tmp_path / "u")
+    assert list(both) == [*(f"v/{n}" for n in numbers), "tree/b", *(f"u/{n}" for n in numbers)]
+    (tmp_path / "u/broken.mp4").write_bytes(b"no video")
+    *_, broken = sorted(
+        open_sources([tmp_path / "u"]).images, key=lambda image: image.name[0] < "c"
+    )
+    with pytest.raises(ValueError, match=r"whole file, got .*broken\.mp4: expected a video that"):
+        broken.read()
+
+
+def test_the_digest_tells_inputs_apart(tree):
+    one = open_sources([tree]).digest
+    assert open_sources([tree / "a", tree / "b.png"]).digest == one
+    assert open_sources([tree / "b.png", tree / "a"]).digest != one
+    mmcv.imwrite(pixels(1), str(tree / "a/3.png"))
+    assert open_sources([tree]).digest != one
+
+
+@pytest.mark.parametrize("name", ["nowhere.png", "nowhere"])
+def test_inputs_that_are_missing(name, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"no such image, .*: .*{name}"):
+        open_sources([tmp_path / name])
+    with pytest.raises(ValueError, match=r"expected images, shards or videos in .*, got none"):
+        open_sources([tmp_path])
