@@ -2,10 +2,11 @@
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import cv2
 import mmcv
 import numpy as np
 from mmcv.transforms import LoadImageFromFile as MMCVLoadImageFromFile
@@ -19,31 +20,92 @@ from PIL import Image
 from ..registry import TRANSFORMS
 from ..structures.data_samples import VOID_LABEL, WIDE_VOID_LABEL, void_label
 from ..utils.errors import InputError
-from ..utils.images import decode_image, is_truncated
+from ..utils.images import decode_bands, decode_image, is_truncated
 
 
 @TRANSFORMS.register_module()
 class LoadImageFromFile(MMCVLoadImageFromFile):
-    """mmcv's ``LoadImageFromFile``, which also reads pixels of 10 to 16 bits.
+    """mmcv's ``LoadImageFromFile``, which also reads pixels of 10 to 16 bits, and more bands.
 
     Images of 8 bits are the same. See :func:`~hcformer_mm.utils.images.decode_image`. Pixels that
     are already there as ``img`` are taken as they are, without a file.
+
+    Args:
+        options: Arguments of mmcv's ``LoadImageFromFile``.
+        bands: Number of bands of the images, which are read with the values that files store; see
+            :func:`~hcformer_mm.utils.images.decode_bands`. ``color_type`` and ``imdecode_backend``
+            do not apply then. None reads colors of 8 bits.
+        rgb: The bands, from 0, that drawings show as red, green and blue; by default the first
+            three, of three BGR.
+
+    Attributes:
+        rgb: The same, complete.
+
+    Raises:
+        ValueError: ``rgb`` does not name three of the bands.
     """
 
-    def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
-        """Add ``img`` ``(H, W, 3)``, BGR, ``img_shape`` and ``ori_shape``.
+    def __init__(
+        self, *options: Any, bands: int | None = None, rgb: Sequence[int] = (), **named: Any
+    ) -> None:
+        super().__init__(*options, **named)
+        self.bands = bands
+        number = 3 if bands is None else bands
+        default = (2, 1, 0) if number == 3 else [min(band, number - 1) for band in range(3)]
+        self.rgb = tuple(rgb or default)
+        if number < 1 or len(self.rgb) != 3 or not set(self.rgb) <= set(range(number)):
+            raise InputError(
+                f"expected rgb of LoadImageFromFile to be three of the bands from 0 to {number - 1}, "
+                f"got {self.rgb}; correct rgb or bands"
+            )
+
+    def decode(self, content: bytes, file: str) -> NDArray[Any]:
+        """Pixels ``(H, W, bands)`` of a file: as ``bands`` says; by default uint8, BGR.
 
         Raises:
-            ValueError: The file is truncated, or OpenCV cannot read it.
+            ValueError: The file is truncated, cannot be read, or has other bands.
+        """
+        if self.bands is not None:
+            return decode_bands(content, file, self.bands)
+        if (self.color_type, self.imdecode_backend) == ("color", "cv2"):
+            return decode_image(content, file)
+        image = mmcv.imfrombytes(content, self.color_type, backend=self.imdecode_backend)
+        if image is None or image.shape[2:] > (3,):
+            raise InputError(
+                f"expected an image of at most 3 bands in {file}, got "
+                f"{'no image' if image is None else f'pixels of shape {image.shape}'}; to give more "
+                "to the model, set bands of LoadImageFromFile"
+            )
+        return image
+
+    def check(self, image: NDArray[Any], source: str) -> None:
+        """Raise a ValueError unless an array is what :meth:`decode` could return.
+
+        Args:
+            image: Pixels.
+            source: Where they come from.
+        """
+        bands, kinds = self.bands or 3, ("uint8", "uint16", "float32")[: 3 if self.bands else 1]
+        if image.shape[2:] != (bands,) or image.dtype not in kinds:
+            order = ", BGR" if bands == 3 else ""
+            raise InputError(
+                f"expected an array (H, W, {bands}){order} of {' or '.join(kinds)}, or a tensor "
+                f"({bands}, H, W){order[:2]}{order[:1:-1]}, as {source}, got {image.dtype} "
+                f"{image.shape}; select or scale its values, or set bands of LoadImageFromFile in "
+                "the config of the model"
+            )
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
+        """Add ``img``, ``img_shape`` and ``ori_shape``.
+
+        Raises:
+            ValueError: As :meth:`decode`.
         """
         image = results.get("img")
         if image is None:
-            usual = (self.color_type, self.imdecode_backend) == ("color", "cv2")
-            if not usual or self.file_client_args:
-                return super().transform(results)
             file = results["img_path"]
             try:
-                image = decode_image(fileio.get(file, backend_args=self.backend_args), file)
+                image = self.decode(self._content(file), file)
             except (OSError, ValueError):
                 if self.ignore_empty:
                     return None
@@ -51,6 +113,11 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
         results["img"] = image.astype(np.float32) if self.to_float32 else image
         results["img_shape"] = results["ori_shape"] = image.shape[:2]
         return results
+
+    def _content(self, file: str) -> bytes:
+        if self.file_client_args is None:
+            return fileio.get(file, backend_args=self.backend_args)
+        return fileio.FileClient.infer_client(self.file_client_args, file).get(file)
 
 
 @TRANSFORMS.register_module()
@@ -231,6 +298,9 @@ class LoadInstanceAnnotations(mmdet_transforms.LoadAnnotations):
 class Resize(mmdet_transforms.Resize):
     """mmdet's ``Resize`` without the objects that vanish, which a loss would ask for in vain.
 
+    A pixel of a mask or a label map takes the value at its center; mmcv takes that at its corner,
+    which shifts them against the image by up to half a pixel of the larger of both sizes.
+
     Objects whose masks are empty at the new size are left out, and a warning names the first image
     of such. Masks of stuff and of semantic classes come from the resized label map, so none of them
     is empty.
@@ -269,6 +339,18 @@ class Resize(mmdet_transforms.Resize):
             )
         return results
 
+    def _resize_masks(self, results: dict[str, Any]) -> None:
+        masks, size = results.get("gt_masks"), results["img_shape"]
+        if not isinstance(masks, BitmapMasks) or not len(masks):
+            super()._resize_masks(results)
+            return
+        resized = np.stack([_resize_labels(mask, size) for mask in masks.masks])
+        results["gt_masks"] = BitmapMasks(resized, *size)
+
+    def _resize_seg(self, results: dict[str, Any]) -> None:
+        if results.get("gt_seg_map") is not None:
+            results["gt_seg_map"] = _resize_labels(results["gt_seg_map"], results["img_shape"])
+
     def _resize_img(self, results: dict[str, Any]) -> None:
         height, width = results["img"].shape[:2]
         size = results["scale"]
@@ -290,6 +372,11 @@ class ResizeShortestEdge(mmseg_transforms.ResizeShortestEdge):
     def __init__(self, scale: int | tuple[int, int], max_size: int) -> None:
         super().__init__(scale, max_size)
         self.resize = Resize(scale=0, keep_ratio=True)
+
+
+def _resize_labels(labels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Resize labels ``(H, W)`` to a height and width by the value at the center of each pixel."""
+    return cv2.resize(labels, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def check_size(file: str, found: tuple[int, ...], size: tuple[int, int]) -> None:

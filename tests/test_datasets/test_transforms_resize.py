@@ -4,9 +4,11 @@ import json
 import warnings
 from copy import deepcopy
 
+import cv2
 import numpy as np
 import pytest
-from mmdet.structures.mask import PolygonMasks
+from mmcv.image import geometric
+from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope
 
@@ -85,7 +87,9 @@ def test_no_empty_mask_reaches_the_loss(path, tiny):
 
 
 @pytest.mark.parametrize("path", training_pipelines("mmdet", "mmseg"))
-def test_samples_of_clean_data_are_those_of_the_stock_steps(path, tiny):
+def test_samples_of_clean_data_are_those_of_the_stock_steps(path, tiny, monkeypatch):
+    """But for labels, which mmcv reads at the corners of pixels."""
+    monkeypatch.setitem(geometric.cv2_interp_codes, "nearest", cv2.INTER_NEAREST_EXACT)
     config = read(path)
     steps = config.train_dataloader.dataset.pipeline
     entry = dict(tiny[config.default_scope])
@@ -108,6 +112,22 @@ def test_samples_of_clean_data_are_those_of_the_stock_steps(path, tiny):
         assert (ours.gt_instances.labels == theirs.gt_instances.labels).all()
         assert (ours.gt_instances.bboxes.tensor == theirs.gt_instances.bboxes.tensor).all()
         assert (ours.gt_instances.masks.masks == theirs.gt_instances.masks.masks).all()
+
+
+@pytest.mark.parametrize("size", [(5, 7), (13, 9), (20, 30), (41, 17)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_labels_are_read_at_the_centers_of_pixels(size, dtype):
+    labels = np.random.default_rng(0).integers(200, size=(13, 10)).astype(dtype)
+    rows, cols = (
+        (np.arange(new) + 0.5) * old / new for new, old in zip(size, labels.shape, strict=True)
+    )
+    expected = labels[np.ix_(rows.astype(int), cols.astype(int))]
+    masks = BitmapMasks([(labels > 100).astype(np.uint8)], *labels.shape)
+    results = dict(img=np.zeros((13, 10, 3), np.uint8), gt_masks=masks, gt_seg_map=labels)
+    results = Resize(scale=size[::-1])(results)
+    assert results["gt_seg_map"].dtype == dtype
+    assert (results["gt_seg_map"] == expected).all()
+    assert (results["gt_masks"].masks[0] == (expected > 100)).all()
 
 
 def test_ignored_masks_are_no_loss(tiny):
