@@ -1,10 +1,11 @@
 """HCFormerHead: a mask transformer that groups the coarsest cells, without a pixel decoder."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmdet.registry import TASK_UTILS
-from mmdet.structures import SampleList
+from mmdet.structures import DetDataSample, SampleList
 from mmengine.structures import InstanceData
 from torch import Tensor
 from torch.nn import functional as F
@@ -178,22 +179,44 @@ class HCFormerHead(MaskTransformer):
         assignments = require_clustering(x).assignments
         (class_logits,), (mask_logits,) = self.group(x[-1], last_only=True)
         if self.test_cfg is not None:
-            configs = [config_of(sample, self.test_cfg) for sample in batch_data_samples]
-            needed = [
-                needed_queries(logits, config, self.num_classes)
-                for logits, config in zip(class_logits, configs, strict=True)
-            ]
-            queries = torch.stack(needed).any(dim=0).nonzero()[:, 0]
-            if not len(queries):  # an empty map cannot be resized
-                queries = queries.new_zeros(1)
-            for sample, config in zip(batch_data_samples, configs, strict=True):
-                if config.get("segments_on", False):  # the fusion head names queries by number
-                    sample.set_field(queries, "decoded_queries", field_type="metainfo")
+            queries = self.queries_of_results(class_logits, batch_data_samples)
             class_logits, mask_logits = class_logits[:, queries], mask_logits[:, queries]
+        return class_logits, self.decode(mask_logits, assignments, batch_data_samples[0])
+
+    def queries_of_results(self, class_logits: Tensor, batch_data_samples: SampleList) -> Tensor:
+        """Find the queries that a result of any image needs.
+
+        Args:
+            class_logits: Class logits of all queries, ``(B, Q, K + 1)``.
+            batch_data_samples: Data samples; if their segments are scored, the queries are noted in
+                their metainfo for the fusion head.
+
+        Returns:
+            Indices ``(Q',)``, at least one.
+        """
+        configs = [config_of(sample, self.test_cfg or {}) for sample in batch_data_samples]
+        needed = [
+            needed_queries(logits, config, self.num_classes)
+            for logits, config in zip(class_logits, configs, strict=True)
+        ]
+        queries = torch.stack(needed).any(dim=0).nonzero()[:, 0]
+        if not len(queries):  # an empty map cannot be resized
+            queries = queries.new_zeros(1)
+        for sample, config in zip(batch_data_samples, configs, strict=True):
+            if config.get("segments_on", False):  # the fusion head names queries by number
+                sample.set_field(queries, "decoded_queries", field_type="metainfo")
+        return queries
+
+    def decode(
+        self, mask_logits: Tensor, assignments: Sequence[Tensor], data_sample: DetDataSample
+    ) -> Tensor:
+        """Decode mask logits ``(B, Q, h, w)`` to input size, ``(B, Q, H, W)``.
+
+        ``data_sample`` is one of the batch; its ``batch_input_shape`` is the size.
+        """
         masks = decode_mask_logits(mask_logits, assignments, self.mask_space)
-        size = batch_data_samples[0].metainfo["batch_input_shape"]
-        masks = F.interpolate(masks, size=tuple(size), mode="bilinear", align_corners=False)
-        return class_logits, masks
+        size = tuple(data_sample.metainfo["batch_input_shape"])
+        return F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
 
     def loss(self, x: ClusteredFeatures, batch_data_samples: SampleList) -> dict[str, Tensor]:
         """Compute Mask2Former's losses on decoded masks, and the scale regularizer (Sec. 4.1).
