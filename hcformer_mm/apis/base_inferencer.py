@@ -1,26 +1,40 @@
 """BaseInferencer: run a model with its test pipeline on images, in batches."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import torch
+from mmdet.models.dense_heads import MaskFormerHead
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.structures import BaseDataElement
+from mmengine.structures import BaseDataElement, PixelData
 from mmseg.models.segmentors import BaseSegmentor
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..acceleration.inference import autocast_test_step, check_dtype, prepare_for_inference
+from ..models.utils.post_processing import semantic_confidence
 from ..utils.config import read_config
 from ..utils.progress import progress as show_progress
 from ..visualization.fonts import fonts_for
-from .inference import build_model, check_device, inference_pipeline, read_classes
+from .inference import (
+    ResultOptions,
+    build_model,
+    check_device,
+    inference_pipeline,
+    read_classes,
+    result_config,
+)
 from .inputs import InputImage
+from .tiling import Tiling, predict_tiled
+
+T = TypeVar("T")
 
 SHRINKAGE = 4
 """Inferencers warn of images whose side the test pipeline makes this many times shorter."""
@@ -43,6 +57,7 @@ class BaseInferencer:
             :func:`~hcformer_mm.acceleration.inference.prepare_for_inference`, which changes results
             by rounding.
         seed: Seed of random weights.
+        cfg_options: Overrides of the config, as ``--cfg-options`` gives them.
         font: Font file of the class names in drawings; see
             :class:`~hcformer_mm.structures.panoptic.Classes`.
 
@@ -64,11 +79,17 @@ class BaseInferencer:
         dtype: str = "float32",
         fast: bool = True,
         seed: int = 0,
+        cfg_options: Mapping[str, Any] | None = None,
         font: str | None = None,
     ) -> None:
         fonts_for((), font)  # refuses a file that is no font
         self._dtype = check_dtype(dtype)
-        config = model if isinstance(model, Config) else read_config(model)
+        if isinstance(model, Config) and cfg_options:
+            raise ValueError(
+                "expected the name or path of a config for cfg_options, got a Config; change it by "
+                "its merge_from_dict"
+            )
+        config = model if isinstance(model, Config) else read_config(model, cfg_options)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         check_device(device)
@@ -90,7 +111,9 @@ class BaseInferencer:
         batch_size: int = 1,
         progress: bool = False,
         strict: bool = False,
+        tiling: Tiling | None = None,
         on_failure: Callable[[InputImage, str], None] = lambda image, reason: None,
+        **options: Unpack[ResultOptions],
     ) -> Iterator[tuple[InputImage, BaseDataElement]]:
         """Run the model lazily, one batch at a time.
 
@@ -105,44 +128,48 @@ class BaseInferencer:
             progress: Whether to show a progress bar on standard error.
             strict: Whether a file that is not a whole image is an error. By default it is skipped
                 with a warning, unless it is the only one.
+            tiling: How to cut large images; None runs them whole. The tiles of an image go through
+                the network in batches and have a progress bar; see
+                :func:`~hcformer_mm.apis.tiling.predict_tiled`.
             on_failure: Called with each skipped image and the reason.
+            options: :class:`~hcformer_mm.apis.inference.ResultOptions`.
 
         Returns:
             Each image, in order, with its ``DetDataSample`` or ``SegDataSample`` on the CPU.
 
         Raises:
-            ValueError: ``batch_size`` is below 1; while iterating, if ``strict``, a file is not a
-                whole image, else none is.
+            ValueError: ``batch_size`` is below 1, or an array is not what the model takes; while
+                iterating, if ``strict``, a file is not a whole image, else none is.
         """
         if batch_size < 1:
             raise ValueError(f"expected batch_size >= 1, got {batch_size}")
+        result_config(self.model, **options)  # refuses wrong options before an image is read
         total = len(images) if isinstance(images, list) else None
-        results = self._predict(images, batch_size, strict or total == 1, on_failure)
+        images = map(self._bound, images) if total is None else [*map(self._bound, images)]
+        skip = partial(_skip_refused, images, strict=strict or total == 1, on_failure=on_failure)
+        if tiling is not None:
+            threshold = getattr(getattr(self.model, "decode_head", None), "threshold", None)
+            run = partial(
+                self.predict, batch_size=batch_size, progress=progress, strict=True, **options
+            )
+            return skip(partial(predict_tiled, tiling=tiling, predict=run, threshold=threshold))
+        prepared = skip(partial(self._prepare, **options))
+        results = self._predict(iter(lambda: list(islice(prepared, batch_size)), []))
         return show_progress(results, total) if progress else results
 
+    def _bound(self, image: InputImage) -> InputImage:
+        """Return the image as the model's config reads it, or refuse an array of other bands."""
+        loader = self._pipeline.transforms[0]
+        if image.array is not None:
+            loader.check(image.array, image.source)
+        return replace(image, decode=loader.decode, rgb=loader.rgb)
+
     def _predict(
-        self,
-        images: Iterable[InputImage],
-        batch_size: int,
-        strict: bool,
-        on_failure: Callable[[InputImage, str], None],
+        self, batches: Iterator[list[tuple[InputImage, dict[str, Any]]]]
     ) -> Iterator[tuple[InputImage, BaseDataElement]]:
-        stream = iter(images)
-        read = skipped = 0
         shrunk, not_finite = _Cases(), _Cases()
         try:
-            while batch := list(islice(stream, batch_size)):
-                prepared: list[tuple[InputImage, dict[str, Any]]] = []
-                for image in batch:
-                    try:
-                        prepared.append((image, self._prepare(image)))
-                    except ValueError as error:
-                        if strict:
-                            raise
-                        warnings.warn(f"skipped: {error}", stacklevel=2)
-                        on_failure(image, str(error))
-                        skipped += 1
-                read += len(prepared)
+            for prepared in batches:
                 for image, given in prepared:
                     whole, size = (given["data_samples"].get(f"{x}_shape") for x in ("ori", "img"))
                     if any(old >= SHRINKAGE * new for old, new in zip(whole, size, strict=True)):
@@ -162,8 +189,6 @@ class BaseInferencer:
                 "images have predictions that are not finite and mean nothing; check the "
                 "checkpoint, or use dtype='float32'"
             )
-        if skipped and not read:
-            raise ValueError(f"expected an image that can be read, got none among {skipped} files")
 
     def _run(self, batch: list[dict[str, Any]]) -> list[BaseDataElement]:
         """Return the data samples of prepared images on the CPU, floating-point values float32."""
@@ -173,15 +198,27 @@ class BaseInferencer:
             groups = (list(group) for _, group in groupby(batch, _input_size))
         with torch.inference_mode():
             samples = [sample for group in groups for sample in self._forward(group)]
+            for sample in samples:
+                if "seg_logits" in sample and sample.get("test_cfg", {}).get("confidence_on"):
+                    self._add_confidence(sample)
         # Copied even on the CPU, since inference-mode tensors cannot be changed in place; by to(),
         # since cpu() skips fields that are not tensors, such as clusters.
         return [sample.to("cpu", copy=True) for sample in samples]
+
+    def _add_confidence(self, sample: BaseDataElement) -> None:
+        """Add ``pred_confidence`` to a data sample of mmseg."""
+        confidence = semantic_confidence(
+            sample.seg_logits.data,
+            sample.pred_sem_seg.data,
+            are_scores=isinstance(self.model.decode_head, MaskFormerHead),
+        )
+        sample.pred_confidence = PixelData(data=confidence)
 
     def _forward(self, batch: list[dict[str, Any]]) -> list[BaseDataElement]:
         """Data samples of prepared images, on the model's device."""
         return autocast_test_step(self.model, self._dtype)(pseudo_collate(batch))
 
-    def _prepare(self, image: InputImage) -> dict[str, Any]:
+    def _prepare(self, image: InputImage, **options: Unpack[ResultOptions]) -> dict[str, Any]:
         """Run the test pipeline on an image.
 
         Raises:
@@ -189,7 +226,7 @@ class BaseInferencer:
         """
         try:
             path = image.path and str(image.path)
-            return self._pipeline(dict(img=image.read(), img_path=path, img_id=image.number))
+            given = self._pipeline(dict(img=image.read(), img_path=path, img_id=image.number))
         except cv2.error as error:
             raise ValueError(
                 f"expected an image that the test pipeline can resize, got {image.source} of "
@@ -199,6 +236,34 @@ class BaseInferencer:
             if image.source in str(error):
                 raise
             raise ValueError(f"{image.source}: {error}") from None  # it names the file None
+        if config := result_config(self.model, **options):
+            given["data_samples"].set_metainfo(dict(test_cfg=config))
+        return given
+
+
+def _skip_refused(
+    images: Iterable[InputImage],
+    function: Callable[[InputImage], T],
+    *,
+    strict: bool,
+    on_failure: Callable[[InputImage, str], None],
+) -> Iterator[tuple[InputImage, T]]:
+    """Yield each image with the result of a function, without those that it refuses."""
+    done = skipped = 0
+    for image in images:
+        try:
+            result = function(image)
+        except ValueError as error:
+            if strict:
+                raise
+            warnings.warn(f"skipped: {error}", stacklevel=2)
+            on_failure(image, str(error))
+            skipped += 1
+        else:
+            done += 1
+            yield image, result
+    if skipped and not done:
+        raise ValueError(f"expected an image that can be read, got none among {skipped} files")
 
 
 @dataclass

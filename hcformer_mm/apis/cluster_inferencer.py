@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from mmengine.structures import BaseDataElement
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from ..models.utils.cluster_recorder import record_clusters
 from ..structures.image_clusters import ImageClusters
 from .base_inferencer import BaseInferencer
+from .inference import ResultOptions
 from .inputs import Inputs, open_images
 
 _LOCK = Lock()
@@ -55,6 +57,7 @@ class ClusterInferencer(BaseInferencer):
         batch_size: int = 1,
         progress: bool = False,
         strict: bool = False,
+        **options: Unpack[ResultOptions],
     ) -> list[ClusteredImage]:
         """Cluster and segment images.
 
@@ -65,15 +68,19 @@ class ClusterInferencer(BaseInferencer):
             progress: Whether to show a progress bar.
             strict: Whether a file that is not a whole image is an error; by default it is skipped
                 with a warning, unless it is the only one.
+            options: :class:`~hcformer_mm.apis.inference.ResultOptions`.
 
         Returns:
             One entry per image that can be read, in order, on the CPU.
 
         Raises:
-            ValueError: An input is not an image, no file is, or the model has no clusters.
+            ValueError: An input is not an image, no file is, the model has no clusters, or an
+                option is wrong.
             FileNotFoundError: No such file.
         """
-        return list(self.iterate(inputs, batch_size=batch_size, progress=progress, strict=strict))
+        return list(
+            self.iterate(inputs, batch_size=batch_size, progress=progress, strict=strict, **options)
+        )
 
     def iterate(
         self,
@@ -82,6 +89,7 @@ class ClusterInferencer(BaseInferencer):
         batch_size: int = 1,
         progress: bool = False,
         strict: bool = False,
+        **options: Unpack[ResultOptions],
     ) -> Iterator[ClusteredImage]:
         """Yield the results of a call one by one, for more images than fit in memory.
 
@@ -89,7 +97,9 @@ class ClusterInferencer(BaseInferencer):
         requested.
         """
         images = open_images(inputs)
-        results = self.predict(images, batch_size=batch_size, progress=progress, strict=strict)
+        results = self.predict(
+            images, batch_size=batch_size, progress=progress, strict=strict, **options
+        )
         return (
             ClusteredImage(image.read_rgb(), sample.pop("clusters"), sample, image.name, image.path)
             for image, sample in results

@@ -11,6 +11,7 @@ from mmengine.structures import BaseDataElement, InstanceData
 from numpy.typing import NDArray
 from panopticapi.evaluation import VOID
 from skimage.measure import regionprops
+from skimage.util import map_array
 
 from ..structures.panoptic import Classes, Panoptic
 from ..utils.errors import some
@@ -67,7 +68,7 @@ def _by_name(ids: Iterable[tuple[str, int]]) -> dict[str, int]:
 
 
 def encode_panoptic(
-    panoptic: Panoptic, category_ids: Sequence[int]
+    panoptic: Panoptic, category_ids: Sequence[int], scored: InstanceData | None = None
 ) -> tuple[NDArray[np.int32], list[dict[str, Any]]]:
     """Segment ids ``(H, W)`` and ``segments_info`` in COCO's panoptic format.
 
@@ -77,16 +78,19 @@ def encode_panoptic(
     Args:
         panoptic: Segments of one image.
         category_ids: Category id of each class.
+        scored: ``ids`` of segments and their ``scores``, as in ``pred_segments``.
 
     Returns:
         Segment ids from 1 in the order of ``panoptic``'s ids, 0 for void; and per segment its id,
-        category, area and ``bbox`` (left, top, width, height) in pixels.
+        category, area, ``bbox`` (left, top, width, height) in pixels and, if known, ``score``.
     """
-    values, positions = np.unique(panoptic.segments, return_inverse=True)
+    scores: dict[int, float] = {}
+    if scored is not None:
+        scores = dict(zip(scored.ids.tolist(), scored.scores.tolist(), strict=True))
+    values = np.unique(panoptic.segments)
     kept = [value for value in values.tolist() if value in panoptic.categories]
-    numbers = {value: number for number, value in enumerate(kept, VOID + 1)}
-    table = np.array([numbers.get(value, VOID) for value in values.tolist()], np.int32)
-    ids = table[positions].reshape(panoptic.segments.shape)
+    numbers = np.arange(VOID + 1, VOID + 1 + len(kept), dtype=np.int32)
+    ids = map_array(panoptic.segments, np.array(kept, np.int64), numbers)  # others become 0: void
     info: list[dict[str, Any]] = []
     for value, region in zip(kept, regionprops(ids), strict=True):  # both ordered by id
         top, left, bottom, right = region.bbox
@@ -97,6 +101,7 @@ def encode_panoptic(
                 iscrowd=0,
                 area=int(region.area),
                 bbox=[left, top, right - left, bottom - top],
+                **(dict(score=scores[value]) if value in scores else {}),
             )
         )
     return ids, info
@@ -111,11 +116,12 @@ def encode_instances(
     the area of the box instead of the mask's.
 
     Args:
-        instances: ``masks`` ``(N, H, W)``, ``labels`` and ``scores``.
+        instances: ``masks`` ``(N, H, W)`` or a list of COCO RLEs, ``labels`` and ``scores``.
         image_id: Id of the image.
         category_ids: Category id of each class.
     """
     found = instances.numpy()
+    masks = found.masks if isinstance(found.masks, list) else encode_mask_results(found.masks)
     return [
         dict(
             image_id=image_id,
@@ -123,9 +129,7 @@ def encode_instances(
             score=float(score),
             segmentation=dict(size=rle["size"], counts=rle["counts"].decode()),
         )
-        for label, score, rle in zip(
-            found.labels.tolist(), found.scores, encode_mask_results(found.masks), strict=True
-        )
+        for label, score, rle in zip(found.labels.tolist(), found.scores, masks, strict=True)
     ]
 
 

@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 from mmengine.structures import BaseDataElement
 from numpy.typing import NDArray
+from typing_extensions import Unpack
 
 from ..structures.data_samples import SCORE_THR
 from ..visualization import draw_panoptic
 from .base_inferencer import BaseInferencer
+from .inference import ResultOptions
 from .inputs import InputImage, Inputs, open_images
 from .result_writer import ResultWriter, segments_of
+from .tiling import TILE_IOU_THR, TILE_OVERLAP, Tiling
 
 
 class HCFormerInferencer(BaseInferencer):
@@ -42,6 +45,10 @@ class HCFormerInferencer(BaseInferencer):
         logits: bool = False,
         progress: bool = False,
         strict: bool = False,
+        tile_size: int | tuple[int, int] | None = None,
+        tile_overlap: int = TILE_OVERLAP,
+        tile_iou_thr: float = TILE_IOU_THR,
+        **options: Unpack[ResultOptions],
     ) -> list[BaseDataElement]:
         """Segment images.
 
@@ -53,17 +60,27 @@ class HCFormerInferencer(BaseInferencer):
                 :class:`~hcformer_mm.apis.result_writer.ResultWriter` describes; None writes none.
             ann_file: COCO annotations from which the files take image and category ids.
             draw: Whether the files include drawings.
-            score_thr: Minimum score of instances that are drawn.
+            score_thr: Minimum score of instances that are drawn, if there is no panoptic result; as
+                in mmdet, all instances are returned and written.
             logits: Whether mmseg's samples keep ``seg_logits``, one float per pixel and class.
             progress: Whether to show a progress bar.
             strict: Whether a file that is not a whole image is an error. By default it is skipped
                 with a warning and listed in ``images.json``, unless it is the only one.
+            tile_size: Side, or height and width, of the tiles into which larger images are cut, in
+                pixels; None cuts none. See :class:`~hcformer_mm.apis.tiling.Tiling`.
+            tile_overlap: Minimum number of pixels that neighboring tiles share.
+            tile_iou_thr: Minimum IoU of two parts of one object in the strip between two tiles.
+            options: :class:`~hcformer_mm.apis.inference.ResultOptions`: thresholds that override
+                the config's, and ``confidence``.
 
         Returns:
             One data sample per image that can be read, in order, on the CPU, at the image's size;
             ``img_path`` says which file it is of. A ``DetDataSample`` has ``pred_panoptic_seg``,
             ``pred_instances`` and ``pred_sem_seg``, as far as the model's ``test_cfg`` enables
-            them; a ``SegDataSample`` has ``pred_sem_seg``.
+            them, and ``pred_segments`` with the score of every panoptic segment; a
+            ``SegDataSample`` has ``pred_sem_seg``. With ``confidence=True`` both have
+            ``pred_confidence``. For images cut into tiles, see
+            :func:`~hcformer_mm.apis.tiling.predict_tiled`.
 
         Raises:
             ValueError: An input is not an image, no file is, two images would be written to the
@@ -81,6 +98,10 @@ class HCFormerInferencer(BaseInferencer):
                 logits=logits,
                 progress=progress,
                 strict=strict,
+                tile_size=tile_size,
+                tile_overlap=tile_overlap,
+                tile_iou_thr=tile_iou_thr,
+                **options,
             )
         )
 
@@ -96,6 +117,10 @@ class HCFormerInferencer(BaseInferencer):
         logits: bool = False,
         progress: bool = False,
         strict: bool = False,
+        tile_size: int | tuple[int, int] | None = None,
+        tile_overlap: int = TILE_OVERLAP,
+        tile_iou_thr: float = TILE_IOU_THR,
+        **options: Unpack[ResultOptions],
     ) -> Iterator[BaseDataElement]:
         """Yield the results of a call one by one, for more images than fit in memory.
 
@@ -103,6 +128,12 @@ class HCFormerInferencer(BaseInferencer):
         requested; the JSON files are written after the last image.
         """
         images = open_images(inputs)
+        tiling = None if tile_size is None else Tiling(tile_size, tile_overlap, tile_iou_thr)
+        if tiling is not None and logits:
+            raise ValueError(
+                "expected logits=False with tile_size, as logits of a large image would not fit "
+                "in memory, got logits=True"
+            )
         writer = None
         if out_dir is not None:
             writer = ResultWriter(
@@ -111,9 +142,14 @@ class HCFormerInferencer(BaseInferencer):
             images = writer.accept(images)
         elif ann_file is not None:
             raise ValueError(f"expected out_dir for results with the ids of {ann_file}, got none")
-        options = {} if writer is None else dict(on_failure=writer.add_failure)
         results = self.predict(
-            images, batch_size=batch_size, progress=progress, strict=strict, **options
+            images,
+            batch_size=batch_size,
+            progress=progress,
+            strict=strict,
+            tiling=tiling,
+            **({} if writer is None else dict(on_failure=writer.add_failure)),
+            **options,
         )
         return _finished(results, writer, logits=logits)
 

@@ -1,7 +1,7 @@
 """Build models, classes and test pipelines from configs, for inference."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from mmdet.models.detectors import BaseDetector
@@ -10,12 +10,27 @@ from mmengine.dataset import Compose
 from mmengine.model import BaseModel, revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from mmseg.models.segmentors import BaseSegmentor
+from torch import nn
 
 from ..checkpoints.fit import load_weights
 from ..checkpoints.io import load_checkpoint
+from ..models.heads import HCFormerFusionHead
 from ..structures.panoptic import Classes
 from ..utils.config import build_without_weights, dataset_meta_of, logging_from, tested_dataset
 from ..utils.errors import InputError
+
+
+class ResultOptions(TypedDict, total=False):
+    """Options of the results of single images; for those left out or None the config's hold."""
+
+    object_mask_thr: float | None
+    """A query takes part in the panoptic result if its class probability is larger, 0 to 1."""
+    iou_thr: float | None
+    """A panoptic segment stays if it keeps this share of its query's mask or more, 0 to 1."""
+    max_per_image: int | None
+    """Number of the most probable pairs of a query and a class, of which instances are made."""
+    confidence: bool
+    """Whether to return the confidence of every pixel, as ``pred_confidence``."""
 
 
 def build_model(
@@ -90,6 +105,52 @@ def read_classes(model: BaseModel) -> Classes:
             "expected dataset_meta with the classes in the checkpoint, or a test_dataloader in the "
             "config whose dataset names them, got neither"
         ) from None
+
+
+def result_config(
+    model: nn.Module,
+    *,
+    object_mask_thr: float | None = None,
+    iou_thr: float | None = None,
+    max_per_image: int | None = None,
+    confidence: bool = False,
+) -> dict[str, Any]:
+    """Return what the ``test_cfg`` in the metainfo of data samples overrides for these options.
+
+    Scores of panoptic segments are enabled if the model has them.
+
+    For the arguments besides the model, see :class:`ResultOptions`.
+
+    Raises:
+        ValueError: An option is out of its range, or the model lacks what it changes.
+    """
+    shares = dict(object_mask_thr=object_mask_thr, iou_thr=iou_thr)
+    for name, share in shares.items():
+        if share is not None and not 0 <= share <= 1:
+            raise ValueError(f"expected {name} from 0 to 1, got {share}")
+    if max_per_image is not None and max_per_image < 1:
+        raise ValueError(f"expected max_per_image >= 1, got {max_per_image}")
+    head = getattr(model, "panoptic_fusion_head", None)
+    config = head.test_cfg if isinstance(head, HCFormerFusionHead) else dict(panoptic_on=False)
+    needs = dict(object_mask_thr="panoptic_on", iou_thr="panoptic_on", max_per_image="instance_on")
+    given = shares | dict(max_per_image=max_per_image)
+    given = {name: value for name, value in given.items() if value is not None}
+    panoptic = config.get("panoptic_on", True)
+    enabled = dict(panoptic_on=panoptic, instance_on=config.get("instance_on", False))
+    if missing := [name for name in given if not enabled[needs[name]]]:
+        raise ValueError(
+            f"expected a detector with an HCFormerFusionHead and {needs[missing[0]]}=True in its "
+            f"test_cfg for {missing[0]}, got {type(model).__name__} with {type(head).__name__} and "
+            f"{dict(config)}; other models have thresholds in their configs: use cfg_options"
+        )
+    if confidence and not (panoptic or isinstance(model, BaseSegmentor)):
+        raise ValueError(
+            "expected a segmentor of mmseg, or a detector with an HCFormerFusionHead and "
+            f"panoptic_on=True, for confidence, got {type(model).__name__} with "
+            f"{type(head).__name__} and {dict(config)}"
+        )
+    flags = dict(segments_on=panoptic, confidence_on=confidence)
+    return given | {name: True for name, on in flags.items() if on}
 
 
 def inference_pipeline(config: Config) -> Compose:

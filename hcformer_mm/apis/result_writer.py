@@ -22,6 +22,8 @@ from ..visualization import draw_panoptic
 from .coco_format import encode_instances, encode_panoptic, label_map, read_coco_ids
 from .inputs import InputImage, with_unique_names
 
+JSON_FILES = ("images", "panoptic", "instances")
+
 Record = dict[str, Any]
 """Entries of one image in the JSON files: ``image``, and ``panoptic`` and ``instances`` as far as
 the model has them; or ``failed``."""
@@ -40,6 +42,7 @@ class ResultWriter:
     ``panoptic.json`` and ``panoptic/<name>.png``  COCO's panoptic format
     ``instances.json``                             COCO's instance results, masks as RLE
     ``semantic/<name>.png``                        class of every pixel, gray, 8 or 16 bits
+    ``confidence/<name>.png``                      confidence of every pixel, gray, 255 for 1
     ``images.json``                                ids of the images and categories
     =============================================  ==============================================
 
@@ -147,7 +150,8 @@ class ResultWriter:
             drawn = draw_panoptic(image.read_rgb(), segments, self.classes)
             self._write_png("vis", image, drawn)
         if "pred_panoptic_seg" in sample:
-            ids, info = encode_panoptic(segments, self._category_ids)
+            scored = sample.get("pred_segments")
+            ids, info = encode_panoptic(segments, self._category_ids, scored)
             self._write_png("panoptic", image, id2rgb(ids))
             record["panoptic"] = dict(
                 image_id=image_id, file_name=f"{image.name}.png", segments_info=info
@@ -156,6 +160,9 @@ class ResultWriter:
             record["instances"] = encode_instances(
                 sample.pred_instances, image_id, self._category_ids
             )
+        if "pred_confidence" in sample:
+            confidence = sample.pred_confidence.data[0].nan_to_num(0)
+            self._write_png("confidence", image, (255 * confidence).round().byte().numpy())
         if "pred_sem_seg" in sample:
             self._write_png("semantic", image, label_map(sample, len(self.classes.names)))
         return record
@@ -188,7 +195,7 @@ class ResultWriter:
     def __enter__(self) -> "ResultWriter":
         check_writable(self.out_dir)
         # JSON files of an earlier run do not describe the images of this run.
-        for name in ("images", "panoptic", "instances"):
+        for name in JSON_FILES:
             (self.out_dir / f"{name}.json").unlink(missing_ok=True)
         return self
 

@@ -24,10 +24,10 @@ CLASSES = Classes(
 
 
 def outspoken_config(path: str = SHAPES_CONFIG) -> Config:
-    """A config whose model keeps every segment, whatever its score."""
+    """A config whose model keeps every segment, whatever its score, and scores it."""
     config = Config.fromfile(path)
     if "object_mask_thr" in config.model.get("test_cfg", {}):
-        config.model.test_cfg.update(object_mask_thr=0.0, iou_thr=0.0)
+        config.model.test_cfg.update(object_mask_thr=0.0, iou_thr=0.0, segments_on=True)
     return config
 
 

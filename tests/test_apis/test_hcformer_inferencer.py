@@ -48,7 +48,11 @@ def test_mmdet_and_mmseg_are_imported_on_demand():
 @pytest.mark.parametrize(
     ("kind", "sample_type", "fields"),
     [
-        ("panoptic", DetDataSample, {"pred_panoptic_seg", "pred_instances", "pred_sem_seg"}),
+        (
+            "panoptic",
+            DetDataSample,
+            {"pred_panoptic_seg", "pred_segments", "pred_instances", "pred_sem_seg"},
+        ),
         ("instance", DetDataSample, {"pred_instances"}),
         ("semantic", SegDataSample, {"pred_sem_seg"}),
     ],

@@ -45,6 +45,28 @@ def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     return torch.einsum("...qk,...qhw->...khw", probabilities, mask_logits.sigmoid())
 
 
+def semantic_confidence(maps: Tensor, classes: Tensor, *, are_scores: bool) -> Tensor:
+    """Probability that the class of a pixel is right, as the model sees it.
+
+    Args:
+        maps: Class logits ``(K, H, W)``, or scores of classes; with K = 1, as in mmseg, the
+            probability of class 1.
+        classes: The most likely class of every pixel, ``(1, H, W)``.
+        are_scores: Whether ``maps`` are sums of probabilities, as :func:`semantic_scores` returns
+            them. Then the probability of a class is its share of the scores of all classes.
+
+    Returns:
+        ``(1, H, W)``, from 0 to 1, not in half precision.
+    """
+    maps = full_precision(maps)
+    if len(maps) == 1:
+        return maps.where(classes > 0, 1 - maps)
+    best = maps.amax(dim=0, keepdim=True)
+    if are_scores:
+        return best / maps.sum(dim=0, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+    return (best - maps.logsumexp(dim=0, keepdim=True)).exp()
+
+
 def class_probabilities(class_logits: Tensor) -> Tensor:
     """Softmax of class logits ``(..., K + 1)``, never in half precision."""
     return full_precision(class_logits).softmax(dim=-1)
