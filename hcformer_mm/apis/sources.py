@@ -9,14 +9,13 @@ from glob import glob, has_magic
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import mmcv
-import numpy as np
 from numpy.typing import NDArray
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..utils.errors import InputError
-from ..utils.images import decode_image
 from .inputs import VIDEO_EXTENSIONS, InputImage, is_input, open_images, with_distinct_names
 
 SHARD, LIST = ".tar", ".txt"
@@ -59,15 +58,15 @@ class ShardImage(InputImage):
     offset: int = 0
     size: int = 0
 
-    def read(self) -> NDArray[np.uint8]:
-        """Pixels, ``(H, W, 3)`` uint8, BGR.
+    def read(self) -> NDArray[Any]:
+        """Pixels of the member.
 
         Raises:
-            ValueError: The member is not a whole image.
+            ValueError: It is not a whole image.
         """
         with self.shard.open("rb") as file:
             file.seek(self.offset)
-            return decode_image(file.read(self.size), self.source)
+            return self.decode(file.read(self.size), self.source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +75,7 @@ class BrokenFile(InputImage):
 
     reason: str = ""
 
-    def read(self) -> NDArray[np.uint8]:
+    def read(self) -> NDArray[Any]:
         """Raise a ValueError with the reason."""
         raise InputError(f"expected a whole file, got {self.path}: {self.reason}; replace it")
 

@@ -1,5 +1,7 @@
 """Distributed training on machines without GPUs, and the units of sharded models."""
 
+import os
+import subprocess
 from collections.abc import Collection
 from datetime import timedelta
 
@@ -43,6 +45,40 @@ def set_up_gloo(config: Config) -> None:
             **config.get("model_wrapper_cfg", {}),
             "device_ids": None,
         }
+
+
+def join_processes(launcher: str) -> tuple[int, int]:
+    """Join the processes of a job by gloo, on any device, and wait until all have.
+
+    Args:
+        launcher: ``'pytorch'`` for torchrun, ``'slurm'`` for srun, or ``'none'`` for one process.
+
+    Returns:
+        Rank of this process and number of processes; ``LOCAL_RANK`` is set in the environment.
+
+    Raises:
+        InputError: The launcher has not started this process.
+    """
+    if launcher == "none":
+        return 0, 1
+    try:
+        if launcher == "slurm":
+            names = dict(RANK="PROCID", WORLD_SIZE="NTASKS", LOCAL_RANK="LOCALID")
+            os.environ.update({key: os.environ[f"SLURM_{name}"] for key, name in names.items()})
+            os.environ.setdefault("MASTER_PORT", "29500")
+            if "MASTER_ADDR" not in os.environ:
+                nodes = ("scontrol", "show", "hostnames", os.environ["SLURM_NODELIST"])
+                os.environ["MASTER_ADDR"] = subprocess.check_output(nodes, text=True).split()[0]
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except KeyError as error:
+        raise InputError(
+            f"expected {error.args[0]} in the environment, as the launcher {launcher!r} sets it, "
+            "got none; start with torchrun or srun, or use --launcher none"
+        ) from None
+    # Processes wait for the slowest, however long it takes.
+    distributed.init_process_group("gloo", timeout=timedelta(days=365))
+    distributed.barrier()
+    return rank, world_size
 
 
 def wrap_blocks(

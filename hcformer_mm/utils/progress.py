@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 def progress(
-    iterable: Iterable[T], total: int | None = None, desc: str | None = None
+    iterable: Iterable[T], total: int | None = None, desc: str | None = None, unit: str = "it"
 ) -> Iterator[T]:
     """Yield the items of an iterable and show on standard error how far it is.
 
@@ -23,14 +23,18 @@ def progress(
         iterable: The items.
         total: Their number; by default the length of the iterable, if it has one.
         desc: What is done, such as ``'check images'``.
+        unit: What an item is, such as ``' images'``.
     """
-    bar = tqdm(iterable, desc, total, disable=None)  # None: disabled unless on a terminal
+    # disable=None: disabled unless on a terminal
+    bar = tqdm(iterable, desc, total, disable=None, unit=unit)
     start, done = perf_counter(), 0
     for item in bar:
         yield item
         done += 1
     if bar.disable:
-        line = tqdm.format_meter(done, bar.total, perf_counter() - start, prefix=desc or "")
+        line = tqdm.format_meter(
+            done, bar.total, perf_counter() - start, prefix=desc or "", unit=unit
+        )
         print(line, file=sys.stderr)
 
 

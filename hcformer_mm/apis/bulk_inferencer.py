@@ -1,0 +1,164 @@
+"""BulkInferencer: results of many images, read and written beside the network."""
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice, repeat, takewhile
+from typing import Any, TypeVar
+
+from mmengine.structures import BaseDataElement
+from typing_extensions import Unpack
+
+from .hcformer_inferencer import HCFormerInferencer
+from .inference import ResultOptions, result_config
+from .inputs import InputImage
+from .result_writer import Record, ResultWriter, failure
+
+LOOK_AHEAD = 4
+"""Batches whose images are read together, so that those of one size share a batch."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+Prepared = tuple[InputImage, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Share:
+    """The images that one of several processes runs, in windows of some batches.
+
+    Windows depend neither on the number of processes nor on what is done, and so batches do not.
+
+    Attributes:
+        batch_size: Images of one size per forward pass, at most.
+        rank: Number of this process.
+        world_size: Number of processes.
+        done: Numbers of images whose results are there.
+    """
+
+    batch_size: int = 1
+    rank: int = 0
+    world_size: int = 1
+    done: Collection[int] = frozenset()
+
+    @property
+    def window(self) -> int:
+        """Number of images that are read together."""
+        return 1 if self.batch_size == 1 else LOOK_AHEAD * self.batch_size
+
+    def left(self, total: int) -> int:
+        """How many of all images this process has to run."""
+        return sum(number not in self.done for number in range(total) if self._mine(number))
+
+    def windows(self, images: Iterable[InputImage]) -> Iterator[list[InputImage]]:
+        """Yield the windows of this process with an image that is not done."""
+        stream = iter(images)
+        while window := list(islice(stream, self.window)):
+            if self._mine(window[0].number) and any(one.number not in self.done for one in window):
+                yield window
+
+    def _mine(self, number: int) -> bool:
+        return number // self.window % self.world_size == self.rank
+
+
+class BulkInferencer(HCFormerInferencer):
+    """Runs a model on many images, which threads read, and whose results they write.
+
+    Images of one size share a batch, so that none is padded for another. For arguments and
+    attributes, see :class:`~hcformer_mm.apis.base_inferencer.BaseInferencer`.
+    """
+
+    def records(
+        self,
+        images: Iterable[InputImage],
+        writer: ResultWriter,
+        share: Share = Share(),
+        *,
+        workers: int = 2,
+        **options: Unpack[ResultOptions],
+    ) -> Iterator[tuple[int, Record]]:
+        """Segment images, write their PNG files, and yield their entries of the JSON files.
+
+        Args:
+            images: All images, in order, with their numbers in it.
+            writer: It writes the PNG files and encodes the results.
+            share: Which of them are to be run, and in which batches.
+            workers: Threads that read and write.
+            options: :class:`~hcformer_mm.apis.inference.ResultOptions`.
+
+        Yields:
+            Number and record of each image of the share that is not done; those of images that
+            cannot be read say why.
+
+        Raises:
+            ValueError: An option is out of its range, or the model lacks what it changes.
+        """
+        result_config(self.model, **options)
+
+        def prepare(window: list[InputImage]) -> list[Prepared | tuple[InputImage, str]]:
+            prepared: list[Prepared | tuple[InputImage, str]] = []
+            for image in map(self._bound, window):
+                try:
+                    prepared.append((image, self._prepare(image, **options)))
+                except ValueError as error:
+                    prepared.append((image, str(error)))
+            return prepared
+
+        def encode(item: tuple[InputImage, BaseDataElement | str]) -> tuple[int, Record]:
+            image, result = item
+            if isinstance(result, str):
+                return image.number, failure(image, result)
+            return image.number, writer.encode(image, result)
+
+        windows = share.windows(images)
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(workers) as pool:
+            # Frames of a video must be read in order.
+            read = _ahead(reader, lambda _: next(windows, []), repeat(None), 2)
+            prepared = _ahead(pool, prepare, takewhile(bool, read), 2)
+            results = self._results(prepared, share)
+            yield from _ahead(pool, encode, results, share.batch_size + workers)
+
+    def _results(
+        self, windows: Iterable[list[Prepared | tuple[InputImage, str]]], share: Share
+    ) -> Iterator[tuple[InputImage, BaseDataElement | str]]:
+        """Run the network; yield the images that are not done, with results or reasons."""
+        failed: deque[tuple[InputImage, str]] = deque()
+
+        def batches() -> Iterator[list[Prepared]]:
+            for window in windows:
+                by_size: defaultdict[tuple[int, ...], list[Prepared]] = defaultdict(list)
+                for image, given in window:
+                    if isinstance(given, str):
+                        failed.append((image, given))
+                    else:
+                        by_size[tuple(given["inputs"].shape)].append((image, given))
+                for group in by_size.values():
+                    for start in range(0, len(group), share.batch_size):
+                        batch = group[start : start + share.batch_size]
+                        if any(image.number not in share.done for image, _ in batch):
+                            yield batch
+
+        for image, sample in self._predict(batches()):
+            while failed:
+                yield failed.popleft()
+            if image.number not in share.done:
+                yield image, sample
+        yield from failed
+
+
+def _ahead(
+    pool: Executor, function: Callable[[T], R], items: Iterable[T], number: int
+) -> Iterator[R]:
+    """Yield the results of a function for each item, in order, some computed ahead in threads."""
+    pending: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > number:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()

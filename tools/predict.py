@@ -1,0 +1,222 @@
+"""Segment any number of images in one process or several, and go on where an earlier run stopped.
+
+Exit code: 0 if all images have results, 3 if some could not be read, 1 after an error, and 2 if the
+command line is wrong.
+"""
+
+import argparse
+import os
+import sys
+from hashlib import file_digest, sha256
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from torch import distributed
+
+from hcformer_mm.acceleration.inference import DTYPES
+from hcformer_mm.apis.bulk_inferencer import BulkInferencer, Share
+from hcformer_mm.apis.inference import ResultOptions
+from hcformer_mm.apis.result_writer import ResultWriter, check_writable
+from hcformer_mm.apis.run_folder import RunFolder
+from hcformer_mm.apis.sources import Sources, open_sources
+from hcformer_mm.engine.dist import join_processes
+from hcformer_mm.structures.data_samples import SCORE_THR
+from hcformer_mm.utils.arguments import number
+from hcformer_mm.utils.config import read_config
+from hcformer_mm.utils.errors import InputError
+from hcformer_mm.utils.progress import progress
+from hcformer_mm.utils.strict_json import dumps
+from hcformer_mm.version import __version__
+
+SOME_FAILED = 3
+
+RESULT_OPTIONS = tuple(ResultOptions.__annotations__)
+SETTINGS = ("draw", "score_thr", "batch_size", "dtype", "fast", *RESULT_OPTIONS)
+"""Arguments that results depend on, besides the files that they name."""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="input",
+        help="image, video, .tar shard of WebDataset, folder of these at any depth, .txt file with "
+        "an input on each line, or quoted pattern such as 'shards/{000..010}.tar' or "
+        "'data/**/*.jpg'; inputs come before config and checkpoint, as in demo/image_demo.py",
+    )
+    parser.add_argument("config", help="config file, or name of a config of this package")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint file")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start anew in a folder of another run; by default the same command does what is left",
+    )
+    parser.add_argument(
+        "--draw", action="store_true", help="also draw the segments over the images, into vis/"
+    )
+    parser.add_argument(
+        "--ann-file",
+        type=Path,
+        help="COCO annotations whose image and category ids the results use",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help='override settings of the config, as key=value; lists as key="[a,b]" or key=a,b',
+    )
+    parser.add_argument(
+        "--score-thr",
+        type=number(float, 0, 1),
+        default=SCORE_THR,
+        help="minimum score of drawn instances, for models that predict only instances "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--object-mask-thr",
+        type=number(float, 0, 1),
+        help="minimum class probability of a panoptic segment (default: the config's)",
+    )
+    parser.add_argument(
+        "--iou-thr",
+        type=number(float, 0, 1),
+        help="minimum share of its mask that a panoptic segment keeps (default: the config's)",
+    )
+    parser.add_argument(
+        "--max-per-image",
+        type=number(int, 1),
+        help="pairs of a query and a class that become instances (default: the config's)",
+    )
+    parser.add_argument(
+        "--confidence",
+        action="store_true",
+        help="also write the confidence of every pixel, into confidence/",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=number(int, 1),
+        default=1,
+        help="images of one size per forward pass (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--device", help="cpu, cuda or cuda:<index>; by default a GPU for each process, if any"
+    )
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), default="float32", help="precision (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--fast",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="fuse BatchNorm into convolutions and use channels-last memory, which changes results "
+        "by rounding",
+    )
+    parser.add_argument(
+        "--workers",
+        type=number(int, 1),
+        default=2,
+        help="threads of each process that read images and write results (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm"],
+        default="none",
+        help="job launcher; processes share the images, and their files are those of one process",
+    )
+    return parser.parse_args()
+
+
+def settings_of(args: argparse.Namespace, config: Config, sources: Sources) -> dict[str, object]:
+    """What the results depend on, by name."""
+    effective = dumps(config.to_dict(), default=str, sort_keys=True)
+    with args.checkpoint.open("rb") as file:
+        weights = file_digest(file, "sha256").hexdigest()
+    annotations = args.ann_file and sha256(args.ann_file.read_bytes()).hexdigest()
+    return {
+        "version": __version__,
+        "config": f"{args.config} {sha256(effective.encode()).hexdigest()[:12]}",
+        "checkpoint": f"{args.checkpoint} {weights[:12]}",
+        "inputs": f"{sources.total} images {sources.digest[:12]}",
+        "--ann-file": annotations and f"{args.ann_file} {annotations[:12]}",
+        **{f"--{name.replace('_', '-')}": getattr(args, name) for name in SETTINGS},
+    }
+
+
+def predict(args: argparse.Namespace) -> int:
+    rank, world_size = join_processes(args.launcher)
+    out = args.out.resolve()
+    if around := [one for one in args.inputs if out.is_relative_to(Path(one).resolve())]:
+        raise InputError(
+            f"expected --out outside of the inputs, since its files would become inputs, got "
+            f"{args.out} in {around[0]}"
+        )
+    sources = open_sources(args.inputs)
+    config = read_config(args.config, args.cfg_options)
+    folder = RunFolder(args.out, rank)
+    check_writable(args.out)
+    if rank == 0:
+        folder.claim(settings_of(args, config, sources), overwrite=args.overwrite)
+    wait(world_size)
+    share = Share(args.batch_size, rank, world_size, folder.done())
+    inferencer = BulkInferencer(
+        config, args.checkpoint, device_of(args), dtype=args.dtype, fast=args.fast
+    )
+    writer = ResultWriter(
+        args.out,
+        inferencer.classes,
+        ann_file=args.ann_file,
+        draw=args.draw,
+        score_thr=args.score_thr,
+    )
+    options = {name: getattr(args, name) for name in RESULT_OPTIONS}
+    records = inferencer.records(
+        writer.accept(sources.images), writer, share, workers=args.workers, **options
+    )
+    shown = progress(records, share.left(sources.total), unit=" images") if rank == 0 else records
+    for image, record in shown:
+        folder.append(image, record)
+    wait(world_size)
+    if rank != 0:
+        return 0
+    written, failed = folder.merge(writer)
+    print(f"results of {written} images in {args.out}")
+    if not failed:
+        return 0
+    print(
+        f"predict: {failed} images could not be read: see 'failed' in {args.out / 'images.json'}; "
+        "replace them, and the same command does them alone",
+        file=sys.stderr,
+    )
+    return SOME_FAILED
+
+
+def wait(world_size: int) -> None:
+    """Wait for all processes."""
+    if world_size > 1:
+        distributed.barrier()
+
+
+def device_of(args: argparse.Namespace) -> str | None:
+    """The device of this process."""
+    number = torch.cuda.device_count()
+    if args.device is None and number:
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % number}"
+    return args.device
+
+
+def main() -> None:
+    try:
+        sys.exit(predict(parse_args()))
+    except (ValueError, OSError) as error:
+        sys.exit(f"predict: {error}")
+    except KeyboardInterrupt:
+        sys.exit("predict: stopped; the same command does what is left")
+
+
+if __name__ == "__main__":
+    main()
