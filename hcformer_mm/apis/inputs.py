@@ -3,7 +3,7 @@
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -12,15 +12,21 @@ from typing import Any, TypeAlias
 import mmcv
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from skimage.exposure import rescale_intensity
+from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ..utils.images import decode_image
+from ..utils.images import decode_image, to_uint8
 
 VIDEO_EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
-Input: TypeAlias = str | Path | bytes | NDArray[np.uint8] | mmcv.VideoReader
-"""Path of an image, a folder or a video; the bytes of an image file; a uint8 array ``(H, W, 3)``,
-BGR, as mmcv reads it; or an opened video."""
+Input: TypeAlias = str | Path | bytes | NDArray[Any] | Tensor | Image.Image | mmcv.VideoReader
+"""Path of an image, a folder or a video; the bytes of an image file; an array ``(H, W, 3)``, BGR,
+as mmcv reads it; a tensor ``(3, H, W)``, RGB, as ``torchvision.io`` reads it; an image of Pillow;
+or an opened video. Other numbers of bands than three have the order that the model takes."""
+
+_ONE = str | Path | bytes | np.ndarray | Tensor | Image.Image | mmcv.VideoReader
 
 Inputs: TypeAlias = Input | Iterable[Input]
 
@@ -39,15 +45,19 @@ class InputImage:
         number: Number in the input, from 0.
         path: File of the image, if it has one. It is not opened if there is ``content``, and then
             only names the image, such as ``shard.tar/000012.jpg``.
-        array: Pixels ``(H, W, 3)`` uint8, BGR, of an image without a file.
+        array: Pixels of an image without a file.
         content: Bytes of an encoded image file in memory, which are read like those of a file.
+        decode: Makes pixels of the bytes of a file and its name, for errors.
+        rgb: The bands that are red, green and blue.
     """
 
     name: str
     number: int
     path: Path | None = None
-    array: NDArray[np.uint8] | None = None
+    array: NDArray[Any] | None = None
     content: bytes | None = None
+    decode: Callable[[bytes, str], NDArray[Any]] = decode_image
+    rgb: Sequence[int] = (2, 1, 0)
 
     @property
     def file_name(self) -> str:
@@ -61,11 +71,11 @@ class InputImage:
         """Where the image comes from, for messages."""
         return str(self.path or f"image {self.number} of the input")
 
-    def read(self) -> NDArray[np.uint8]:
-        """Pixels, ``(H, W, 3)`` uint8, BGR.
+    def read(self) -> NDArray[Any]:
+        """Pixels, by default ``(H, W, 3)`` uint8, BGR; those that a model takes if it reads others.
 
         Raises:
-            ValueError: The file is not a whole image, or one that is not of integers.
+            ValueError: The file is not a whole image, or ``decode`` refuses it.
         """
         if self.array is not None:
             return self.array
@@ -76,11 +86,18 @@ class InputImage:
                 content = self.path.read_bytes()
             except OSError as error:
                 raise ValueError(f"expected an image, got {self.path}: {error.strerror}") from None
-        return decode_image(content, self.source)
+        return self.decode(content, self.source)
 
     def read_rgb(self) -> NDArray[np.uint8]:
-        """Pixels, ``(H, W, 3)`` uint8, RGB."""
-        return np.ascontiguousarray(self.read()[..., ::-1])
+        """Pixels to look at, ``(H, W, 3)`` uint8, RGB.
+
+        Other types than uint8 are stretched from their least to their largest value.
+        """
+        pixels = np.atleast_3d(self.read())
+        shown = pixels[..., [min(band, pixels.shape[2] - 1) for band in self.rgb]]
+        if shown.dtype != np.uint8:
+            shown = rescale_intensity(shown, out_range=np.uint8)
+        return np.ascontiguousarray(shown)
 
 
 def open_images(inputs: Inputs) -> list[InputImage] | Iterator[InputImage]:
@@ -98,15 +115,16 @@ def open_images(inputs: Inputs) -> list[InputImage] | Iterator[InputImage]:
         it reaches a faulty input.
 
     Raises:
-        ValueError: An input is a URL, an empty folder, an array of the wrong shape or dtype, a
-            video that cannot be opened, or of an unsupported type.
+        ValueError: An input is a URL, an empty folder, an array of the wrong shape, a video that
+            cannot be opened, or of an unsupported type.
         FileNotFoundError: No such file or folder.
     """
-    if isinstance(inputs, str | Path | bytes | np.ndarray | mmcv.VideoReader):
+    if isinstance(inputs, _ONE):
         inputs = [inputs]
     if not isinstance(inputs, Iterable):
         raise ValueError(
-            "expected images as a path, an array, a video, or several of these, got "
+            "expected images as a path, bytes, an array, a tensor, an image of Pillow, a video, or "
+            "several of these, got "
             f"{type(inputs).__name__}"
         )
     if not isinstance(inputs, Sequence):
@@ -171,7 +189,7 @@ def _checked_names(images: Iterable[InputImage]) -> Iterator[InputImage]:
 
 
 # An image before it is numbered: its name (None for the default), and its file or pixels.
-_Part = tuple[str | None, Path | bytes | NDArray[np.uint8]]
+_Part = tuple[str | None, Path | bytes | NDArray[Any]]
 
 
 def _numbered(parts: Iterable[_Part]) -> Iterator[InputImage]:
@@ -186,14 +204,14 @@ def _numbered(parts: Iterable[_Part]) -> Iterator[InputImage]:
 
 def _expand(item: Any) -> list[_Part] | Iterator[_Part]:
     """Images of one input: a list, or an iterator over the frames of a video."""
-    if isinstance(item, np.ndarray):
-        return [(None, _check_array(item))]
+    if isinstance(item, np.ndarray | Tensor | Image.Image):
+        return [(None, _pixels(item))]
     if isinstance(item, bytes):
         return [(None, item)]
     if isinstance(item, mmcv.VideoReader):
         return _frames(item, None)
     if not isinstance(item, str | Path):
-        raise ValueError(f"expected a path or an array as image, got {type(item).__name__}")
+        raise ValueError(f"expected a path, bytes or pixels as image, got {type(item).__name__}")
     if not str(item):
         raise ValueError("expected the path of an image, got an empty one")
     if _URL.match(str(item)):
@@ -242,13 +260,20 @@ def _read_frames(video: mmcv.VideoReader, path: Path | None) -> Iterator[_Part]:
         )
 
 
-def _check_array(array: NDArray[Any]) -> NDArray[np.uint8]:
-    if array.ndim == 4:
+def _pixels(given: NDArray[Any] | Tensor | Image.Image) -> NDArray[Any]:
+    """Pixels ``(H, W, bands)``, three of them BGR, of an image in memory."""
+    if isinstance(given, Image.Image):
+        given = ImageOps.exif_transpose(given)  # as files are read
+        if given.mode[0] in "IF":
+            return np.repeat(to_uint8(np.asarray(given))[..., None], 3, axis=2)
+        return np.ascontiguousarray(np.asarray(given.convert("RGB"))[..., ::-1])
+    layout = "(3, H, W) per tensor" if isinstance(given, Tensor) else "(H, W, 3) per array"
+    if given.ndim != 3 or 0 in given.shape:
         raise ValueError(
-            f"expected one image (H, W, 3) per array, got {array.shape}; give several as a list"
+            f"expected one image {layout}, got {given.dtype} {tuple(given.shape)}; give several as "
+            "a list"
         )
-    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or not array.size:
-        raise ValueError(
-            f"expected an image as a uint8 array (H, W, 3), BGR, got {array.dtype} {array.shape}"
-        )
-    return array
+    if not isinstance(given, Tensor):
+        return given
+    array = given.detach().cpu().numpy().transpose(1, 2, 0)
+    return np.ascontiguousarray(array[..., ::-1] if array.shape[2] == 3 else array)

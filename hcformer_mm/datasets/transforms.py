@@ -55,8 +55,8 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
         self.rgb = tuple(rgb or default)
         if number < 1 or len(self.rgb) != 3 or not set(self.rgb) <= set(range(number)):
             raise InputError(
-                f"expected rgb of LoadImageFromFile to be three of the bands from 0 to {number - 1}, "
-                f"got {self.rgb}; correct rgb or bands"
+                f"expected rgb of LoadImageFromFile to be three of the bands from 0 to "
+                f"{number - 1}, got {self.rgb}; correct rgb or bands"
             )
 
     def decode(self, content: bytes, file: str) -> NDArray[Any]:
@@ -71,10 +71,10 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
             return decode_image(content, file)
         image = mmcv.imfrombytes(content, self.color_type, backend=self.imdecode_backend)
         if image is None or image.shape[2:] > (3,):
+            found = "no image" if image is None else f"pixels of shape {image.shape}"
             raise InputError(
-                f"expected an image of at most 3 bands in {file}, got "
-                f"{'no image' if image is None else f'pixels of shape {image.shape}'}; to give more "
-                "to the model, set bands of LoadImageFromFile"
+                f"expected an image of at most 3 bands in {file}, got {found}; to give more to the "
+                "model, set bands of LoadImageFromFile"
             )
         return image
 
@@ -85,14 +85,14 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
             image: Pixels.
             source: Where they come from.
         """
-        bands, kinds = self.bands or 3, ("uint8", "uint16", "float32")[: 3 if self.bands else 1]
+        bands = self.bands or 3
+        kinds = ("uint8", "uint16", "float32") if self.bands else ("uint8",)
         if image.shape[2:] != (bands,) or image.dtype not in kinds:
-            order = ", BGR" if bands == 3 else ""
+            bgr, rgb = (", BGR,", ", RGB,") if bands == 3 else ("", ",")
             raise InputError(
-                f"expected an array (H, W, {bands}){order} of {' or '.join(kinds)}, or a tensor "
-                f"({bands}, H, W){order[:2]}{order[:1:-1]}, as {source}, got {image.dtype} "
-                f"{image.shape}; select or scale its values, or set bands of LoadImageFromFile in "
-                "the config of the model"
+                f"expected an array (H, W, {bands}){bgr} of {' or '.join(kinds)}, or a tensor "
+                f"({bands}, H, W){rgb} as {source}, got {image.dtype} {image.shape}; select bands, "
+                "scale values, or set bands of LoadImageFromFile in the config of the model"
             )
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any] | None:
@@ -367,11 +367,13 @@ class Resize(mmdet_transforms.Resize):
 
 @TRANSFORMS.register_module()
 class ResizeShortestEdge(mmseg_transforms.ResizeShortestEdge):
-    """mmseg's ``ResizeShortestEdge``, which resizes by :class:`Resize`."""
+    """mmseg's ``ResizeShortestEdge``, which resizes by :class:`Resize` with a backend of mmcv."""
 
-    def __init__(self, scale: int | tuple[int, int], max_size: int) -> None:
+    def __init__(
+        self, scale: int | tuple[int, int], max_size: int, *, backend: str = "cv2"
+    ) -> None:
         super().__init__(scale, max_size)
-        self.resize = Resize(scale=0, keep_ratio=True)
+        self.resize = Resize(scale=0, keep_ratio=True, backend=backend)
 
 
 def _resize_labels(labels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:

@@ -1,12 +1,15 @@
-"""Image files as pixels of 8 bits."""
+"""Image files as pixels of 8 bits, or as the bands that they store."""
 
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
+from PIL import Image
 
 from .errors import InputError
 
@@ -22,9 +25,11 @@ def decode_image(content: bytes, file: str | Path) -> NDArray[np.uint8]:
         Pixels ``(H, W, 3)``, BGR, turned upright by the orientation of their EXIF data.
 
     Raises:
-        ValueError: OpenCV cannot decode the file, the file is truncated, or its pixels are no
-            integers of at most 16 bits.
+        ValueError: OpenCV cannot decode the file, the file is truncated, its pixels are no
+            integers of at most 16 bits, or it is a TIFF file of more than one page or four bands,
+            or of one band after the other.
     """
+    _refuse_bands(content, file)
     try:
         image = cv2.imdecode(
             np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
@@ -39,6 +44,82 @@ def decode_image(content: bytes, file: str | Path) -> NDArray[np.uint8]:
         return to_uint8(image)
     except ValueError as error:
         raise InputError(f"{error}: {file}") from None
+
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _refuse_bands(content: bytes, file: str | Path) -> None:
+    """Refuse TIFF files of which OpenCV reads the first page alone, or wrong pixels."""
+    if not content.startswith(_TIFF):
+        return
+    try:
+        with tifffile.TiffFile(BytesIO(content)) as tiff:
+            axes, shape = tiff.series[0].axes, tiff.series[0].shape
+    except Exception:  # tifffile raises any kind; OpenCV decides whether this is an image
+        return
+    if axes != "YX" and (axes != "YXS" or shape[2] > 4):
+        raise InputError(
+            f"expected one page of 1, 3 or 4 interleaved bands in {file}, got {shape} (axes "
+            f"{axes}); to give all bands to the model, set bands of LoadImageFromFile in its config"
+        )
+
+
+def decode_bands(content: bytes, file: str | Path, bands: int) -> NDArray[Any]:
+    """Decode all bands of an image file, with the values that it stores.
+
+    Args:
+        content: Bytes of the file. In TIFF files, bands may be interleaved, planes or pages.
+        file: Its name, for errors.
+        bands: Number of bands that is expected.
+
+    Returns:
+        Pixels ``(H, W, bands)`` uint8 or uint16; float32 if the file stores another type. Bands are
+        in the order of the file, but three are BGR, as everywhere in OpenMMLab.
+
+    Raises:
+        ValueError: The file is not a whole image, has another number of bands or complex numbers,
+            or is to be turned by its EXIF data.
+    """
+    try:
+        image, orientation = _stored_pixels(content)
+    # Decoders raise any kind of error for a damaged file.
+    except Exception as error:
+        raise InputError(
+            f"expected a complete image, got {file}: {error or type(error).__name__}; replace the "
+            "file"
+        ) from error
+    if image.ndim != 3 or image.shape[2] != bands:
+        raise InputError(
+            f"expected {bands} bands in {file}, as set in LoadImageFromFile, got pixels of shape "
+            f"{image.shape}; leave the file out, or set bands to its number of bands"
+        )
+    if orientation != 1 or image.dtype.kind == "c":
+        raise InputError(
+            f"expected upright pixels of real numbers in {file}, got {image.dtype} of orientation "
+            f"{orientation}; save it without orientation or complex numbers"
+        )
+    return image if image.dtype in (np.uint8, np.uint16) else image.astype(np.float32)
+
+
+def _stored_pixels(content: bytes) -> tuple[NDArray[Any], int]:
+    """Pixels ``(H, W, bands)`` as stored, three of them BGR, and their orientation by EXIF."""
+    if content.startswith(_TIFF):
+        with tifffile.TiffFile(BytesIO(content)) as tiff:
+            image, axes = tiff.series[0].asarray(), tiff.series[0].axes
+            orientation = tiff.pages.first.tags.valueof("Orientation", 1)
+        if axes == "YX":
+            image = image[..., None]
+        elif axes.endswith("YX"):
+            image = np.moveaxis(image, 0, -1)
+        return (image[..., ::-1] if image.shape[-1] == 3 else image), orientation
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None or is_truncated(content):
+        raise ValueError("OpenCV cannot read it, or it is truncated")
+    with Image.open(BytesIO(content)) as header:
+        orientation = header.getexif().get(0x0112, 1)
+    image = np.atleast_3d(image)
+    return (image[..., [2, 1, 0, 3]] if image.shape[2] == 4 else image), orientation
 
 
 def is_truncated(content: bytes) -> bool:

@@ -7,6 +7,9 @@ import cv2
 import mmcv
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torchvision.io import decode_image
 
 from hcformer_mm.apis.inputs import InputImage, open_images, with_unique_names
 from tests.helpers.predictions import write_video
@@ -128,14 +131,14 @@ def test_urls_are_refused(url, as_path):
         ("", ValueError, "the path of an image, got an empty one"),
         ("nowhere.png", FileNotFoundError, r"no such image: nowhere\.png"),
         (["nowhere.png"], FileNotFoundError, r"no such image: nowhere\.png"),
-        (7, ValueError, "a path, an array, a video, or several of these, got int"),
+        (7, ValueError, r"a path, bytes, .*, or several of these, got int"),
         (None, ValueError, "got NoneType"),
-        ([[pixels(2, 2)]], ValueError, "expected a path or an array as image, got list"),
-        (np.zeros((4, 4)), ValueError, r"uint8 array \(H, W, 3\), BGR, got float64 \(4, 4\)"),
-        (pixels(4, 4)[..., :1], ValueError, r"got uint8 \(4, 4, 1\)"),
-        (pixels(4, 4).astype(float), ValueError, r"got float64 \(4, 4, 3\)"),
+        ([[pixels(2, 2)]], ValueError, "a path, bytes or pixels as image, got list"),
+        (np.zeros((4, 4)), ValueError, r"image \(H, W, 3\) per array, got float64 \(4, 4\)"),
         (pixels(0, 4), ValueError, r"got uint8 \(0, 4, 3\)"),
-        (pixels(4, 4)[None], ValueError, r"got \(1, 4, 4, 3\); give several as a list"),
+        (pixels(4, 4)[None], ValueError, r"got uint8 \(1, 4, 4, 3\); give several as a list"),
+        (torch.zeros(2, 3, 4, 4), ValueError, r"image \(3, H, W\) per tensor, got torch.float32"),
+        (Image.new("F", (4, 4)), ValueError, "8- or 16-bit integers, got float32; scale"),
     ],
 )
 def test_no_images(given, error, message):
@@ -235,3 +238,53 @@ def test_members_of_an_archive(folder):
     image = InputImage("7.cls", 3, path=path, content=(folder / "d.png").read_bytes())
     assert (image.file_name, image.source) == ("7.cls.png", str(path))
     assert np.array_equal(image.read(), pixels(6, 5, seed=3))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1", "I;16"])
+def test_images_of_pillow_are_read_as_their_files(mode, tmp_path):
+    image = Image.fromarray(pixels(5, 7)[..., ::-1])
+    if mode == "I;16":
+        image = Image.fromarray(pixels(5, 7)[..., 0] * np.uint16(257))
+    image.convert(mode).save(tmp_path / "image.png")
+    with Image.open(tmp_path / "image.png") as opened:
+        (one,) = open_images(opened)
+    assert (one.name, one.file_name) == ("0", "0.png")
+    assert np.array_equal(one.read(), mmcv.imread(str(tmp_path / "image.png")))
+
+
+def test_images_of_pillow_are_turned_upright_as_their_files(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    smooth = Image.fromarray(pixels(2, 3)).resize((40, 24))
+    smooth.save(tmp_path / "image.jpg", exif=exif, quality=100)
+    (one,) = open_images(Image.open(tmp_path / "image.jpg"))
+    expected = mmcv.imread(str(tmp_path / "image.jpg"))
+    assert one.read().shape == expected.shape == (40, 24, 3)
+    assert abs(one.read().astype(int) - expected).max() <= 1  # of two JPEG libraries
+
+
+def test_twelve_bits_of_pillow(folder):
+    image = Image.fromarray(pixels(6, 5)[..., 0] * np.uint16(16))
+    with pytest.warns(UserWarning, match="12 bits"):
+        (one,) = open_images(image)
+    assert np.array_equal(one.read(), np.repeat(pixels(6, 5)[..., :1], 3, axis=2))
+
+
+def test_tensors_as_of_torchvision(folder):
+    content = (folder / "d.png").read_bytes()
+    tensor = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    (one,) = open_images(tensor)
+    assert np.array_equal(one.read(), mmcv.imfrombytes(content))
+    assert names(open_images([tensor, tensor])) == ["0", "1"]
+    five = torch.arange(5)[:, None, None].expand(5, 2, 3)
+    (one,) = open_images(five)
+    assert one.read()[0, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_drawings_of_bands_and_of_other_types():
+    image = np.zeros((2, 2, 5), np.uint16)
+    image[0, 0] = [100, 200, 300, 400, 1100]
+    assert InputImage("0", 0, array=image, rgb=(4, 0, 1)).read_rgb()[0, 0].tolist() == [255, 23, 46]
+    gray = np.array([[0, 0.5], [1, 2]], np.float32)
+    expected = np.repeat([[[0], [63]], [[127], [255]]], 3, axis=2)
+    assert np.array_equal(InputImage("0", 0, array=gray).read_rgb(), expected)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from hcformer_mm.datasets import (
@@ -80,3 +81,59 @@ def test_masks_of_another_size_are_refused(tiny):
     results["instances"] = [broken, *results["instances"][1:]]
     with pytest.raises(ValueError, match=r"the annotations of .*image\.jpg to be readable"):
         step(results)
+
+
+def test_bands_of_images(tmp_path):
+    image = np.random.default_rng(0).integers(0, 60000, (*SIZE, 5), dtype=np.uint16)
+    path = str(tmp_path / "field.tif")
+    tifffile.imwrite(path, image, photometric="minisblack", planarconfig="contig")
+    found = LoadImageFromFile(bands=5)(dict(img_path=path))
+    assert found["img"].dtype == np.uint16
+    assert (found["img"] == image).all()
+    assert found["img_shape"] == found["ori_shape"] == SIZE
+    found = LoadImageFromFile(to_float32=True, bands=5)(dict(img_path=path))
+    assert found["img"].dtype == np.float32
+    with pytest.raises(ValueError, match=r"expected 3 bands in .*field\.tif"):
+        LoadImageFromFile(bands=3)(dict(img_path=path))
+    # mmdet's preprocessor would take three of the bands without a word.
+    with pytest.raises(ValueError, match=r"at most 3 bands in .*field\.tif, .* 5\); .* set bands"):
+        LoadImageFromFile(False, "unchanged", "tifffile")(dict(img_path=path))
+
+
+@pytest.mark.parametrize(
+    ("bands", "rgb", "shown"),
+    [
+        (None, (), (2, 1, 0)),
+        (1, (), (0, 0, 0)),
+        (2, (), (0, 1, 1)),
+        (3, (), (2, 1, 0)),
+        (5, (), (0, 1, 2)),
+        (5, [4, 1, 0], (4, 1, 0)),
+    ],
+)
+def test_bands_that_are_shown(bands, rgb, shown):
+    assert LoadImageFromFile(bands=bands, rgb=rgb).rgb == shown
+
+
+@pytest.mark.parametrize(("bands", "rgb"), [(5, (3, 4, 5)), (5, (1, 2)), (0, ())])
+def test_bands_that_are_not_there(bands, rgb):
+    with pytest.raises(ValueError, match="three of the bands from 0 to"):
+        LoadImageFromFile(bands=bands, rgb=rgb)
+
+
+def test_arrays_that_a_model_does_not_take():
+    usual, five = LoadImageFromFile(), LoadImageFromFile(bands=5)
+    usual.check(np.zeros((2, 3, 3), np.uint8), "image 0")
+    for kind in (np.uint8, np.uint16, np.float32):
+        five.check(np.zeros((2, 3, 5), kind), "image 0")
+    message = (
+        r"array \(H, W, 3\), BGR, of uint8, or a tensor \(3, H, W\), RGB, as image 0, got uint16"
+    )
+    with pytest.raises(ValueError, match=message):
+        usual.check(np.zeros((2, 3, 3), np.uint16), "image 0")
+    message = (
+        r"array \(H, W, 5\) of uint8 or uint16 or float32, or a tensor \(5, H, W\), as image 0"
+    )
+    for image in (np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3, 5)), np.zeros((2, 3), np.uint8)):
+        with pytest.raises(ValueError, match=message):
+            five.check(image, "image 0")

@@ -3,12 +3,14 @@
 import io
 import warnings
 
+import cv2
 import mmcv
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
-from hcformer_mm.utils.images import decode_image, is_truncated, to_uint8
+from hcformer_mm.utils.images import decode_bands, decode_image, is_truncated, to_uint8
 
 SHAPE = (37, 53, 3)
 
@@ -130,3 +132,78 @@ def test_full_and_small_ranges_are_read_as_opencv_reads_them():
 def test_other_values_are_refused(image, problem):
     with pytest.raises(ValueError, match=problem):
         to_uint8(image)
+
+
+def tiff(image, **options):
+    content = io.BytesIO()
+    tifffile.imwrite(content, image, photometric="minisblack", **options)
+    return content.getvalue()
+
+
+def bands(number, dtype=np.uint16):
+    return np.random.default_rng(0).integers(0, 60000, (11, 13, number)).astype(dtype)
+
+
+LAYOUTS = {
+    "interleaved": lambda image: tiff(image, planarconfig="contig"),
+    "compressed": lambda image: tiff(image, planarconfig="contig", compression="zlib"),
+    "planes": lambda image: tiff(np.moveaxis(image, -1, 0), planarconfig="separate"),
+    "pages": lambda image: tiff(np.moveaxis(image, -1, 0)),
+    "big endian": lambda image: tiff(image, planarconfig="contig", byteorder=">"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bands_are_read_as_they_are_stored(layout):
+    content = LAYOUTS[layout](bands(5))
+    found = decode_bands(content, "field.tif", 5)
+    assert found.dtype == np.uint16
+    assert (found == bands(5)).all()
+    with pytest.raises(ValueError, match=r"expected 4 bands in field\.tif, .* \(11, 13, 5\)"):
+        decode_bands(content, "field.tif", 4)
+    with pytest.raises(ValueError, match=r"expected a complete image, got field\.tif: "):
+        decode_bands(content[: len(content) * 2 // 3], "field.tif", 5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bands_that_opencv_misreads_are_refused(layout):
+    """OpenCV takes the first of several pages, and the wrong pixels of planes."""
+    content = LAYOUTS[layout](bands(5))
+    with pytest.raises(ValueError, match=r"bands in field\.tif, got \(.*5.*\) \(axes .*; to give"):
+        decode_image(content, "field.tif")
+
+
+@pytest.mark.parametrize("number", [1, 3, 4])
+def test_colors_of_16_bits_keep_them(number):
+    """Three bands are BGR, as everywhere in OpenMMLab; others have the order of the file."""
+    image = bands(number)
+    stored = image[..., ::-1] if number == 3 else image
+    options = dict(planarconfig="contig") if number > 1 else {}
+    found = decode_bands(tiff(stored if number > 1 else stored[..., 0], **options), "photo", number)
+    assert (found == image).all()
+    png = cv2.imencode(".png", image[..., [2, 1, 0, 3]] if number == 4 else image)[1].tobytes()
+    found = decode_bands(png, "photo", number)
+    assert found.dtype == np.uint16
+    assert (found == image).all()
+    with pytest.raises(ValueError, match="complete image, got photo: OpenCV cannot read it"):
+        decode_bands(png[:-20], "photo", number)
+
+
+@pytest.mark.parametrize(("dtype", "read"), [(np.float64, np.float32), (np.int32, np.float32)])
+def test_other_types_of_bands_are_float32(dtype, read):
+    found = decode_bands(tiff(bands(2, dtype), planarconfig="contig"), "field.tif", 2)
+    assert found.dtype == read
+    assert (found == bands(2)).all()
+
+
+def test_bands_that_mean_something_else_are_refused():
+    with pytest.raises(
+        ValueError, match=r"upright pixels of real numbers in field\.tif, .*complex"
+    ):
+        decode_bands(tiff(bands(2, np.complex64), planarconfig="contig"), "field.tif", 2)
+    for content, number in (
+        (encode(scene(), "jpeg", exif=turned()), 3),
+        (tiff(bands(2), planarconfig="contig", extratags=[(274, "H", 1, 6, True)]), 2),
+    ):
+        with pytest.raises(ValueError, match=r"upright pixels .* of orientation 6; save"):
+            decode_bands(content, "photo", number)
