@@ -1,6 +1,6 @@
 """Segmentations in the data samples of mmdet and mmseg."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +9,7 @@ from mmdet.evaluation.functional import INSTANCE_OFFSET
 from mmengine.structures import BaseDataElement
 from numpy.typing import NDArray
 from panopticapi.evaluation import OFFSET
+from pycocotools.mask import decode
 
 from .arrays import Labels, Mask
 from .panoptic import Classes, Panoptic
@@ -66,8 +67,14 @@ def predicted_segments(
         instances = sample.pred_instances.numpy()
         kept = np.flatnonzero(instances.scores >= score_thr)
         kept = kept[np.argsort(instances.scores[kept], kind="stable")]
-        background = Panoptic(np.zeros(instances.masks.shape[-2:], np.int64), {})
-        return paint_instances(background, instances.masks[kept], instances.labels[kept])
+        masks = instances.masks
+        if isinstance(masks, list):  # RLEs, which are decoded one by one
+            size = tuple(sample.ori_shape[:2])
+            chosen = (decode(masks[i]).view(bool) for i in kept)
+        else:
+            size, chosen = masks.shape[-2:], iter(masks[kept])
+        background = Panoptic(np.zeros(size, np.int64), {})
+        return paint_instances(background, chosen, instances.labels[kept])
     if "pred_sem_seg" in sample:
         return _from_labels(_label_map(sample.pred_sem_seg), classes)
     return None
@@ -101,12 +108,12 @@ def true_segments(sample: BaseDataElement, classes: Classes) -> Panoptic | None:
     return truth if truth is not None and truth.segments.shape == size else None
 
 
-def paint_instances(under: Panoptic, masks: Mask, labels: NDArray[Any]) -> Panoptic:
+def paint_instances(under: Panoptic, masks: Iterable[Mask], labels: NDArray[Any]) -> Panoptic:
     """Paint instances over a segmentation, one after the other.
 
     Args:
         under: Segmentation whose ids are classes.
-        masks: ``(N, H, W)``; later ones cover earlier ones.
+        masks: N masks ``(H, W)``; later ones cover earlier ones.
         labels: Class index of each instance, ``(N,)``.
 
     Returns:
@@ -117,21 +124,22 @@ def paint_instances(under: Panoptic, masks: Mask, labels: NDArray[Any]) -> Panop
     segments = under.segments.astype(np.int64)
     categories = dict(under.categories)
     offset = max(INSTANCE_OFFSET, 1 + max([*categories, *map(int, labels)], default=0))
+    claimed, ignore = np.zeros((2, *segments.shape), np.bool_)
     for number, (mask, label) in enumerate(zip(masks, labels, strict=True), start=1):
         segment = int(label) + offset * number
         segments[mask] = segment
         categories[segment] = int(label)
-    claims = masks.sum(axis=0, dtype=np.int64)
-    ignore = claims > 1
+        ignore |= claimed & mask
+        claimed |= mask
     if under.ignore is not None:
-        ignore |= under.ignore & (claims == 0)
+        ignore |= under.ignore & ~claimed
     visible = set(np.unique(segments).tolist())
     return Panoptic(segments, {i: categories[i] for i in visible & categories.keys()}, ignore)
 
 
 def _label_map(data: BaseDataElement) -> Labels:
     """Label map ``(H, W)``: ``sem_seg`` in mmdet's ``PixelData``, ``data`` in mmseg's."""
-    return data.get("sem_seg", data.get("data"))[0].cpu().numpy().astype(np.int64)
+    return data.get("sem_seg", data.get("data"))[0].cpu().numpy().astype(np.int32, copy=False)
 
 
 def classes_of_ids(

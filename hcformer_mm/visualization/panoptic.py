@@ -5,9 +5,12 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw
+from scipy.ndimage import find_objects
 from skimage.color import lab2rgb, rgb2lab
+from skimage.util import map_array
 
 from ..evaluation.functional.superpixels import overlaps
+from ..ops.bands import BAND_NUMEL, row_bands
 from ..structures.arrays import Labels, Mask, RGBImage
 from ..structures.palette import distinct_colors
 from ..structures.panoptic import Classes, Panoptic
@@ -54,16 +57,17 @@ def draw_panoptic(
         raise ValueError(
             f"expected segments of {len(classes.names)} classes, got classes {sorted(unknown)}"
         )
-    ids, segments = np.unique(panoptic.segments, return_inverse=True)
-    segments = segments.reshape(panoptic.segments.shape)  # index into ids
+    ids = np.unique(panoptic.segments)
+    segments = map_array(panoptic.segments, ids, np.arange(len(ids), dtype=np.int32))
     colors = _segment_colors(ids, panoptic, classes, like)
     tracks = tracks or {}
     for i, segment in enumerate(ids.tolist()):
         if segment in tracks:
             colors[i] = distinct_colors(TRACK_COLORS)[tracks[segment] % TRACK_COLORS]
-    blended = opacity * colors[segments] + (1 - opacity) * gray_image(image)
-    drawn = blended.round().astype(np.uint8)
-
+    drawn = np.empty_like(image)
+    for rows in row_bands(len(image), image[0].size, BAND_NUMEL):
+        blended = opacity * colors[segments[rows]] + (1 - opacity) * gray_image(image[rows])
+        drawn[rows] = blended.round()
     drawn[boundary(segments, 2 * max(1, round(max(image.shape) / 800)))] = 255
     size = max(10, round(max(image.shape) / 28)) if text is None else text
     named = [panoptic.categories.get(segment) for segment in ids.tolist()]
@@ -162,13 +166,16 @@ def _write_names(
     fonts = fonts_for(tuple(classes.names), classes.font)
     canvas = Image.fromarray(drawn)
     draw = ImageDraw.Draw(canvas)
-    taken = np.zeros(segments.shape, np.bool_)
-    areas = np.bincount(segments.ravel(), minlength=len(categories))
+    taken, covered = np.zeros(segments.shape, np.bool_), 0
+    places = find_objects(segments + 1)
+    areas = np.zeros(len(categories), np.int64)
+    for rows in row_bands(*segments.shape, BAND_NUMEL):
+        areas += np.bincount(segments[rows].ravel(), minlength=len(areas))
     by_area = np.argsort(-areas, kind="stable").tolist()
     largest = set({categories[i]: i for i in reversed(by_area)}.values())
     for i in sorted(by_area, key=lambda i: i not in largest):
         category = categories[i]
-        if category is None or not (i in largest or taken.mean() < 0.1):
+        if category is None or not (i in largest or covered < 0.1 * taken.size):
             continue
         name = classes.names[category]
         thing = name in classes.things
@@ -178,11 +185,14 @@ def _write_names(
             left, top, right, bottom = map(
                 round, draw.textbbox((0, 0), written, style, stroke_width=edge)
             )
-            place = _free_place(segments == i, (bottom - top, right - left), taken)
+            mask = segments[places[i]] == i
+            corner = places[i][0].start, places[i][1].start
+            place = _free_place(mask, corner, (bottom - top, right - left), taken)
             if place is None:
                 continue
             y, x = place
             taken[y : y + bottom - top, x : x + right - left] = True
+            covered += (bottom - top) * (right - left)
             color = "white" if thing else "#e8e8e8"
             draw.text(
                 (x - left, y - top), written, color, style, stroke_width=edge, stroke_fill="#1a1a1a"
@@ -191,28 +201,44 @@ def _write_names(
     return np.asarray(canvas)
 
 
-def _free_place(mask: Mask, box: tuple[int, int], taken: Mask) -> tuple[int, int] | None:
+def _free_place(
+    mask: Mask, corner: tuple[int, int], box: tuple[int, int], taken: Mask
+) -> tuple[int, int] | None:
     """Find a place (top, left) for a box (height, width) that covers no pixel of ``taken``.
 
-    The box is centered where the mask ``(H, W)`` is thickest. If the mask is too thin there, the
-    box lies above or below its largest connected part instead, if the image has room for it.
+    The box is centered where the segment is thickest. If the segment is too thin there, the box
+    lies above or below its largest connected part instead, if the image has room for it.
+
+    Args:
+        mask: The segment within its bounding box, ``(h, w)``.
+        corner: Top and left of the bounding box in the image.
+        box: See above.
+        taken: See above; ``(H, W)``.
     """
     height, width = box
     depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
     # A box around one of these pixels would cover a pixel that is taken.
-    depth[cv2.dilate(taken.astype(np.uint8), np.ones(box, np.uint8)) > 0] = 0
+    starts = [max(0, start - side) for start, side in zip(corner, box, strict=True)]
+    near = taken[starts[0] :, starts[1] :]
+    inside = tuple(
+        slice(start - first, start - first + length)
+        for start, first, length in zip(corner, starts, mask.shape, strict=True)
+    )
+    near = near[: inside[0].stop + height, : inside[1].stop + width].astype(np.uint8)
+    depth[cv2.dilate(near, np.ones(box, np.uint8))[inside] > 0] = 0
     y, x = np.unravel_index(depth.argmax(), depth.shape)
-    centers = [(float(y), float(x))] if depth[y, x] > 0 else []
+    centers = [(float(corner[0] + y), float(corner[1] + x))] if depth[y, x] > 0 else []
     if depth[y, x] <= 0.6 * height:
         *_, parts, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
         left, top, columns, rows, _ = parts[1 + parts[1:, cv2.CC_STAT_AREA].argmax()]
+        top, left = corner[0] + top, corner[1] + left
         beside = (top - 0.6 * height, top + rows + 0.6 * height)
-        fits = [center for center in beside if height / 2 <= center <= len(mask) - height / 2]
+        fits = [center for center in beside if height / 2 <= center <= len(taken) - height / 2]
         centers = [(center, left + columns / 2) for center in fits] or centers
     for center in centers:
         top, left = (
             max(0, min(round(middle - side / 2), limit - side))
-            for middle, side, limit in zip(center, box, mask.shape, strict=True)
+            for middle, side, limit in zip(center, box, taken.shape, strict=True)
         )
         if not taken[top : top + height, left : left + width].any():
             return top, left
