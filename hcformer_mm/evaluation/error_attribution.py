@@ -7,7 +7,7 @@ to labeling. The losses from stage to stage telescope: they add up to the loss o
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tabulate import tabulate
 
@@ -31,6 +31,9 @@ class ErrorAttribution:
         stages: Value of the figure at each stage: the ground truth itself, oracle labels on the
             cells, oracle labels on the clusters of each level, finest first, and the model's
             prediction.
+        faults: Split of the share of classification by kind of fault, to which it adds up; empty
+            for a figure that is no sum over segments. See
+            :func:`~hcformer_mm.evaluation.measures.panoptic_faults`.
 
     Raises:
         ValueError: ``stages`` has other names or another order.
@@ -38,6 +41,7 @@ class ErrorAttribution:
 
     figure: str
     stages: Mapping[str, float]
+    faults: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = tuple(self.stages)
@@ -68,11 +72,15 @@ class ErrorAttribution:
 
     def __str__(self) -> str:
         *parts, (_, classification) = self.shares.items()
-        listed = ", ".join(f"{name.replace('_', ' ')} {loss:.1f}" for name, loss in parts)
+        faults = f" ({_listed(self.faults)})" if self.faults else ""
         return (
             f"{self.figure} {self.stages[PREDICTION]:.1f}: decoding costs {self.decoding:.1f} "
-            f"({listed}); classification costs {classification:.1f}"
+            f"({_listed(dict(parts))}); classification costs {classification:.1f}{faults}"
         )
+
+
+def _listed(losses: Mapping[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {loss:.1f}" for name, loss in losses.items())
 
 
 def attribution_table(attributions: Iterable[ErrorAttribution]) -> str:
@@ -86,5 +94,19 @@ def attribution_table(attributions: Iterable[ErrorAttribution]) -> str:
             **{name.replace("_", " "): loss for name, loss in attribution.shares.items()},
         }
         for attribution in attributions
+    ]
+    return tabulate(rows, headers="keys", floatfmt=".1f")
+
+
+def fault_table(attributions: Iterable[ErrorAttribution]) -> str:
+    """Format the splits of classification: a row per figure that has one, a column per kind."""
+    rows = [
+        {
+            "": attribution.figure,
+            CLASSIFICATION: attribution.shares[CLASSIFICATION],
+            **{name.replace("_", " "): loss for name, loss in attribution.faults.items()},
+        }
+        for attribution in attributions
+        if attribution.faults
     ]
     return tabulate(rows, headers="keys", floatfmt=".1f")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hcformer_mm.evaluation import ErrorAttribution
-from hcformer_mm.evaluation.error_attribution import attribution_table
+from hcformer_mm.evaluation.error_attribution import attribution_table, fault_table
 from hcformer_mm.evaluation.measures import ImageGroundTruth, MeanIoU
 from hcformer_mm.evaluation.partitions import score_table
 from tests.helpers import reference
@@ -40,6 +40,18 @@ def test_attribution_table():
     header, _, row = attribution_table([ErrorAttribution("PQ", STAGES)]).splitlines()
     assert header.split("  ")[0] == "" and "level 2" in header
     assert row.split() == ["PQ", "80.0", "20.0", "4.5", "2.5", "0.5", "1.5", "15.5"]
+
+
+def test_fault_table():
+    """Figures without faults have no row."""
+    faults = dict(missed=12.0, wrong_class=4.25, inexact=-0.75)
+    loss = ErrorAttribution("PQ", STAGES, faults)
+    assert str(loss).endswith(
+        "classification costs 15.5 (missed 12.0, wrong class 4.2, inexact -0.8)"
+    )
+    header, _, row = fault_table([loss, ErrorAttribution("mIoU", STAGES)]).splitlines()
+    assert "wrong class" in header
+    assert row.split() == ["PQ", "15.5", "12.0", "4.2", "-0.8"]
 
 
 def test_score_table():

@@ -1,6 +1,6 @@
 """PanopticQuality: PQ of COCO, counted from label maps instead of files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import isnan
@@ -19,6 +19,7 @@ from panopticapi.utils import rgb2id
 
 from ...structures.arrays import Labels
 from ...structures.data_samples import classes_of_ids
+from ...structures.panoptic import Panoptic
 from ..functional.superpixels import majority_map, overlaps
 from .measure import ImageGroundTruth, Measure, Sample, check_categories, prediction_of
 
@@ -125,7 +126,17 @@ class PanopticQuality(Measure[PanopticTruth, SegmentMap, PQStat]):
 
     def predicted(self, sample: Sample) -> SegmentMap:
         """Read ``pred_panoptic_seg``."""
-        prediction = prediction_of(sample, "pred_panoptic_seg", "panoptic")
+        return self._segments(sample, prediction_of(sample, "pred_panoptic_seg", "panoptic"))
+
+    def candidates(self, sample: Sample) -> SegmentMap | None:
+        """Read ``pred_candidate_seg``, the prediction without thresholds of scores, if it is there.
+
+        ``test_cfg.candidates_on`` of :class:`~hcformer_mm.models.HCFormerFusionHead` adds it.
+        """
+        found = sample.get("pred_candidate_seg")
+        return None if found is None else self._segments(sample, found)
+
+    def _segments(self, sample: Sample, prediction: Any) -> SegmentMap:
         labels = prediction["sem_seg"].squeeze(0).cpu().numpy().astype(np.int64)
         void = {self._num_classes, prediction.get("ignore_index", self._num_classes)}
         what = f"the prediction of image {sample['img_id']}"
@@ -151,10 +162,31 @@ class PanopticQuality(Measure[PanopticTruth, SegmentMap, PQStat]):
 
     def figures(self, counts: Sequence[PQStat]) -> dict[str, float]:
         """Average over the categories that occur."""
-        total = reduce(iadd, counts, PQStat())
-        groups = pq_groups(total, self._coco.cats)
-        values = (groups[group]["pq"] for group in ("All", "Things", "Stuff"))
+        groups = pq_groups(total_counts(counts), self._coco.cats)
+        values = (group["pq"] for group in groups.values())
         return {n: 100 * pq for n, pq in zip(self.names, values, strict=True) if not isnan(pq)}
+
+    def panoptic(self, segments: SegmentMap) -> Panoptic:
+        """Return segments with classes of the model instead of categories."""
+        ids, categories = segments
+        return Panoptic(ids, {i: self._categories.index(one) for i, one in categories.items()})
+
+    @property
+    def groups(self) -> dict[str, Mapping[int, Any]]:
+        """Categories by id over which each figure is averaged, by its name."""
+        return dict(zip(self.names, category_groups(self._coco.cats).values(), strict=True))
+
+
+def total_counts(counts: Iterable[PQStat]) -> PQStat:
+    """Sum the counts of images."""
+    return reduce(iadd, counts, PQStat())
+
+
+def category_groups(categories: Mapping[int, Any]) -> dict[str, Mapping[int, Any]]:
+    """COCO's categories by id: ``All``, ``Things`` and ``Stuff``."""
+    things = {i: category for i, category in categories.items() if category["isthing"] == 1}
+    stuff = {i: category for i, category in categories.items() if i not in things}
+    return dict(All=categories, Things=things, Stuff=stuff)
 
 
 def pq_groups(stat: PQStat, categories: Mapping[int, Any]) -> dict[str, dict[str, float]]:
@@ -167,9 +199,7 @@ def pq_groups(stat: PQStat, categories: Mapping[int, Any]) -> dict[str, dict[str
     Returns:
         :func:`pq_average` of ``All``, ``Things`` and ``Stuff``.
     """
-    things = {i: category for i, category in categories.items() if category["isthing"] == 1}
-    stuff = {i: category for i, category in categories.items() if i not in things}
-    groups = dict(All=categories, Things=things, Stuff=stuff)
+    groups = category_groups(categories)
     return {name: pq_average(stat, group) for name, group in groups.items()}
 
 
@@ -185,19 +215,37 @@ def pq_average(stat: PQStat, categories: Mapping[int, Any]) -> dict[str, float]:
     return averages
 
 
-def panoptic_counts(ids: NDArray[np.int64], categories: Categories, truth: PanopticTruth) -> PQStat:
+@dataclass(frozen=True)
+class SegmentMatches:
+    """Predicted segments of an image matched with its true ones, as ``panopticapi`` does.
+
+    Attributes:
+        hits: True segment, predicted segment and IoU of each match.
+        missed: Category of each true segment without a match.
+        false: Category of each predicted segment without a match that counts as false.
+        shared: Pixels that a true and a predicted segment share.
+        areas: Pixels of each predicted segment that are not void.
+    """
+
+    hits: list[tuple[int, int, float]]
+    missed: Categories
+    false: Categories
+    shared: dict[tuple[int, int], int]
+    areas: dict[int, int]
+
+
+def match_segments(
+    ids: NDArray[np.int64], categories: Categories, truth: PanopticTruth
+) -> SegmentMatches:
     """Match predicted segments with the ground truth as ``panopticapi`` does.
 
     Two segments of one category match if their IoU without void is above 1/2. An unmatched
-    prediction is no false positive if more than half of it is void or crowd of its category.
+    prediction is not false if more than half of it is void or crowd of its category.
 
     Args:
         ids: Predicted segment of each pixel, ``(H, W)``.
         categories: Category of each predicted segment; void is missing.
         truth: Ground truth of the same size.
-
-    Returns:
-        Sum of IoUs, true positives, false positives and false negatives of each category.
     """
     table = overlaps(truth.segments, ids)
     pairs = table.pixels.tocoo()
@@ -205,9 +253,10 @@ def panoptic_counts(ids: NDArray[np.int64], categories: Categories, truth: Panop
         (int(table.cluster_labels[row]), int(table.segment_labels[column])): int(pixels)
         for row, column, pixels in zip(pairs.row, pairs.col, pairs.data, strict=True)
     }  # by true and predicted segment
-    areas = dict(zip(table.segment_labels.tolist(), table.segment_sizes.tolist(), strict=True))
+    sizes = dict(zip(table.segment_labels.tolist(), table.segment_sizes.tolist(), strict=True))
+    areas = {found: size - shared.get((VOID, found), 0) for found, size in sizes.items()}
 
-    stat = PQStat()
+    hits = []
     true_categories = truth.categories
     missed = dict(true_categories)
     unmatched = {found: category for found, category in categories.items() if found in areas}
@@ -215,19 +264,39 @@ def panoptic_counts(ids: NDArray[np.int64], categories: Categories, truth: Panop
         category = true_categories.get(true)
         if category is None or categories.get(found) != category:
             continue
-        union = truth.infos[true]["area"] + areas[found] - pixels - shared.get((VOID, found), 0)
-        if pixels / union > 0.5:
-            stat[category].tp += 1
-            stat[category].iou += pixels / union
+        iou = iou_of(pixels, truth.infos[true]["area"], areas[found])
+        if iou > 0.5:
+            hits.append((true, found, iou))
             missed.pop(true, None)
             unmatched.pop(found, None)
-    for category in missed.values():
-        stat[category].fn += 1
     crowds = {i["category_id"]: true for true, i in truth.infos.items() if _is_crowd(i)}
+    false = {}
     for found, category in unmatched.items():
         crowd = shared.get((crowds[category], found), 0) if category in crowds else 0
-        if (shared.get((VOID, found), 0) + crowd) / areas[found] <= 0.5:
-            stat[category].fp += 1
+        if (sizes[found] - areas[found] + crowd) / sizes[found] <= 0.5:
+            false[found] = category
+    return SegmentMatches(hits, missed, false, shared, areas)
+
+
+def iou_of(shared: int, area: int, other: int) -> float:
+    """Intersection over union of two areas that share some pixels."""
+    return shared / (area + other - shared)
+
+
+def panoptic_counts(ids: NDArray[np.int64], categories: Categories, truth: PanopticTruth) -> PQStat:
+    """Sum IoUs, true positives, false positives and false negatives of each category.
+
+    Arguments are those of :func:`match_segments`.
+    """
+    matches = match_segments(ids, categories, truth)
+    stat = PQStat()
+    for _, found, iou in matches.hits:
+        stat[categories[found]].tp += 1
+        stat[categories[found]].iou += iou
+    for category in matches.missed.values():
+        stat[category].fn += 1
+    for category in matches.false.values():
+        stat[category].fp += 1
     return stat
 
 

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from heapq import nlargest
+from operator import itemgetter
 from typing import Any, Literal
 
 from mmengine.evaluator import BaseMetric
@@ -11,18 +13,31 @@ from mmengine.logging import MMLogger
 from ...registry import METRICS
 from ...structures.arrays import Labels, RGBImage
 from ...structures.image_clusters import ImageClusters
+from ...structures.panoptic import Panoptic
 from ...utils.images import decode_image
 from ..error_attribution import (
     CELLS,
+    CLASSIFICATION,
     DECODING,
     GROUND_TRUTH,
     PREDICTION,
     ErrorAttribution,
     attribution_table,
+    fault_table,
     level_name,
 )
 from ..functional.superpixels import number_of_clusters
 from ..measures import MaskAP, MeanIoU, Measure, PanopticQuality
+from ..measures.panoptic_faults import (
+    BELOW_THRESHOLD,
+    KINDS,
+    Fault,
+    FaultSums,
+    fault_losses,
+    panoptic_faults,
+    sum_faults,
+)
+from ..measures.panoptic_quality import PanopticTruth
 from ..partitions import cell_map, score_partition, score_table, slic_superpixels
 
 Task = Literal["panoptic", "instance", "semantic"]
@@ -47,6 +62,9 @@ class ClusteringMetric(BaseMetric):
     - ``blame/<figure>/<part>`` for the parts ``stem``, ``level_1``, …, ``classification``, and for
       ``decoding``, the sum of all but the last; see
       :class:`~hcformer_mm.evaluation.ErrorAttribution`.
+    - ``blame/<figure>/classification/<kind>`` for PQ, PQ_th and PQ_st, and for the kinds of fault
+      of :func:`~hcformer_mm.evaluation.measures.panoptic_faults`. ``below_threshold`` needs
+      ``candidates_on=True`` in the model's ``test_cfg``.
 
     Args:
         ground_truth: ``'panoptic'`` reads ``ann_file`` and ``seg_prefix``, and reports mIoU as well
@@ -101,6 +119,7 @@ class ClusteringMetric(BaseMetric):
         self.slic = slic
         self.backend_args = backend_args
         self._measures: list[Measure] = []
+        self._losses_of_images: list[tuple[str, dict[str, float]]] = []
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Score the images of a batch.
@@ -143,12 +162,21 @@ class ClusteringMetric(BaseMetric):
             }
             for measure, truth in zip(measures, truths, strict=True)
         ]
-        scores = {}
+        scores, coarsest = {}, level_name(clusters.num_levels)
+        faults: FaultSums = {}
         for name, labels in self._partitions(clusters, image):
             scores[name] = score_partition(labels, truths[0], image, tolerance=self.tolerance)
             for measure, truth, stages in zip(measures, truths, counts, strict=True):
                 stages[name] = measure.count(measure.oracle(truth, labels), truth)
-        return dict(levels=clusters.num_levels, scores=scores, counts=counts)
+            if name == coarsest and isinstance(measures[0], PanopticQuality):
+                faults = sum_faults(*_faults(measures[0], sample, truths[0], labels))
+        return dict(
+            path=sample["img_path"],
+            levels=clusters.num_levels,
+            scores=scores,
+            counts=counts,
+            faults=faults,
+        )
 
     def _partitions(self, clusters: ImageClusters, image: RGBImage) -> Iterator[tuple[str, Labels]]:
         """Yield the name and the label map of every partition to score."""
@@ -157,6 +185,37 @@ class ClusteringMetric(BaseMetric):
             yield level_name(level), labels.cpu().numpy()
             if self.slic:
                 yield f"slic_{level}", slic_superpixels(image, number_of_clusters(labels))
+
+    def segments_and_faults(self, sample: dict[str, Any]) -> tuple[Panoptic, Panoptic, list[Fault]]:
+        """Return true and predicted segments of an image, by the model's classes, and the faults.
+
+        Args:
+            sample: Prediction with ``clusters``; panoptic ones were evaluated before.
+        """
+        measure = self._measures[0]
+        assert isinstance(measure, PanopticQuality)
+        truth = measure.truth(sample)
+        labels = sample["clusters"].labels()[-1].cpu().numpy()
+        faults, _ = _faults(measure, sample, truth, labels)
+        true = measure.panoptic((truth.segments, truth.categories))
+        return true, measure.panoptic(measure.predicted(sample)), faults
+
+    def worst_images(self, number: int) -> dict[str, list[tuple[str, float]]]:
+        """Return the images of the last evaluation that lose most PQ by each kind of fault.
+
+        Args:
+            number: Maximum number of images of each kind.
+
+        Returns:
+            Path and loss in percent, largest first, by kind; empty without panoptic ground truth.
+        """
+        images = self._losses_of_images
+        kinds = images[0][1] if images else ()
+        worst = {
+            kind: nlargest(number, ((path, losses[kind]) for path, losses in images), itemgetter(1))
+            for kind in kinds
+        }
+        return {kind: [one for one in found if one[1] > 0] for kind, found in worst.items()}
 
     def _choose_measures(self, sample: dict[str, Any]) -> list[Measure]:
         """Choose quality measures; clusters are compared with the ground truth of the first."""
@@ -191,29 +250,53 @@ class ClusteringMetric(BaseMetric):
         levels = [level_name(level + 1) for level in range(results[0]["levels"])]
         attributions = []
         for index, measure in enumerate(self._measures):
-            figures = {
-                stage: measure.figures([image["counts"][index][stage] for image in results])
+            counts = {
+                stage: [image["counts"][index][stage] for image in results]
                 for stage in results[0]["counts"][index]
             }
+            figures = {stage: measure.figures(given) for stage, given in counts.items()}
             for name in measure.names:
                 if any(name not in values for values in figures.values()):
                     continue  # the ground truth does not define it
                 reached = {stage: values[name] for stage, values in figures.items()}
                 metrics |= {f"{stage}/{name}": value for stage, value in reached.items()}
-                stages = (GROUND_TRUTH, CELLS, *levels, PREDICTION)
-                attributions.append(ErrorAttribution(name, {s: reached[s] for s in stages}))
+                stages = {s: reached[s] for s in (GROUND_TRUTH, CELLS, *levels, PREDICTION)}
+                faults: dict[str, float] = {}
+                if isinstance(measure, PanopticQuality):
+                    images = [image["faults"] for image in results]
+                    around = counts[PREDICTION], counts[levels[-1]]
+                    losses = fault_losses(images, *around, measure.groups[name])
+                    faults = {kind: math.fsum(one[kind] for one in losses) for kind in losses[0]}
+                    if name == measure.names[0]:
+                        paths = [image["path"] for image in results]
+                        self._losses_of_images = list(zip(paths, losses, strict=True))
+                attributions.append(ErrorAttribution(name, stages, faults))
         for attribution in attributions:
             parts = {**attribution.shares, DECODING: attribution.decoding}
+            parts |= {f"{CLASSIFICATION}/{kind}": loss for kind, loss in attribution.faults.items()}
             metrics |= {f"blame/{attribution.figure}/{part}": loss for part, loss in parts.items()}
         logger = MMLogger.get_current_instance()
         logger.info("Clusters, in percent except for their number:\n%s", score_table(metrics))
         if attributions:
             logger.info("Loss of each part, in percent:\n%s", attribution_table(attributions))
+        if any(attribution.faults for attribution in attributions):
+            table = fault_table(attributions)
+            logger.info("Loss by kind of fault, in percent:\n%s", table)
         main = {measure.names[0] for measure in self._measures}
         for attribution in attributions:
             if attribution.figure in main:
                 logger.info(str(attribution))
         return metrics
+
+
+def _faults(
+    measure: PanopticQuality, sample: dict[str, Any], truth: PanopticTruth, labels: Labels
+) -> tuple[list[Fault], list[str]]:
+    """Faults of an image whose coarsest clusters are ``labels``, and the kinds that it can tell."""
+    candidates = measure.candidates(sample)
+    kinds = [kind for kind in KINDS if kind != BELOW_THRESHOLD or candidates is not None]
+    oracle = measure.oracle(truth, labels)
+    return panoptic_faults(measure.predicted(sample), oracle, truth, candidates), kinds
 
 
 def _mean(values: Iterable[float]) -> float:

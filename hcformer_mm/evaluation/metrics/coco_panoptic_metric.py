@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from functools import reduce
-from operator import iadd
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from mmengine.logging import MMLogger
 from panopticapi.evaluation import PQStat
 
 from ...registry import METRICS
-from ..measures.panoptic_quality import PanopticQuality, pq_average, pq_groups
+from ..measures.panoptic_quality import PanopticQuality, pq_average, pq_groups, total_counts
 
 
 @METRICS.register_module()
@@ -91,7 +89,7 @@ class CocoPanopticMetric(_CocoPanopticMetric):
         if self.format_only:
             logger.info(f"Predictions are in {Path(self.outfile_prefix).parent}")
             return {}
-        total = reduce(iadd, stats, PQStat())
+        total = total_counts(stats)
         groups = pq_groups(total, self.categories)
         classwise = {
             category["name"]: pq_average(total, {i: category})

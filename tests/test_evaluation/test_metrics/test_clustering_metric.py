@@ -16,6 +16,7 @@ from panopticapi.utils import rgb2id
 
 from hcformer_mm.evaluation import partitions
 from hcformer_mm.evaluation.functional import superpixels
+from hcformer_mm.evaluation.measures.panoptic_faults import BELOW_THRESHOLD, KINDS
 from hcformer_mm.evaluation.partitions import cell_map, slic_superpixels
 from hcformer_mm.structures.image_clusters import ImageClusters
 from tests.helpers.clustering_samples import (
@@ -78,6 +79,7 @@ def test_order_of_the_metrics(folder, panoptic):
 def test_the_losses_add_up(panoptic, name):
     parts = figures(panoptic, f"blame/{name}")
     decoding = parts.pop("decoding")
+    parts = {part: loss for part, loss in parts.items() if "/" not in part}
     assert list(parts) == ["stem", *LEVELS, "classification"]
     assert panoptic[f"clusters/ground_truth/{name}"] == 100
     assert sum(parts.values()) == pytest.approx(100 - panoptic[f"clusters/prediction/{name}"])
@@ -87,6 +89,58 @@ def test_the_losses_add_up(panoptic, name):
     for share, (before, after) in zip(parts.values(), pairwise(stages), strict=True):
         difference = panoptic[f"clusters/{before}/{name}"] - panoptic[f"clusters/{after}/{name}"]
         assert share == pytest.approx(difference)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_kinds_of_faults_add_up_to_classification(folder, panoptic, told):
+    """The samples are the shifted ground truth with errors, and nothing lacks in the candidates."""
+    given = samples(folder)
+    for one in given if told else ():
+        truth, void = one["gt_sem_seg"]["sem_seg"][0], len(CLASSES)
+        labels = torch.where(truth == 255, void, truth + 1000 * (truth < THINGS))
+        one["pred_candidate_seg"] = dict(sem_seg=labels[None])
+    metrics = evaluate([metric(folder)], given) if told else panoptic
+    for name in ("PQ", "PQ_th", "PQ_st"):
+        faults = figures(metrics, f"blame/{name}/classification")
+        assert list(faults) == [kind for kind in KINDS if told or kind != BELOW_THRESHOLD]
+        share = metrics[f"clusters/blame/{name}/classification"]
+        assert sum(faults.values()) == pytest.approx(share, abs=1e-9)
+        if told:
+            before = figures(panoptic, f"blame/{name}/classification")
+            for kind in faults.keys() - {"missed", "inexact", BELOW_THRESHOLD}:
+                assert faults[kind] == before[kind]
+            assert faults["missed"] == 0 != before["missed"]
+    assert not figures(metrics, "blame/mIoU/classification")
+
+
+def test_worst_images(folder):
+    """Losses of images add up to those of kinds; images that lose less than decoding do not count.
+
+    A single image makes up the whole loss. Clusters are of 2 x 2 pixels.
+    """
+    built, every = METRICS.build(metric(folder)), samples(folder)
+    for one in every:
+        assignment = torch.zeros(9, *one["ori_shape"])
+        assignment[4] = 1  # to the parent cell
+        one["clusters"] = ImageClusters((assignment,), 1, one["ori_shape"], one["ori_shape"])
+    for given in (every[1:2], every):
+        metrics = evaluate([built], given)
+        worst = built.worst_images(100)
+        for kind, loss in figures(metrics, "blame/PQ/classification").items():
+            losses = [one for _, one in worst[kind]]
+            assert losses == sorted(losses, reverse=True) and all(one > 0 for one in losses)
+            assert sum(losses) == pytest.approx(max(loss, 0)) or len(given) > 1
+            assert sum(losses) >= loss - 1e-9
+            assert built.worst_images(2)[kind] == worst[kind][:2]
+    assert len(worst["missed"]) > 1 and len(worst["wrong_class"]) > 0
+    by_path = {one["img_path"]: one for one in every}
+    path, _ = worst["wrong_class"][0]
+    truth, prediction, faults = built.segments_and_faults(by_path[path])
+    wrong = [fault for fault in faults if fault.kind == "wrong_class"]
+    assert {f.true for f in wrong} - {None} <= truth.categories.keys()
+    assert {f.found for f in wrong} - {None} <= prediction.categories.keys()
+    assert set(truth.categories.values()) <= set(range(len(CLASSES)))
+    assert METRICS.build(metric(folder, "semantic")).worst_images(3) == {}
 
 
 def test_scores_are_means_over_the_images(folder, panoptic):
@@ -247,6 +301,7 @@ def test_prefix_and_tables(folder, caplog, monkeypatch):
     assert "ground truth" in text and "level 3" in text
     pq = metrics["val/prediction/PQ"]
     assert f"PQ {pq:.1f}: decoding costs {metrics['val/blame/PQ/decoding']:.1f} (stem" in text
+    assert "Loss by kind of fault" in text and "split or merged" in text
 
 
 def test_unusable_samples(folder):
