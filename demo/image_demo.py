@@ -10,6 +10,7 @@ from hcformer_mm.acceleration.inference import DTYPES
 from hcformer_mm.apis import HCFormerInferencer
 from hcformer_mm.apis.inputs import open_images
 from hcformer_mm.apis.result_writer import check_writable, write_image
+from hcformer_mm.apis.tiling import TILE_OVERLAP, Tiling
 from hcformer_mm.structures.data_samples import SCORE_THR
 from hcformer_mm.utils.arguments import number
 
@@ -44,7 +45,20 @@ def parse_args() -> argparse.Namespace:
         "--batch-size",
         type=number(int, 1),
         default=1,
-        help="images per forward pass (default: %(default)s)",
+        help="images, or tiles of an image, per forward pass (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tile",
+        type=number(int, 2),
+        metavar="PIXELS",
+        help="side of the square tiles into which larger images are cut; by default none is cut",
+    )
+    parser.add_argument(
+        "--tile-overlap",
+        type=number(int, 1),
+        default=TILE_OVERLAP,
+        metavar="PIXELS",
+        help="what neighboring tiles share, at least (default: %(default)s)",
     )
     parser.add_argument(
         "--score-thr",
@@ -74,6 +88,8 @@ def parse_args() -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     images = open_images(args.image)  # fails on a mistyped name before the model is built
+    if args.tile is not None:
+        Tiling(args.tile, args.tile_overlap)  # refuses wrong sizes, too
     to_file = args.out.suffix.lower() in IMG_EXTENSIONS
     if to_file and not (isinstance(images, list) and len(images) == 1):
         raise ValueError(f"expected a folder for several images, got --out {args.out}")
@@ -89,21 +105,26 @@ def run(args: argparse.Namespace) -> None:
         fast=args.fast,
         font=args.font,
     )
+    options = dict(
+        batch_size=args.batch_size,
+        progress=True,
+        tile_size=args.tile,
+        tile_overlap=args.tile_overlap,
+    )
     if to_file:
         check_writable(args.out.parent)
-        (sample,) = inferencer(args.image)
+        (sample,) = inferencer(args.image, **options)
         image = images[0].read_rgb()
         write_image(args.out, inferencer.draw(image, sample, score_thr=args.score_thr))
         print(args.out)
         return
     results = inferencer.iterate(
         args.image,
-        batch_size=args.batch_size,
         out_dir=args.out,
         ann_file=args.ann_file,
         score_thr=args.score_thr,
-        progress=True,
         strict=args.strict,
+        **options,
     )
     number = sum(1 for _ in results)
     print(f"{number} images in {args.out / 'vis'}, results in {args.out}")
