@@ -1,7 +1,7 @@
 """Export of models to ONNX and PyTorch's exported programs, which run without this package.
 
-:class:`ExportableModel` is the part that is exported: it takes the normalized image and returns
-logits. :func:`load_exported` runs the exported file.
+:class:`ExportableModel` is the part that is exported: it takes images, normalized or not, and
+returns logits or results. :func:`load_exported` runs the exported file.
 """
 
 import io
@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 
 import torch
 from mmdet.models.detectors import BaseDetector
+from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmseg.models.data_preprocessor import SegDataPreProcessor
 from mmseg.models.segmentors import EncoderDecoder
@@ -23,17 +24,22 @@ from torch.nn import functional as F
 
 from ..models.backbones import HCBackbone
 from ..models.heads import HCFormerHead
+from ..models.utils.mask_decoding import decode_mask_logits
+from ..models.utils.post_processing import semantic_scores
 from ..utils.atomic_write import replacing
+from ..utils.config import tested_dataset
 from ..utils.errors import InputError
+from .post_processing import GraphFusion, most_likely_class, resize
 from .rewriters import rewrite_modules
 
 Format = Literal["onnx", "torch-export"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
 """File suffix of each format."""
 
-INPUT = "image"
+IMAGE, SIZE = "image", "size"
+THRESHOLDS = ("object_mask_thr", "iou_thr")
+"""Inputs of an ONNX file with panoptic results that have a default value."""
 METADATA_FILE = "metadata.json"
-_SIDES = {2: "height", 3: "width"}
 OPSET = 20
 LARGEST_ONNX = 2_000_000_000
 """Largest size of the weights in bytes; an ONNX file must stay below 2 GiB."""
@@ -43,16 +49,20 @@ TRACED_SHAPE = (1024, 1088)
 """Image size at which a dynamic model is traced. It spans several attention windows and several
 cells of pooling pyramids, because PyTorch's tracer treats a size of 1 as a constant."""
 
-Runner = Callable[[Tensor], dict[str, Tensor]]
+Runner = Callable[..., dict[str, Tensor]]
+"""Function from images and, with post-processing, the size of the results to outputs by name."""
 
 
 class ExportableModel(nn.Module):
-    """The network of a model, from the normalized image to logits.
+    """The network of a model, from images to logits or results.
 
     Args:
         model: A detector of mmdet with an :class:`~hcformer_mm.models.HCFormerHead`, or an
             ``EncoderDecoder`` of mmseg, as :func:`~hcformer_mm.apis.inference.build_model` returns.
         with_assignments: Whether to return the assignments as well.
+        with_postprocess: Whether to return results in place of logits: those that the ``test_cfg``
+            of a detector enables, and the semantic map of a segmentor.
+        uint8: Whether images are RGB bytes, which the model normalizes itself.
         size_divisor: Images are padded at the right and the bottom to multiples of this, with the
             pad value of the model's pipeline. By default, the divisor of that pipeline.
 
@@ -65,6 +75,8 @@ class ExportableModel(nn.Module):
         model: BaseModel,
         *,
         with_assignments: bool = False,
+        with_postprocess: bool = False,
+        uint8: bool = False,
         size_divisor: int | None = None,
     ) -> None:
         super().__init__()
@@ -82,42 +94,112 @@ class ExportableModel(nn.Module):
                 "expected an HCBackbone to return assignments of, got "
                 f"{type(model.backbone).__name__}"
             )
+        if with_postprocess and model.test_cfg.get("mode") == "slide":
+            raise ValueError(
+                "expected a segmentor that takes whole images to export its results, got "
+                "test_cfg.mode='slide'; export its logits and slide in your own code"
+            )
         self.model = model
         self.with_assignments = with_assignments
+        self.with_postprocess = with_postprocess
+        self.uint8 = uint8
+        self.fusion: GraphFusion | None = None
+        if with_postprocess and isinstance(model, BaseDetector):
+            self.fusion = GraphFusion(model.panoptic_fusion_head)
         self.size_divisor = size_divisor or pipeline_divisor(model)
         preprocessor = model.data_preprocessor
         is_mmseg = isinstance(preprocessor, SegDataPreProcessor)
         self.pad_value = float(getattr(preprocessor, "pad_val" if is_mmseg else "pad_value", 0))
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Compute the logits of normalized images.
+    def forward(self, image: Tensor, size: Tensor | None = None) -> dict[str, Tensor]:
+        """Compute logits or results of images.
 
         Args:
-            image: Normalized images ``(B, 3, H, W)``.
+            image: Normalized images ``(B, 3, H, W)``; with ``uint8``, RGB bytes ``(B, H, W, 3)``.
+            size: Height and width of the results, int64 ``(2,)``; only ``with_postprocess``.
 
         Returns:
             ``class_logits`` ``(B, Q, K + 1)`` and ``mask_logits`` ``(B, Q, h, w)`` of a mask
-            classifier, or ``seg_logits`` ``(B, K, h, w)`` of a per-pixel one; then
+            classifier, or ``seg_logits`` ``(B, K, h, w)`` of a per-pixel one; ``with_postprocess``,
+            what :class:`~hcformer_mm.deployment.post_processing.GraphFusion` returns. Then
             ``assignment_0`` ``(B, 9, h, w)``, ``assignment_1`` and so on, finest first. ``h`` and
             ``w`` are the sides of the padded image divided by the stride of the finest level.
         """
+        if image.dtype == torch.uint8:
+            image = self.normalize(image)
         height, width = image.shape[-2:]
         divisor = self.size_divisor
         # Multiples of the divisor keep the symbolic sizes short during tracing.
         rows, cols = ((side + divisor - 1) // divisor * divisor for side in (height, width))
         image = F.pad(image, (0, cols - width, 0, rows - height), value=self.pad_value)
         features = self.model.extract_feat(image)
+        head = getattr(self.model, "panoptic_head", None) or self.model.decode_head
+
+        def at_size_of_image(maps: Tensor) -> Tensor:
+            # Negative padding crops: unlike a slice, its size is exact during tracing.
+            return F.pad(resize(maps, (rows, cols)), (0, width - cols, 0, height - rows))
+
         outputs: dict[str, Tensor]
-        if self.classifies_masks:
-            head = getattr(self.model, "panoptic_head", None) or self.model.decode_head
+        if size is not None and self.with_postprocess:
+            sides = _sides(size)
+            if self.fusion is not None:
+                (class_logits,), (mask_logits,) = head.group(features[-1], last_only=True)
+                probabilities, queries = self.fusion.choose(class_logits)
+                index = queries[..., None, None].expand(-1, -1, *mask_logits.shape[-2:])
+                masks = mask_logits.gather(1, index)
+                masks = decode_mask_logits(masks, features.assignments, head.mask_space)
+                masks = resize(at_size_of_image(masks), sides)
+                outputs = self.fusion(probabilities, queries, masks)
+            else:
+                scores = head(features)
+                if self.classifies_masks:
+                    class_logits, mask_logits = (logits[-1] for logits in scores)
+                    scores = semantic_scores(class_logits, resize(mask_logits, (rows, cols)))
+                threshold = head.threshold if scores.shape[1] == 1 else None
+                scores = at_size_of_image(scores)
+                outputs = dict(semantic=most_likely_class(scores, sides, threshold))
+        elif self.classifies_masks:
             class_logits, mask_logits = head(features)
             outputs = dict(class_logits=class_logits[-1], mask_logits=mask_logits[-1])
         else:
-            outputs = dict(seg_logits=self.model.decode_head(features))
+            outputs = dict(seg_logits=head(features))
         if self.with_assignments:
             levels = enumerate(features.assignments)
             outputs |= {f"assignment_{i}": assignment for i, assignment in levels}
         return outputs
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """Normalize RGB bytes ``(B, H, W, 3)`` as the model's data preprocessor does."""
+        preprocessor = self.model.data_preprocessor
+        image = image.permute(0, 3, 1, 2).float()
+        if not _swaps_channels(preprocessor):
+            image = image.flip(1)  # the model sees the channels as files are loaded: BGR
+        if (mean := getattr(preprocessor, "mean", None)) is not None:
+            image = (image - mean.view(1, -1, 1, 1)) / preprocessor.std.view(1, -1, 1, 1)
+        return image
+
+    def example(self, shape: tuple[int, int], batch_size: int = 1, seed: int = 0) -> list[Tensor]:
+        """Inputs of :meth:`forward`: noise, and its size where there is post-processing."""
+        generator = torch.Generator().manual_seed(seed)
+        if self.uint8:
+            image = torch.randint(256, (batch_size, *shape, 3), generator=generator).byte()
+        else:
+            image = torch.randn(batch_size, 3, *shape, generator=generator)
+        return [image, torch.tensor(shape)] if self.with_postprocess else [image]
+
+
+def _sides(size: Tensor) -> tuple[int, int]:
+    """Height and width as numbers, which an export records as symbols."""
+    height, width = size.tolist()
+    for side in (height, width):
+        torch._check(side >= 1)
+    return height, width
+
+
+def _swaps_channels(preprocessor: nn.Module) -> bool:
+    """Whether a data preprocessor turns BGR, in which mmdet and mmseg load files, into RGB."""
+    flags = ("_channel_conversion", "channel_conversion")  # of mmdet and mmseg
+    return any(getattr(preprocessor, flag, False) for flag in flags)
 
 
 def pipeline_divisor(model: BaseModel) -> int:
@@ -126,6 +208,18 @@ def pipeline_divisor(model: BaseModel) -> int:
     if isinstance(preprocessor, SegDataPreProcessor):
         return (preprocessor.test_cfg or {}).get("size_divisor") or 1
     return getattr(preprocessor, "pad_size_divisor", 1)
+
+
+def pipeline_resize(config: Config) -> dict[str, Any] | None:
+    """Return how a config's test pipeline resizes images, for users of an exported file.
+
+    Returns:
+        ``scale``, the bounds of the two sides, and ``keep_ratio``; None if there is no ``Resize``.
+    """
+    for step in (tested_dataset(config) or {}).get("pipeline", ()):
+        if str(step["type"]).rpartition(".")[2] == "Resize" and "scale" in step:
+            return dict(scale=list(step["scale"]), keep_ratio=step.get("keep_ratio", False))
+    return None
 
 
 def describe(model: ExportableModel, name: str) -> dict[str, Any]:
@@ -137,19 +231,19 @@ def describe(model: ExportableModel, name: str) -> dict[str, Any]:
 
     Returns:
         ``name``; ``classes``; ``thing_classes``, empty where the dataset does not name them;
-        ``channels``, ``'RGB'`` or ``'BGR'``; ``mean`` and ``std`` of the normalization in this
-        order of channels, None without normalization; ``size_divisor`` and ``pad_value``.
+        ``input``, the type of images; ``channels``, ``'RGB'`` or ``'BGR'``; ``mean`` and ``std`` of
+        the normalization in this order of channels, None without normalization; ``size_divisor``
+        and ``pad_value``.
     """
     preprocessor = model.model.data_preprocessor
     meta = getattr(model.model, "dataset_meta", None) or {}
-    flags = ("_channel_conversion", "channel_conversion")  # of mmdet and mmseg, which load BGR
-    swaps = any(getattr(preprocessor, flag, False) for flag in flags)
     mean, std = (getattr(preprocessor, key, None) for key in ("mean", "std"))
     return dict(
         name=name,
         classes=list(meta.get("classes", ())),
         thing_classes=list(meta.get("thing_classes", ())),
-        channels="RGB" if swaps else "BGR",
+        input="uint8 RGB (B, H, W, 3)" if model.uint8 else "normalized (B, 3, H, W)",
+        channels="RGB" if _swaps_channels(preprocessor) else "BGR",
         mean=None if mean is None else mean.flatten().tolist(),
         std=None if std is None else std.flatten().tolist(),
         size_divisor=model.size_divisor,
@@ -175,7 +269,8 @@ def export_model(
         format: ``'onnx'``, or ``'torch-export'`` for :func:`torch.export.load`.
         shape: Height and width of the images.
         batch_size: Number of images.
-        dynamic: Whether images may have any other size from :data:`SMALLEST` on. The program
+        dynamic: Whether there may be any number of images, of any size from :data:`SMALLEST` on;
+            ``shape`` and ``batch_size`` do not matter then. The program
             refuses sizes for which the model would take another branch than at
             :data:`TRACED_SHAPE`; ONNX has no such asserts.
         metadata: Facts about the model, saved as JSON: one metadata entry per key in ONNX,
@@ -211,11 +306,12 @@ def export_model(
                 f"expected at most {LARGEST_ONNX / 1e9:.1f} GB of weights for one ONNX file, got "
                 f"{size / 1e9:.1f} GB; use the format 'torch-export'"
             )
-    program = _trace(model, TRACED_SHAPE if dynamic else shape, batch_size, dynamic)
+    traced = (TRACED_SHAPE, 2) if dynamic else (shape, batch_size)
+    program = _trace(model, *traced, dynamic)
     metadata = metadata or {}
     with replacing(path) as unfinished:
         if format == "onnx":
-            _write_onnx(program, unfinished, metadata)
+            _write_onnx(model, program, unfinished, metadata)
         else:
             # Given a path, torch.export.save would store its name in the file.
             buffer = io.BytesIO()
@@ -247,7 +343,12 @@ def _require(*names: str) -> None:
 def _trace(
     model: ExportableModel, shape: tuple[int, int], batch_size: int, dynamic: bool
 ) -> torch.export.ExportedProgram:
-    sides = {i: torch.export.Dim(name, min=SMALLEST) for i, name in _SIDES.items()}
+    example = model.example(shape, batch_size)
+    image_sides: dict[int, Any] = {
+        dim: torch.export.Dim(name, min=1 if name == "batch" else SMALLEST)
+        for dim, name in _dimensions(model).items()
+    }
+    dynamic_shapes = [image_sides, None][: len(example)]
     # Otherwise PyTorch would compare strides, which do not matter in dimensions of size 1, and the
     # program would refuse a single cell or window where the traced image had several.
     oblivious = dict(backed_size_oblivious=True)
@@ -256,31 +357,48 @@ def _trace(
         warnings.simplefilter("ignore")  # PyTorch warns of its own internals
         program = torch.export.export(
             rewrite_modules(model).eval(),
-            (torch.zeros(batch_size, 3, *shape),),
-            dynamic_shapes={INPUT: sides} if dynamic else None,
+            tuple(example),
+            dynamic_shapes=tuple(dynamic_shapes) if dynamic else None,
             strict=False,  # runs the model in Python, with the hooks of the backbone's taps
             # Conditions that the tracer cannot prove for all sizes become asserts in the program.
             prefer_deferred_runtime_asserts_over_guards=dynamic,
         )
-    program.example_inputs = None  # an image of zeros, which would be saved
+    program.example_inputs = None  # an image of noise, which would be saved
     return program
 
 
+def _dimensions(model: ExportableModel) -> dict[int, str]:
+    """Names of the dimensions of a dynamic model's image."""
+    rows, cols = (1, 2) if model.uint8 else (2, 3)
+    return {0: "batch", rows: "height", cols: "width"}
+
+
 def _write_onnx(
-    program: torch.export.ExportedProgram, path: Path, metadata: Mapping[str, Any]
+    model: ExportableModel,
+    program: torch.export.ExportedProgram,
+    path: Path,
+    metadata: Mapping[str, Any],
 ) -> None:
     outputs = program.graph_signature.user_outputs
     names = program.call_spec.out_spec.unflatten(range(len(outputs)))
+    inputs = [IMAGE, SIZE][: len(program.graph_signature.user_inputs)]
     onnx_program = torch.onnx.export(
         program,
-        input_names=[INPUT],
+        input_names=inputs,
         output_names=sorted(names, key=names.__getitem__),
-        dynamic_shapes={INPUT: dict(_SIDES)},  # names for the dynamic sides of the program
+        # Names for the dynamic sides of the program.
+        dynamic_shapes=tuple([_dimensions(model), None][: len(inputs)]),
         opset_version=OPSET,
         verbose=False,
         external_data=False,
     )
     assert onnx_program is not None
+    graph = onnx_program.model.graph
+    for threshold in THRESHOLDS:  # an initializer that is also an input is a default value
+        if (value := graph.initializers.pop(f"fusion.{threshold}", None)) is not None:
+            value.name = threshold
+            graph.initializers.add(value)
+            graph.inputs.append(value)
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     onnx_program.model.metadata_props.update(texts)
     onnx_program.save(path, external_data=False)
@@ -293,7 +411,7 @@ def load_exported(path: Path) -> Runner:
         path: File that :func:`export_model` wrote.
 
     Returns:
-        A function from normalized images ``(B, 3, H, W)`` to outputs by name.
+        A function that takes what :meth:`ExportableModel.forward` takes.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -308,9 +426,9 @@ def load_exported(path: Path) -> Runner:
         with _naming(path):
             module = torch.export.load(path).module()
 
-        def run_program(image: Tensor) -> dict[str, Tensor]:
+        def run_program(*inputs: Tensor) -> dict[str, Tensor]:
             with torch.inference_mode():
-                return cast(dict[str, Tensor], module(image))
+                return cast(dict[str, Tensor], module(*inputs))
 
         return run_program
     _require("onnxruntime")
@@ -322,8 +440,9 @@ def load_exported(path: Path) -> Runner:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
-    def run_session(image: Tensor) -> dict[str, Tensor]:
-        arrays = session.run(names, {INPUT: image.numpy()})
+    def run_session(*inputs: Tensor) -> dict[str, Tensor]:
+        given = {name: x.numpy() for name, x in zip((IMAGE, SIZE), inputs, strict=False)}
+        arrays = session.run(names, given)
         return {name: torch.from_numpy(a) for name, a in zip(names, arrays, strict=True)}
 
     return run_session

@@ -7,7 +7,7 @@ the eager model therefore runs again on copies of the image that differ only by 
 outputs change by more than the tolerance, the image is inconclusive.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import NamedTuple
@@ -17,10 +17,11 @@ from tabulate import tabulate
 from torch import Tensor
 from torch.utils.benchmark import timer
 
-from .export import Runner
+from .export import ExportableModel, Runner
 
 TOLERANCE = 1e-3
-"""Largest allowed difference of an output, relative to its largest magnitude."""
+"""Largest allowed difference of an output, relative to its largest magnitude; of maps of classes
+and segments, the largest share of pixels that differ."""
 
 ROUNDING = 1e-6
 """Standard deviation of the factors around 1 that perturb an image."""
@@ -37,8 +38,8 @@ class Comparison:
     Attributes:
         shape: Height and width of the images.
         seed: Seed of the noise.
-        differences: Largest difference in each output.
-        scales: Largest magnitude of each output of the eager model.
+        differences: Largest difference in each output; of integers, the share that differ.
+        scales: Largest magnitude of each output of the eager model; 1 for integers.
         sensitivity: Largest change of any eager output under rounding of the images, relative to
             its scale; 0 if it was not measured, because the models agree.
     """
@@ -67,7 +68,7 @@ class Comparison:
 @torch.inference_mode()
 def compare(
     exported: Runner,
-    eager: Callable[[Tensor], dict[str, Tensor]],
+    eager: ExportableModel,
     shape: tuple[int, int],
     *,
     batch_size: int = 1,
@@ -89,16 +90,16 @@ def compare(
     """
     comparisons: list[Comparison] = []
     for seed in range(TRIALS):
-        image = noise(shape, batch_size, seed)
-        expected, got = eager(image), exported(image)
+        inputs = eager.example(shape, batch_size, seed)
+        expected, got = _comparable(eager(*inputs)), _comparable(exported(*inputs))
         wanted, found = ({name: tuple(x.shape) for name, x in y.items()} for y in (expected, got))
         if wanted != found:
             raise ValueError(f"expected outputs {wanted} of the exported model, got {found}")
-        differences = {name: _largest(got[name] - value) for name, value in expected.items()}
-        scales = {name: _largest(value) for name, value in expected.items()}
+        differences = {name: _difference(got[name], value) for name, value in expected.items()}
+        scales = {name: _scale(value) for name, value in expected.items()}
         comparison = Comparison(shape, seed, differences, scales)
         if not comparison.equal:
-            sensitivity = _sensitivity(eager, image, expected)
+            sensitivity = _sensitivity(eager, inputs, expected)
             comparison = replace(comparison, sensitivity=sensitivity)
         comparisons.append(comparison)
         if sum(c.conclusive for c in comparisons) == IMAGES:
@@ -112,26 +113,38 @@ def agrees(comparisons: Sequence[Comparison]) -> bool:
     return bool(conclusive) and all(c.equal for c in conclusive)
 
 
-def noise(shape: tuple[int, int], batch_size: int = 1, seed: int = 0) -> Tensor:
-    """Return normalized images ``(B, 3, H, W)`` of noise."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(batch_size, 3, *shape, generator=generator)
+def _comparable(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs without those of single instances, whose order depends on rounding; sorted scores."""
+    unordered = ("boxes", "labels", "mask_index", "masks")
+    kept = {name: x for name, x in outputs.items() if name not in unordered}
+    if "scores" in kept:
+        kept["scores"] = kept["scores"].sort(-1).values
+    return kept
 
 
-def _largest(x: Tensor) -> float:
-    return x.abs().max().item()
+def _difference(x: Tensor, y: Tensor) -> float:
+    apart = (x - y).abs().max() if y.is_floating_point() else (x != y).float().mean()
+    return apart.item()
+
+
+def _scale(x: Tensor) -> float:
+    return x.abs().max().item() if x.is_floating_point() else 1.0
 
 
 def _sensitivity(
-    eager: Callable[[Tensor], dict[str, Tensor]], image: Tensor, expected: dict[str, Tensor]
+    eager: ExportableModel, inputs: list[Tensor], expected: dict[str, Tensor]
 ) -> float:
     """Return the largest relative change of any output when the image is perturbed by rounding."""
     generator = torch.Generator().manual_seed(0)
+    image, *size = inputs
+    if image.dtype == torch.uint8:
+        image = eager.normalize(image)
     changes = [0.0]
     for _ in range(PERTURBATIONS):
         factors = 1 + ROUNDING * torch.randn(image.shape, generator=generator)
-        for name, value in eager(image * factors).items():
-            changes.append(_largest(value - expected[name]) / (_largest(expected[name]) or 1.0))
+        for name, value in _comparable(eager(image * factors, *size)).items():
+            wanted = expected[name]
+            changes.append(_difference(value, wanted) / (_scale(wanted) or 1.0))
     return max(changes)
 
 
@@ -146,7 +159,7 @@ class Times(NamedTuple):
 @torch.inference_mode()
 def time_both(
     exported: Runner,
-    eager: Callable[[Tensor], dict[str, Tensor]],
+    eager: ExportableModel,
     shape: tuple[int, int],
     *,
     batch_size: int = 1,
@@ -161,13 +174,13 @@ def time_both(
         batch_size: Number of images in a batch.
         repeats: Number of timed rounds.
     """
-    image = noise(shape, batch_size)
+    inputs = eager.example(shape, batch_size)
     rounds = []
     for _ in range(1 + repeats):
         start = timer()
-        eager(image)
+        eager(*inputs)
         middle = timer()
-        exported(image)
+        exported(*inputs)
         rounds.append((middle - start, timer() - middle))
     eager_s, exported_s = zip(*rounds[1:], strict=True)
     ratio = median(y / x for x, y in rounds[1:])

@@ -291,7 +291,7 @@ def _qk_shifted(pixels: Tensor, cells: Tensor) -> Tensor:
     candidates = torch.stack(shift_neighbors(cells), dim=3).flatten(0, 2)  # (B·h·w, 9, C)
     products = torch.bmm(_children(pixels), candidates.transpose(1, 2))
     height, width = pixels.shape[1:3]
-    grouped = products.view(len(pixels), *coarse_size(height, width), 2, 2, NUM_CANDIDATES)
+    grouped = products.view(pixels.shape[0], *coarse_size(height, width), 2, 2, NUM_CANDIDATES)
     return ungroup(grouped.transpose(2, 3), height, width)
 
 

@@ -103,8 +103,8 @@ def test_dynamic_program_of_tokens(tmp_path):
     about = describe(model, "small")
     export_model(model, path, format="torch-export", shape=(64, 96), dynamic=True, metadata=about)
     exported = load_exported(path)
-    for size in ((33, 64), (60, 113), (224, 300)):
-        image = torch.randn(1, 3, *size)
+    for batch, size in ((1, (33, 64)), (3, (60, 113)), (2, (224, 300))):
+        image = torch.randn(batch, 3, *size)
         with torch.no_grad():
             torch.testing.assert_close(exported(image), model(image), rtol=1e-4, atol=1e-5)
     with pytest.raises(RuntimeError, match="to be >= 33, but got 32"):
@@ -122,6 +122,11 @@ def test_dynamic_program_of_tokens(tmp_path):
 class Branching(torch.nn.Module):
     """Runs one branch for large images, as the traced one, and another for small ones."""
 
+    uint8 = False
+
+    def example(self, shape, batch_size):
+        return [torch.zeros(batch_size, 3, *shape)]
+
     def forward(self, image):
         height, width = image.shape[-2:]
         image = image.flatten(2) if height * width > 20_000 else -image.flatten(2)
@@ -129,7 +134,7 @@ class Branching(torch.nn.Module):
 
 
 def test_dynamic_program_refuses_the_branch_that_was_not_traced():
-    program = export._trace(Branching(), export.TRACED_SHAPE, batch_size=1, dynamic=True)
+    program = export._trace(Branching(), export.TRACED_SHAPE, batch_size=2, dynamic=True)
     image = torch.randn(1, 3, 40, 501)
     torch.testing.assert_close(program.module()(image)["image"], image)
     with pytest.raises(RuntimeError, match="assertion failed for expression 20000 < "):
@@ -208,3 +213,87 @@ def test_broken_files(suffix, tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=f"expected {path} to be a whole exported model"):
             load_exported(path)
+
+
+def confident(model):
+    """Make random class logits of a detector or segmentor differ, for results with segments."""
+    head = getattr(model, "panoptic_head", None) or model.decode_head
+    torch.manual_seed(1)
+    torch.nn.init.normal_(head.cls_embed.weight, std=0.4)
+    return model
+
+
+THRESHOLDS = {
+    f"model.{part}.{key}": value
+    for part in ("test_cfg",)
+    for key, value in dict(object_mask_thr=0.3, iou_thr=0.3, max_per_image=20).items()
+}
+
+
+def of_pipeline(model, kind, images, size):
+    """Results of the whole model for RGB bytes ``(B, H, W, 3)``, resized to ``size``."""
+    meta = dict(img_shape=tuple(images.shape[1:3]), ori_shape=size, scale_factor=(1.0, 1.0))
+    samples = [kind(metainfo=meta) for _ in images]
+    inputs = [image.permute(2, 0, 1).flip(0) for image in images]
+    batch = model.data_preprocessor(dict(inputs=inputs, data_samples=samples))
+    return model(**batch, mode="predict")
+
+
+def run_onnx(path, images, size, **thresholds):
+    """Results by name of an ONNX file, without this package's help."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    given = dict(image=images.numpy(), size=torch.tensor(size).numpy())
+    given |= {name: value.numpy() for name, value in thresholds.items()}
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, map(torch.from_numpy, session.run(names, given)), strict=True))
+
+
+@torch.no_grad()
+def test_results_in_one_file(tmp_path):
+    """Bytes in, results out: equal to the detector's at other sizes and numbers of images."""
+    pytest.importorskip("onnxscript")
+    detector = confident(lively_model(read_config(TINY_CONFIG, TINY | THRESHOLDS)))
+    model = ExportableModel(detector, with_postprocess=True, uint8=True).eval()
+    path = tmp_path / "tiny.onnx"
+    export_model(model, path, format="onnx", shape=(64, 96), dynamic=True)
+    for batch, shape, size in ((1, (64, 96), (64, 96)), (3, (50, 77), (61, 101))):
+        images, _ = model.example(shape, batch, seed=batch)
+        results = run_onnx(path, images, size)
+        for image, sample in enumerate(of_pipeline(detector, DetDataSample, images, size)):
+            panoptic = sample.pred_panoptic_seg.sem_seg[0]
+            assert len(panoptic.unique()) > 1
+            assert (panoptic != results["panoptic"][image]).float().mean() < 1e-3
+            semantic = sample.pred_sem_seg.sem_seg[0]
+            assert (semantic != results["semantic"][image]).float().mean() < 1e-3
+            instances = sample.pred_instances
+            there = results["labels"][image] >= 0
+            assert there.sum() == len(instances)
+            best, ours = instances.scores.argmax(), results["scores"][image][there].argmax()
+            index = results["mask_index"][image][there][ours]
+            mask = results["masks"][image, index]
+            assert (mask != instances.masks[best]).float().mean() < 1e-3
+            box = results["boxes"][image][there][ours]
+            torch.testing.assert_close(box, instances.bboxes[best], atol=1.0, rtol=0)
+
+    # Thresholds are inputs, whose defaults are those of the config.
+    sure = run_onnx(path, images, size, object_mask_thr=torch.tensor(0.999))
+    assert (sure["panoptic"] == detector.num_classes).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [PSP, SEMANTIC])
+def test_semantic_map_of_a_segmentor(name):
+    segmentor = (
+        confident(lively_model(read_config(name)))
+        if name == SEMANTIC
+        else lively_model(read_config(name))
+    )
+    model = ExportableModel(segmentor, with_postprocess=True, uint8=True)
+    images, _ = model.example((70, 90), 2)
+    found = model(images, torch.tensor((35, 101)))["semantic"]
+    for image, sample in enumerate(of_pipeline(segmentor, SegDataSample, images, (35, 101))):
+        assert torch.equal(found[image].long(), sample.pred_sem_seg.data[0])
+    segmentor.test_cfg.mode = "slide"
+    with pytest.raises(ValueError, match="takes whole images"):
+        ExportableModel(segmentor, with_postprocess=True)

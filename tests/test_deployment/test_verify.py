@@ -11,13 +11,23 @@ from hcformer_mm.deployment.verify import (
     agrees,
     as_text,
     compare,
-    noise,
     time_both,
 )
 
 SHAPE = (8, 6)
 
 
+def noise(shape, batch_size=1, seed=0):
+    return torch.randn(batch_size, 3, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def model(function):
+    """Give a function the inputs of an ExportableModel."""
+    function.example = lambda *args: [noise(*args)]
+    return function
+
+
+@model
 def smooth(image):
     return {"mean": image.mean(dim=(2, 3)), "image": 100 * image}
 
@@ -57,6 +67,7 @@ def test_not_a_number_differs():
     assert not agrees(compare(scaled(float("nan")), smooth, SHAPE))
 
 
+@model
 def jumping(image):
     """Return a step between images that differ by rounding, and a constant for the first image."""
     step = (image.double() * 1e7).sum().round() % 2
@@ -81,6 +92,28 @@ def test_images_at_the_threshold_are_inconclusive():
     assert not agrees(comparisons[1:])
     text = as_text(comparisons, time_both(exported, jumping, SHAPE, repeats=1))
     assert f"8x6: 1 of 1 images equal to {TOLERANCE:g}; {TRIALS - 1} more are inconclusive" in text
+
+
+def test_maps_of_classes_differ_by_their_share_of_pixels():
+    """Instances may come in another order, and sorted scores are compared."""
+    scores = torch.tensor([[0.5, 0.25, 0.75]])
+
+    @model
+    def results(image):
+        labels = torch.arange(3)[None]
+        return dict(panoptic=torch.zeros(1, 50, 100).int(), scores=scores, labels=labels)
+
+    def exported(image):
+        outputs = results(image)
+        outputs["panoptic"][0, 0, :wrong] = 1000
+        return outputs | dict(scores=scores.flip(-1), labels=outputs["labels"].flip(-1))
+
+    for wrong, equal in ((4, True), (6, False)):
+        comparisons = compare(exported, results, SHAPE)
+        assert list(comparisons[0].differences) == ["panoptic", "scores"]
+        assert comparisons[0].ratio("panoptic") == pytest.approx(wrong / 5000)
+        assert comparisons[0].ratio("scores") == 0
+        assert agrees(comparisons) == equal
 
 
 def test_outputs_must_fit():

@@ -78,7 +78,7 @@ def test_dynamic_onnx(tiny, tmp_path):
     onnx.checker.check_model(model, full_check=True)
     assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
     sides = [side.dim_param for side in model.graph.input[0].type.tensor_type.shape.dim]
-    assert sides == ["", "", "height", "width"]
+    assert sides == ["batch", "", "height", "width"]
     about = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     assert about["name"] == TINY_CONFIG
     assert about["classes"][0] == "disc"
@@ -89,7 +89,7 @@ def test_dynamic_onnx(tiny, tmp_path):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     assert names == ["class_logits", "mask_logits", "assignment_0"]
-    image = torch.randn(1, 3, 40, 201)
+    image = torch.randn(3, 3, 40, 201)
     outputs = session.run(names, {"image": image.numpy()})
     network = lively_model(read_config(TINY_CONFIG, TINY))
     with torch.no_grad():

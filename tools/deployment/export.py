@@ -5,6 +5,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import DictAction
 from mmengine.logging import MMLogger
@@ -17,6 +18,7 @@ from hcformer_mm.deployment.export import (
     export_model,
     load_exported,
     pipeline_divisor,
+    pipeline_resize,
 )
 from hcformer_mm.deployment.verify import TOLERANCE, agrees, as_text, compare, time_both
 from hcformer_mm.utils.arguments import number
@@ -33,7 +35,7 @@ def parse_args() -> argparse.Namespace:
     add("checkpoint", help=f"checkpoint file, or '{RANDOM}' for randomly initialized weights")
     add("--format", choices=list(SUFFIXES), required=True, help="format of the file")
     add("--shape", type=int, nargs=2, required=True, metavar=("H", "W"), help="size of the images")
-    add("--dynamic", action="store_true", help="accept images of any size, not only of --shape")
+    add("--dynamic", action="store_true", help="accept any number of images of any size")
     add(
         "--batch-size",
         type=number(int, 1),
@@ -41,6 +43,9 @@ def parse_args() -> argparse.Namespace:
         help="number of images in a batch (default: 1)",
     )
     add("--assignments", action="store_true", help="also return the assignments of every level")
+    results = "return panoptic, instance and semantic results in place of logits"
+    add("--with-postprocess", action="store_true", help=results)
+    add("--uint8", action="store_true", help="take RGB bytes (B, H, W, 3) and normalize them")
     add("--out", type=Path, help="file to write (default: named after the config and the format)")
     check = f"compare outputs and time of file and model; fail if they differ by {TOLERANCE:g}"
     add("--check", action="store_true", help=check)
@@ -50,8 +55,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load(args: argparse.Namespace) -> tuple[ExportableModel, str]:
-    """Build the model of the command line, and return it with the name of its config."""
+def load(args: argparse.Namespace) -> tuple[ExportableModel, dict[str, Any]]:
+    """Build the model of the command line, and return it with its metadata."""
     config = read_config(args.config, args.cfg_options)
     checkpoint = None if args.checkpoint == RANDOM else args.checkpoint
     if checkpoint is None:
@@ -61,8 +66,15 @@ def load(args: argparse.Namespace) -> tuple[ExportableModel, str]:
     # A dynamic model must pad to whole cells even where the pipeline does not pad.
     if args.dynamic and divisor == 1:
         divisor = STRIDE
-    exportable = ExportableModel(model, with_assignments=args.assignments, size_divisor=divisor)
-    return exportable.eval(), Path(config.filename).stem
+    exportable = ExportableModel(
+        model,
+        with_assignments=args.assignments,
+        with_postprocess=args.with_postprocess,
+        uint8=args.uint8,
+        size_divisor=divisor,
+    )
+    about = describe(exportable, Path(config.filename).stem) | dict(resize=pipeline_resize(config))
+    return exportable.eval(), about
 
 
 def check(args: argparse.Namespace, model: ExportableModel, path: Path) -> bool:
@@ -90,8 +102,8 @@ def main() -> None:
         logging.getLogger(library).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning)
     try:
-        model, name = load(args)
-        path = args.out or Path(name + SUFFIXES[args.format])
+        model, about = load(args)
+        path = args.out or Path(about["name"] + SUFFIXES[args.format])
         export_model(
             model,
             path,
@@ -99,7 +111,7 @@ def main() -> None:
             shape=tuple(args.shape),
             batch_size=args.batch_size,
             dynamic=args.dynamic,
-            metadata=describe(model, name),
+            metadata=about,
         )
         print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
         equal = not args.check or check(args, model, path)
