@@ -57,6 +57,23 @@ def test_threads_share_an_inferencer(path, model_files, tmp_path):
             assert sorted(file.stem for file in written.iterdir()) == [str(i) for i in range(8)]
 
 
+def test_threads_have_their_own_thresholds(model_files):
+    images = list(varied_images(3))
+    inferencer = HCFormerInferencer(*model_files(), "cpu")
+    options = [
+        dict(object_mask_thr=threshold, max_per_image=number)
+        for threshold, number in ((0.1, 3), (0.9, 20), (0.99, 50), (0.999, 100))
+    ]
+    expected = [inferencer(images, **one) for one in options]
+    assert len({len(samples[0].pred_instances) for samples in expected}) == 4
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda one: inferencer(images, **one), options)
+        for samples, others in zip(found, expected, strict=True):
+            for sample, other in zip(samples, others, strict=True):
+                for one, two in zip(tensors(sample), tensors(other), strict=True):
+                    assert torch.equal(one, two)
+
+
 def test_threads_get_their_own_clusters(model_files):
     images = list(varied_images(4))
     inferencer = ClusterInferencer(*model_files(), "cpu")

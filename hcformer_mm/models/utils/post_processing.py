@@ -64,7 +64,7 @@ def semantic_confidence(maps: Tensor, classes: Tensor, *, are_scores: bool) -> T
     best = maps.amax(dim=0, keepdim=True)
     if are_scores:
         return best / maps.sum(dim=0, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
-    return (best - maps.logsumexp(dim=0, keepdim=True)).exp()
+    return 1 / (maps - best).exp().sum(dim=0, keepdim=True)
 
 
 def class_probabilities(class_logits: Tensor) -> Tensor:
@@ -92,11 +92,18 @@ def needed_queries(class_logits: Tensor, test_cfg: dict[str, Any], num_classes: 
     needed = torch.zeros_like(probabilities[:, 0], dtype=torch.bool)
     if test_cfg.get("panoptic_on", True):
         needed |= panoptic_queries(probabilities, test_cfg, num_classes)[0]
+    if test_cfg.get("candidates_on", False):
+        needed |= panoptic_queries(probabilities, without_thresholds(test_cfg), num_classes)[0]
     if test_cfg.get("instance_on", False):
         needed.index_fill_(0, best_pairs(probabilities, test_cfg, num_classes)[0], True)
     if test_cfg.get("semantic_on", False):
         needed |= semantic_queries(probabilities)
     return needed
+
+
+def without_thresholds(test_cfg: dict[str, Any]) -> dict[str, Any]:
+    """Options of a panoptic segmentation of all queries, however low their scores are."""
+    return {**test_cfg, "object_mask_thr": 0.0, "iou_thr": 0.0}
 
 
 def panoptic_queries(
@@ -298,6 +305,19 @@ class PanopticResult:
         )
 
 
+class CandidateResult(PanopticResult):
+    """Panoptic segmentation of all queries, which shows what thresholds of scores leave out."""
+
+    def __init__(
+        self, probabilities: Tensor, size: tuple[int, int], test_cfg: dict[str, Any], *numbers: int
+    ) -> None:
+        super().__init__(probabilities, size, without_thresholds(test_cfg), *numbers)
+
+    def fields(self) -> dict[str, PixelData | InstanceData]:
+        """Return ``pred_candidate_seg``, in the form of ``pred_panoptic_seg``."""
+        return dict(pred_candidate_seg=super().fields()["pred_panoptic_seg"])
+
+
 class InstanceResult:
     """Instances of mmdet's ``MaskFormerFusionHead``, for any number of queries.
 
@@ -385,7 +405,7 @@ def resized_bands(masks: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice,
     height, width = size
     row_numel = masks.shape[0] * width
     if height * row_numel <= RESIZED_NUMEL and tuple(masks.shape[-2:]) != size:
-        masks = _resize(full_precision(masks), size)
+        masks = resize(full_precision(masks), size)
     resized = tuple(masks.shape[-2:]) == size
     numel = BAND_NUMEL if is_eager_cpu(masks) else RESIZED_NUMEL
     for rows in row_bands(height, row_numel, numel if resized else max(numel, 16 * row_numel)):
@@ -398,7 +418,8 @@ def _max(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.max(dim=0)
 
 
-def _resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize masks ``(Q, h, w)`` bilinearly."""
     # One channel an image, as in mmdet: other layouts round otherwise and may be four times slower.
     return F.interpolate(masks[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
@@ -414,7 +435,7 @@ def _resize_rows(masks: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
     below = (above + 1).clamp(max=height - 1)
     upper, lower = (full_precision(masks[:, index]) for index in (above, below))
     weight = (centers % denominator).to(upper.dtype) / denominator
-    return _resize(upper.lerp(lower, weight[:, None]), (rows.stop - rows.start, size[1]))
+    return resize(upper.lerp(lower, weight[:, None]), (rows.stop - rows.start, size[1]))
 
 
 def _positions(probabilities: Tensor, *chosen: Tensor) -> list[Tensor]:
