@@ -6,10 +6,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .cluster_inferencer import ClusterInferencer
     from .hcformer_inferencer import HCFormerInferencer
+    from .video_inferencer import VideoInferencer
 
-__all__ = ["ClusterInferencer", "HCFormerInferencer"]
+__all__ = ["ClusterInferencer", "HCFormerInferencer", "VideoInferencer"]
 
-_MODULES = {"ClusterInferencer": "cluster_inferencer", "HCFormerInferencer": "hcformer_inferencer"}
+_MODULES = {
+    "ClusterInferencer": "cluster_inferencer",
+    "HCFormerInferencer": "hcformer_inferencer",
+    "VideoInferencer": "video_inferencer",
+}
 
 
 def __getattr__(name: str) -> Any:
