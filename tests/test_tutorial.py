@@ -4,16 +4,22 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
+import mmcv
 import mmengine  # at the top: its progress bars keep the stdout of the import
 import numpy as np
 import pytest
+import tifffile
+import torch
 from panopticapi.utils import id2rgb
 from PIL import Image
 
+from hcformer_mm.apis import ClusterInferencer, HCFormerInferencer
 from hcformer_mm.apis.coco_format import encode_panoptic
+from hcformer_mm.apis.inputs import open_images
 from hcformer_mm.structures.panoptic import Panoptic
 
 ROOT = Path(__file__).parents[1]
@@ -131,6 +137,82 @@ def test_semantic(run, project):
     (train,) = commands("tools/train.py", "semantic")
     run(train)
     assert (project / f"work_dirs/garden-semantic/iter_{ITERATIONS}.pth").is_file()
+
+
+FIVE_BANDS = "configs/garden/hcformer_r18_garden-five-bands.py"
+MEMBERS = dict(semantic="pred_sem_seg", panoptic="pred_panoptic_seg")
+
+
+@pytest.fixture(params=MEMBERS)
+def field(request, project, tmp_path):
+    """The project with images of five bands and 16 bits, and the kind of its model."""
+    folder = tmp_path / "field"
+    shutil.copytree(project, folder, symlinks=True)
+    random = np.random.default_rng(0)
+    for path in (folder / "data/garden").glob("*/*.jpg"):
+        image = np.dstack([mmcv.imread(str(path)), random.integers(0, 255, (72, 96, 2))]) * 200
+        options = dict(photometric="minisblack", planarconfig="contig")
+        tifffile.imwrite(path.with_suffix(".tif"), image.astype(np.uint16), **options)
+        path.unlink()
+    for path in (folder / "data/garden/annotations").rglob("*.*"):
+        if path.suffix == ".json":
+            path.write_text(re.sub(r"\.(jpg|png)", ".tif", path.read_text()))
+        else:
+            path.rename(path.with_suffix(".tif"))
+    if request.param == "panoptic":
+        text = (folder / FIVE_BANDS).read_text().replace("garden-semantic", "garden-panoptic")
+        (folder / FIVE_BANDS).write_text(text.replace('img_suffix=".tif", ', ""))
+    return folder, request.param
+
+
+def test_five_bands_of_16_bits(field, run, monkeypatch):
+    """Training by the runner; prediction from files, bytes, arrays and tensors; drawings."""
+    folder, kind = field
+    monkeypatch.chdir(folder)
+    (train,) = commands("tools/train.py", "five-bands")
+    run(train)
+    weights = f"work_dirs/garden-five-bands/iter_{ITERATIONS}.pth"
+    state = torch.load(weights, weights_only=False)["state_dict"]
+    assert state["backbone.backbone.conv1.weight"].shape[1] == 5
+
+    inferencer = HCFormerInferencer(FIVE_BANDS, weights, "cpu")
+    path = Path("data/garden/val/bed.tif")
+    image = tifffile.imread(path)
+    tensor = torch.from_numpy(image).permute(2, 0, 1)
+    samples = inferencer([path, path.read_bytes(), image, tensor], out_dir="results", logits=True)
+    for sample in samples:
+        for name in {MEMBERS[kind], "seg_logits"} & set(samples[0].keys()):
+            for key, value in samples[0].get(name).items():
+                assert torch.equal(sample.get(name).get(key), value)
+    (opened,) = (one for one, _ in inferencer.predict(open_images(path)))
+    shown = opened.read_rgb()
+    bands = image[..., [2, 1, 0]].astype(int)
+    assert abs(shown - 255 * (bands - bands.min()) / np.ptp(bands)).max() <= 1
+    drawn = np.asarray(Image.open("results/vis/bed.png"))
+    assert np.array_equal(drawn, inferencer.draw(shown, samples[0]))
+
+    for wrong, got in ((image[..., :3], ", 3"), (image / 2, "float64"), (tensor[1:], ", 4")):
+        with pytest.raises(ValueError, match=rf"array \(H, W, 5\) of uint8 or .*, got .*{got}"):
+            inferencer(wrong)
+    Image.fromarray(shown).save("colors.png")
+    with pytest.raises(ValueError, match=r"expected 5 bands in colors\.png, .* \(72, 96, 3\)"):
+        inferencer("colors.png")
+    (clusters,) = ClusterInferencer(FIVE_BANDS, weights, "cpu")(path)
+    assert np.array_equal(clusters.image, shown)
+
+
+def test_bands_that_the_model_would_cut_are_refused(field, run, monkeypatch):
+    """MMEngine's preprocessor takes the first three bands without a word."""
+    folder, _ = field
+    monkeypatch.chdir(folder)
+    text = (folder / FIVE_BANDS).read_text()
+    (folder / FIVE_BANDS).write_text(re.sub(r"    data_preprocessor=.*\n", "", text))
+    message = "no bgr_to_rgb, mean, std in model.data_preprocessor, .* loads 5 bands; set bgr"
+    with pytest.raises(ValueError, match=message):
+        HCFormerInferencer(FIVE_BANDS)
+    (train,) = commands("tools/train.py", "five-bands")
+    with pytest.raises(SystemExit, match=message):
+        run(train)
 
 
 def test_wrong_number_is_refused_as_the_page_says(run, project):

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..checkpoints.fit import load_weights
 from ..checkpoints.io import load_checkpoint
+from ..engine.run_checks.bands import band_faults
 from ..models.heads import HCFormerFusionHead
 from ..structures.panoptic import Classes
 from ..utils.config import build_without_weights, dataset_meta_of, logging_from, tested_dataset
@@ -163,7 +164,8 @@ def inference_pipeline(config: Config) -> Compose:
         config: Full config.
 
     Raises:
-        ValueError: The config has no test set, or its pipeline does not begin by loading an image.
+        ValueError: The config has no test set, its pipeline does not begin by loading an image, or
+            the model does not take its bands.
     """
     dataset = tested_dataset(config)
     if not dataset:
@@ -176,6 +178,8 @@ def inference_pipeline(config: Config) -> Compose:
         raise ValueError(f"expected a pipeline that begins with LoadImageFromFile, got {first}")
     # Ours refuses truncated files, which OpenCV fills with gray, and reads more than 8 bits.
     steps[0] = {**steps[0], "type": "hcformer_mm.LoadImageFromFile"}
+    for fault in band_faults(config, steps, "the test pipeline"):
+        raise InputError(fault)
     with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmdet")):
         return Compose(steps)
 

@@ -82,7 +82,7 @@ def decode_bands(content: bytes, file: str | Path, bands: int) -> NDArray[Any]:
             or is to be turned by its EXIF data.
     """
     try:
-        image, orientation = _stored_pixels(content)
+        image, orientation = stored_pixels(content)
     # Decoders raise any kind of error for a damaged file.
     except Exception as error:
         raise InputError(
@@ -102,8 +102,12 @@ def decode_bands(content: bytes, file: str | Path, bands: int) -> NDArray[Any]:
     return image if image.dtype in (np.uint8, np.uint16) else image.astype(np.float32)
 
 
-def _stored_pixels(content: bytes) -> tuple[NDArray[Any], int]:
-    """Pixels ``(H, W, bands)`` as stored, three of them BGR, and their orientation by EXIF."""
+def stored_pixels(content: bytes) -> tuple[NDArray[Any], int]:
+    """Pixels ``(H, W, bands)`` as a file stores them, three of them BGR, and their EXIF orientation.
+
+    Raises:
+        Exception: Of any kind, if the content is not a whole image.
+    """
     if content.startswith(_TIFF):
         with tifffile.TiffFile(BytesIO(content)) as tiff:
             image, axes = tiff.series[0].asarray(), tiff.series[0].axes

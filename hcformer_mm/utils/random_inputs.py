@@ -7,6 +7,18 @@ from mmdet.structures import DetDataSample
 from mmengine.model import BaseModel
 from mmseg.models.segmentors import BaseSegmentor
 from mmseg.structures import SegDataSample
+from torch import nn
+
+
+def image_bands(model: nn.Module) -> int:
+    """Number of bands of the images that a model takes.
+
+    Returns:
+        3 if a convolution takes three channels, else the channels of the first, which is the stem
+        in all but a few backbones.
+    """
+    channels = [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+    return 3 if 3 in channels or not channels else channels[0]
 
 
 def random_image(model: BaseModel, shape: tuple[int, int], *, seed: int = 0) -> dict[str, Any]:
@@ -18,10 +30,10 @@ def random_image(model: BaseModel, shape: tuple[int, int], *, seed: int = 0) -> 
         seed: Seed of the image, which does not depend on the model.
 
     Returns:
-        ``inputs``, a list of one uint8 image ``(3, H, W)``, and ``data_samples``.
+        ``inputs``, a list of one uint8 image ``(bands, H, W)``, and ``data_samples``.
     """
     generator = torch.Generator().manual_seed(seed)
-    image = torch.randint(256, (3, *shape), dtype=torch.uint8, generator=generator)
+    image = torch.randint(256, (image_bands(model), *shape), dtype=torch.uint8, generator=generator)
     sample_type = SegDataSample if isinstance(model, BaseSegmentor) else DetDataSample
     sample = sample_type(
         metainfo=dict(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=(1, 1))

@@ -13,6 +13,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from hcformer_mm.utils.config import build_without_weights, read_config
+from hcformer_mm.utils.random_inputs import image_bands
 
 
 class _TensorForward(nn.Module):
@@ -54,7 +55,8 @@ def count_multiply_adds(model: BaseModel, height: int, width: int) -> Counter[st
         Counts by kind of operator; ``total()`` adds them up.
     """
     model.eval()
-    analyzer = FlopAnalyzer(_TensorForward(model), torch.zeros(1, 3, height, width))
+    image = torch.zeros(1, image_bands(model), height, width)
+    analyzer = FlopAnalyzer(_TensorForward(model), image)
     analyzer.set_op_handle(**{"aten::addcmul_": _one_per_element})
     analyzer.unsupported_ops_warnings(False)
     analyzer.uncalled_modules_warnings(False)
@@ -92,7 +94,7 @@ def main() -> None:
         sys.exit(f"get_flops: {error}")
 
     print(f"config      {args.config}")
-    print(f"input       1 x 3 x {height} x {width}")
+    print(f"input       1 x {image_bands(model)} x {height} x {width}")
     print(f"parameters  {count_parameters(model) / 1e6:.2f} M")
     print(f"mult-adds   {counts.total() / 1e9:.2f} G: backbone, neck, head and decoding, of which")
     longest = max(map(len, counts))

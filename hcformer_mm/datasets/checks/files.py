@@ -5,6 +5,7 @@ from pathlib import Path
 from PIL import ExifTags, Image
 
 from ...utils.errors import InputError
+from ...utils.images import stored_pixels
 from .faults import Fault
 
 
@@ -36,7 +37,17 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         UnreadableError: The image is missing or damaged.
     """
-    with open_file(path) as image:
+    try:
+        opened = open_file(path)
+    except UnreadableError as error:
+        if error.fault.kind != "unreadable file":
+            raise
+        try:  # Pillow opens no TIFF file of several bands.
+            pixels, orientation = stored_pixels(path.read_bytes())
+        except Exception:  # decoders raise any kind
+            raise error from None
+        return (pixels.shape[1], pixels.shape[0]) if orientation >= 5 else pixels.shape[:2]
+    with opened as image:
         width, height = image.size
         image.draft("L", (1, 1))  # decodes a JPEG at an eighth of its size
         decode(path, image)

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmseg.datasets import BaseSegDataset
 
 from .annotations import Annotations, read_annotations
+from .bands import band_faults
 from .classes import class_faults, compare_classes, heads_of, metainfo_faults
 from .coco import class_order_faults, coco_faults, first_images, first_maps, query_warnings, tool_of
 from .datasets import Part, is_local, parts_of
@@ -58,6 +59,7 @@ def check_run(
             metrics += metrics_of(config, split, own)
     read: dict[str, Annotations] = {}
     for part in parts:
+        found.faults += band_faults(config, part.config.get("pipeline"), f"{part.key}.pipeline")
         if faults := list(metainfo_faults(part.config.get("metainfo"), f"{part.key}.metainfo")):
             found.faults += faults
         elif part.dataset is not None:

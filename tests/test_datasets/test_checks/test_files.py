@@ -1,7 +1,9 @@
 """Images are read to their end, and what cannot be read is told apart."""
 
 import mmcv
+import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from hcformer_mm.datasets.checks import check_image
@@ -66,3 +68,16 @@ def test_very_large_images_are_not_refused(image, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     (fault,) = check_image(image)
     assert (fault.kind, fault.severity) == ("too large to check", "warning")
+
+
+def test_images_of_several_bands(tmp_path):
+    """Pillow opens no TIFF files of several bands."""
+    path = tmp_path / "field.tif"
+    image = np.zeros((30, 40, 5), np.uint16)
+    tifffile.imwrite(path, image, photometric="minisblack", planarconfig="contig")
+    assert check_image(path, (30, 40)) == []
+    (fault,) = check_image(path, (40, 30))
+    assert fault.kind == "size"
+    path.write_bytes(path.read_bytes()[:-20])
+    (fault,) = check_image(path, (30, 40))
+    assert fault.kind == "unreadable file"
