@@ -4,10 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from mmengine.config import DictAction
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from hcformer_mm.acceleration.inference import DTYPES
 from hcformer_mm.apis import HCFormerInferencer
+from hcformer_mm.apis.inference import ResultOptions
 from hcformer_mm.apis.inputs import open_images
 from hcformer_mm.apis.result_writer import check_writable, write_image
 from hcformer_mm.apis.tiling import TILE_OVERLAP, Tiling
@@ -67,6 +69,32 @@ def parse_args() -> argparse.Namespace:
         help="minimum score of drawn instances, for models that predict only instances "
         "(default: %(default)s)",
     )
+    shares = {
+        "--object-mask-thr": "a query takes part in the panoptic result if its class probability "
+        "is larger",
+        "--iou-thr": "a panoptic segment stays if it keeps this share of its query's mask",
+    }
+    for name, meaning in shares.items():
+        parser.add_argument(
+            name, type=number(float, 0, 1), help=f"{meaning}, 0 to 1 (default: the config's)"
+        )
+    parser.add_argument(
+        "--max-per-image",
+        type=number(int, 1),
+        help="number of the most probable pairs of a query and a class, of which instances are "
+        "made (default: the config's)",
+    )
+    parser.add_argument(
+        "--confidence",
+        action="store_true",
+        help="write the confidence of every pixel, as gray images from 0 to 255",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help="override settings of the config, as key=value",
+    )
     parser.add_argument(
         "--font",
         help="font file of the class names; by default DejaVu Sans, or a font of the system for "
@@ -95,14 +123,16 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"expected a folder for several images, got --out {args.out}")
     if to_file and args.out.resolve() == Path(args.image).resolve():
         raise ValueError(f"expected another file than the image itself, got --out {args.out}")
-    if to_file and args.ann_file is not None:
-        raise ValueError(f"expected a folder for results with --ann-file, got --out {args.out}")
+    for name, given in (("ann-file", args.ann_file), ("confidence", args.confidence)):
+        if to_file and given:
+            raise ValueError(f"expected a folder for results with --{name}, got --out {args.out}")
     inferencer = HCFormerInferencer(
         args.config,
         args.checkpoint,
         device=args.device,
         dtype=args.dtype,
         fast=args.fast,
+        cfg_options=args.cfg_options,
         font=args.font,
     )
     options = dict(
@@ -110,6 +140,7 @@ def run(args: argparse.Namespace) -> None:
         progress=True,
         tile_size=args.tile,
         tile_overlap=args.tile_overlap,
+        **{name: getattr(args, name) for name in ResultOptions.__annotations__},
     )
     if to_file:
         check_writable(args.out.parent)

@@ -69,6 +69,27 @@ def test_a_folder_into_a_folder(run, images, tmp_path, capsys):
     assert "2/2" in captured.err
 
 
+def test_thresholds_and_confidence(run, model, images, tmp_path):
+    """In a folder, and in a drawing; by options of their own and by the config's."""
+    words = ["--object-mask-thr", "0.99", "--iou-thr=0.2", "--max-per-image", "5"]
+    run(images, "--out", "out", *words, "--confidence")
+    options = dict(object_mask_thr=0.99, iou_thr=0.2, max_per_image=5)
+    samples = HCFormerInferencer(*model, "cpu")(images, **options, confidence=True)
+    content = json.loads((tmp_path / "out" / "panoptic.json").read_text())["annotations"]
+    for i, (sample, entry) in enumerate(zip(samples, content, strict=True)):
+        scores = [segment["score"] for segment in entry["segments_info"]]
+        assert scores == sample.pred_segments.scores.tolist()
+        written = np.asarray(Image.open(tmp_path / f"out/confidence/scene{i}.png"))
+        assert np.abs(written / 255 - sample.pred_confidence.data[0].numpy()).max() < 0.003
+    assert 0 < len(json.loads((tmp_path / "out" / "instances.json").read_text())) <= 10
+    run(images / "scene0.png", "--out", "a.png", *words)
+    changes = [f"model.test_cfg.{name}={value}" for name, value in options.items()]
+    run(images / "scene0.png", "--out", "b.png", "--cfg-options", *changes)
+    run(images / "scene0.png", "--out", "c.png")
+    one, same, other = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "abc")
+    assert np.array_equal(one, same) and not np.array_equal(one, other)
+
+
 @pytest.mark.parametrize(("words", "fast"), [((), True), (("--no-fast",), False)])
 def test_fast_by_default(words, fast, run, images, monkeypatch):
     def inferencer(*args, **options):
@@ -138,9 +159,10 @@ def test_results_that_cannot_be_written(run, images, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("value", ["7", "-0.1", "nan", "much"])
-def test_scores_out_of_range(run, images, tmp_path, capsys, value):
+@pytest.mark.parametrize("name", ["score-thr", "object-mask-thr", "iou-thr"])
+def test_scores_out_of_range(run, images, tmp_path, capsys, name, value):
     with pytest.raises(SystemExit, match="2"):
-        run(images / "scene0.png", f"--score-thr={value}")
+        run(images / "scene0.png", f"--{name}={value}")
     assert f"expected a number from 0 to 1, got '{value}'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -152,6 +174,8 @@ def test_errors_end_in_one_line(run, model, images, tmp_path):
         run(images, "--out", "out.png")
     with pytest.raises(SystemExit, match="image_demo: expected a folder for results"):
         run(images / "scene0.png", "--out", "out.png", "--ann-file", "gt.json")
+    with pytest.raises(SystemExit, match=r"image_demo: expected a folder .* with --confidence"):
+        run(images / "scene0.png", "--out", "out.png", "--confidence")
     with pytest.raises(SystemExit, match="image_demo: expected another file than the image"):
         run(images / "scene0.png", "--out", images / "scene0.png")
     with pytest.raises(SystemExit, match="image_demo: expected a config file"):
