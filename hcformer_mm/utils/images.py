@@ -103,7 +103,7 @@ def decode_bands(content: bytes, file: str | Path, bands: int) -> NDArray[Any]:
 
 
 def stored_pixels(content: bytes) -> tuple[NDArray[Any], int]:
-    """Pixels ``(H, W, bands)`` as a file stores them, three of them BGR, and their EXIF orientation.
+    """Pixels ``(H, W, bands)`` as a file stores them, three BGR, and their EXIF orientation.
 
     Raises:
         Exception: Of any kind, if the content is not a whole image.

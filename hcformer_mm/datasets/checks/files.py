@@ -46,7 +46,8 @@ def image_size(path: Path) -> tuple[int, int]:
             pixels, orientation = stored_pixels(path.read_bytes())
         except Exception:  # decoders raise any kind
             raise error from None
-        return (pixels.shape[1], pixels.shape[0]) if orientation >= 5 else pixels.shape[:2]
+        height, width, _ = pixels.shape
+        return (width, height) if orientation >= 5 else (height, width)
     with opened as image:
         width, height = image.size
         image.draft("L", (1, 1))  # decodes a JPEG at an eighth of its size
