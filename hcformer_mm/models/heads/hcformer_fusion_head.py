@@ -10,6 +10,7 @@ from torch import Tensor
 from ...ops.precision import autocast_off
 from ...registry import MODELS
 from ..utils.post_processing import (
+    CandidateResult,
     InstanceResult,
     PanopticResult,
     SemanticResult,
@@ -26,9 +27,10 @@ class HCFormerFusionHead(MaskFormerFusionHead):
     It takes mmdet's ``test_cfg``: ``panoptic_on``, ``instance_on`` and ``semantic_on`` enable the
     results; ``object_mask_thr``, ``iou_thr``, ``filter_low_score`` and ``max_per_image`` configure
     them. With panoptic results, ``segments_on`` enables the score of every segment and
-    ``confidence_on`` a map of the confidence of every pixel. A data sample whose metainfo has a
-    ``test_cfg`` overrides options for its image. Logits of half precision give the results of the
-    same logits in float32. The head warns if the softmax of class logits is NaN.
+    ``confidence_on`` a map of the confidence of every pixel. ``candidates_on`` adds the panoptic
+    result with ``object_mask_thr`` and ``iou_thr`` of 0, as ``pred_candidate_seg``. A data sample
+    whose metainfo has a ``test_cfg`` overrides options for its image. Logits of half precision give
+    the results of the same logits in float32. The head warns if the softmax of class logits is NaN.
 
     Each ``*_postprocess`` method turns the class logits ``(Q, K + 1)`` and mask logits
     ``(Q, H, W)`` of one image into one result.
@@ -73,6 +75,8 @@ class HCFormerFusionHead(MaskFormerFusionHead):
             results: list[PanopticResult | InstanceResult | SemanticResult] = []
             if test_cfg.get("panoptic_on", True):
                 results.append(PanopticResult(probabilities, size, *numbers))
+            if test_cfg.get("candidates_on", False):
+                results.append(CandidateResult(probabilities, size, *numbers))
             if test_cfg.get("instance_on", False):
                 results.append(InstanceResult(probabilities, size, *numbers))
             if test_cfg.get("semantic_on", False):

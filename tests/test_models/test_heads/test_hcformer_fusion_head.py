@@ -324,6 +324,23 @@ def test_queries_that_no_result_needs_are_not_decoded(results):
 
 
 @on_each_device
+def test_candidates_are_the_segments_without_thresholds():
+    """A thing of score 0.5 on the left is among them; nothing else changes."""
+    class_logits, masks = hand_drawn()
+    class_logits[:, 0] = torch.tensor([0.5, 0.2, 0.2, 0.1]).log()
+    found, samples = [], []
+    for changes in ({}, dict(candidates_on=True), dict(object_mask_thr=0, iou_thr=0)):
+        samples.append(data_sample((4, 4)))
+        (result,) = fusion_head(**changes).predict(class_logits, masks, samples[-1:])
+        found.append(result["pan_results"].sem_seg)
+    plain, panoptic, everything = found
+    assert "pred_candidate_seg" not in samples[0]
+    assert torch.equal(panoptic, plain)
+    assert torch.equal(samples[1].pred_candidate_seg.sem_seg, everything)
+    assert everything[0, 0].tolist() == [1000, 1000, 2, 2] != plain[0, 0].tolist()
+
+
+@on_each_device
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_logits_that_are_not_finite_segment_nothing(value):
     class_logits, masks = hand_drawn()

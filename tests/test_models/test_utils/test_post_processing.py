@@ -168,6 +168,8 @@ def test_needed_queries_are_those_of_all_results(pairs, numbers):
     # Of all pairs each query is in one.
     assert needed_queries(class_logits, {**none, **RESULTS, "max_per_image": 180}, 6).all()
     assert not needed_queries(class_logits, none, 6).any()
+    candidates = needed_queries(class_logits, {**none, "candidates_on": True}, 6)
+    assert torch.equal(candidates, class_logits.argmax(1) < 6) and candidates.sum() > 7
 
 
 @on_each_device
