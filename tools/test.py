@@ -104,7 +104,7 @@ def augment(config: Config) -> None:
     if missing:
         raise InputError(
             f"expected tta_model and tta_pipeline in {config.filename} for --tta, got no "
-            f"{' and no '.join(missing)}; mmseg has them for semantic segmentation, mmdet for boxes"
+            f"{' and no '.join(missing)}; see the runtimes and datasets of configs/_base_"
         )
     config.test_dataloader.dataset.pipeline = config.tta_pipeline
     config.tta_model.module = config.model

@@ -13,3 +13,4 @@ log_processor = dict(by_epoch=False)
 # Configs, classes and annotations that do not fit each other are refused before anything runs.
 # So is a training whose losses are no longer finite.
 custom_hooks = [dict(type="hcformer_mm.DataCheckHook"), dict(type="hcformer_mm.FiniteLossHook")]
+tta_model = dict(type="hcformer_mm.HCFormerTTAModel")

@@ -12,6 +12,7 @@ from .heads import (
 )
 from .layers.clustering import ClusteringModule
 from .necks import TransformerEncoderNeck
+from .test_time_augs import HCFormerTTAModel
 
 __all__ = [
     "ClusteredDecodeHead",
@@ -22,6 +23,7 @@ __all__ = [
     "HCFormerFusionHead",
     "HCFormerHead",
     "HCFormerSegHead",
+    "HCFormerTTAModel",
     "HCPSPHead",
     "TransformerEncoderNeck",
 ]

@@ -20,6 +20,17 @@ test_pipeline = [
         meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
     ),
 ]
+tta_pipeline = [
+    test_pipeline[0],  # loading
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [test_pipeline[1]],  # size
+            [dict(type="mmdet.RandomFlip", prob=prob) for prob in (0.0, 1.0)],
+            [dict(type="mmdet.PackDetInputs")],
+        ],
+    ),
+]
 
 train_dataloader = dict(
     batch_size=4,

@@ -19,6 +19,17 @@ test_pipeline = [
     dict(type="hcformer_mm.LoadSemanticAnnotations", backend_args=backend_args),
     dict(type="mmseg.PackSegInputs"),
 ]
+tta_pipeline = [
+    test_pipeline[0],  # loading
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [test_pipeline[1]],  # size
+            [dict(type="RandomFlip", prob=prob, direction="horizontal") for prob in (0.0, 1.0)],
+            *([step] for step in test_pipeline[2:]),  # ground truth, which is not flipped; packing
+        ],
+    ),
+]
 
 dataset = dict(
     type="hcformer_mm.ShapesSemanticDataset",

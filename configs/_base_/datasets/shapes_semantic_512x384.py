@@ -15,6 +15,13 @@ test_pipeline = [
     dict(type="hcformer_mm.Resize", scale=image_scale, keep_ratio=True),
     *_base_.test_pipeline[2:],  # ground truth, packing
 ]
+tta_pipeline = [
+    test_pipeline[0],  # loading
+    dict(
+        type="TestTimeAug",
+        transforms=[[test_pipeline[1]], *_base_.tta_pipeline[1].transforms[1:]],
+    ),
+]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -1,0 +1,5 @@
+"""Test-time augmentation."""
+
+from .hcformer_tta import HCFormerTTAModel
+
+__all__ = ["HCFormerTTAModel"]
