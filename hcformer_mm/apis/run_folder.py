@@ -58,7 +58,7 @@ class RunFolder:
             self._compare(settings)
         with replacing(self._settings) as file:
             file.write_text(dumps(settings, indent=2) + "\n")
-        for file in self._files():
+        for file in self._parts():
             _drop_half_a_line(file)
 
     def done(self) -> frozenset[int]:
@@ -80,7 +80,7 @@ class RunFolder:
             Numbers of images with results, and of those that failed.
         """
         lines = self._lines()
-        parts = [file for file in self._files() if file != self._merged]
+        parts = self._parts()
         if parts or not lines:
             with ExitStack() as stack:
                 merged = stack.enter_context(replacing(self._merged)).open("wb")
@@ -101,6 +101,9 @@ class RunFolder:
 
     def _files(self) -> list[Path]:
         return sorted(self.path.glob("results*.jsonl"))
+
+    def _parts(self) -> list[Path]:
+        return [file for file in self._files() if file != self._merged]
 
     def _lines(self) -> dict[int, _Line]:
         """The line of each image: its result, if there is one, however often it failed before."""
@@ -143,14 +146,6 @@ class RunFolder:
 
 
 def _drop_half_a_line(path: Path) -> None:
-    """Cut off what follows the last line break, in blocks from the end."""
     with path.open("rb+") as file:
-        end = file.seek(0, 2)
-        while end:
-            start = max(0, end - 2**20)
-            file.seek(start)
-            if (position := file.read(end - start).rfind(b"\n")) >= 0:
-                file.truncate(start + position + 1)
-                return
-            end = start
-        file.truncate(0)
+        whole = sum(len(line) for line in file if line.endswith(b"\n"))
+        file.truncate(whole)
