@@ -1,6 +1,8 @@
 """HCFormer: hierarchical clustering segmentation for OpenMMLab."""
 
 import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from .utils.debug_prints import drop_debug_prints
 from .version import __version__, check_versions
@@ -10,4 +12,14 @@ if "hcformer_mm.doctor" not in sys.orig_argv:
     check_versions()
     drop_debug_prints()
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from .apis.hub import create_model, list_models
+
+__all__ = ["__version__", "create_model", "list_models"]
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: OpenMMLab takes seconds to import.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(".apis.hub", __name__), name)

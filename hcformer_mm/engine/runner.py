@@ -86,7 +86,7 @@ def load_config(args: Namespace) -> Config:
     if args.work_dir is not None:
         config.work_dir = args.work_dir
     elif config.get("work_dir") is None:
-        config.work_dir = str(Path("work_dirs", Path(args.config).stem))
+        config.work_dir = str(Path("work_dirs", Path(config.filename).stem))
     return config
 
 

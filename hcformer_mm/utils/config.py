@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.fileio import load
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS, DefaultScope
@@ -74,6 +75,15 @@ def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
+def zoo() -> dict[str, Path]:
+    """Configs of this package by name, and by the aliases that its metafiles give them."""
+    files = {file.stem: file for file in CONFIGS.glob("[!_]*/*.py")}  # without _base_
+    models = [one for file in CONFIGS.glob("*/metafile.yml") for one in load(file)["Models"]]
+    return files | {
+        alias: files[model["Name"]] for model in models for alias in model.get("Alias", ())
+    }
+
+
 def find_config(name: str | Path) -> Path:
     """Path of a config file.
 
@@ -82,12 +92,13 @@ def find_config(name: str | Path) -> Path:
 
     Args:
         name: A path; the name of a config of this package, such as
-            ``'hcformer_r18_shapes-panoptic'``; or ``package::path`` for another package's config.
+            ``'hcformer_r18_shapes-panoptic'``, or its alias, such as ``'hcformer_r50'``; or
+            ``package::path`` for another package's config.
 
     Raises:
         ValueError: No such package or file.
     """
-    zoo = {file.stem: file for file in CONFIGS.glob("[!_]*/*.py")}  # without _base_
+    named: dict[str, Path] = {}
     package, separator, relative = str(name).rpartition("::")
     if separator:
         spec = find_spec(package) if package.isidentifier() else None
@@ -97,10 +108,12 @@ def find_config(name: str | Path) -> Path:
         path = (CONFIGS if own else Path(spec.origin).parent / ".mim" / "configs") / relative
     else:
         path = Path(name)
-        if not path.is_file() and path.name == str(name):
-            path = zoo.get(path.name.removesuffix(".py"), path)
+        if not path.is_file():
+            named = zoo()
+            if path.name == str(name):
+                path = named.get(path.name.removesuffix(".py"), path)
     if not path.is_file():
-        known = {*zoo, *(file.stem for file in path.parent.glob("*.py"))}
+        known = {*named, *(file.stem for file in path.parent.glob("*.py"))}
         near = did_you_mean(nearest(path.name.removesuffix(".py"), known))
         raise InputError(
             f"expected a config file or package::path, got {str(name)!r}: {path} is no file, "
