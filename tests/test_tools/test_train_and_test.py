@@ -98,6 +98,24 @@ def test_test_in_bfloat16_and_fast(trained, small_shapes, tmp_path):
     assert fast == dict(type="hcformer_mm.FastInferenceHook", fast=True, dtype="bfloat16")
 
 
+def test_augmented_test_with_all_other_options(trained, small_shapes, tmp_path):
+    """All metrics read the merged results, and files hold them."""
+    dump = tmp_path / "predictions.pkl"
+    run_tool(
+        *("tools/test.py", SHAPES_CONFIG, trained / "iter_2.pth", "--work-dir", tmp_path, "--tta"),
+        *("--fast", "--dtype", "bfloat16", "--out", dump, "--show-dir", "images"),
+        *("--cfg-options", *small_shapes, "test_dataloader.batch_size=2"),
+    )
+    scores = read_metrics(tmp_path)
+    assert {"coco_panoptic/PQ", "coco/segm_mAP", "sem_seg/mIoU"} <= scores.keys()
+    predictions = pickle.loads(dump.read_bytes())
+    assert len(predictions) == 3
+    for prediction in predictions:
+        assert prediction["pred_panoptic_seg"]["sem_seg"].shape[1:] == prediction["ori_shape"]
+        assert "view" not in prediction
+    assert len(list(tmp_path.glob("*/images/**/*.jpg"))) == 3
+
+
 def test_fast_training(small_shapes, tmp_path):
     options = ["norm_eval=True", "norm_cfg.type=BN", "norm_cfg.requires_grad=False"]
     options = [f"model.backbone.backbone.{option}" for option in options]
@@ -126,6 +144,13 @@ def test_per_pixel_classifier(shapes, tmp_path):
         "model.decode_head.mask_space=probability",
     )
     assert 0 <= read_metrics(tmp_path / "test")["mIoU"] <= 100
+
+    run_tool(
+        *("tools/test.py", PER_PIXEL, tmp_path / "iter_2.pth", "--work-dir", tmp_path / "tta"),
+        *("--tta", "--fast", "--out", tmp_path / "label_maps", "--cfg-options", *options),
+    )
+    assert 0 <= read_metrics(tmp_path / "tta")["mIoU"] <= 100
+    assert len(list((tmp_path / "label_maps").glob("*.png"))) == 3
 
 
 def test_auto_scale_lr_needs_a_base_batch_size(tmp_path):

@@ -1,3 +1,4 @@
+from functools import cache
 from itertools import permutations
 
 import pytest
@@ -7,6 +8,7 @@ from mmdet.structures import DetDataSample
 from mmengine.runner import Runner
 from torch.nn import functional as F
 
+from hcformer_mm.acceleration.inference import autocast_test_step
 from hcformer_mm.models import HCFormerTTAModel
 from hcformer_mm.models.test_time_augs.hcformer_tta import View
 from hcformer_mm.utils.errors import InputError
@@ -28,6 +30,16 @@ ALL_RESULTS = {
 
 def small_detector(**overrides):
     return detector(**{**ALL_RESULTS, **overrides}).eval()
+
+
+@cache
+def detector_of_five(device):
+    """A detector of five queries; its predictions are those that tests attach to samples."""
+    return small_detector(**{"panoptic_head.num_queries": QUERIES})
+
+
+def five_queries():
+    return detector_of_five(torch.get_default_device())
 
 
 def view_sample(size, padded, flip=None, original=None):
@@ -91,6 +103,26 @@ def test_one_view_changes_no_bit(sizes):
     assert "predict" not in vars(model)
 
 
+@on_each_device
+def test_the_network_runs_in_the_precision_of_the_detector(monkeypatch):
+    """A hook gives the detector another test_step."""
+    model = small_detector()
+    monkeypatch.setattr(model, "test_step", autocast_test_step(model, torch.bfloat16))
+    tta = HCFormerTTAModel(model)
+    dtypes = []
+    merge = tta.merge_preds
+
+    def capture(views):
+        dtypes.extend(sample.view.class_logits.dtype for samples in views for sample in samples)
+        return merge(views)
+
+    monkeypatch.setattr(tta, "merge_preds", capture)
+    views = [(images([(61, 83)]), [view_sample((61, 83), None, flip)]) for flip in FLIPS[:2]]
+    (sample,) = test_step(tta, views)
+    assert dtypes == [torch.bfloat16] * 2
+    assert sample.pred_instances.scores.dtype == torch.float32
+
+
 def drawn_masks(height, width):
     """Logits of five masks: quarters of the image, and no object; no two are alike if flipped."""
     y, x = torch.arange(height) / height - 0.4, torch.arange(width) / width - 0.6
@@ -120,7 +152,7 @@ def as_view(model, classes, masks, flip, order, padded):
 @pytest.mark.parametrize("flip", FLIPS)
 def test_flips_of_an_equivariant_network_change_nothing(flip):
     """A second view with the same masks, flipped and in another order, at an odd size."""
-    model = small_detector(**{"panoptic_head.num_queries": QUERIES})
+    model = five_queries()
     tta = HCFormerTTAModel(model)
     prediction = drawn_classes(6.0), drawn_masks(45, 67)
     orders = torch.arange(QUERIES), torch.tensor([3, 0, 4, 2, 1])
@@ -180,7 +212,7 @@ def merge_slowly(views, size):
 
 def test_average_of_flips_and_scales(monkeypatch):
     """Against the slow form: three sizes, each flip, queries that see nothing in some views."""
-    model = small_detector(**{"panoptic_head.num_queries": QUERIES})
+    model = five_queries()
     sizes = [(33, 50), (45, 67), (61, 90), (45, 67)]
     torch.manual_seed(0)
     views, samples = [], []
@@ -215,10 +247,9 @@ def test_average_of_flips_and_scales(monkeypatch):
 
 
 def test_only_needed_queries_are_decoded(monkeypatch):
-    model = small_detector(
-        **{"test_cfg.instance_on": False, "test_cfg.semantic_on": False},
-        **{"panoptic_head.num_queries": QUERIES},
-    )
+    model = five_queries()
+    panoptic_alone = dict(model.test_cfg, instance_on=False, semantic_on=False)
+    monkeypatch.setattr(model.panoptic_head, "test_cfg", panoptic_alone)
     decoded = []
     decode = model.panoptic_head.decode
     monkeypatch.setattr(
@@ -236,7 +267,7 @@ def test_only_needed_queries_are_decoded(monkeypatch):
 
 
 def test_masks_of_probability_zero_and_one_stay_finite(monkeypatch):
-    model = small_detector(**{"panoptic_head.num_queries": QUERIES})
+    model = five_queries()
     masks = drawn_masks(40, 50) * 1e4
     classes = drawn_classes(300.0)  # every probability is 0 or 1
     order = torch.arange(QUERIES)
@@ -249,7 +280,7 @@ def test_masks_of_probability_zero_and_one_stay_finite(monkeypatch):
 
 
 def test_weights_that_are_not_finite_are_warned_of():
-    model = small_detector(**{"panoptic_head.num_queries": QUERIES})
+    model = five_queries()
     order = torch.arange(QUERIES)
     classes = torch.full((QUERIES, 11), torch.nan)
     views = [
@@ -260,7 +291,7 @@ def test_weights_that_are_not_finite_are_warned_of():
 
 
 def test_views_tell_whether_they_are_flipped():
-    model = small_detector(**{"panoptic_head.num_queries": QUERIES})
+    model = five_queries()
     order = torch.arange(QUERIES)
     (sample,) = [as_view(model, drawn_classes(9.0), drawn_masks(40, 50), None, order, (64, 64))]
     sample.pop("flip")
