@@ -1,6 +1,7 @@
 """Images of clusters, predictions and ground truth: arrays in, images out."""
 
 from .clusters import draw_boundaries, draw_errors, draw_hierarchy, mean_colors, random_colors
+from .faults import fault_sheet
 from .layouts import LAYOUTS, SheetLayout, cluster_sheet
 from .panels import Panel, sheet
 from .panoptic import draw_panoptic
@@ -14,6 +15,7 @@ __all__ = [
     "draw_errors",
     "draw_hierarchy",
     "draw_panoptic",
+    "fault_sheet",
     "mean_colors",
     "random_colors",
     "sheet",

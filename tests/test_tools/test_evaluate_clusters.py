@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from hcformer_mm.evaluation import ClusteringMetric
+from hcformer_mm.evaluation.measures.panoptic_faults import KINDS, MISSED
 from tests.helpers.tools import loader_options
 
 CONFIGS = Path(__file__).parents[2] / "configs/shapes"
@@ -66,6 +68,39 @@ def test_panoptic(arguments, run, tmp_path, capfd):
     for words in ("ground truth", "SLIC 2", "decoding costs", "classification costs"):
         assert words in printed
     assert [path.name for path in out.parent.iterdir()] == ["scores.json"]
+
+
+def test_worst_images_are_drawn(arguments, run, tmp_path):
+    """Untrained, the model finds nothing above its threshold. The drawings are as the JSON says."""
+    out = tmp_path / "scores.json"
+    run(arguments("hcformer_r18_shapes-panoptic", "--worst", 2, "--out", out))
+    report = json.loads(out.read_text())
+    faults = {
+        kind: report["metrics"][f"clusters/blame/PQ/classification/{kind}"]
+        for kind in report["worst"]
+    }
+    share = report["metrics"]["clusters/blame/PQ/classification"]
+    assert sum(faults.values()) == pytest.approx(share, abs=1e-9)
+    assert list(faults) == list(KINDS)
+    drawn = []
+    for kind, images in report["worst"].items():
+        for rank, image in enumerate(images, start=1):
+            assert image["sheet"] == str(tmp_path / f"scores/{kind}_{rank}.png")
+            assert Path(image["image"]).exists() and image["loss"] > 0
+            assert Image.open(image["sheet"]).width > 3 * 640
+            drawn.append(image["sheet"])
+    assert sorted(drawn) == sorted(map(str, (tmp_path / "scores").iterdir()))
+    assert len({image["image"] for image in report["worst"][MISSED]}) == 2
+
+
+def test_worst_images_need_panoptic_ground_truth_and_a_folder(arguments, run, tmp_path, capsys):
+    command = arguments("hcformer_r18_shapes-panoptic", "--worst")
+    with pytest.raises(SystemExit):
+        run(command)
+    assert "expected --out with --worst" in capsys.readouterr().err
+    options = ("--worst", "--out", tmp_path / "scores.json")
+    with pytest.raises(SystemExit, match="panoptic ground truth with --worst, got semantic, whose"):
+        run(arguments("hc-fcn32s_r18_shapes-semantic", *options))
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,21 @@
 
 import argparse
 import sys
+from collections import defaultdict
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
+from mmengine.fileio import get
 from mmengine.registry import DATASETS, DefaultScope
+from mmengine.runner import Runner, autocast
 
+from hcformer_mm.apis.result_writer import write_image
 from hcformer_mm.engine.run_checks.lookup import is_named
 from hcformer_mm.engine.runner import (
     add_checkpoint_arguments,
@@ -17,10 +25,15 @@ from hcformer_mm.engine.runner import (
     check_settings,
     load_config,
 )
+from hcformer_mm.evaluation import ClusteringMetric
+from hcformer_mm.models.utils.cluster_recorder import record_clusters
+from hcformer_mm.structures.panoptic import Classes
 from hcformer_mm.utils.arguments import number
 from hcformer_mm.utils.atomic_write import replacing
 from hcformer_mm.utils.config import naming
+from hcformer_mm.utils.images import decode_image
 from hcformer_mm.utils.strict_json import dumps
+from hcformer_mm.visualization import fault_sheet
 
 METRIC = "hcformer_mm.ClusteringMetric"
 HOOK = "hcformer_mm.ClusterRecordHook"
@@ -54,7 +67,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=json_file, metavar="JSON", help="write all results to this file"
     )
-    return parser.parse_args()
+    parser.add_argument(
+        "--worst",
+        nargs="?",
+        type=number(int, 1),
+        const=3,
+        metavar="N",
+        help="draw the N images (3 by default) that lose most PQ by each kind of fault, as "
+        "<kind>_<rank>.png in the folder of the name of --out without .json",
+    )
+    args = parser.parse_args()
+    if args.worst is not None and args.out is None:
+        parser.error("expected --out with --worst, which names the folder of the drawings")
+    return args
 
 
 def clustering_metric(evaluators: list[ConfigDict]) -> dict[str, Any]:
@@ -80,8 +105,12 @@ def clustering_metric(evaluators: list[ConfigDict]) -> dict[str, Any]:
     )
 
 
-def add_clusters(config: Config, *, slic: bool) -> None:
-    """Add the hook that records clusters and the metric that scores them."""
+def add_clusters(config: Config, *, slic: bool) -> str:
+    """Add the hook that records clusters and the metric that scores them.
+
+    Returns:
+        The kind of ground truth of the metric.
+    """
     given = config.test_evaluator
     evaluators = list(given) if isinstance(given, list | tuple) else [given]
     own = [evaluator for evaluator in evaluators if is_named(evaluator, "ClusteringMetric")]
@@ -93,6 +122,9 @@ def add_clusters(config: Config, *, slic: bool) -> None:
     hooks = list(config.get("custom_hooks") or [])
     if not any(is_named(hook, "ClusterRecordHook") for hook in hooks):
         config.custom_hooks = [*hooks, dict(type=HOOK)]
+    if "panoptic_fusion_head" in config.model:
+        config.model.test_cfg = {**(config.model.get("test_cfg") or {}), "candidates_on": True}
+    return str(own[0]["ground_truth"])
 
 
 def limit_images(config: Config, number: int) -> str:
@@ -115,9 +147,52 @@ def limit_images(config: Config, number: int) -> str:
     return f"{number} of {total} images, evenly spaced"
 
 
+def predict_again(runner: Runner, paths: Collection[str]) -> Iterator[DetDataSample]:
+    """Predict some images of the test set once more, with their clusters."""
+    loader, model = runner.test_loop.dataloader, runner.model
+    dataset = loader.dataset
+    images = ((i, dataset.get_data_info(i)["img_path"]) for i in range(len(dataset)))
+    wanted = [i for i, path in images if path in paths]
+    with record_clusters(model), autocast(enabled=runner.test_loop.fp16), torch.no_grad():
+        for i in wanted:
+            yield from model.test_step(loader.collate_fn([dataset[i]]))
+
+
+def draw_worst(runner: Runner, number: int, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Draw the worst images of each kind of fault; return path, loss and drawing of each."""
+    metrics = runner.test_loop.evaluator.metrics
+    metric = next(metric for metric in metrics if isinstance(metric, ClusteringMetric))
+    classes = Classes.from_metainfo(metric.dataset_meta)
+    worst = {
+        kind: [
+            dict(image=path, loss=loss, sheet=str(folder / f"{kind}_{rank}.png"))
+            for rank, (path, loss) in enumerate(images, start=1)
+        ]
+        for kind, images in metric.worst_images(number).items()
+    }
+    of_image = defaultdict(list)
+    for kind, sheets in worst.items():
+        for sheet in sheets:
+            of_image[sheet["image"]].append((kind, sheet))
+    for sample in predict_again(runner, of_image):
+        truth, prediction, faults = metric.segments_and_faults(sample.to_dict())
+        content = get(sample.img_path, backend_args=metric.backend_args)
+        image = np.ascontiguousarray(decode_image(content, sample.img_path)[..., ::-1])
+        for kind, sheet in of_image[sample.img_path]:
+            note = f"{Path(sample.img_path).stem}, {sheet['loss']:.2f} of PQ"
+            given = image, truth, prediction, faults, kind
+            write_image(sheet["sheet"], fault_sheet(*given, classes=classes, note=note))
+    return worst
+
+
 def evaluate(args: argparse.Namespace) -> None:
     config = load_config(args)
-    add_clusters(config, slic=args.slic)
+    truth = add_clusters(config, slic=args.slic)
+    if args.worst is not None and truth != "panoptic":
+        raise ValueError(
+            f"expected panoptic ground truth with --worst, got {truth}, whose figures are no sums "
+            "over segments; omit --worst"
+        )
     tested = "all images" if args.limit is None else limit_images(config, args.limit)
     runner = build_runner(config, ["test"], allow_partial=args.allow_partial)
     runner.logger.info(f"Clusters are evaluated on {tested}")
@@ -126,6 +201,8 @@ def evaluate(args: argparse.Namespace) -> None:
         # NaN marks scores that are undefined on every image.
         figures = {name: float(value) for name, value in metrics.items()}
         report = dict(config=args.config, checkpoint=args.checkpoint, metrics=figures)
+        if args.worst is not None:
+            report["worst"] = draw_worst(runner, args.worst, args.out.with_suffix(""))
         with replacing(args.out) as unfinished:
             unfinished.write_text(dumps(report, indent=2) + "\n")
 
