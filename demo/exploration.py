@@ -31,7 +31,7 @@ from hcformer_mm.visualization.arrays import (
 from hcformer_mm.visualization.clusters import draw_boundaries, mean_colors, random_colors
 from hcformer_mm.visualization.panoptic import draw_panoptic
 
-Overlay = Literal["boundaries", "mean colors", "random colors", "prediction"]
+Overlay = Literal["boundaries", "mean colors", "random colors", "prediction", "confidence"]
 OVERLAYS: tuple[Overlay, ...] = get_args(Overlay)
 
 SHOWN_SIDE = 960
@@ -59,6 +59,7 @@ class Exploration:
         cell: Height and width of a cell of the finest map, in pixels of ``image``.
         classes: Names and colors of the classes.
         prediction: Predicted segments, if there are any.
+        confidence: Confidence of every pixel, ``(H, W)``, 0 to 1, if it is known.
     """
 
     image: RGBImage
@@ -67,6 +68,7 @@ class Exploration:
     cell: tuple[float, float]
     classes: Classes
     prediction: Panoptic | None
+    confidence: NDArray[np.float32] | None = None
 
     @property
     def num_levels(self) -> int:
@@ -123,6 +125,7 @@ def explore(
     input_size: tuple[int, int],
     classes: Classes,
     prediction: Panoptic | None = None,
+    confidence: NDArray[np.float32] | None = None,
 ) -> Exploration:
     """Prepare an image for exploration.
 
@@ -133,6 +136,7 @@ def explore(
         input_size: Height and width of the network's input, without padding.
         classes: Names and colors of the classes.
         prediction: Segments at the size of ``image``.
+        confidence: Confidence of its pixels, ``(H, W)``, 0 to 1.
 
     Raises:
         ValueError: The prediction has another size than the image, or the assignments do not fit
@@ -157,6 +161,7 @@ def explore(
         cell=(stride * shown[0] / input_size[0], stride * shown[1] / input_size[1]),
         classes=classes,
         prediction=prediction,
+        confidence=None if confidence is None else resize_map(confidence, shown),
     )
 
 
@@ -173,13 +178,14 @@ def draw_level(
     Args:
         exploration: The image.
         level: From 0 to the last.
-        overlay: Boundaries; mean or random colors of the clusters; or the predicted segments with
-            the boundaries of the level.
+        overlay: Boundaries; mean or random colors of the clusters; or the predicted segments, or
+            the confidence in them from blue (0) to yellow (1), with the boundaries of the level.
         opacity: Opacity of the overlay, 0 to 1.
         pixel: Selected pixel, which is marked, and its cluster outlined.
 
     Raises:
-        ValueError: No such level, overlay, opacity or pixel, or no prediction to draw.
+        ValueError: No such level, overlay, opacity or pixel, or no prediction or confidence to
+            draw.
     """
     exploration.check(pixel or (0, 0), level)
     if not 0 <= opacity <= 1:
@@ -259,11 +265,15 @@ def _layer(exploration: Exploration, level: int, overlay: Overlay) -> RGBImage:
         return mean_colors(image, labels)
     if overlay == "random colors":
         return random_colors(labels)
-    if overlay != "prediction":
+    if overlay not in OVERLAYS:
         raise ValueError(f"expected one of {OVERLAYS} as overlay, got {overlay!r}")
-    if exploration.prediction is None:
-        raise ValueError("expected a prediction to draw, and the model made none")
-    layer = draw_panoptic(image, exploration.prediction, exploration.classes, opacity=1)
+    if getattr(exploration, overlay) is None:
+        raise ValueError(f"expected a {overlay} to draw, and the model made none")
+    if overlay == "confidence":
+        gray = (255 * np.nan_to_num(exploration.confidence)).round().astype(np.uint8)
+        layer = cv2.applyColorMap(gray, cv2.COLORMAP_VIRIDIS)[..., ::-1]
+    else:
+        layer = draw_panoptic(image, exploration.prediction, exploration.classes, opacity=1)
     return draw_boundaries(layer, labels, color=DARK) if level <= exploration.num_levels else layer
 
 

@@ -18,11 +18,14 @@ import mmcv
 import numpy as np
 from exploration import OVERLAYS, Exploration, draw_level, explore
 from explorer_html import CSS, NOTES, levels_html, path_html
+from mmengine.config import DictAction
+from mmseg.models.segmentors import BaseSegmentor
 from shapes import CONFIG, IMAGES, ROOT, Demo
 
 from hcformer_mm.apis.cluster_inferencer import ClusterInferencer
+from hcformer_mm.apis.inference import thresholds_of
 from hcformer_mm.apis.inputs import InputImage
-from hcformer_mm.structures.data_samples import predicted_segments
+from hcformer_mm.structures.data_samples import SCORE_THR, predicted_segments
 
 FIRST_PORT = 7860
 """First port that is tried: Gradio's default."""
@@ -42,27 +45,50 @@ class Explorer:
         config: Path or name of a config.
         checkpoint: Path of the weights.
         device: Device of the model; by default the GPU if there is one.
+        cfg_options: Overrides of the config.
+
+    Attributes:
+        thresholds: Those that act on the segments that are shown, with the values of the config.
     """
 
-    def __init__(self, config: str | Path, checkpoint: Path, device: str | None = None) -> None:
-        self.inferencer = ClusterInferencer(config, checkpoint, device=device)
+    def __init__(
+        self,
+        config: str | Path,
+        checkpoint: Path,
+        device: str | None = None,
+        cfg_options: dict[str, Any] | None = None,
+    ) -> None:
+        self.inferencer = ClusterInferencer(
+            config, checkpoint, device=device, cfg_options=cfg_options
+        )
+        model = self.inferencer.model
+        self.thresholds = thresholds_of(model)
+        panoptic = "iou_thr" in self.thresholds
+        self.confidence = panoptic or isinstance(model, BaseSegmentor)
+        if panoptic:
+            self.thresholds.pop("max_per_image", None)  # instances are not shown
+        elif self.thresholds:
+            self.thresholds["score_thr"] = SCORE_THR
         self.title = f"{Path(config).stem} · {checkpoint.name}"
         self._lock = threading.Lock()  # several pages may run the model at once
 
-    def open(self, image: np.ndarray) -> Exploration:
-        """Run the model on an image ``(H, W, 3)``, BGR."""
+    def open(
+        self, image: np.ndarray, *, score_thr: float = SCORE_THR, **thresholds: float
+    ) -> Exploration:
+        """Run the model on an image ``(H, W, 3)``, BGR, with these thresholds."""
         if max(image.shape) > LARGEST_SIDE:
             image = mmcv.imrescale(image, (LARGEST_SIDE, LARGEST_SIDE), interpolation="area")
         with self._lock:
-            (result,) = self.inferencer(image)
-        classes = self.inferencer.classes
+            (result,) = self.inferencer(image, confidence=self.confidence, **thresholds)
+        classes, sample = self.inferencer.classes, result.prediction
         return explore(
             result.image,
             result.clusters.assignments,
             stride=result.clusters.stride,
             input_size=result.clusters.input_size,
             classes=classes,
-            prediction=predicted_segments(result.prediction, classes),
+            prediction=predicted_segments(sample, classes, score_thr=score_thr),
+            confidence=sample.pred_confidence.data[0].numpy() if self.confidence else None,
         )
 
 
@@ -70,7 +96,9 @@ def build_page(explorer: Explorer, examples: list[Path]) -> Any:
     """Build the Gradio page without serving it."""
     blank = explorer.open(np.full((96, 128, 3), 127, np.uint8))  # shows what the model predicts
     last = len(blank.maps) - 1
-    overlays = [name for name in OVERLAYS if name != "prediction" or blank.prediction is not None]
+    lacking = {name for name in ("prediction", "confidence") if getattr(blank, name) is None}
+    overlays = [name for name in OVERLAYS if name not in lacking]
+    names = list(explorer.thresholds)
 
     import gradio as gr
 
@@ -81,17 +109,22 @@ def build_page(explorer: Explorer, examples: list[Path]) -> Any:
         drawn = draw_level(exploration, level, overlay, opacity=opacity, pixel=pixel)
         return drawn, levels_html(exploration, level)
 
-    def change_image(file, *controls):
+    def change_image(file, *values):
         if file is None:  # removed: keep the image that is shown
-            return [gr.skip()] * 5
+            return [gr.skip()] * 6
         try:
-            path = Path(file["path"])
-            exploration = explorer.open(InputImage(path.stem, 0, path=path).read())
+            return run(Path(file["path"]), None, *values)
         except ValueError as error:  # name the user's file, not the uploaded copy
             gr.Warning(str(error).replace(file["path"], file["orig_name"] or "the image"))
-            return [gr.skip()] * 5
-        drawn, legend = view(exploration, *controls, None)
-        return exploration, None, drawn, legend, path_html(exploration, None)
+            return [gr.skip()] * 6
+
+    def run(path, pixel, *values):
+        if path is None:
+            return [gr.skip()] * 6
+        given = dict(zip(names, values, strict=False))  # controls come after them
+        exploration = explorer.open(InputImage(path.stem, 0, path=path).read(), **given)
+        drawn, legend = view(exploration, *values[len(names) :], pixel)
+        return path, exploration, pixel, drawn, legend, path_html(exploration, pixel)
 
     def click(exploration, level, overlay, opacity, event: gr.SelectData):
         height, width = exploration.image.shape[:2]
@@ -101,7 +134,7 @@ def build_page(explorer: Explorer, examples: list[Path]) -> Any:
         return pixel, drawn, path_html(exploration, pixel)
 
     with gr.Blocks(title="HCFormer explorer", analytics_enabled=False) as page:
-        exploration, pixel = gr.State(), gr.State()
+        source, exploration, pixel = gr.State(), gr.State(), gr.State()
         gr.HTML(f"<h1>HCFormer explorer</h1><p>{escape(explorer.title)}</p>", elem_id="head")
         with gr.Row():
             with gr.Column(scale=1, min_width=240):
@@ -110,6 +143,12 @@ def build_page(explorer: Explorer, examples: list[Path]) -> Any:
                 level = gr.Slider(0, last, **start, label="Level", info=info, buttons=[])
                 overlay = gr.Radio(overlays, value=overlays[0], label="Overlay")
                 opacity = gr.Slider(0, 1, value=0.8, step=0.05, label="Opacity", buttons=[])
+                thresholds = []
+                for name, value in explorer.thresholds.items():
+                    scale = dict(maximum=1, step=0.01)
+                    if name == "max_per_image":
+                        scale = dict(minimum=1, maximum=max(100, value), step=1, precision=0)
+                    thresholds.append(gr.Slider(value=value, label=name, buttons=[], **scale))
             with gr.Column(scale=4, min_width=420):
                 legend = gr.HTML(elem_id="legend")
                 buttons = ["download", "fullscreen"]
@@ -132,12 +171,16 @@ def build_page(explorer: Explorer, examples: list[Path]) -> Any:
         gr.HTML(NOTES, elem_id="notes")
 
         controls = [level, overlay, opacity]
-        opened = [exploration, pixel, shown, legend, path]
+        opened = [source, exploration, pixel, shown, legend, path]
         private = dict(api_visibility="private")
         for event in (page.load, image.change):
             # Not preprocessed: Gradio's own reading of a broken file fails silently.
-            event(change_image, [image, *controls], opened, preprocess=False, **private)
+            event(
+                change_image, [image, *thresholds, *controls], opened, preprocess=False, **private
+            )
         quick = dict(show_progress="hidden", trigger_mode="always_last", **private)
+        for threshold in thresholds:
+            threshold.change(run, [source, pixel, *thresholds, *controls], opened, **quick)
         for control in controls:
             control.change(view, [exploration, *controls, pixel], [shown, legend], **quick)
         shown.select(click, [exploration, *controls], [pixel, shown, path], **quick)
@@ -152,6 +195,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address (default: %(default)s)")
     parser.add_argument("--port", type=int, help=f"default: a free one from {FIRST_PORT} on")
     parser.add_argument("--device", help="cpu, cuda or cuda:<index>; by default the GPU if any")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help="override settings of the config, as key=value",
+    )
     return parser.parse_args()
 
 
@@ -218,7 +267,7 @@ def serve(args: argparse.Namespace) -> None:
         os.environ["GRADIO_TEMP_DIR"] = cache  # for images that pages upload and show
         gradio = import_gradio()
         try:
-            explorer = Explorer(config, checkpoint, args.device)
+            explorer = Explorer(config, checkpoint, args.device, args.cfg_options)
             page = build_page(explorer, examples)
             # Generic fonts: the default ones would be downloaded.
             fonts = {"font": "sans-serif", "font_mono": "monospace"}

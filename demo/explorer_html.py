@@ -71,17 +71,19 @@ def weights_html(step: Step) -> str:
 
 
 def prediction_html(exploration: Exploration, pixel: tuple[int, int]) -> str:
-    """Predicted class of a pixel."""
+    """Predicted class of a pixel, and the confidence in it."""
     segment = int(exploration.prediction.segments[pixel])
     category = exploration.prediction.categories.get(segment)
     if category is None:
         return '<p class="predicted">No class: void</p>'
+    sure = exploration.confidence
+    confidence = "" if sure is None else f", confidence {sure[pixel]:.2f}"
     name = exploration.classes.names[category]
     color = ", ".join(map(str, exploration.classes.colors()[category]))
     kind = "thing" if name in exploration.classes.things else "stuff"
     return (
         f'<p class="predicted"><i style="background: rgb({color})"></i>'
-        f"<b>{escape(name)}</b> {kind if exploration.classes.things else 'class'}</p>"
+        f"<b>{escape(name)}</b> {kind if exploration.classes.things else 'class'}{confidence}</p>"
     )
 
 

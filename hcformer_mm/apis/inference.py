@@ -16,9 +16,10 @@ from ..checkpoints.fit import load_weights
 from ..checkpoints.io import load_checkpoint
 from ..engine.run_checks.bands import band_faults
 from ..models.heads import HCFormerFusionHead
+from ..models.utils.post_processing import THRESHOLDS
 from ..structures.panoptic import Classes
 from ..utils.config import build_without_weights, dataset_meta_of, logging_from, tested_dataset
-from ..utils.errors import InputError
+from ..utils.errors import InputError, some
 
 
 class ResultOptions(TypedDict, total=False):
@@ -108,6 +109,16 @@ def read_classes(model: BaseModel) -> Classes:
         ) from None
 
 
+def thresholds_of(model: nn.Module) -> dict[str, float]:
+    """Thresholds that act on the results of a model, with the values that its config has."""
+    head = getattr(model, "panoptic_fusion_head", None)
+    if not isinstance(head, HCFormerFusionHead):
+        return {}
+    names = ["object_mask_thr", "iou_thr"] * head.test_cfg.get("panoptic_on", True)
+    names += ["max_per_image"] * head.test_cfg.get("instance_on", False)
+    return {name: {**THRESHOLDS, **head.test_cfg}[name] for name in names}
+
+
 def result_config(
     model: nn.Module,
     *,
@@ -118,37 +129,33 @@ def result_config(
 ) -> dict[str, Any]:
     """Return what the ``test_cfg`` in the metainfo of data samples overrides for these options.
 
-    Scores of panoptic segments are enabled if the model has them.
-
-    For the arguments besides the model, see :class:`ResultOptions`.
+    Scores of panoptic segments are enabled if the model has them. For the arguments besides the
+    model, see :class:`ResultOptions`.
 
     Raises:
         ValueError: An option is out of its range, or the model lacks what it changes.
     """
-    shares = dict(object_mask_thr=object_mask_thr, iou_thr=iou_thr)
-    for name, share in shares.items():
+    given: dict[str, Any] = dict(object_mask_thr=object_mask_thr, iou_thr=iou_thr)
+    for name, share in given.items():
         if share is not None and not 0 <= share <= 1:
             raise ValueError(f"expected {name} from 0 to 1, got {share}")
     if max_per_image is not None and max_per_image < 1:
         raise ValueError(f"expected max_per_image >= 1, got {max_per_image}")
-    head = getattr(model, "panoptic_fusion_head", None)
-    config = head.test_cfg if isinstance(head, HCFormerFusionHead) else dict(panoptic_on=False)
-    needs = dict(object_mask_thr="panoptic_on", iou_thr="panoptic_on", max_per_image="instance_on")
-    given = shares | dict(max_per_image=max_per_image)
+    given["max_per_image"] = max_per_image
     given = {name: value for name, value in given.items() if value is not None}
-    panoptic = config.get("panoptic_on", True)
-    enabled = dict(panoptic_on=panoptic, instance_on=config.get("instance_on", False))
-    if missing := [name for name in given if not enabled[needs[name]]]:
+    acting = thresholds_of(model)
+    if missing := given.keys() - acting.keys():
         raise ValueError(
-            f"expected a detector with an HCFormerFusionHead and {needs[missing[0]]}=True in its "
-            f"test_cfg for {missing[0]}, got {type(model).__name__} with {type(head).__name__} and "
-            f"{dict(config)}; other models have thresholds in their configs: use cfg_options"
+            f"expected a model with {' and '.join(sorted(missing))}, which act on panoptic results "
+            "(object_mask_thr, iou_thr) and instances (max_per_image) of an HCFormerFusionHead, "
+            f"got {type(model).__name__} with {some(acting)}; other models have thresholds in "
+            "their configs: use cfg_options"
         )
+    panoptic = "object_mask_thr" in acting
     if confidence and not (panoptic or isinstance(model, BaseSegmentor)):
         raise ValueError(
-            "expected a segmentor of mmseg, or a detector with an HCFormerFusionHead and "
-            f"panoptic_on=True, for confidence, got {type(model).__name__} with "
-            f"{type(head).__name__} and {dict(config)}"
+            "expected a segmentor of mmseg or panoptic results of an HCFormerFusionHead for "
+            f"confidence, got {type(model).__name__} with neither; leave confidence out"
         )
     flags = dict(segments_on=panoptic, confidence_on=confidence)
     return given | {name: True for name, on in flags.items() if on}

@@ -53,6 +53,7 @@ def exploration(size=(24, 32), *, input_size=None, stride=4, padding=(0, 0), lev
         input_size=input_size,
         classes=CLASSES,
         prediction=Panoptic(segments, {0: 0, 1: 1}),
+        confidence=np.linspace(0, 1, size[0] * size[1], dtype=np.float32).reshape(size),
     )
 
 
@@ -169,6 +170,9 @@ def test_overlays(monkeypatch):
         lines = (drawn["boundaries"] != seen.image).any(-1)
         assert changed.any() == (level < 4 and len(np.unique(labels)) > 1)
         assert (lines | ~changed).all()
+        # From blue to yellow.
+        inside = drawn["confidence"][~lines].astype(int)
+        assert inside[0, 2] > inside[0, 0] and inside[-1, 0] > inside[-1, 2]
 
 
 def test_selected_pixel_is_marked_and_its_cluster_outlined():
@@ -291,6 +295,8 @@ def test_wrong_requests():
                 call(seen, pixel)
     with pytest.raises(ValueError, match="the model made none"):
         draw_level(replace(seen, prediction=None), 1, "prediction")
+    with pytest.raises(ValueError, match="expected a confidence to draw, and the model made none"):
+        draw_level(replace(seen, confidence=None), 1, "confidence")
     with pytest.raises(ValueError, match=r"image's size \(24, 32\), got \(24, 31\)"):
         explore(
             np.zeros((24, 32, 3), np.uint8),

@@ -25,6 +25,7 @@ from PIL import Image
 
 from hcformer_mm.apis.inference import build_model
 from tests.helpers.models import SHAPES_CONFIG
+from tests.helpers.predictions import diversify
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "demo/explorer.py"
@@ -53,9 +54,11 @@ socket.socket.connect, socket.getaddrinfo = connect, getaddrinfo
 
 
 def write_weights(folder, config):
-    """A checkpoint of random weights."""
+    """A checkpoint of random weights, with which a mask classifier predicts segments."""
     path = folder / "untrained.pth"
-    torch.save({"state_dict": build_model(Config.fromfile(config)).state_dict()}, path)
+    model = build_model(Config.fromfile(config))
+    diversify(model)
+    torch.save({"state_dict": model.state_dict()}, path)
     return path
 
 
@@ -207,6 +210,18 @@ def test_page(page, server, model, images, one_thread):
     page.get_by_label("range slider for Opacity").press("End")
     wait_for_image(page, draw_level(second, 0, "mean colors"))
 
+    # The thresholds move, and the model runs again.
+    page.get_by_label("prediction").check()
+    assert not second.prediction.categories
+    for name in ("object_mask_thr", "iou_thr"):
+        page.get_by_label(f"range slider for {name}").press("Home")
+    second = model.open(mmcv.imread(str(images[1])), object_mask_thr=0, iou_thr=0)
+    assert second.prediction.categories
+    wait_for_image(page, draw_level(second, 0, "prediction"))
+    page.get_by_label("confidence").check()
+    wait_for_image(page, draw_level(second, 0, "confidence"))
+    page.get_by_label("mean colors").check()
+
     # A pixel near the top left corner is clicked.
     height, width = second.image.shape[:2]
     box = page.locator("#shown img").bounding_box()
@@ -251,6 +266,8 @@ def compare_path(page, exploration, pixel):
     category = exploration.prediction.categories.get(int(exploration.prediction.segments[pixel]))
     name = "void" if category is None else exploration.classes.names[category]
     assert name in figures[-1].inner_text()
+    if category is not None:
+        assert f"confidence {exploration.confidence[pixel]:.2f}" in figures[-1].inner_text()
 
 
 def test_file_that_is_no_image(page, tmp_path):
@@ -343,11 +360,24 @@ def test_other_models(name, tmp_path):
     """Models of instances, around which all is void, and of classes."""
     config = f"configs/shapes/{name}.py"
     other = explorer.Explorer(config, write_weights(tmp_path, config), "cpu")
-    seen = other.open(np.full((60, 80, 3), 127, np.uint8))
+    thresholds = dict(max_per_image=100, score_thr=0.5) if "instance" in name else {}
+    assert other.thresholds == thresholds
+    image = np.full((60, 80, 3), 127, np.uint8)
+    seen = other.open(image, score_thr=1)
     path = explorer.path_html(seen, (5, 5))
     assert path.count("<figure") == len(seen.maps) == 5
     assert ("void" in path) == ("instance" in name)
     assert explorer.levels_html(seen, 4).count("<li") == 5
+    assert (seen.confidence is None) == ("instance" in name) == ("confidence" not in path)
+    if thresholds:
+        assert not seen.prediction.categories
+        assert other.open(image, score_thr=0, max_per_image=3).prediction.categories
+
+
+def test_overrides_of_the_config(checkpoint):
+    options = {"model.test_cfg.iou_thr": 0.3}
+    other = explorer.Explorer(SHAPES_CONFIG, checkpoint, "cpu", options)
+    assert other.thresholds == dict(object_mask_thr=0.8, iou_thr=0.3)
 
 
 def test_large_images_are_reduced(model, monkeypatch):
@@ -356,7 +386,9 @@ def test_large_images_are_reduced(model, monkeypatch):
     sizes = []
     plain = model.inferencer
     monkeypatch.setattr(
-        model, "inferencer", lambda image: sizes.append(image.shape) or plain(image)
+        model,
+        "inferencer",
+        lambda image, **options: sizes.append(image.shape) or plain(image, **options),
     )
     model.inferencer.classes = plain.classes
     for size in [(94, 128), (94, 256), (260, 130)]:

@@ -30,6 +30,9 @@ RESIZED_NUMEL = 2**28
 NEGLIGIBLE = 2**-24
 """Class probability, relative to the largest one, that is within the rounding of float32."""
 
+THRESHOLDS: dict[str, Any] = dict(object_mask_thr=0.8, iou_thr=0.8, max_per_image=100)
+"""What holds where ``test_cfg`` has no such option: mmdet's defaults."""
+
 
 def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
     """Class scores of every pixel: softmax(class)ᵀ · sigmoid(mask), summed over the queries.
@@ -120,7 +123,7 @@ def panoptic_queries(
         Bool ``(..., Q)``, scores ``(..., Q)`` and classes ``(..., Q)``.
     """
     scores, classes = probabilities.max(dim=-1)
-    kept = (classes != num_classes) & (scores > test_cfg.get("object_mask_thr", 0.8))
+    kept = (classes != num_classes) & (scores > {**THRESHOLDS, **test_cfg}["object_mask_thr"])
     return kept, scores, classes
 
 
@@ -140,7 +143,7 @@ def best_pairs(
         Queries, classes and scores of the pairs, each ``(..., N)``.
     """
     scores = probabilities[..., :-1].flatten(-2)
-    count = min(test_cfg.get("max_per_image", 100), scores.shape[-1])
+    count = min({**THRESHOLDS, **test_cfg}["max_per_image"], scores.shape[-1])
     scores, pairs = scores.topk(count, sorted=False)
     return pairs // num_classes, pairs % num_classes, scores
 
@@ -213,7 +216,7 @@ class PanopticResult:
         (self._queries,) = _positions(probabilities, kept)
         self._scores, self._classes = scores[self._queries], classes[self._queries]
         self._num_things, self._num_classes = num_things, num_classes
-        self._iou_thr = test_cfg.get("iou_thr", 0.8)
+        self._iou_thr = {**THRESHOLDS, **test_cfg}["iou_thr"]
         self._filter_low_score = test_cfg.get("filter_low_score", False)
         self._winners = torch.zeros(size, dtype=torch.int32, device=probabilities.device)
         self._unsure = torch.zeros_like(self._winners, dtype=torch.bool)
