@@ -68,7 +68,14 @@ class Tiling:
     iou_thr: float = TILE_IOU_THR
 
     def __post_init__(self) -> None:
-        smallest = min(self.shape)
+        sides = [self.size] * 2 if isinstance(self.size, int | float) else self.size
+        if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+            raise ValueError(
+                f"expected tile_size as a side or as height and width, got {self.size}"
+            )
+        smallest = min(sides)
+        if smallest < 2:
+            raise ValueError(f"expected tile_size of at least 2 pixels a side, got {self.size}")
         if not 1 <= self.overlap < smallest:
             raise ValueError(
                 f"expected tile_overlap from 1 to {smallest - 1}, less than a side of a tile of "
@@ -476,5 +483,5 @@ def encode_part(mask: Mask, place: tuple[slice, slice], size: tuple[int, int]) -
     starts = pixels[np.diff(pixels, prepend=-2) > 1]
     stops = pixels[np.diff(pixels, append=height * width + 1) > 1] + 1
     ends = np.stack([starts, stops], 1).ravel()
-    counts = np.diff(ends, prepend=0, append=height * width).tolist()
+    counts = np.trim_zeros(np.diff(ends, prepend=0, append=height * width), "b").tolist()
     return mask_util.frPyObjects(dict(size=[height, width], counts=counts), height, width)

@@ -1,19 +1,28 @@
 """Tiles of large images: a model of single pixels gives the same whole and in tiles."""
 
 import itertools
+import json
+from functools import cache
 
+import mmcv
 import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
+from mmengine.config import Config
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 from pycocotools import mask as mask_util
 from skimage.draw import disk
 from skimage.measure import label
 
+from hcformer_mm.apis import HCFormerInferencer
 from hcformer_mm.apis.inputs import InputImage
-from hcformer_mm.apis.tiling import Tiling, predict_tiled, spans
+from hcformer_mm.apis.result_writer import segments_of
+from hcformer_mm.apis.tiling import Tiling, encode_part, predict_tiled, spans
+from hcformer_mm.structures.panoptic import Classes
+from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
+from tests.helpers.predictions import scene
 
 THINGS, CLASSES = 3, 5
 """Of the model of single pixels: classes 0 to 2 are things, 3 and 4 stuff, and 5 is void."""
@@ -149,3 +158,243 @@ def test_logits_of_single_pixels_give_the_same_in_tiles(size, channels):
             joined.pred_sem_seg.data, semantic_of(pixels, channels).pred_sem_seg.data
         )
         assert "seg_logits" not in joined
+
+
+def two_tiles(*instances):
+    """Model of an image ``(20, 44)`` in two tiles of 20×24, whose strip is columns 20 to 23.
+
+    ``instances`` of each tile: rows of a mask over all its columns, class and score.
+    """
+    found = iter(instances)
+
+    def model(pixels):
+        sample = DetDataSample(metainfo=dict(ori_shape=pixels.shape[:2]))
+        rows, labels, scores = zip(*next(found), strict=True)
+        masks = torch.zeros(len(rows), *pixels.shape[:2], dtype=torch.bool)
+        for mask, (first, last) in zip(masks, rows, strict=True):
+            mask[first:last] = True
+        sample.pred_instances = InstanceData(
+            masks=masks, labels=torch.tensor(labels), scores=torch.tensor(scores)
+        )
+        return sample
+
+    return model
+
+
+def joined_instances(iou_thr, *instances):
+    pixels = np.zeros((20, 44, 3), np.uint8)
+    joined = tiled(pixels, two_tiles(*instances), Tiling((20, 24), 4, iou_thr)).pred_instances
+    masks = [mask_util.decode(mask) for mask in joined.masks]
+    return joined.labels.tolist(), joined.scores.tolist(), [int(mask.sum()) for mask in masks]
+
+
+def test_parts_are_joined_by_their_iou_in_the_strip():
+    # Rows 0 to 9 and 5 to 14 of the strip: 5 of 15 rows are common. Each tile owns 22 columns.
+    left, right = [((0, 10), 1, 0.8)], [((5, 15), 1, 0.2)]
+    labels, scores, areas = joined_instances(0.33, left, right)
+    assert (labels, areas) == ([1], [10 * 22 + 10 * 22])
+    assert scores == pytest.approx([0.5])
+    labels, scores, areas = joined_instances(0.34, left, right)
+    assert (labels, areas) == ([1, 1], [220, 220])
+    assert scores == pytest.approx([0.8, 0.2])
+    labels, *_ = joined_instances(0.0, left, [((5, 15), 2, 0.2)])  # another class
+    assert sorted(labels) == [1, 2]
+    labels, *_ = joined_instances(0.0, left, [((10, 15), 1, 0.2)])  # nothing in common
+    assert labels == [1, 1]
+
+
+def test_a_part_has_one_partner_a_side_and_scores_weigh_pixels():
+    # Of two duplicates on the right, the better one is the partner: 8/10 against 10/20.
+    left, right = [((0, 10), 0, 0.9)], [((0, 20), 0, 0.3), ((0, 8), 0, 0.4)]
+    labels, scores, areas = joined_instances(0.1, left, right)
+    assert labels == [0, 0]
+    assert sorted(areas) == [220 + 8 * 22, 20 * 22]
+    whole = (220 * 0.9 + 176 * 0.4) / 396
+    assert sorted(scores) == pytest.approx(sorted([whole, 0.3]))
+    # Two of each: the pairs of the largest total IoU, not the best pair first.
+    left, right = [((0, 10), 0, 0.5), ((2, 12), 0, 0.5)], [((2, 10), 0, 0.5), ((6, 16), 0, 0.5)]
+    assert len(joined_instances(0.1, left, right)[0]) == 2
+
+
+def test_more_than_a_thousand_objects_of_a_class():
+    pixels = np.full((72, 256, 3), 3, np.uint8)
+    pixels[::2, ::2, 0] = 1  # 4608 objects of one pixel
+    pixels[..., 1] = 0
+    places = (pixels[..., 0] == 1).nonzero()
+
+    def model(crop):
+        sample = DetDataSample(metainfo=dict(ori_shape=crop.shape[:2]))
+        objects = torch.from_numpy(crop[..., 0] == 1)
+        segments = torch.full(crop.shape[:2], 3, dtype=torch.int32)
+        segments[objects] = 1 + 1000 * torch.arange(1, 1 + int(objects.sum()), dtype=torch.int32)
+        sample.pred_panoptic_seg = PixelData(sem_seg=segments[None])
+        return sample
+
+    segments = tiled(pixels, model, Tiling(32, 2)).pred_panoptic_seg.sem_seg[0]
+    values = segments[places]
+    assert (values % 1000).unique().tolist() == [1]
+    assert sorted((values // 1000).tolist()) == list(range(1, 1 + len(places[0])))
+    assert len(values) > 4000
+
+
+@pytest.mark.parametrize("place", [(0, 0), (3, 5), (7, 9)])
+def test_masks_of_parts(place):
+    for mask in (
+        np.zeros((5, 6), bool),
+        np.ones((5, 6), bool),
+        np.random.default_rng(0).random((5, 6)) > 0.5,
+    ):
+        whole = np.zeros((12, 15), bool)
+        index = slice(place[0], place[0] + 5), slice(place[1], place[1] + 6)
+        whole[index] = mask
+        assert encode_part(mask, index, whole.shape) == mask_util.encode(
+            np.asfortranarray(whole, np.uint8)
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((64, 64), r"expected tile_overlap from 1 to 63, .* \(64, 64\), got 64"),
+        ((64, 0), "expected tile_overlap from 1 to 63"),
+        (((96, 32), 40), "expected tile_overlap from 1 to 31"),
+        ((0,), "expected tile_size of at least 2 pixels a side, got 0"),
+        (((64, 1),), r"expected tile_size of at least 2 pixels a side, got \(64, 1\)"),
+        (((64, 64, 3),), r"expected tile_size as a side or as height and width, got \(64, 64, 3\)"),
+        ((64.5,), "expected tile_size as a side or as height and width, got 64.5"),
+        ((64, 8, 1.5), "expected tile_iou_thr from 0 to 1, got 1.5"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Tiling(*arguments)
+
+
+@pytest.fixture(scope="module")
+def inferencers(model_files):
+    """Inferencers of images at their own size, of both families."""
+
+    def build(path):
+        config, weights = model_files(path)
+        config = Config.fromfile(config)
+        steps = config.test_dataloader.dataset.pipeline
+        steps[:] = [step for step in steps if "Resize" not in step["type"]]
+        return HCFormerInferencer(config, weights)
+
+    return cache(build)
+
+
+@pytest.mark.parametrize("path", [SHAPES_CONFIG, SEMANTIC_CONFIG])
+def test_an_image_in_one_tile_is_not_cut(path, inferencers, images):
+    inferencer = inferencers(path)
+    (whole,) = inferencer(images[0])
+    for tile in (1024, images[0].shape[:2]):
+        (sample,) = inferencer(images[0], tile_size=tile, tile_overlap=32)
+        assert sample.keys() == whole.keys()
+        for field in whole.keys():  # noqa: SIM118
+            for key, value in whole.get(field).items():
+                assert torch.equal(sample.get(field).get(key), value)
+
+
+def cut(image, tile, overlap):
+    """Slices of the tiles of an image, and of what belongs to each alone."""
+    rows, columns = (
+        spans(side, length, overlap) for side, length in zip(image.shape[:2], tile, strict=True)
+    )
+    for row, column in itertools.product(rows, columns):
+        alone = tuple(
+            slice(
+                span.before.stop if span.before else span.whole.start,
+                span.after.start if span.after else span.whole.stop,
+            )
+            for span in (row, column)
+        )
+        inside = tuple(span.within(part) for span, part in zip((row, column), alone, strict=True))
+        yield (row.whole, column.whole), alone, inside
+
+
+@pytest.mark.parametrize("path", [SHAPES_CONFIG, SEMANTIC_CONFIG])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_tiles_are_predicted_like_images(path, batch_size, inferencers):
+    inferencer, image = inferencers(path), scene(0, (96, 160))
+    options = dict(tile_size=(64, 96), tile_overlap=16, batch_size=batch_size)
+    (joined,) = inferencer(image, **options, confidence=True)
+    assert joined.ori_shape == image.shape[:2]
+    for whole, alone, inside in cut(image, (64, 96), 16):
+        (sample,) = inferencer(np.ascontiguousarray(image[whole]), confidence=True)
+        for field, key in (
+            ("pred_panoptic_seg", "sem_seg"),
+            ("pred_sem_seg", "sem_seg"),
+            ("pred_sem_seg", "data"),
+            ("pred_confidence", "data"),
+        ):
+            if field in sample and key in sample.get(field):
+                ours, theirs = (
+                    one.get(field).get(key)[(0, *index)]
+                    for one, index in ((joined, alone), (sample, inside))
+                )
+                if ours.is_floating_point():
+                    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+                else:
+                    assert (ours % 1000 == theirs % 1000).float().mean() > 0.995, field
+
+
+def test_blended_logits_are_those_of_mmseg_where_one_window_covers(inferencers):
+    inferencer, image = inferencers(SEMANTIC_CONFIG), mmcv.imresize(scene(1), (160, 160))
+    (joined,) = inferencer(image, tile_size=64, tile_overlap=16)
+    model = inferencer.model
+    whole = model.test_cfg
+    try:
+        model.test_cfg = whole | dict(mode="slide", crop_size=(64, 64), stride=(48, 48))
+        (slid,) = inferencer(image)
+    finally:
+        model.test_cfg = whole
+    for _, alone, _ in cut(image, (64, 64), 16):
+        index = (0, *alone)
+        assert torch.equal(joined.pred_sem_seg.data[index], slid.pred_sem_seg.data[index].int())
+
+
+def test_logits_are_refused(inferencers, images):
+    with pytest.raises(ValueError, match="expected logits=False with tile_size"):
+        inferencers(SEMANTIC_CONFIG)(images[0], tile_size=64, tile_overlap=8, logits=True)
+
+
+def test_files_of_tiled_images(inferencers, folder, tmp_path, capsys):
+    (folder_ := tmp_path / "in").mkdir()
+    for file in folder.iterdir():
+        (folder_ / file.name).write_bytes(file.read_bytes())
+    (folder_ / "broken.png").write_bytes(b"no image")
+    inferencer, out = inferencers(SHAPES_CONFIG), tmp_path / "out"
+    options = dict(tile_size=64, tile_overlap=16)
+    with pytest.warns(UserWarning, match=r"skipped: .*broken\.png"):
+        samples = inferencer(folder_, out_dir=out, progress=True, **options)
+    assert len(samples) == 3
+    bars = [line for line in capsys.readouterr().err.splitlines() if "6/6" in line]
+    assert len(bars) == 3  # of the tiles of each image
+    content = json.loads((out / "images.json").read_text())
+    assert [one["file_name"] for one in content["failed"]] == ["broken.png"]
+    written = json.loads((out / "instances.json").read_text())
+    found = [mask for sample in samples for mask in sample.pred_instances.masks]
+    assert [one["segmentation"]["counts"].encode() for one in written] == [
+        mask["counts"] for mask in found
+    ]
+    segments = json.loads((out / "panoptic.json").read_text())["annotations"][0]["segments_info"]
+    assert [one["score"] for one in segments] == pytest.approx(
+        samples[0].pred_segments.scores.tolist()
+    )
+
+
+def test_masks_in_rle_are_drawn_like_dense_ones(images):
+    pixels = picture((70, 150))
+    sample = tiled(pixels, panoptic_of, Tiling(32, 8))
+    del sample.pred_panoptic_seg
+    dense = sample.clone()
+    masks = mask_util.decode(sample.pred_instances.masks).transpose(2, 0, 1)
+    dense.pred_instances.masks = torch.from_numpy(masks).bool()
+    classes = Classes(["a", "b", "c", "d", "e"])
+    ours, expected = (segments_of(one, classes, score_thr=0.5) for one in (sample, dense))
+    assert np.array_equal(ours.segments, expected.segments)
+    assert ours.categories == expected.categories
+    assert len(ours.categories) > 2
+    sample.pred_instances = sample.pred_instances[:0]
+    assert not segments_of(sample, classes, score_thr=0.5).segments.any()
