@@ -219,6 +219,7 @@ def functions():
 
 def test_augmentation_needs_its_model(functions):
     config = Config.fromfile(ROOT / COCO_INSTANCE)
+    config.pop("tta_model")
     with pytest.raises(InputError, match=r"expected tta_model and tta_pipeline in .* no tta_model"):
         functions["augment"](config)
 

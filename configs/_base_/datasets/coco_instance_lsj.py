@@ -18,6 +18,17 @@ train_pipeline = [
     dict(type="mmdet.FilterAnnotations", min_gt_bbox_wh=(1e-5, 1e-5), by_mask=True),
     dict(type="mmdet.PackDetInputs"),
 ]
+tta_pipeline = [
+    _base_.test_pipeline[0],  # loading
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [_base_.test_pipeline[1]],  # size
+            _base_.tta_flips,
+            [dict(type="mmdet.PackDetInputs")],
+        ],
+    ),
+]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 
 # Instances come without a semantic map to pad.

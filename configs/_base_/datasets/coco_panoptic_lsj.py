@@ -19,6 +19,18 @@ train_pipeline = [
     dict(type="mmdet.FilterAnnotations", by_box=False, by_mask=True, keep_empty=False),
     dict(type="mmdet.PackDetInputs"),
 ]
+tta_pipeline = [
+    _base_.test_pipeline[0],  # loading
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [_base_.test_pipeline[1]],  # size
+            _base_.tta_flips,
+            [_base_.test_pipeline[2]],  # ground truth, which is not flipped
+            [dict(type="mmdet.PackDetInputs")],
+        ],
+    ),
+]
 # Images without things are kept: they have stuff.
 train_dataloader = dict(
     dataset=dict(pipeline=train_pipeline, filter_cfg=dict(filter_empty_gt=False))

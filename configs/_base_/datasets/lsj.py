@@ -30,3 +30,5 @@ batch_augments = [
         seg_pad_value=255,
     )
 ]
+# Views of test-time augmentation; the first is as without it.
+tta_flips = [dict(type="mmdet.RandomFlip", prob=prob) for prob in (0.0, 1.0)]
