@@ -116,7 +116,7 @@ def test_two_images_are_memorized(config):
     backbone = config.model.backbone.backbone
     backbone.update(depth=18, norm_cfg=dict(type="BN", requires_grad=True), norm_eval=False)
     config.model.panoptic_head.in_channels = 512
-    config.model.data_preprocessor.batch_augments[0].size = (side, side)
+    step(config.train_dataloader, "Pad").size = (side, side)
     step(config.train_dataloader, "RandomResize").update(scale=(side, side), ratio_range=(1, 1))
     step(config.train_dataloader, "RandomCrop").crop_size = (side, side)
     step(config.train_dataloader, "RandomFlip").prob = 0.0
@@ -146,7 +146,7 @@ def one_step_at(side, config):
     """A training step of initialized weights, and the metrics after it."""
     step(config.train_dataloader, "RandomResize").update(scale=(side, side), ratio_range=(1, 1))
     step(config.train_dataloader, "RandomCrop").crop_size = (side, side)
-    config.model.data_preprocessor.batch_augments[0].size = (side, side)
+    step(config.train_dataloader, "Pad").size = (side, side)
     config.train_cfg = dict(type="IterBasedTrainLoop", max_iters=1, val_interval=1)
     config.param_scheduler = None
     runner = Runner.from_cfg(config)

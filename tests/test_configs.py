@@ -125,8 +125,6 @@ def test_trains_a_step_and_predicts_what_the_metrics_read(zoo):
     # No padding to the crop size.
     if config.default_scope == "mmseg":
         model.data_preprocessor.size, model.data_preprocessor.size_divisor = None, 32
-    else:
-        model.data_preprocessor.batch_augments = None
 
     model.train()
     prepared = model.data_preprocessor(batch(config, model, size, original), training=True)

@@ -184,7 +184,6 @@ def test_training_in_mixed_precision(gpu, figures):
         config.model.train_cfg.num_points = 256
     model = lively_model(config).to(gpu).train()
     data = random_batch(model, SHAPE, batch=1 if SMALL else 2, objects=4)
-    model.data_preprocessor.batch_augments = None
     amp = dict(type="AmpOptimWrapper", loss_scale="dynamic")
     settings = ConfigDict(optim_wrapper={**config.optim_wrapper, **amp}, default_scope="mmdet")
     precision = complete_optim_wrapper(settings)

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import Pad
 from mmdet.registry import MODELS
+from mmdet.structures.mask import BitmapMasks
 from mmengine.dataset import Compose
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
-from mmengine.structures import PixelData
-from mmseg.structures import SegDataSample
+from mmengine.structures import BaseDataElement
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -140,11 +141,11 @@ def test_schedule_on_coco(epochs, task):
     ],
 )
 def test_schedule_of_semantic_segmentation(path, iterations):
-    """Polynomial decay of power 0.9, to zero in the last iteration."""
+    """Polynomial decay of power 0.9, to zero after the last iteration."""
     config = read(path)
     assert config.train_cfg.max_iters == iterations
-    assert config.param_scheduler.end == iterations
-    config.param_scheduler.end = 10
+    assert config.param_scheduler.end == iterations + 1
+    config.param_scheduler.end = 11
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1e-4)
     scheduler = PARAM_SCHEDULERS.build(
         config.param_scheduler, default_args=dict(optimizer=optimizer)
@@ -154,7 +155,7 @@ def test_schedule_of_semantic_segmentation(path, iterations):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    assert rates == pytest.approx([1e-4 * (1 - i / 9) ** 0.9 for i in range(10)])
+    assert rates == pytest.approx([1e-4 * (1 - i / 10) ** 0.9 for i in range(10)])
 
 
 @pytest.mark.parametrize("path", [R50, R50_INSTANCE])
@@ -169,8 +170,8 @@ def test_pipeline_on_coco(path):
     assert resize.ratio_range == (0.1, 2.0)
     assert resize.resize_cfg["keep_ratio"]
     assert steps["RandomCrop"].crop_size == (1024, 1024)
-    (padding,) = MODELS.build(config.model.data_preprocessor).batch_augments
-    assert padding.size == (1024, 1024)
+    assert resize.resize_cfg["backend"] == "pillow"
+    assert steps["Pad"].size == (1024, 1024)
     test = Compose(config.test_dataloader.dataset.pipeline).transforms
     (resize,) = (step for step in test if type(step).__name__ == "Resize")
     assert resize.scale == (1333, 800)
@@ -199,14 +200,34 @@ def test_pipeline_of_semantic_segmentation(path):
     assert (min(resize.scale), resize.keep_ratio) == (side, True)
 
 
-@pytest.mark.parametrize("path", SEMANTIC)
+@pytest.mark.parametrize("path", [R50, R50_INSTANCE, *SEMANTIC])
 def test_small_images_are_padded_to_the_crop_and_ignored_there(path):
-    _, crop = SEMANTIC[path]
-    preprocessor = MODELS.build(read(path).model.data_preprocessor)
-    sample = SegDataSample(gt_sem_seg=PixelData(data=torch.zeros(1, 40, 60, dtype=torch.long)))
-    images = [torch.zeros(3, 40, 60, dtype=torch.uint8)]
-    batch = preprocessor(dict(inputs=images, data_samples=[sample]), training=True)
+    """With the gray of the release, before normalization."""
+    config = read(path)
+    crop = SEMANTIC[path][1] if path in SEMANTIC else (1024, 1024)
+    (pad,) = (
+        step
+        for step in Compose(config.train_dataloader.dataset.pipeline).transforms
+        if isinstance(step, Pad)
+    )
+    padded = pad(
+        dict(
+            img=np.zeros((40, 60, 3), np.uint8),
+            gt_masks=BitmapMasks(np.ones((1, 40, 60), np.uint8), 40, 60),
+            gt_seg_map=np.zeros((40, 60), np.uint8),
+            seg_fields=["gt_seg_map"],
+        )
+    )
+    assert padded["img"].shape == (*crop, 3)
+    outside = np.ones(crop, bool)
+    outside[:40, :60] = False
+    assert (padded["img"][outside] == 128).all()
+    assert not padded["img"][~outside].any()
+    assert ((padded["gt_seg_map"] == 255) == outside).all()
+    if path not in SEMANTIC:
+        assert (padded["gt_masks"].masks[0] == ~outside).all()
+    # A crop is not padded again.
+    images = [torch.from_numpy(padded["img"]).permute(2, 0, 1)]
+    preprocessor = MODELS.build(config.model.data_preprocessor)
+    batch = preprocessor(dict(inputs=images, data_samples=[BaseDataElement()]), training=False)
     assert batch["inputs"].shape == (1, 3, *crop)
-    labels = batch["data_samples"][0].gt_sem_seg.data[0]
-    assert labels.shape == crop
-    assert (labels == 255).sum() == crop[0] * crop[1] - 40 * 60

@@ -4,5 +4,3 @@ _base_ = [
     "../_base_/datasets/coco_panoptic_lsj.py",
     "../_base_/schedules/coco_100e.py",
 ]
-
-model = dict(data_preprocessor=dict(batch_augments=_base_.batch_augments))

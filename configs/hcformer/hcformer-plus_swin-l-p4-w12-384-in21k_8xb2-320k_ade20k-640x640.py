@@ -5,7 +5,4 @@ _base_ = [
     "../_base_/schedules/poly_320k.py",
 ]
 
-model = dict(
-    data_preprocessor=dict(size=_base_.crop_size, size_divisor=None),
-    decode_head=dict(num_classes=_base_.num_classes),
-)
+model = dict(decode_head=dict(num_classes=_base_.num_classes))

@@ -6,4 +6,4 @@ _base_ = [
     "../_base_/schedules/coco_100e.py",
 ]
 
-model = dict(data_preprocessor=dict(batch_augments=_base_.batch_augments), **_base_.things_alone)
+model = _base_.things_alone

@@ -1,6 +1,7 @@
 # Cityscapes with the augmentation of the mask transformers (paper, Appendix D.2): the shorter side
-# is one of 0.5, 0.6, ... 2.0 times 1024, and crops are not chosen by their classes. Batches of 2 on
-# 8 GPUs.
+# is one of 0.5, 0.6, ... 2.0 times 1024, and crops are not chosen by their classes. As in the
+# release, Pillow resizes with antialiasing, and smaller images are padded with gray. Batches of 2
+# on 8 GPUs.
 _base_ = "cityscapes.py"
 
 base_side = 1024
@@ -12,8 +13,11 @@ train_pipeline = [
         scales=[base_side * tenths // 10 for tenths in range(5, 21)],
         resize_type="hcformer_mm.ResizeShortestEdge",
         max_size=4 * base_side,
+        backend="pillow",
     ),
     dict(type="mmseg.RandomCrop", crop_size=crop_size),
-    *_base_.train_pipeline[4:],  # flip, colors as in SSD, packing
+    *_base_.train_pipeline[4:-1],  # flip, colors as in SSD
+    dict(type="Pad", size=crop_size[::-1], pad_val=dict(img=(128, 128, 128), seg=255)),
+    _base_.train_pipeline[-1],  # packing
 ]
 train_dataloader = dict(batch_size=2, num_workers=2, dataset=dict(pipeline=train_pipeline))

@@ -6,7 +6,7 @@ data_root = "data/coco/"
 backend_args = None
 
 train_pipeline = [
-    dict(**_base_.lsj_load_image, backend_args=backend_args),
+    dict(type="hcformer_mm.LoadImageFromFile", backend_args=backend_args),
     dict(
         type="hcformer_mm.LoadInstanceAnnotations",
         with_bbox=True,
@@ -30,9 +30,6 @@ tta_pipeline = [
     ),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-
-# Instances come without a semantic map to pad.
-batch_augments = [dict(_base_.batch_augments[0], pad_seg=False)]
 
 truth = dict(ann_file=data_root + "annotations/instances_val2017.json", backend_args=backend_args)
 val_evaluator = [

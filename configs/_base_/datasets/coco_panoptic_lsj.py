@@ -6,7 +6,7 @@ data_root = "data/coco/"
 backend_args = None
 
 train_pipeline = [
-    dict(**_base_.lsj_load_image, backend_args=backend_args),
+    dict(type="hcformer_mm.LoadImageFromFile", backend_args=backend_args),
     dict(
         type="hcformer_mm.LoadPanopticAnnotations",
         with_bbox=True,
