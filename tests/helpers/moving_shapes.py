@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
 from hcformer_mm.datasets.shapes_generator import FIGURES, STUFF_TEXTURES
 from hcformer_mm.datasets.shapes_generator.layout import SceneLayout, Thing
@@ -97,6 +98,29 @@ def _shifted(array, step):
         edge[axis] = slice(0, by) if by >= 0 else slice(by, None)
         moved[tuple(edge)] = 0
     return moved
+
+
+def sights(masks, ids, truth):
+    """Pairs (object, id) of a frame: masks that have an IoU of 0.5 or more with an object.
+
+    Args:
+        masks: Predicted masks, ``(N, H, W)`` bool.
+        ids: Their ids.
+        truth: Masks of the objects, ``(M, H, W)`` bool.
+    """
+    common = (masks[:, None] & truth).sum((2, 3))
+    ious = common / np.maximum((masks[:, None] | truth).sum((2, 3)), 1)
+    rows, columns = linear_sum_assignment(ious, maximize=True)
+    return [(int(j), ids[i]) for i, j in zip(rows, columns, strict=True) if ious[i, j] >= 0.5]
+
+
+def switches(frames):
+    """How often an object has another id than when it was last seen; see :func:`kept_share`."""
+    last, number = {}, 0
+    for thing, track in (pair for frame in frames for pair in frame):
+        number += last.get(thing, track) != track
+        last[thing] = track
+    return number
 
 
 def kept_share(frames):

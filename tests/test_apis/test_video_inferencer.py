@@ -1,6 +1,7 @@
 """Videos: frames, ids of objects, and files."""
 
 import json
+import os
 import threading
 
 import mmcv
@@ -17,7 +18,7 @@ from hcformer_mm.models.utils.segment_tracker import SegmentTracker
 from hcformer_mm.structures.data_samples import predicted_segments
 from hcformer_mm.visualization import draw_panoptic
 from tests.helpers.models import SEMANTIC_CONFIG
-from tests.helpers.moving_shapes import moving_shapes
+from tests.helpers.moving_shapes import kept_share, moving_shapes, sights, switches
 from tests.helpers.predictions import CLASSES, outspoken_config, random_sample, write_video
 
 SIZE = (64, 96)
@@ -65,23 +66,30 @@ def test_a_still_video_has_the_ids_of_its_first_frame(inferencer, frames):
             assert torch.equal(sample.pred_track_instances[key], first.pred_track_instances[key])
 
 
+class Recorder(SegmentTracker):
+    """A tracker that keeps what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.given = []
+
+    def update(self, *segments):
+        self.given.append(segments)
+        return super().update(*segments)
+
+
 @pytest.mark.parametrize("decoder", ["masked", "standard"])
 def test_embeddings_are_those_that_classes_come_from(inferencer, frames, decoder):
-    given = []
     if decoder == "standard":
         config = outspoken_config()
         config.model.panoptic_head.decoder = decoder
         with pytest.warns(UserWarning, match="its predictions are random"):
             inferencer = VideoInferencer(config, device="cpu")
 
-    class Recorder(SegmentTracker):
-        def update(self, masks, labels, embeddings):
-            given.append((labels, embeddings))
-            return super().update(masks, labels, embeddings)
-
-    list(inferencer.track(frames, batch_size=3, tracker=Recorder()))
-    assert len(given) == FRAMES
-    for labels, embeddings in given:
+    tracker = Recorder()
+    list(inferencer.track(frames, batch_size=3, tracker=tracker))
+    assert len(tracker.given) == FRAMES
+    for _, labels, embeddings in tracker.given:
         with torch.no_grad():
             logits = inferencer.model.panoptic_head.cls_embed(embeddings)
         assert torch.equal(logits.argmax(1), labels)
@@ -255,3 +263,36 @@ def test_models_without_objects_are_refused():
         ),
     ):
         VideoInferencer(SEMANTIC_CONFIG, device="cpu")
+
+
+CHECKPOINT = "HCFORMER_MM_SHAPES_CHECKPOINT"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHECKPOINT not in os.environ, reason=f"{CHECKPOINT} names no checkpoint")
+def test_a_trained_model_keeps_ids_through_crossings():
+    """Of the objects that it finds; better than by masks or by embeddings alone."""
+    config = "hcformer_r18_shapes-panoptic"
+    inferencer = VideoInferencer(config, os.environ[CHECKPOINT], "cpu")
+    kinds = dict(
+        all={},
+        masks=dict(weights=(0, 1, 0), min_similarity=0.1),
+        embeddings=dict(weights=(1, 0, 0), min_similarity=0.3),
+    )
+    found = {kind: [] for kind in kinds}
+    for seed in range(8):
+        frames = list(moving_shapes(seed))
+        images, recorder = [frame.image for frame in frames], Recorder()
+        list(inferencer.track(images, batch_size=4, tracker=recorder, object_mask_thr=0.5))
+        for kind, options in kinds.items():
+            tracker = SegmentTracker(**options)
+            for (masks, *others), frame in zip(recorder.given, frames, strict=True):
+                ids = tracker.update(masks, *others).tolist()
+                pairs = sights(masks.numpy(), ids, frame.masks)
+                found[kind].append([((seed, thing), (seed, track)) for thing, track in pairs])
+    shares = {kind: kept_share(pairs) for kind, pairs in found.items()}
+    for kind, pairs in found.items():
+        seen = sum(map(len, pairs))
+        print(f"{kind}: {shares[kind]:.1%}, {switches(pairs)} switches in {seen} sights")
+    assert shares["all"] >= 0.95
+    assert shares["all"] > max(shares["masks"], shares["embeddings"])
