@@ -11,17 +11,17 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from torch import distributed
 
-from hcformer_mm.acceleration.inference import DTYPES
+from hcformer_mm.apis.arguments import add_inference_arguments
 from hcformer_mm.apis.bulk_inferencer import BulkInferencer, Share
 from hcformer_mm.apis.inference import ResultOptions
 from hcformer_mm.apis.result_writer import ResultWriter, check_writable
 from hcformer_mm.apis.run_folder import RunFolder
 from hcformer_mm.apis.sources import Sources, open_sources
+from hcformer_mm.apis.tiling import Tiling
 from hcformer_mm.engine.dist import join_processes
-from hcformer_mm.structures.data_samples import SCORE_THR
 from hcformer_mm.utils.arguments import number
 from hcformer_mm.utils.config import read_config
 from hcformer_mm.utils.errors import InputError
@@ -32,7 +32,10 @@ from hcformer_mm.version import __version__
 SOME_FAILED = 3
 
 RESULT_OPTIONS = tuple(ResultOptions.__annotations__)
-SETTINGS = ("draw", "score_thr", "batch_size", "dtype", "fast", *RESULT_OPTIONS)
+SETTINGS = (
+    *("draw", "score_thr", "batch_size", "dtype", "fast", "tile", "tile_overlap"),
+    *RESULT_OPTIONS,
+)
 """Arguments that results depend on, besides the files that they name."""
 
 
@@ -48,8 +51,7 @@ def parse_args() -> argparse.Namespace:
         "an input on each line, or quoted pattern such as 'shards/{000..010}.tar' or "
         "'data/**/*.jpg'; inputs come before config and checkpoint, as in demo/image_demo.py",
     )
-    parser.add_argument("config", help="config file, or name of a config of this package")
-    parser.add_argument("checkpoint", type=Path, help="checkpoint file")
+    add_inference_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument(
         "--overwrite",
@@ -58,63 +60,6 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--draw", action="store_true", help="also draw the segments over the images, into vis/"
-    )
-    parser.add_argument(
-        "--ann-file",
-        type=Path,
-        help="COCO annotations whose image and category ids the results use",
-    )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        help='override settings of the config, as key=value; lists as key="[a,b]" or key=a,b',
-    )
-    parser.add_argument(
-        "--score-thr",
-        type=number(float, 0, 1),
-        default=SCORE_THR,
-        help="minimum score of drawn instances, for models that predict only instances "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--object-mask-thr",
-        type=number(float, 0, 1),
-        help="minimum class probability of a panoptic segment (default: the config's)",
-    )
-    parser.add_argument(
-        "--iou-thr",
-        type=number(float, 0, 1),
-        help="minimum share of its mask that a panoptic segment keeps (default: the config's)",
-    )
-    parser.add_argument(
-        "--max-per-image",
-        type=number(int, 1),
-        help="pairs of a query and a class that become instances (default: the config's)",
-    )
-    parser.add_argument(
-        "--confidence",
-        action="store_true",
-        help="also write the confidence of every pixel, into confidence/",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=number(int, 1),
-        default=1,
-        help="images of one size per forward pass (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--device", help="cpu, cuda or cuda:<index>; by default a GPU for each process, if any"
-    )
-    parser.add_argument(
-        "--dtype", choices=list(DTYPES), default="float32", help="precision (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--fast",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="fuse BatchNorm into convolutions and use channels-last memory, which changes results "
-        "by rounding",
     )
     parser.add_argument(
         "--workers",
@@ -155,6 +100,7 @@ def predict(args: argparse.Namespace) -> int:
             f"expected --out outside of the inputs, since its files would become inputs, got "
             f"{args.out} in {around[0]}"
         )
+    tiling = None if args.tile is None else Tiling(args.tile, args.tile_overlap)
     sources = open_sources(args.inputs)
     config = read_config(args.config, args.cfg_options)
     folder = RunFolder(args.out, rank)
@@ -164,7 +110,7 @@ def predict(args: argparse.Namespace) -> int:
     wait(world_size)
     share = Share(args.batch_size, rank, world_size, folder.done())
     inferencer = BulkInferencer(
-        config, args.checkpoint, device_of(args), dtype=args.dtype, fast=args.fast
+        config, args.checkpoint, device_of(args), dtype=args.dtype, fast=args.fast, font=args.font
     )
     writer = ResultWriter(
         args.out,
@@ -175,7 +121,7 @@ def predict(args: argparse.Namespace) -> int:
     )
     options = {name: getattr(args, name) for name in RESULT_OPTIONS}
     records = inferencer.records(
-        writer.accept(sources.images), writer, share, workers=args.workers, **options
+        writer.accept(sources.images), writer, share, workers=args.workers, tiling=tiling, **options
     )
     shown = progress(records, share.left(sources.total), unit=" images") if rank == 0 else records
     for image, record in shown:

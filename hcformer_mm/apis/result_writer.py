@@ -56,6 +56,7 @@ class ResultWriter:
             by class name, so that the results can be compared with them. By default, images
             and the model's classes are numbered in order from 0.
         draw: Whether to write ``vis/``.
+        draw_scores: Whether the drawings show the scores of segments.
         score_thr: Minimum score of instances that are drawn, if there is no panoptic result.
 
     Raises:
@@ -71,6 +72,7 @@ class ResultWriter:
         *,
         ann_file: str | Path | None = None,
         draw: bool = True,
+        draw_scores: bool = False,
         score_thr: float = SCORE_THR,
     ) -> None:
         self.out_dir = Path(out_dir)
@@ -78,7 +80,8 @@ class ResultWriter:
             raise ValueError(f"expected a folder for the results, got the file {out_dir}")
         self.classes = classes
         self._ann_file = ann_file
-        self._draw, self._score_thr = draw, check_score_thr(score_thr)
+        self._draw, self._draw_scores = draw, draw_scores
+        self._score_thr = check_score_thr(score_thr)
         self._image_ids: PathIndex[int] | None = None
         self._category_ids: Sequence[int] = range(len(classes.names))
         self._sizes: dict[int, tuple[int, int]] = {}
@@ -147,11 +150,12 @@ class ResultWriter:
         entry = dict(id=image_id, file_name=image.file_name, height=height, width=width)
         record: Record = dict(image=entry)
         if self._draw:
-            drawn = draw_panoptic(image.read_rgb(), segments, self.classes)
+            drawn = draw_panoptic(
+                image.read_rgb(), segments, self.classes, scores=self._draw_scores
+            )
             self._write_png("vis", image, drawn)
         if "pred_panoptic_seg" in sample:
-            scored = sample.get("pred_segments")
-            ids, info = encode_panoptic(segments, self._category_ids, scored)
+            ids, info = encode_panoptic(segments, self._category_ids)
             self._write_png("panoptic", image, id2rgb(ids))
             record["panoptic"] = dict(
                 image_id=image_id, file_name=f"{image.name}.png", segments_info=info
@@ -314,4 +318,5 @@ def write_image(path: str | Path, image: NDArray[Any]) -> None:
     if format is None:
         raise ValueError(f"expected a name with the suffix of an image, such as .png, got {path}")
     with replacing(path) as unfinished:
-        Image.fromarray(image).save(unfinished, format)
+        # Half the time of the default level, which makes files of labels somewhat smaller.
+        Image.fromarray(image).save(unfinished, format, compress_level=1)

@@ -1,6 +1,7 @@
 """tools/predict.py on real files: what it writes, does again, refuses, and leaves when killed."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from hcformer_mm.apis.run_folder import RunFolder
 from hcformer_mm.apis.sources import open_sources
 from tests.helpers.predictions import random_sample, scene, write_model, write_video
 from tests.helpers.tools import ROOT, run_tool
+from tests.test_tools.test_launchers import free_port
 
 SIZES = [(64, 96), (96, 64), (64, 96), (64, 96), (80, 80), (96, 64), (64, 96)]
 
@@ -276,3 +278,39 @@ def test_memory_does_not_grow(model, tmp_path, monkeypatch):
         sizes.append(psutil.Process().memory_info().rss)
     assert len(sizes) == 600
     assert max(sizes[300:]) - max(sizes[100:300]) < 3e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["pytorch", "slurm"])
+def test_launchers(launcher, model, images, expected, tmp_path):
+    """Two processes at a time, with one that goes on alone, write what one writes."""
+    out, port = tmp_path / "out", free_port()
+    words = [*map(str, (images, *model, "--out", out, *BATCHES, *CPU)), "--launcher", launcher]
+    tool = ["tools/predict.py", *words]
+    quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if launcher == "pytorch":
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+        runs = [([*command, f"--master_port={port}", *tool], quiet)]
+    else:
+        job = dict(SLURM_NTASKS="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        rank = [dict(SLURM_PROCID=str(i), SLURM_LOCALID=str(i)) for i in range(2)]
+        runs = [([sys.executable, *tool], quiet | job | one) for one in rank]
+    started = [subprocess.Popen(run, cwd=ROOT, env=env) for run, env in runs]
+    assert [process.wait(600) for process in started] == [0] * len(runs)
+    assert read(out) == read(expected)
+
+
+@pytest.mark.slow
+def test_memory_over_10000_images(model, tmp_path):
+    """At most 1 MB per 1,000 images, once allocators and caches are warm."""
+    file = tmp_path / "0.png"
+    mmcv.imwrite(scene(0, (64, 64))[:64, :64], str(file))
+    images = (InputImage(str(number), number, path=file) for number in range(10_000))
+    inferencer = BulkInferencer(*model, "cpu")
+    writer = ResultWriter(tmp_path / "out", inferencer.classes, draw=False)
+    folder, sizes = RunFolder(tmp_path), []
+    for number, record in inferencer.records(images, writer):
+        folder.append(number, record)
+        sizes.append(psutil.Process().memory_info().rss)
+    slope = np.polyfit(range(5000), sizes[5000:], 1)[0]
+    assert slope * 1000 < 1e6

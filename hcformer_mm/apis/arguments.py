@@ -1,0 +1,93 @@
+"""Command-line arguments of the tools that run a model on images and write results."""
+
+from argparse import ArgumentParser, BooleanOptionalAction
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+from ..acceleration.inference import DTYPES
+from ..structures.data_samples import SCORE_THR
+from ..utils.arguments import number
+from .tiling import TILE_OVERLAP
+
+
+def add_inference_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of the model, its precision, its thresholds and its results."""
+    parser.add_argument("config", help="config file, or name of a config of this package")
+    parser.add_argument("checkpoint", type=Path, help="checkpoint file")
+    parser.add_argument(
+        "--device", help="cpu, cuda or cuda:<index>; by default the GPU if there is one"
+    )
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), default="float32", help="precision (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--fast",
+        action=BooleanOptionalAction,
+        default=True,
+        help="fuse BatchNorm into convolutions and use channels-last memory, which changes results "
+        "by rounding",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=number(int, 1),
+        default=1,
+        help="images, or tiles of an image, per forward pass (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tile",
+        type=number(int, 2),
+        metavar="PIXELS",
+        help="side of the square tiles into which larger images are cut; by default none is cut",
+    )
+    parser.add_argument(
+        "--tile-overlap",
+        type=number(int, 1),
+        default=TILE_OVERLAP,
+        metavar="PIXELS",
+        help="what neighboring tiles share, at least (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--score-thr",
+        type=number(float, 0, 1),
+        default=SCORE_THR,
+        help="minimum score of drawn instances, for models that predict only instances "
+        "(default: %(default)s)",
+    )
+    shares = {
+        "--object-mask-thr": "a query takes part in the panoptic result if its class probability "
+        "is larger",
+        "--iou-thr": "a panoptic segment stays if it keeps this share of its query's mask",
+    }
+    for name, meaning in shares.items():
+        parser.add_argument(
+            name, type=number(float, 0, 1), help=f"{meaning}, 0 to 1 (default: the config's)"
+        )
+    parser.add_argument(
+        "--max-per-image",
+        type=number(int, 1),
+        help="number of the most probable pairs of a query and a class, of which instances are "
+        "made (default: the config's)",
+    )
+    parser.add_argument(
+        "--confidence",
+        action="store_true",
+        help="write the confidence of every pixel, as gray images from 0 to 255",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help='override settings of the config, as key=value; lists as key="[a,b]" or key=a,b',
+    )
+    parser.add_argument(
+        "--font",
+        help="font file of the class names; by default DejaVu Sans, or a font of the system for "
+        "characters that it lacks",
+    )
+    parser.add_argument(
+        "--ann-file",
+        type=Path,
+        help="COCO annotations whose image and category ids the results use, so that both can be "
+        "compared",
+    )
