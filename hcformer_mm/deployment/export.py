@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from mmdet.models.detectors import BaseDetector
 from mmengine.config import Config
@@ -37,8 +38,6 @@ SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
 """File suffix of each format."""
 
 IMAGE, SIZE = "image", "size"
-THRESHOLDS = ("object_mask_thr", "iou_thr")
-"""Inputs of an ONNX file with panoptic results that have a default value."""
 METADATA_FILE = "metadata.json"
 OPSET = 20
 LARGEST_ONNX = 2_000_000_000
@@ -177,6 +176,18 @@ class ExportableModel(nn.Module):
         if (mean := getattr(preprocessor, "mean", None)) is not None:
             image = (image - mean.view(1, -1, 1, 1)) / preprocessor.std.view(1, -1, 1, 1)
         return image
+
+    def inputs_of(self, image: Tensor) -> dict[str, np.ndarray]:
+        """Inputs of the exported model by name, for one image of the test pipeline.
+
+        Args:
+            image: Bytes ``(3, H, W)`` as files are loaded: BGR.
+        """
+        image = image.flip(0).permute(1, 2, 0)[None].contiguous()
+        size = torch.tensor(image.shape[1:3])
+        inputs = [image if self.uint8 else self.normalize(image), size]
+        names = (IMAGE, SIZE) if self.with_postprocess else (IMAGE,)
+        return {name: x.numpy() for name, x in zip(names, inputs, strict=False)}
 
     def example(self, shape: tuple[int, int], batch_size: int = 1, seed: int = 0) -> list[Tensor]:
         """Inputs of :meth:`forward`: noise, and its size where there is post-processing."""
@@ -393,12 +404,6 @@ def _write_onnx(
         external_data=False,
     )
     assert onnx_program is not None
-    graph = onnx_program.model.graph
-    for threshold in THRESHOLDS:  # an initializer that is also an input is a default value
-        if (value := graph.initializers.pop(f"fusion.{threshold}", None)) is not None:
-            value.name = threshold
-            graph.initializers.add(value)
-            graph.inputs.append(value)
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     onnx_program.model.metadata_props.update(texts)
     onnx_program.save(path, external_data=False)

@@ -28,24 +28,20 @@ class GraphFusion(nn.Module):
     """The results of a fusion head for a batch of images of one size.
 
     Args:
-        fusion_head: The fusion head, whose ``test_cfg`` enables and configures the results.
-
-    Attributes:
-        object_mask_thr: Threshold of class probabilities, float32; exported as an input.
-        iou_thr: Threshold of the visible share of a mask, float64; exported as an input.
+        fusion_head: The fusion head, whose ``test_cfg`` enables and configures the results. Its
+            thresholds become constants of an exported model.
     """
 
-    object_mask_thr: Tensor
     iou_thr: Tensor
 
     def __init__(self, fusion_head: HCFormerFusionHead) -> None:
         super().__init__()
-        config = fusion_head.test_cfg
-        self.test_cfg = config
+        self.test_cfg = fusion_head.test_cfg
         self.num_things = fusion_head.num_things_classes
         self.num_classes = fusion_head.num_classes
-        for name, dtype in (("object_mask_thr", torch.float32), ("iou_thr", torch.float64)):
-            self.register_buffer(name, torch.tensor(config.get(name, 0.8), dtype=dtype))
+        # A tensor, since exporters write Python's numbers as float32.
+        iou_thr = torch.tensor(self.test_cfg.get("iou_thr", 0.8), dtype=torch.float64)
+        self.register_buffer("iou_thr", iou_thr, persistent=False)
 
     def choose(self, class_logits: Tensor) -> tuple[Tensor, Tensor]:
         """Choose the queries of every image that a result needs.
@@ -59,7 +55,7 @@ class GraphFusion(nn.Module):
             needs, at least one.
         """
         probabilities = class_probabilities(class_logits)
-        kept = self._panoptic_queries(probabilities)[0]
+        kept = panoptic_queries(probabilities, self.test_cfg, self.num_classes)[0]
         needed = torch.zeros_like(kept)
         if self.test_cfg.get("panoptic_on", True):
             needed = needed | kept
@@ -98,12 +94,9 @@ class GraphFusion(nn.Module):
             results["semantic"] = _semantic(probabilities, chosen, masks)
         return results
 
-    def _panoptic_queries(self, probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        config = dict(object_mask_thr=self.object_mask_thr)
-        return panoptic_queries(probabilities, config, self.num_classes)
-
     def _panoptic(self, probabilities: Tensor, masks: Tensor) -> Tensor:
-        kept, scores, classes = self._panoptic_queries(probabilities)
+        found = panoptic_queries(probabilities, self.test_cfg, self.num_classes)
+        kept, scores, classes = found
         scores = scores.where(kept, -1)  # the queries that are kept come first and win
         best = (scores[..., None, None] * masks).argmax(1)  # (B, H, W)
         winners = best.flatten(1)
