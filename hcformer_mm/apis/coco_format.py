@@ -68,7 +68,7 @@ def _by_name(ids: Iterable[tuple[str, int]]) -> dict[str, int]:
 
 
 def encode_panoptic(
-    panoptic: Panoptic, category_ids: Sequence[int], scored: InstanceData | None = None
+    panoptic: Panoptic, category_ids: Sequence[int]
 ) -> tuple[NDArray[np.int32], list[dict[str, Any]]]:
     """Segment ids ``(H, W)`` and ``segments_info`` in COCO's panoptic format.
 
@@ -78,15 +78,11 @@ def encode_panoptic(
     Args:
         panoptic: Segments of one image.
         category_ids: Category id of each class.
-        scored: ``ids`` of segments and their ``scores``, as in ``pred_segments``.
 
     Returns:
         Segment ids from 1 in the order of ``panoptic``'s ids, 0 for void; and per segment its id,
         category, area, ``bbox`` (left, top, width, height) in pixels and, if known, ``score``.
     """
-    scores: dict[int, float] = {}
-    if scored is not None:
-        scores = dict(zip(scored.ids.tolist(), scored.scores.tolist(), strict=True))
     values = np.unique(panoptic.segments)
     kept = [value for value in values.tolist() if value in panoptic.categories]
     numbers = np.arange(VOID + 1, VOID + 1 + len(kept), dtype=np.int32)
@@ -101,7 +97,7 @@ def encode_panoptic(
                 iscrowd=0,
                 area=int(region.area),
                 bbox=[left, top, right - left, bottom - top],
-                **(dict(score=scores[value]) if value in scores else {}),
+                **(dict(score=panoptic.scores[value]) if value in panoptic.scores else {}),
             )
         )
     return ids, info

@@ -41,6 +41,7 @@ class HCFormerInferencer(BaseInferencer):
         out_dir: str | Path | None = None,
         ann_file: str | Path | None = None,
         draw: bool = True,
+        draw_scores: bool = False,
         score_thr: float = SCORE_THR,
         logits: bool = False,
         progress: bool = False,
@@ -60,6 +61,7 @@ class HCFormerInferencer(BaseInferencer):
                 :class:`~hcformer_mm.apis.result_writer.ResultWriter` describes; None writes none.
             ann_file: COCO annotations from which the files take image and category ids.
             draw: Whether the files include drawings.
+            draw_scores: Whether the drawings show the scores of panoptic segments or instances.
             score_thr: Minimum score of instances that are drawn, if there is no panoptic result; as
                 in mmdet, all instances are returned and written.
             logits: Whether mmseg's samples keep ``seg_logits``, one float per pixel and class.
@@ -94,6 +96,7 @@ class HCFormerInferencer(BaseInferencer):
                 out_dir=out_dir,
                 ann_file=ann_file,
                 draw=draw,
+                draw_scores=draw_scores,
                 score_thr=score_thr,
                 logits=logits,
                 progress=progress,
@@ -113,6 +116,7 @@ class HCFormerInferencer(BaseInferencer):
         out_dir: str | Path | None = None,
         ann_file: str | Path | None = None,
         draw: bool = True,
+        draw_scores: bool = False,
         score_thr: float = SCORE_THR,
         logits: bool = False,
         progress: bool = False,
@@ -137,7 +141,12 @@ class HCFormerInferencer(BaseInferencer):
         writer = None
         if out_dir is not None:
             writer = ResultWriter(
-                out_dir, self.classes, ann_file=ann_file, draw=draw, score_thr=score_thr
+                out_dir,
+                self.classes,
+                ann_file=ann_file,
+                draw=draw,
+                draw_scores=draw_scores,
+                score_thr=score_thr,
             )
             images = writer.accept(images)
         elif ann_file is not None:
@@ -154,13 +163,19 @@ class HCFormerInferencer(BaseInferencer):
         return _finished(results, writer, logits=logits)
 
     def draw(
-        self, image: NDArray[np.uint8], sample: BaseDataElement, *, score_thr: float = SCORE_THR
+        self,
+        image: NDArray[np.uint8],
+        sample: BaseDataElement,
+        *,
+        scores: bool = False,
+        score_thr: float = SCORE_THR,
     ) -> NDArray[np.uint8]:
         """Draw the colored, named segments of a prediction over its image.
 
         Args:
             image: The image, ``(H, W, 3)`` uint8, RGB.
             sample: The data sample that a call returned for this image.
+            scores: Whether to write the score of a panoptic segment or an instance after its name.
             score_thr: Minimum score of instances, if the model predicts nothing else.
 
         Returns:
@@ -171,7 +186,7 @@ class HCFormerInferencer(BaseInferencer):
                 ``score_thr`` is not from 0 to 1.
         """
         segments = segments_of(sample, self.classes, score_thr=score_thr)
-        return draw_panoptic(image, segments, self.classes)
+        return draw_panoptic(image, segments, self.classes, scores=scores)
 
 
 def _finished(

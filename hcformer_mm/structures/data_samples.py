@@ -1,6 +1,6 @@
 """Segmentations in the data samples of mmdet and mmseg."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -62,7 +62,12 @@ def predicted_segments(
     if "pred_panoptic_seg" in sample:
         number = len(classes.names)
         void = {number, sample.pred_panoptic_seg.get("ignore_index", number)}
-        return _from_labels(_label_map(sample.pred_panoptic_seg), classes, INSTANCE_OFFSET, void)
+        labels = _label_map(sample.pred_panoptic_seg)
+        found = _from_labels(labels, classes, INSTANCE_OFFSET, void)
+        if "pred_segments" not in sample:
+            return found
+        ids, scores = sample.pred_segments.ids, sample.pred_segments.scores
+        return replace(found, scores=dict(zip(ids.tolist(), scores.tolist(), strict=True)))
     if "pred_instances" in sample and "masks" in sample.pred_instances:
         instances = sample.pred_instances.numpy()
         kept = np.flatnonzero(instances.scores >= score_thr)
@@ -74,7 +79,8 @@ def predicted_segments(
         else:
             size, chosen = masks.shape[-2:], iter(masks[kept])
         background = Panoptic(np.zeros(size, np.int64), {})
-        return paint_instances(background, chosen, instances.labels[kept])
+        scores = instances.scores[kept].tolist()
+        return paint_instances(background, chosen, instances.labels[kept], scores)
     if "pred_sem_seg" in sample:
         return _from_labels(_label_map(sample.pred_sem_seg), classes)
     return None
@@ -108,13 +114,19 @@ def true_segments(sample: BaseDataElement, classes: Classes) -> Panoptic | None:
     return truth if truth is not None and truth.segments.shape == size else None
 
 
-def paint_instances(under: Panoptic, masks: Iterable[Mask], labels: NDArray[Any]) -> Panoptic:
+def paint_instances(
+    under: Panoptic,
+    masks: Iterable[Mask],
+    labels: NDArray[Any],
+    scores: Sequence[float] | None = None,
+) -> Panoptic:
     """Paint instances over a segmentation, one after the other.
 
     Args:
         under: Segmentation whose ids are classes.
         masks: N masks ``(H, W)``; later ones cover earlier ones.
         labels: Class index of each instance, ``(N,)``.
+        scores: Score of each instance, if it has one.
 
     Returns:
         The visible segments. Instance ids are mmdet's, class + 1000 · number, counted from 1, with
@@ -133,8 +145,14 @@ def paint_instances(under: Panoptic, masks: Iterable[Mask], labels: NDArray[Any]
         claimed |= mask
     if under.ignore is not None:
         ignore |= under.ignore & ~claimed
-    visible = set(np.unique(segments).tolist())
-    return Panoptic(segments, {i: categories[i] for i in visible & categories.keys()}, ignore)
+    visible = set(np.unique(segments).tolist()) & categories.keys()
+    numbers = {i: i // offset - 1 for i in visible if i >= offset}
+    return Panoptic(
+        segments,
+        {i: categories[i] for i in visible},
+        ignore,
+        {} if scores is None else {i: scores[number] for i, number in numbers.items()},
+    )
 
 
 def _label_map(data: BaseDataElement) -> Labels:

@@ -1,7 +1,7 @@
 """Panoptic segmentation of one image, and the names and colors of its classes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,13 @@ class Panoptic:
         categories: Class index of every segment id; other ids are void.
         ignore: Pixels of unknown class, which scores leave out, bool ``(H, W)``; None if there are
             none.
+        scores: Confidence, 0 to 1, of each segment id of which it is known.
     """
 
     segments: Labels
     categories: Mapping[int, int]
     ignore: Mask | None = None
+    scores: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ def draw_panoptic(
     like: Panoptic | None = None,
     text: int | None = None,
     tracks: Mapping[int, int] | None = None,
+    scores: bool = False,
 ) -> RGBImage:
     """Overlay segments on a gray version of the image, outlined and named.
 
@@ -43,6 +44,7 @@ def draw_panoptic(
         text: Height of the names in pixels; by default it depends on the image's size.
         tracks: Id of the track of each object in a video, by segment id. It follows the class's
             name, and the object has a color of the track in place of the class.
+        scores: Whether the score of a segment, if it is known, follows its name.
 
     Returns:
         The drawing, RGB uint8 ``(H, W, 3)``.
@@ -72,6 +74,10 @@ def draw_panoptic(
     size = max(10, round(max(image.shape) / 28)) if text is None else text
     named = [panoptic.categories.get(segment) for segment in ids.tolist()]
     numbers = [f" {tracks[segment]}" if segment in tracks else "" for segment in ids.tolist()]
+    if scores:
+        known = panoptic.scores
+        shown = [f" {known[segment]:.2f}" if segment in known else "" for segment in ids.tolist()]
+        numbers = [number + score for number, score in zip(numbers, shown, strict=True)]
     return _write_names(drawn, segments, named, numbers, classes, size)
 
 

@@ -41,10 +41,10 @@ def test_panoptic_encoding(seed):
 
 
 def test_scores_of_segments():
-    """Of those that have one; ids that no pixel has are left out."""
-    panoptic = Panoptic(np.array([[0, 1002, 2, 7]]), {0: 0, 2: 2, 1002: 2})
-    scored = InstanceData(ids=torch.tensor([2, 1002, 3001]), scores=torch.tensor([0.25, 0.5, 1]))
-    _, info = encode_panoptic(panoptic, range(3), scored)
+    """Of those that have one."""
+    scores = {2: 0.25, 1002: 0.5, 3001: 1}
+    panoptic = Panoptic(np.array([[0, 1002, 2, 7]]), {0: 0, 2: 2, 1002: 2}, scores=scores)
+    _, info = encode_panoptic(panoptic, range(3))
     assert [entry.get("score") for entry in info] == [None, 0.25, 0.5]
     assert [entry["category_id"] for entry in info] == [0, 2, 2]
 

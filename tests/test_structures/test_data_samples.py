@@ -41,6 +41,24 @@ def test_semantic_predictions_of_mmdet_and_mmseg() -> None:
         assert prediction.categories == {0: 0, 1: 1}
 
 
+def test_scores_of_segments() -> None:
+    """Of panoptic ones by their ids; of instances that are visible, the best on top."""
+    panoptic = PixelData(sem_seg=torch.tensor([[[3000, 1, 2, 2]]]))
+    known = InstanceData(ids=torch.tensor([1, 3000]), scores=torch.tensor([0.25, 0.5]))
+    sample = detection(pred_panoptic_seg=panoptic, pred_segments=known)
+    assert predicted_segments(sample, CLASSES).scores == {1: 0.25, 3000: 0.5}
+    assert predicted_segments(detection(pred_panoptic_seg=panoptic), CLASSES).scores == {}
+    masks = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]]).bool()[:, None]
+    instances = InstanceData(
+        masks=masks,
+        scores=torch.tensor([0.625, 0.75, 0.25, 0.5]),
+        labels=torch.tensor([1, 0, 1, 1]),
+    )
+    found = predicted_segments(detection(pred_instances=instances), CLASSES)
+    assert found.segments.tolist() == [[3000, 2001, 2001, 0]]
+    assert found.scores == {3000: 0.75, 2001: 0.625}
+
+
 def test_panoptic_predictions_go_first() -> None:
     """The third cup, the field, and void (label 2, the number of classes)."""
     sample = detection(

@@ -1,6 +1,7 @@
 """Images of segmentations: colors, outlines and names."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,6 +37,23 @@ def test_tracks_have_colors_and_numbers_that_stay(scene: Scene) -> None:
     others = draw_panoptic(image, panoptic, classes, opacity=1, tracks={10: 3 + 64, 20: 70})
     assert (drawn != others)[:, :60].any(), "two tracks of one color have one number"
     assert (drawn == others)[:, 60:].all()
+
+
+def test_scores_follow_names(scene: Scene) -> None:
+    """If they are asked for and known: as a class of that name would be written."""
+    image, panoptic, classes = scene
+    scored = replace(panoptic, scores={3: 0.876, 7: 0.876, 99: 0.5})
+    plain = draw_panoptic(image, panoptic, classes)
+    assert np.array_equal(draw_panoptic(image, scored, classes), plain)
+    assert np.array_equal(draw_panoptic(image, panoptic, classes, scores=True), plain)
+    drawn = draw_panoptic(image, scored, classes, scores=True)
+    names = [classes.names[0], f"{classes.names[1]} 0.88"]
+    wanted = draw_panoptic(image, panoptic, replace(classes, names=names))
+    changed = (drawn != plain).any(-1)
+    assert changed.any()
+    both = draw_panoptic(image, scored, classes, scores=True, tracks={3: 12})
+    assert (both != drawn).any()
+    assert np.array_equal(drawn[:, 120:], wanted[:, 120:])
 
 
 def written(image: np.ndarray, panoptic: Panoptic, classes: Classes, **options) -> np.ndarray:
