@@ -188,8 +188,11 @@ def test_five_bands_of_16_bits(field, run, monkeypatch):
     shown = opened.read_rgb()
     bands = image[..., [2, 1, 0]].astype(int)
     assert abs(shown - 255 * (bands - bands.min()) / np.ptp(bands)).max() <= 1
-    drawn = np.asarray(Image.open("results/vis/bed.png"))
-    assert np.array_equal(drawn, inferencer.draw(shown, samples[0]))
+    arguments = [str(path), FIVE_BANDS, weights, "--out", "drawn.png", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["image_demo.py", *arguments])
+    runpy.run_path(str(ROOT / "demo/image_demo.py"), run_name="__main__")
+    for file in ("results/vis/bed.png", "drawn.png"):
+        assert np.array_equal(Image.open(file), inferencer.draw(shown, samples[0]))
 
     for wrong, got in ((image[..., :3], ", 3"), (image / 2, "float64"), (tensor[1:], ", 4")):
         with pytest.raises(ValueError, match=rf"array \(H, W, 5\) of uint8 or .*, got .*{got}"):

@@ -145,7 +145,7 @@ class BaseInferencer:
             raise ValueError(f"expected batch_size >= 1, got {batch_size}")
         result_config(self.model, **options)  # refuses wrong options before an image is read
         total = len(images) if isinstance(images, list) else None
-        images = map(self._bound, images) if total is None else [*map(self._bound, images)]
+        images = map(self.bound, images) if total is None else [*map(self.bound, images)]
         skip = partial(_skip_refused, images, strict=strict or total == 1, on_failure=on_failure)
         if tiling is not None:
             threshold = getattr(getattr(self.model, "decode_head", None), "threshold", None)
@@ -157,8 +157,12 @@ class BaseInferencer:
         results = self._predict(iter(lambda: list(islice(prepared, batch_size)), []))
         return show_progress(results, total) if progress else results
 
-    def _bound(self, image: InputImage) -> InputImage:
-        """Return the image as the model's config reads it, or refuse an array of other bands."""
+    def bound(self, image: InputImage) -> InputImage:
+        """Return an image that is read as the config says.
+
+        Raises:
+            ValueError: Its array is not what the model takes.
+        """
         loader = self._pipeline.transforms[0]
         if image.array is not None:
             loader.check(image.array, image.source)

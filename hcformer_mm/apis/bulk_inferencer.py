@@ -98,7 +98,7 @@ class BulkInferencer(HCFormerInferencer):
 
         def prepare(window: list[InputImage]) -> list[Prepared | tuple[InputImage, str]]:
             prepared: list[Prepared | tuple[InputImage, str]] = []
-            for image in map(self._bound, window):
+            for image in map(self.bound, window):
                 try:
                     prepared.append((image, self._prepare(image, **options)))
                 except ValueError as error:
