@@ -66,13 +66,15 @@ def run(args: argparse.Namespace) -> None:
         check_writable(args.out.parent)
         (sample,) = inferencer(args.image, **options)
         image = inferencer.bound(images[0]).read_rgb()
-        write_image(args.out, inferencer.draw(image, sample, score_thr=args.score_thr))
+        shown = dict(scores=args.draw_scores, score_thr=args.score_thr)
+        write_image(args.out, inferencer.draw(image, sample, **shown))
         print(args.out)
         return
     results = inferencer.iterate(
         args.image,
         out_dir=args.out,
         ann_file=args.ann_file,
+        draw_scores=args.draw_scores,
         score_thr=args.score_thr,
         strict=args.strict,
         **options,

@@ -33,7 +33,7 @@ SOME_FAILED = 3
 
 RESULT_OPTIONS = tuple(ResultOptions.__annotations__)
 SETTINGS = (
-    *("draw", "score_thr", "batch_size", "dtype", "fast", "tile", "tile_overlap"),
+    *("draw", "draw_scores", "score_thr", "batch_size", "dtype", "fast", "tile", "tile_overlap"),
     *RESULT_OPTIONS,
 )
 """Arguments that results depend on, besides the files that they name."""
@@ -117,6 +117,7 @@ def predict(args: argparse.Namespace) -> int:
         inferencer.classes,
         ann_file=args.ann_file,
         draw=args.draw,
+        draw_scores=args.draw_scores,
         score_thr=args.score_thr,
     )
     options = {name: getattr(args, name) for name in RESULT_OPTIONS}

@@ -54,6 +54,9 @@ def add_inference_arguments(parser: ArgumentParser) -> None:
         help="minimum score of drawn instances, for models that predict only instances "
         "(default: %(default)s)",
     )
+    parser.add_argument(
+        "--draw-scores", action="store_true", help="write scores after the names in drawings"
+    )
     shares = {
         "--object-mask-thr": "a query takes part in the panoptic result if its class probability "
         "is larger",

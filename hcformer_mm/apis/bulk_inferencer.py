@@ -4,7 +4,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice, repeat, takewhile
+from itertools import chain, islice, repeat, takewhile
 from typing import Any, TypeVar
 
 from mmengine.structures import BaseDataElement
@@ -14,6 +14,7 @@ from .hcformer_inferencer import HCFormerInferencer
 from .inference import ResultOptions, result_config
 from .inputs import InputImage
 from .result_writer import Record, ResultWriter, failure
+from .tiling import Tiling
 
 LOOK_AHEAD = 4
 """Batches whose images are read together, so that those of one size share a batch."""
@@ -76,6 +77,7 @@ class BulkInferencer(HCFormerInferencer):
         share: Share = Share(),
         *,
         workers: int = 2,
+        tiling: Tiling | None = None,
         **options: Unpack[ResultOptions],
     ) -> Iterator[tuple[int, Record]]:
         """Segment images, write their PNG files, and yield their entries of the JSON files.
@@ -85,6 +87,7 @@ class BulkInferencer(HCFormerInferencer):
             writer: It writes the PNG files and encodes the results.
             share: Which of them are to be run, and in which batches.
             workers: Threads that read and write.
+            tiling: How to cut large images, which are read one at a time; None runs them whole.
             options: :class:`~hcformer_mm.apis.inference.ResultOptions`.
 
         Yields:
@@ -116,8 +119,12 @@ class BulkInferencer(HCFormerInferencer):
             # Frames of a video must be read in order.
             read = _ahead(reader, lambda _: next(windows, []), repeat(None), 2)
             prepared = _ahead(pool, prepare, takewhile(bool, read), 2)
-            results = self._results(prepared, share)
-            yield from _ahead(pool, encode, results, share.batch_size + workers)
+            if tiling is None:
+                results = self._results(prepared, share)
+                yield from _ahead(pool, encode, results, share.batch_size + workers)
+            else:
+                results = self._tiled_results(windows, share, tiling, **options)
+                yield from _ahead(pool, encode, results, 1)
 
     def _results(
         self, windows: Iterable[list[Prepared | tuple[InputImage, str]]], share: Share
@@ -145,6 +152,23 @@ class BulkInferencer(HCFormerInferencer):
             if image.number not in share.done:
                 yield image, sample
         yield from failed
+
+    def _tiled_results(
+        self,
+        windows: Iterable[list[InputImage]],
+        share: Share,
+        tiling: Tiling,
+        **options: Unpack[ResultOptions],
+    ) -> Iterator[tuple[InputImage, BaseDataElement | str]]:
+        """Run the network on tiles; yield the images that are not done, with results or reasons."""
+        for image in chain.from_iterable(windows):
+            if image.number not in share.done:
+                try:
+                    yield from self.predict(
+                        [image], batch_size=share.batch_size, tiling=tiling, **options
+                    )
+                except ValueError as error:
+                    yield image, str(error)
 
 
 def _ahead(

@@ -17,8 +17,9 @@ from skimage.draw import disk
 from skimage.measure import label
 
 from hcformer_mm.apis import HCFormerInferencer
-from hcformer_mm.apis.inputs import InputImage
-from hcformer_mm.apis.result_writer import segments_of
+from hcformer_mm.apis.bulk_inferencer import BulkInferencer, Share
+from hcformer_mm.apis.inputs import InputImage, open_images
+from hcformer_mm.apis.result_writer import ResultWriter, segments_of
 from hcformer_mm.apis.tiling import Tiling, encode_part, predict_tiled, spans
 from hcformer_mm.structures.panoptic import Classes
 from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
@@ -384,7 +385,19 @@ def test_files_of_tiled_images(inferencers, folder, tmp_path, capsys):
     )
 
 
-def test_masks_in_rle_are_drawn_like_dense_ones(images):
+def test_records_of_tiled_images(model_files, folder, tmp_path):
+    inferencer, tiling = BulkInferencer(*model_files()), Tiling(64, 16)
+    images = open_images(folder)
+    with ResultWriter(tmp_path, inferencer.classes) as writer:
+        records = dict(inferencer.records(images, writer, Share(2), tiling=tiling))
+    samples = inferencer(folder, tile_size=64, tile_overlap=16, batch_size=2)
+    assert list(records) == [0, 1, 2]
+    for number, sample in enumerate(samples):
+        counts = [one["segmentation"]["counts"] for one in records[number]["instances"]]
+        assert counts == [mask["counts"].decode() for mask in sample.pred_instances.masks]
+
+
+def test_masks_in_rle_are_drawn_like_dense_ones():
     pixels = picture((70, 150))
     sample = tiled(pixels, panoptic_of, Tiling(32, 8))
     del sample.pred_panoptic_seg

@@ -69,6 +69,16 @@ def test_a_folder_into_a_folder(run, images, tmp_path, capsys):
     assert "2/2" in captured.err
 
 
+def test_a_large_image_in_tiles(run, model, images, tmp_path):
+    image, sizes = images / "scene0.png", ["--tile", "64", "--tile-overlap"]
+    run(image, "--out", "out", *sizes, "16")
+    (sample,) = HCFormerInferencer(*model, "cpu")(image, tile_size=64, tile_overlap=16)
+    labels = np.asarray(Image.open(tmp_path / "out" / "semantic" / "scene0.png"))
+    assert np.array_equal(labels, sample.pred_sem_seg.sem_seg[0].numpy())
+    with pytest.raises(SystemExit, match="image_demo: expected tile_overlap from 1 to 63"):
+        run(image, *sizes, "64")
+
+
 def test_thresholds_and_confidence(run, model, images, tmp_path):
     """In a folder, and in a drawing; by options of their own and by the config's."""
     words = ["--object-mask-thr", "0.99", "--iou-thr=0.2", "--max-per-image", "5"]
@@ -86,8 +96,14 @@ def test_thresholds_and_confidence(run, model, images, tmp_path):
     changes = [f"model.test_cfg.{name}={value}" for name, value in options.items()]
     run(images / "scene0.png", "--out", "b.png", "--cfg-options", *changes)
     run(images / "scene0.png", "--out", "c.png")
-    one, same, other = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "abc")
+    run(images / "scene0.png", "--out", "d.png", "--draw-scores")
+    run(images / "scene0.png", "--out", "e", "--draw-scores")
+    (tmp_path / "e/vis/scene0.png").rename(tmp_path / "e.png")
+    one, same, other, scored, written = (
+        np.asarray(Image.open(tmp_path / f"{name}.png")) for name in "abcde"
+    )
     assert np.array_equal(one, same) and not np.array_equal(one, other)
+    assert np.array_equal(scored, written) and not np.array_equal(scored, other)
 
 
 @pytest.mark.parametrize(("words", "fast"), [((), True), (("--no-fast",), False)])
