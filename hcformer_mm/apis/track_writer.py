@@ -3,7 +3,6 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,11 +26,11 @@ FORMATS = {"mots": ".txt", "coco-vid": ".json"}
 
 @dataclass
 class Track:
-    """An object: its label and score in each frame that shows it, and its masks by frame."""
+    """An object: label and score in each frame that shows it, and run lengths of masks by frame."""
 
     labels: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
-    masks: dict[int, dict[str, Any]] = field(default_factory=dict)
+    masks: dict[int, str] = field(default_factory=dict)
 
     @property
     def category(self) -> int:
@@ -75,7 +74,7 @@ def write_tracks(
                 track = tracks[number]
                 track.labels.append(label)
                 track.scores.append(score)
-                track.masks[len(frames)] = mask | dict(counts=mask["counts"].decode())
+                track.masks[len(frames)] = mask["counts"].decode()
             frames.append((image.number, image.file_name))
             if fps is not None:
                 segments = predicted_segments(sample, classes)
@@ -90,7 +89,7 @@ def write_tracks(
         video.release()
         with replacing(path.with_name(path.name + FORMATS[format])) as unfinished:
             if format == "mots":
-                text = "".join(mots_lines(tracks, [number for number, _ in frames]))
+                text = "".join(mots_lines(tracks, [number for number, _ in frames], size))
             else:
                 text = dumps(youtube_vis(tracks, [name for _, name in frames], size, classes))
             unfinished.write_text(text)
@@ -98,12 +97,15 @@ def write_tracks(
             drawing.replace(path.with_name(f"{path.name}.mp4"))
 
 
-def mots_lines(tracks: Mapping[int, Track], numbers: Sequence[int]) -> Iterator[str]:
+def mots_lines(
+    tracks: Mapping[int, Track], numbers: Sequence[int], size: tuple[int, int]
+) -> Iterator[str]:
     """Lines of MOTS (Voigtlaender et al., 2019): frame, object, class, height, width, run lengths.
 
     Args:
         tracks: Tracks by id.
         numbers: Number of each frame in the video.
+        size: Height and width of the frames.
 
     Returns:
         Lines by frame. Classes are numbered from 1, objects by 1000 · class + number in the class.
@@ -117,15 +119,14 @@ def mots_lines(tracks: Mapping[int, Track], numbers: Sequence[int]) -> Iterator[
         category = track.category
         found[category] += 1
         number = 1000 * category + found[category]
-        rows += [(frame, number, category, mask) for frame, mask in track.masks.items()]
+        rows += [(frame, number, category, counts) for frame, counts in track.masks.items()]
     if max(found.values(), default=0) >= 1000:
         raise ValueError(
             "expected fewer than 1000 objects of a class, as MOTS numbers no more, got "
             f"{max(found.values())}; write coco-vid, or parts of the video"
         )
-    for frame, number, category, mask in sorted(rows, key=itemgetter(0, 1)):
-        height, width = mask["size"]
-        yield f"{numbers[frame]} {number} {category} {height} {width} {mask['counts']}\n"
+    for frame, number, category, counts in sorted(rows):
+        yield f"{numbers[frame]} {number} {category} {size[0]} {size[1]} {counts}\n"
 
 
 def youtube_vis(
@@ -144,7 +145,8 @@ def youtube_vis(
     shape = dict(height=size[0], width=size[1], length=len(names))
     annotations = []
     for number, track in tracks.items():
-        masks = [track.masks.get(i) for i in range(len(names))]
+        encoded = {i: dict(size=size, counts=counts) for i, counts in track.masks.items()}
+        masks = [encoded.get(i) for i in range(len(names))]
         annotations.append(
             dict(
                 id=number,

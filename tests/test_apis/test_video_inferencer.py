@@ -164,8 +164,7 @@ def mask(*pixels):
     array = np.zeros(SIZE, np.uint8, order="F")
     for row, column in pixels:
         array[row, column] = 1
-    encoded = coco_mask.encode(array)
-    return encoded | dict(counts=encoded["counts"].decode())
+    return coco_mask.encode(array)["counts"].decode()
 
 
 TRACKS = {
@@ -176,15 +175,15 @@ TRACKS = {
 
 def test_mots_by_hand():
     one, two = TRACKS.values()
-    assert list(mots_lines(TRACKS, [0, 10, 20, 30])) == [
-        f"0 2001 2 64 96 {one.masks[0]['counts']}\n",
-        f"10 2001 2 64 96 {one.masks[1]['counts']}\n",
-        f"10 2002 2 64 96 {two.masks[1]['counts']}\n",
-        f"30 2001 2 64 96 {one.masks[3]['counts']}\n",
+    assert list(mots_lines(TRACKS, [0, 10, 20, 30], SIZE)) == [
+        f"0 2001 2 64 96 {one.masks[0]}\n",
+        f"10 2001 2 64 96 {one.masks[1]}\n",
+        f"10 2002 2 64 96 {two.masks[1]}\n",
+        f"30 2001 2 64 96 {one.masks[3]}\n",
     ]
     many = dict.fromkeys(range(1000), TRACKS[2])
     with pytest.raises(ValueError, match="expected fewer than 1000 objects of a class"):
-        list(mots_lines(many, [0, 1]))
+        list(mots_lines(many, [0, 1], SIZE))
 
 
 def test_youtube_vis_is_read_by_its_evaluation():
@@ -192,7 +191,7 @@ def test_youtube_vis_is_read_by_its_evaluation():
     content = youtube_vis(TRACKS, ["a.jpg", "b.jpg", "c.jpg", "d.jpg"], SIZE, CLASSES)
     first, second = content["annotations"]
     assert (first["score"], first["category_id"]) == (0.75, 2)
-    assert second["segmentations"] == [None, TRACKS[2].masks[1], None, None]
+    assert second["segmentations"] == [None, dict(size=SIZE, counts=TRACKS[2].masks[1]), None, None]
     assert second["bboxes"] == [None, [8, 8, 2, 1], None, None]
     truth = YTVIS(json.loads(json.dumps(content)))
     evaluation = YTVISeval(truth, truth.loadRes(content["annotations"]), "segm")
