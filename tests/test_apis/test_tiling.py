@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 from functools import cache
 
 import mmcv
@@ -12,6 +14,7 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
+from PIL import Image
 from pycocotools import mask as mask_util
 from skimage.draw import disk
 from skimage.measure import label
@@ -217,10 +220,19 @@ def test_a_part_has_one_partner_a_side_and_scores_weigh_pixels():
     assert len(joined_instances(0.1, left, right)[0]) == 2
 
 
+def test_an_image_without_objects():
+    pixels = np.zeros((70, 150, 3), np.uint8) + np.uint8((4, 0, 4))
+    joined = tiled(pixels, panoptic_of, Tiling(32, 8))
+    assert joined.pred_panoptic_seg.sem_seg.eq(4).all()
+    assert joined.pred_segments.ids.tolist() == [4]
+    assert joined.pred_segments.scores.tolist() == pytest.approx([4 / 255])
+    assert len(joined.pred_instances) == len(joined.pred_instances.masks) == 0
+    assert joined.pred_instances.bboxes.shape == (0, 4)
+
+
 def test_more_than_a_thousand_objects_of_a_class():
     pixels = np.full((72, 256, 3), 3, np.uint8)
     pixels[::2, ::2, 0] = 1  # 4608 objects of one pixel
-    pixels[..., 1] = 0
     places = (pixels[..., 0] == 1).nonzero()
 
     def model(crop):
@@ -411,3 +423,28 @@ def test_masks_in_rle_are_drawn_like_dense_ones():
     assert len(ours.categories) > 2
     sample.pred_instances = sample.pred_instances[:0]
     assert not segments_of(sample, classes, score_thr=0.5).segments.any()
+
+
+@pytest.mark.slow
+def test_memory_of_a_large_image(model_files, tmp_path):
+    """Whole process, with the network at 1024×1024, all three results, drawing and writing."""
+    code = """
+import resource, sys
+from mmengine.config import Config
+from hcformer_mm.apis import HCFormerInferencer
+config, weights, image, out = sys.argv[1:]
+config = Config.fromfile(config)
+steps = config.test_dataloader.dataset.pipeline
+steps[:] = [step for step in steps if "Resize" not in step["type"]]
+(sample,) = HCFormerInferencer(config, weights)(image, out_dir=out, tile_size=1024)
+assert sample.pred_panoptic_seg.sem_seg.shape == (1, 8000, 8000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    mmcv.imwrite(np.tile(scene(0, (100, 160)), (90, 60, 1))[:8000, :8000], str(tmp_path / "a.png"))
+    arguments = [*model_files(), tmp_path / "a.png", tmp_path / "out"]
+    run = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 4 * 2**20  # KiB
+    assert Image.open(tmp_path / "out" / "vis" / "a.png").size == (8000, 8000)
