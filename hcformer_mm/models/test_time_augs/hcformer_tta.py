@@ -1,6 +1,6 @@
 """HCFormerTTAModel: one prediction from flipped and resized views of an image."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import reduce
 from math import prod
 from typing import Any, NamedTuple
@@ -68,12 +68,14 @@ class HCFormerTTAModel(BaseTTAModel):
 
     def __init__(self, module: Any, data_preprocessor: Any = None) -> None:
         super().__init__(module, data_preprocessor)
-        heads = [getattr(self.module, f"panoptic_{name}", None) for name in ("head", "fusion_head")]
-        if not isinstance(heads[0], HCFormerHead) or not isinstance(heads[1], HCFormerFusionHead):
+        head, fusion = (
+            getattr(self.module, f"panoptic_{name}", None) for name in ("head", "fusion_head")
+        )
+        if not isinstance(head, HCFormerHead) or not isinstance(fusion, HCFormerFusionHead):
             raise InputError(
                 "expected a detector with HCFormerHead and HCFormerFusionHead for HCFormerTTAModel,"
-                f" got {type(self.module).__name__} with {' and '.join(map(_name, heads))}; use "
-                "mmseg.SegTTAModel for segmentors and mmdet.DetTTAModel for boxes"
+                f" got {type(self.module).__name__} without; use mmseg.SegTTAModel for segmentors "
+                "and mmdet.DetTTAModel for boxes"
             )
 
     def test_step(self, data: Any) -> SampleList:
@@ -119,22 +121,20 @@ class HCFormerTTAModel(BaseTTAModel):
         views = [sample.pop("view") for sample in samples]
         merged = max(samples, key=lambda sample: prod(sample.img_shape[:2]))
         orders = self._match(samples, views)
-        probabilities = [
-            class_probabilities(view.class_logits)[order]
-            for view, order in zip(views, orders, strict=True)
-        ]
-        logits = views[0].class_logits
-        if len(views) > 1:
-            logits = torch.stack(probabilities).mean(dim=0).log()
+        logits = torch.stack(
+            [view.class_logits[order] for view, order in zip(views, orders, strict=True)]
+        )
+        probabilities = class_probabilities(logits)  # (V, Q, K + 1)
+        logits = logits[0] if len(views) == 1 else probabilities.mean(dim=0).log()
         queries = head.queries_of_results(logits[None], [merged])
-        maps = (
-            self._decode(sample, view, order[queries], merged.img_shape[:2])
+        decoded = (
+            self._decode(sample, view, order[queries], tuple(merged.img_shape[:2]))
             for sample, view, order in zip(samples, views, orders, strict=True)
         )
-        if len(views) > 1:
-            masks = _mean(maps, [scores[queries, :-1].sum(dim=1) for scores in probabilities])
+        if len(views) == 1:
+            masks = next(decoded)
         else:
-            masks = next(maps)
+            masks = _mean(decoded, probabilities[:, queries, :-1].sum(dim=-1))
         results = fusion_head.predict(logits[None, queries], masks[None], [merged], rescale=True)
         (sample,) = self.module.add_pred_to_datasample([merged], results)
         return sample
@@ -190,24 +190,20 @@ def _flip_back(maps: Tensor, sample: DetDataSample) -> Tensor:
     return maps.flip(FLIPPED_DIMS[sample.flip_direction]) if sample.flip else maps
 
 
-def _mean(maps: Iterable[Tensor], weights: Sequence[Tensor]) -> Tensor:
+def _mean(maps: Iterable[Tensor], weights: Tensor) -> Tensor:
     """Logits of the weighted mean of the probabilities of mask logits ``(Q, H, W)``.
 
     Args:
         maps: Mask logits of every view; one view is in memory at a time.
-        weights: Weights of the queries ``(Q,)``, not negative, for every view.
+        weights: Weights ``(V, Q)``, not negative.
     """
-    total = torch.stack(list(weights)).sum(dim=0).clamp_min(torch.finfo(weights[0].dtype).tiny)
+    limits = torch.finfo(weights.dtype)
+    weights = weights / weights.sum(dim=0).clamp_min(limits.tiny)
     mean = reduce(
         torch.add,
         (
-            full_precision(masks).sigmoid() * (weight / total)[:, None, None]
+            full_precision(masks).sigmoid() * weight[:, None, None]
             for masks, weight in zip(maps, weights, strict=True)
         ),
     )
-    limits = torch.finfo(mean.dtype)
     return mean.clamp(limits.tiny, 1 - limits.eps / 2).logit()  # resizing needs finite logits
-
-
-def _name(head: Any) -> str:
-    return "no head" if head is None else type(head).__name__

@@ -300,7 +300,7 @@ def test_views_tell_whether_they_are_flipped():
 
 
 def test_other_models_are_refused():
-    with pytest.raises(InputError, match=r"got EncoderDecoder with no head and no head; use mmseg"):
+    with pytest.raises(InputError, match=r"got EncoderDecoder without; use mmseg"):
         HCFormerTTAModel(segmentor())
 
 
