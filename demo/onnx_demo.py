@@ -1,14 +1,7 @@
-"""Segment an image with an exported model, by numpy and onnxruntime alone.
+"""Segment an image with a file of `export.py --with-postprocess --uint8`: docs/deployment.md."""
 
-python tools/deployment/export.py CONFIG CHECKPOINT --format onnx --shape 512 672 --dynamic \
-    --with-postprocess --uint8 --out model.onnx
-python demo/onnx_demo.py model.onnx image.npy results.npz
-
-The image is an array of RGB bytes (H, W, 3); other files than *.npy are read by Pillow.
-"""
-
-import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +9,7 @@ import onnxruntime
 
 
 def read_image(path):
+    """RGB bytes (H, W, 3) of a file *.npy, or by Pillow of any other image."""
     if path.suffix == ".npy":
         return np.load(path)
     from PIL import Image, ImageOps
@@ -24,11 +18,9 @@ def read_image(path):
 
 
 def input_size(height, width, resize):
-    """Height and width at which the model sees an image, by the resize in the file's metadata."""
-    if resize is None:
-        return height, width
-    if not resize["keep_ratio"]:
-        return resize["scale"][1], resize["scale"][0]
+    """Height and width at which the model sees an image, by the file's metadata."""
+    if resize is None or not resize["keep_ratio"]:
+        return tuple(resize["scale"][::-1]) if resize else (height, width)
     bounds, sides = sorted(resize["scale"]), sorted((height, width))
     factor = min(bound / side for bound, side in zip(bounds, sides, strict=True))
     return int(height * factor + 0.5), int(width * factor + 0.5)
@@ -39,33 +31,30 @@ def resize_image(image, size):
     for axis, (old, new) in enumerate(zip(image.shape[:2], size, strict=True)):
         position = ((np.arange(new) + 0.5) * old / new - 0.5).clip(0, old - 1)
         low = position.astype(int)
-        high = np.minimum(low + 1, old - 1)
         weight = (position - low).reshape(-1, *[1] * (2 - axis))
-        image = image.take(low, axis) * (1 - weight) + image.take(high, axis) * weight
+        high = image.take(np.minimum(low + 1, old - 1), axis)
+        image = image.take(low, axis) * (1 - weight) + high * weight
     return np.rint(image).astype(np.uint8)
 
 
 def predict(session, image):
-    """Results of one image by name; see docs/deployment.md. Instances come with their own masks."""
-    about = session.get_modelmeta().custom_metadata_map
-    size = input_size(*image.shape[:2], json.loads(about["resize"]))
-    inputs = {"image": resize_image(image, size)[None], "size": np.array(image.shape[:2])}
+    """Results of one image by name; every instance comes with its mask."""
+    resize = json.loads(session.get_modelmeta().custom_metadata_map["resize"])
+    resized = resize_image(image, input_size(*image.shape[:2], resize))
+    inputs = {"image": resized[None], "size": np.array(image.shape[:2], dtype=np.int64)}
     names = [output.name for output in session.get_outputs()]
     results = {name: x[0] for name, x in zip(names, session.run(names, inputs), strict=True)}
     if "masks" in results:
-        there = results["labels"] >= 0  # the rest are pairs of a query and a class of stuff
+        there = results["labels"] >= 0  # the others are stuff
         results["masks"] = results["masks"][results.pop("mask_index")[there]]
         results |= {name: results[name][there] for name in ("boxes", "scores", "labels")}
     return results
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model", help="ONNX file exported with --with-postprocess --uint8")
-    parser.add_argument("image", type=Path, help="image file, or *.npy")
-    parser.add_argument("out", type=Path, help="file *.npz to write the results to")
-    args = parser.parse_args()
-    session = onnxruntime.InferenceSession(args.model, providers=["CPUExecutionProvider"])
-    results = predict(session, read_image(args.image))
-    np.savez_compressed(args.out, **results)
-    print(f"wrote {args.out}:", {name: x.shape for name, x in results.items()})
+    if len(sys.argv) != 4:
+        sys.exit("usage: onnx_demo.py MODEL.onnx IMAGE RESULTS.npz")
+    session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+    results = predict(session, read_image(Path(sys.argv[2])))
+    np.savez_compressed(sys.argv[3], **results)
+    print(f"wrote {sys.argv[3]}:", {name: x.shape for name, x in results.items()})

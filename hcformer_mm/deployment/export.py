@@ -30,6 +30,7 @@ from ..models.utils.post_processing import semantic_scores
 from ..utils.atomic_write import replacing
 from ..utils.config import tested_dataset
 from ..utils.errors import InputError
+from ..utils.random_inputs import image_bands
 from .post_processing import GraphFusion, most_likely_class, resize
 from .rewriters import rewrite_modules
 
@@ -62,11 +63,15 @@ class ExportableModel(nn.Module):
         with_postprocess: Whether to return results in place of logits: those that the ``test_cfg``
             of a detector enables, and the semantic map of a segmentor.
         uint8: Whether images are RGB bytes, which the model normalizes itself.
+        deform_conv: Whether deformable convolutions become ``DeformConv`` of ONNX, which runs
+            several times faster in runtimes that have it, such as onnxruntime 1.32. Otherwise they
+            become gathers and matrix products, which every runtime has.
         size_divisor: Images are padded at the right and the bottom to multiples of this, with the
             pad value of the model's pipeline. By default, the divisor of that pipeline.
 
     Raises:
-        ValueError: The model is of another type, or has no assignments to return.
+        ValueError: The model is of another type or takes other bands than three, or has no
+            assignments to return.
     """
 
     def __init__(
@@ -76,6 +81,7 @@ class ExportableModel(nn.Module):
         with_assignments: bool = False,
         with_postprocess: bool = False,
         uint8: bool = False,
+        deform_conv: bool = False,
         size_divisor: int | None = None,
     ) -> None:
         super().__init__()
@@ -88,6 +94,8 @@ class ExportableModel(nn.Module):
                 "expected a detector with an HCFormerHead as panoptic_head or an EncoderDecoder of "
                 f"mmseg, got {type(model).__name__} with {type(head).__name__}"
             )
+        if (bands := image_bands(model)) != 3:
+            raise ValueError(f"expected a model of three bands to export, BGR, got {bands} bands")
         if with_assignments and not isinstance(model.backbone, HCBackbone):
             raise ValueError(
                 "expected an HCBackbone to return assignments of, got "
@@ -102,6 +110,7 @@ class ExportableModel(nn.Module):
         self.with_assignments = with_assignments
         self.with_postprocess = with_postprocess
         self.uint8 = uint8
+        self.deform_conv = deform_conv
         self.fusion: GraphFusion | None = None
         if with_postprocess and isinstance(model, BaseDetector):
             self.fusion = GraphFusion(model.panoptic_fusion_head)
@@ -367,7 +376,7 @@ def _trace(
     with torch.no_grad(), warnings.catch_warnings(), any_size:
         warnings.simplefilter("ignore")  # PyTorch warns of its own internals
         program = torch.export.export(
-            rewrite_modules(model).eval(),
+            rewrite_modules(model, deform_conv=model.deform_conv).eval(),
             tuple(example),
             dynamic_shapes=tuple(dynamic_shapes) if dynamic else None,
             strict=False,  # runs the model in Python, with the hooks of the backbone's taps

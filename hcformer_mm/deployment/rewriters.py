@@ -16,21 +16,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.utils import _pair
 
+from ..models.layers.deformable_downsampling import DeformableDownsampling
+
 MASKED = -100.0
 """Value that mmdet and mmseg add to the logits of tokens that must not attend to each other."""
 
 
-def rewrite_modules(model: nn.Module) -> nn.Module:
+def rewrite_modules(model: nn.Module, *, deform_conv: bool = False) -> nn.Module:
     """Return a copy of a model in which this module's replacements are installed.
 
     Args:
         model: A model in evaluation mode; it is not changed.
+        deform_conv: See :class:`~hcformer_mm.deployment.export.ExportableModel`.
 
     Returns:
         A copy whose outputs are equal up to rounding.
     """
     model = deepcopy(model)
     for parent in list(model.modules()):
+        if isinstance(parent, DeformableDownsampling):
+            parent.exports_kernel = deform_conv
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.AdaptiveAvgPool2d):
                 setattr(parent, name, AveragePool(child))

@@ -11,6 +11,10 @@ from torch.nn import functional as F
 from .linear_taps import linear_taps
 from .precision import full_precision
 
+# PyTorch 2.6 and older cannot tell export from compilation: the code for export then runs in both.
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+"""Whether a model is being exported, to run without the kernels of PyTorch and mmcv."""
+
 
 def modulated_deform_conv2d(
     x: Tensor,
@@ -52,11 +56,21 @@ def modulated_deform_conv2d(
             raise ValueError(f"expected {name} of {expected}, got {tuple(tensor.shape)}")
     pixels, weights = _bilinear_taps(offset, mask, (height, width), kernel, stride, padding)
     table = x.permute(0, 2, 3, 1).reshape(-1, channels)
-    samples = F.embedding_bag(pixels, table, per_sample_weights=weights.to(x.dtype), mode="sum")
+    samples = _weighted_sums(table, pixels, weights.to(x.dtype))
     samples = samples.view(batch * rows * cols, kernel**2 * channels)
     matrix = weight.permute(2, 3, 1, 0).reshape(kernel**2 * channels, -1)
     y = samples @ matrix if bias is None else torch.addmm(bias, samples, matrix)
     return y.view(batch, rows, cols, -1).permute(0, 3, 1, 2)
+
+
+def _weighted_sums(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of four rows each: rows ``(N, C)``, index and weights ``(M, 4)`` → ``(M, C)``.
+
+    Exported models gather rows and multiply matrices, since other runtimes lack ``embedding_bag``.
+    """
+    if is_exporting():
+        return torch.bmm(weights.unsqueeze(1), F.embedding(index, rows)).squeeze(1)
+    return F.embedding_bag(index, rows, per_sample_weights=weights, mode="sum")
 
 
 def _bilinear_taps(

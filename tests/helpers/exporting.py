@@ -4,8 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmdet.models.detectors import BaseDetector
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
-from torch import nn
+from mmseg.structures import SegDataSample
+from torch import Tensor, nn
 
 from hcformer_mm.apis.inference import build_model
 from hcformer_mm.models.layers.deformable_downsampling import DeformableDownsampling
@@ -72,6 +75,24 @@ def lively_model(config: Config, seed: int = 0) -> nn.Module:
     for norm in norms:
         norm.momentum = 0.1
     return model.eval()
+
+
+def confident(model: nn.Module) -> None:
+    """Make random class logits of a mask transformer differ, so that there are segments."""
+    head = getattr(model, "panoptic_head", None) or model.decode_head
+    if hasattr(head, "cls_embed"):
+        nn.init.normal_(head.cls_embed.weight, std=0.4)
+
+
+def predict_bytes(model: nn.Module, images: Tensor, size: tuple[int, int]) -> list[Any]:
+    """Data samples of the whole model for RGB bytes ``(B, H, W, 3)``, resized to ``size``."""
+    kind = DetDataSample if isinstance(model, BaseDetector) else SegDataSample
+    meta = dict(img_shape=tuple(images.shape[1:3]), ori_shape=size, scale_factor=(1.0, 1.0))
+    samples = [kind(metainfo=meta) for _ in images]
+    inputs = [image.permute(2, 0, 1).flip(0) for image in images]
+    batch = model.data_preprocessor(dict(inputs=inputs, data_samples=samples))
+    with torch.no_grad():
+        return model(**batch, mode="predict")
 
 
 def lively_checkpoint(config: Config, path: Path, seed: int = 0) -> Path:

@@ -21,7 +21,9 @@ from tests.helpers.exporting import (
     SWIN_CONFIG,
     TINY,
     TINY_CONFIG,
+    confident,
     lively_model,
+    predict_bytes,
     read_config,
 )
 
@@ -122,7 +124,7 @@ def test_dynamic_program_of_tokens(tmp_path):
 class Branching(torch.nn.Module):
     """Runs one branch for large images, as the traced one, and another for small ones."""
 
-    uint8 = False
+    uint8 = deform_conv = False
 
     def example(self, shape, batch_size):
         return [torch.zeros(batch_size, 3, *shape)]
@@ -215,78 +217,15 @@ def test_broken_files(suffix, tmp_path):
             load_exported(path)
 
 
-def confident(model):
-    """Make random class logits of a detector or segmentor differ, for results with segments."""
-    head = getattr(model, "panoptic_head", None) or model.decode_head
-    torch.manual_seed(1)
-    torch.nn.init.normal_(head.cls_embed.weight, std=0.4)
-    return model
-
-
-THRESHOLDS = {
-    f"model.test_cfg.{key}": value
-    for key, value in dict(object_mask_thr=0.3, iou_thr=0.3, max_per_image=20).items()
-}
-
-
-def of_pipeline(model, kind, images, size):
-    """Results of the whole model for RGB bytes ``(B, H, W, 3)``, resized to ``size``."""
-    meta = dict(img_shape=tuple(images.shape[1:3]), ori_shape=size, scale_factor=(1.0, 1.0))
-    samples = [kind(metainfo=meta) for _ in images]
-    inputs = [image.permute(2, 0, 1).flip(0) for image in images]
-    batch = model.data_preprocessor(dict(inputs=inputs, data_samples=samples))
-    return model(**batch, mode="predict")
-
-
-def run_onnx(path, images, size):
-    """Results by name of an ONNX file, without this package's help."""
-    onnxruntime = pytest.importorskip("onnxruntime")
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    given = dict(image=images.numpy(), size=torch.tensor(size).numpy())
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, map(torch.from_numpy, session.run(names, given)), strict=True))
-
-
-@torch.no_grad()
-def test_results_in_one_file(tmp_path):
-    """Bytes in, results out: equal to the detector's at other sizes and numbers of images."""
-    pytest.importorskip("onnxscript")
-    detector = confident(lively_model(read_config(TINY_CONFIG, TINY | THRESHOLDS)))
-    model = ExportableModel(detector, with_postprocess=True, uint8=True).eval()
-    path = tmp_path / "tiny.onnx"
-    export_model(model, path, format="onnx", shape=(64, 96), dynamic=True)
-    for batch, shape, size in ((1, (64, 96), (64, 96)), (3, (50, 77), (61, 101))):
-        images, _ = model.example(shape, batch, seed=batch)
-        results = run_onnx(path, images, size)
-        for image, sample in enumerate(of_pipeline(detector, DetDataSample, images, size)):
-            panoptic = sample.pred_panoptic_seg.sem_seg[0]
-            assert len(panoptic.unique()) > 1
-            assert (panoptic != results["panoptic"][image]).float().mean() < 1e-3
-            semantic = sample.pred_sem_seg.sem_seg[0]
-            assert (semantic != results["semantic"][image]).float().mean() < 1e-3
-            instances = sample.pred_instances
-            there = results["labels"][image] >= 0
-            assert there.sum() == len(instances)
-            best, ours = instances.scores.argmax(), results["scores"][image][there].argmax()
-            index = results["mask_index"][image][there][ours]
-            mask = results["masks"][image, index]
-            assert (mask != instances.masks[best]).float().mean() < 1e-3
-            box = results["boxes"][image][there][ours]
-            torch.testing.assert_close(box, instances.bboxes[best], atol=1.0, rtol=0)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("name", [PSP, SEMANTIC])
 def test_semantic_map_of_a_segmentor(name):
-    segmentor = (
-        confident(lively_model(read_config(name)))
-        if name == SEMANTIC
-        else lively_model(read_config(name))
-    )
+    segmentor = lively_model(read_config(name))
+    confident(segmentor)
     model = ExportableModel(segmentor, with_postprocess=True, uint8=True)
     images, _ = model.example((70, 90), 2)
     found = model(images, torch.tensor((35, 101)))["semantic"]
-    for image, sample in enumerate(of_pipeline(segmentor, SegDataSample, images, (35, 101))):
+    for image, sample in enumerate(predict_bytes(segmentor, images, (35, 101))):
         assert torch.equal(found[image].long(), sample.pred_sem_seg.data[0])
     segmentor.test_cfg.mode = "slide"
     with pytest.raises(ValueError, match="takes whole images"):

@@ -5,12 +5,14 @@ import logging
 import sys
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
-from hcformer_mm.apis.inference import build_model
+from hcformer_mm.apis.inference import build_model, inference_pipeline
+from hcformer_mm.apis.inputs import open_images
 from hcformer_mm.deployment.export import (
     SUFFIXES,
     ExportableModel,
@@ -46,13 +48,22 @@ def parse_args() -> argparse.Namespace:
     results = "return panoptic, instance and semantic results in place of logits"
     add("--with-postprocess", action="store_true", help=results)
     add("--uint8", action="store_true", help="take RGB bytes (B, H, W, 3) and normalize them")
+    deform = "use ONNX's DeformConv, which is faster but missing in older and other runtimes"
+    add("--deform-conv", action="store_true", help=deform)
+    half = "compute the backbone in float16"
+    add("--fp16", action="store_true", help=half)
+    folder = "quantize the backbone's convolutions to 8 bits, with the images of this folder"
+    add("--int8", type=Path, metavar="FOLDER", help=folder)
     add("--out", type=Path, help="file to write (default: named after the config and the format)")
     check = f"compare outputs and time of file and model; fail if they differ by {TOLERANCE:g}"
     add("--check", action="store_true", help=check)
     add("--repeats", type=number(int, 1), default=5, help="timed rounds of --check (default: 5)")
     overrides = "override settings of the config, as key=value"
     add("--cfg-options", nargs="+", action=DictAction, default={}, help=overrides)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if (args.fp16 or args.int8) and (args.format != "onnx" or (args.fp16 and args.int8)):
+        parser.error("expected --format onnx and one of --fp16 and --int8")
+    return args
 
 
 def load(args: argparse.Namespace) -> tuple[ExportableModel, dict[str, Any]]:
@@ -71,10 +82,23 @@ def load(args: argparse.Namespace) -> tuple[ExportableModel, dict[str, Any]]:
         with_assignments=args.assignments,
         with_postprocess=args.with_postprocess,
         uint8=args.uint8,
+        deform_conv=args.deform_conv,
         size_divisor=divisor,
     )
     about = describe(exportable, Path(config.filename).stem) | dict(resize=pipeline_resize(config))
     return exportable.eval(), about
+
+
+def compress(args: argparse.Namespace, model: ExportableModel, source: Path, path: Path) -> None:
+    """Write a file in half precision or 8 bits, as the command line asks."""
+    from hcformer_mm.deployment import compression  # onnx is optional
+
+    if args.fp16:
+        compression.to_float16(source, path)
+        return
+    pipeline = inference_pipeline(read_config(args.config, args.cfg_options))
+    images = (pipeline(dict(img_path=str(image.path))) for image in open_images(args.int8))
+    compression.to_int8(source, path, (model.inputs_of(given["inputs"]) for given in images))
 
 
 def check(args: argparse.Namespace, model: ExportableModel, path: Path) -> bool:
@@ -104,15 +128,20 @@ def main() -> None:
     try:
         model, about = load(args)
         path = args.out or Path(about["name"] + SUFFIXES[args.format])
-        export_model(
-            model,
-            path,
-            format=args.format,
-            shape=tuple(args.shape),
-            batch_size=args.batch_size,
-            dynamic=args.dynamic,
-            metadata=about,
-        )
+        with TemporaryDirectory() as folder:
+            compressed = args.fp16 or args.int8
+            whole = Path(folder, path.name) if compressed else path
+            export_model(
+                model,
+                whole,
+                format=args.format,
+                shape=tuple(args.shape),
+                batch_size=args.batch_size,
+                dynamic=args.dynamic,
+                metadata=about,
+            )
+            if compressed:
+                compress(args, model, whole, path)
         print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
         equal = not args.check or check(args, model, path)
     except (ValueError, OSError, ImportError) as error:

@@ -7,7 +7,7 @@ from mmcv.ops import modulated_deform_conv2d as mmcv_deform_conv2d
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-from ...ops.deform_conv import modulated_deform_conv2d
+from ...ops.deform_conv import is_exporting, modulated_deform_conv2d
 from ...ops.precision import autocast_off, full_precision
 
 # Types of devices on which mmcv's kernel is used.
@@ -17,9 +17,6 @@ if get_compiling_cuda_version() != "not available":
 
 # Types of devices with an operator of torchvision, for tensors that mmcv's kernel does not take.
 _TORCHVISION_KERNELS = {"cuda", "meta"}
-
-# PyTorch 2.6 and older cannot tell export from compilation: the code for export then runs in both.
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 class DeformableDownsampling(ModulatedDeformConv2d):
@@ -32,10 +29,16 @@ class DeformableDownsampling(ModulatedDeformConv2d):
     Args:
         conv: The convolution to replace; its weights are copied, and a bias is added.
 
+    Attributes:
+        exports_kernel: Whether exported models contain torchvision's operator, ``DeformConv`` of
+            ONNX, in place of gathers and matrix products, which every runtime has.
+
     Raises:
         ValueError: The convolution is grouped, dilated, not square, not padded by zeros, or of a
             subclass with its own ``forward``.
     """
+
+    exports_kernel = False
 
     def __init__(self, conv: nn.Conv2d) -> None:
         if not _is_plain(conv):
@@ -99,8 +102,7 @@ class DeformableDownsampling(ModulatedDeformConv2d):
         with autocast_off(device):
             dtype = weight.dtype
             x, offset, mask = x.to(dtype), offset.to(dtype), mask.to(dtype)
-            # Other runtimes have an operator for torchvision's (DeformConv of ONNX).
-            if device not in _TORCHVISION_KERNELS and not _is_exporting():
+            if not (self.exports_kernel if is_exporting() else device in _TORCHVISION_KERNELS):
                 options = dict(stride=self.stride[0], padding=self.padding[0])
                 return modulated_deform_conv2d(x, offset, mask, weight, bias, **options)
             # It computes positions in the dtype of all tensors, too, and knows no bfloat16.

@@ -148,6 +148,11 @@ def exported(deformable, x):
     return torch.export.export(deformable, (x,), strict=False).module()(x)
 
 
+def exported_with_kernel(deformable, x):
+    deformable.exports_kernel = True
+    return exported(deformable, x)
+
+
 @pytest.mark.parametrize(
     ("kernels", "run", "expected"),
     [
@@ -157,11 +162,12 @@ def exported(deformable, x):
         ([], compiled, "ours"),
         (["mmcv"], compiled, "ours"),
         (["mmcv", "torchvision"], compiled, "torchvision"),
-        (["mmcv"], exported, "torchvision"),
+        (["mmcv", "torchvision"], exported, "ours"),
+        ([], exported_with_kernel, "torchvision"),
     ],
 )
 def test_choice_of_the_kernel(kernels, run, expected, monkeypatch):
-    """mmcv's for real memory only; torchvision's in files for other runtimes, which have it too."""
+    """mmcv's for real memory only; files for other runtimes need none."""
     called = set()
 
     def recorded(name, function):

@@ -1,0 +1,75 @@
+"""Half precision and 8-bit integers in exported ONNX files, by onnxruntime's own tools.
+
+Both change the wrapped backbone alone, which takes most of the time. Clustering, attention inside
+masks, decoding and results stay in float32, as do deformable convolutions with the offsets that
+they read: their positions need more digits than either type has.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from ..utils.atomic_write import replacing
+
+BACKBONE = "model.backbone.backbone"
+SCOPES = "pkg.torch.onnx.name_scopes"
+Inputs = dict[str, np.ndarray]
+
+
+def to_float16(source: Path, path: Path) -> None:
+    """Write an ONNX file with its backbone in float16; inputs and outputs stay."""
+    model = onnx.load(source)
+    inside = set(_backbone_nodes(model))
+    others = [node.name for node in model.graph.node if node.name not in inside]
+    model = convert_float_to_float16(model, keep_io_types=True, node_block_list=others)
+    with replacing(path) as unfinished:
+        onnx.save(model, unfinished)
+
+
+def to_int8(source: Path, path: Path, inputs: Iterable[Inputs]) -> None:
+    """Write an ONNX file with the convolutions of its backbone quantized statically.
+
+    Weights are quantized by channel; the ranges of maps are the extremes over ``inputs``.
+
+    Args:
+        source: The file with the model in float32.
+        path: File to write.
+        inputs: Inputs of the model by name, one batch at a time.
+    """
+    with replacing(path) as unfinished:
+        quantize_static(
+            source,
+            unfinished,
+            _Reader(iter(inputs)),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=_backbone_nodes(onnx.load(source), "Conv"),
+        )
+
+
+class _Reader(CalibrationDataReader):
+    def __init__(self, inputs: Iterator[Inputs]) -> None:
+        self._inputs = inputs
+
+    def get_next(self) -> Inputs | None:
+        return next(self._inputs, None)
+
+
+def _backbone_nodes(model: onnx.ModelProto, *kinds: str) -> list[str]:
+    """Names of the nodes inside the wrapped backbone, except deformable sampling."""
+    names = []
+    for node in model.graph.node:
+        scopes = {entry.key: entry.value for entry in node.metadata_props}.get(SCOPES, "")
+        if (
+            f"'{BACKBONE}'" in scopes
+            and ".conv_offset'" not in scopes
+            and node.op_type != "DeformConv"
+            and (not kinds or node.op_type in kinds)
+        ):
+            names.append(node.name)
+    return names
