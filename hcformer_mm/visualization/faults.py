@@ -1,6 +1,6 @@
 """Sheets of one kind of fault of an image, with the faulty segments outlined."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -17,8 +17,7 @@ def fault_sheet(
     image: RGBImage,
     truth: Panoptic,
     prediction: Panoptic,
-    faults: Iterable[Fault],
-    kind: str,
+    faults: Sequence[Fault],
     *,
     classes: Classes,
     note: str = "",
@@ -32,8 +31,7 @@ def fault_sheet(
         image: The image, ``(H, W, 3)``.
         truth: Its ground truth.
         prediction: The model's prediction.
-        faults: Faults of the prediction.
-        kind: Kind of the faults whose true and predicted segments are outlined.
+        faults: Faults of one kind, whose true and predicted segments are outlined.
         classes: Names and colors of the classes.
         note: What to write over the image, after the kind.
         side: Approximate longer side of each panel in pixels.
@@ -49,8 +47,8 @@ def fault_sheet(
     truth, prediction = (
         Panoptic(resize_map(one.segments, size), one.categories) for one in (truth, prediction)
     )
-    faults = [fault for fault in faults if fault.kind == kind and fault.lost > fault.decoding]
-    panels = [Panel(large, kind.replace("_", " ").capitalize(), note)]
+    panels = [Panel(large, faults[0].kind.replace("_", " ").capitalize(), note)]
+    faults = [fault for fault in faults if fault.lost > fault.decoding]
     for title, panoptic, faulty in (
         ("Ground truth", truth, {one.true for one in faults if one.true is not None}),
         ("Prediction", prediction, {one.found for one in faults if one.found is not None}),

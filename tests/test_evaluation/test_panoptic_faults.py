@@ -20,7 +20,6 @@ from hcformer_mm.evaluation.measures.panoptic_faults import (
     WRONG_CLASS,
     fault_losses,
     panoptic_faults,
-    sum_faults,
 )
 from hcformer_mm.evaluation.measures.panoptic_quality import (
     PanopticTruth,
@@ -105,8 +104,8 @@ def test_segments_that_lower_thresholds_would_find():
 def shares(prediction, oracle, truth, categories=CATEGORIES, candidates=None):
     """PQ with oracle labels, PQ of the prediction, and losses of an image by kind."""
     counts = [panoptic_counts(*segments, truth) for segments in (prediction, oracle)]
-    sums = sum_faults(panoptic_faults(prediction, oracle, truth, candidates))
-    (losses,) = fault_losses([sums], counts[:1], counts[1:], categories)
+    faults = panoptic_faults(prediction, oracle, truth, candidates)
+    (losses,) = fault_losses([faults], counts[:1], counts[1:], categories)
     reached = [100 * pq_groups(stat, categories)["All"]["pq"] for stat in counts]
     return reached[1], reached[0], losses
 
@@ -139,7 +138,7 @@ def test_losses_of_images_are_those_of_the_whole_set():
     true, missed = drawn("ddd..."), drawn("......")
     truth = panoptic_truth(*true)
     given = [true, missed, missed]
-    images = [sum_faults(panoptic_faults(one, true, truth)) for one in given]
+    images = [panoptic_faults(one, true, truth) for one in given]
     counts = [panoptic_counts(*one, truth) for one in given]
     oracle = [panoptic_counts(*true, truth)] * 3
     losses = [image[MISSED] for image in fault_losses(images, counts, oracle, CATEGORIES)]
@@ -215,7 +214,7 @@ IDS = st.sampled_from([0, 1, 2, 3, 4, 2**24 - 1])  # 0 is void
 
 
 @st.composite
-def images(draw, size):
+def drawings(draw, size):
     """Truth, prediction, candidates and clusters of an image, of few segments."""
     truth, ids, likely, clusters = (draw(arrays(np.int64, size, elements=IDS)) for _ in range(4))
     if draw(st.booleans()):  # a prediction like the truth, with many matches
@@ -238,7 +237,7 @@ def oracle_of(truth, clusters):
     return majority_map(clusters, truth.segments, ignore=unlabeled, void=0), truth.categories
 
 
-@given(SIZES.flatmap(images))
+@given(SIZES.flatmap(drawings))
 def test_kinds_are_those_of_sets(image):
     truth, prediction, candidates, clusters = image
     faults = panoptic_faults(prediction, oracle_of(truth, clusters), truth, candidates)
@@ -252,20 +251,20 @@ def test_kinds_are_those_of_sets(image):
     assert len(hits) == sum(one.tp for one in counts) and {one.kind for one in hits} <= {INEXACT}
 
 
-@given(st.lists(SIZES.flatmap(images), min_size=1, max_size=3), st.booleans())
-def test_losses_add_up_to_the_share_of_classification(drawings, told):
+@given(st.lists(SIZES.flatmap(drawings), min_size=1, max_size=3), st.booleans())
+def test_losses_add_up_to_the_share_of_classification(given_images, told):
     """For PQ of all classes, of things and of stuff, if there are true segments at all."""
-    sums, counts = [], {"prediction": [], "oracle": []}
-    for truth, prediction, candidates, clusters in drawings:
+    images, counts = [], {"prediction": [], "oracle": []}
+    for truth, prediction, candidates, clusters in given_images:
         oracle = oracle_of(truth, clusters)
-        faults = panoptic_faults(prediction, oracle, truth, candidates if told else None)
-        sums.append(sum_faults(faults))
+        likely = candidates if told else None
+        images.append(panoptic_faults(prediction, oracle, truth, likely))
         counts["prediction"].append(panoptic_counts(*prediction, truth))
         counts["oracle"].append(panoptic_counts(*oracle, truth))
     reached = {stage: pq_groups(total_counts(c), CATEGORIES) for stage, c in counts.items()}
     groups = dict(All=CATEGORIES, Things={DISC, BOX}, Stuff={SKY})
     for group, categories in groups.items():
-        losses = fault_losses(sums, counts["prediction"], counts["oracle"], categories)
+        losses = fault_losses(images, counts["prediction"], counts["oracle"], categories)
         total = math.fsum(chain.from_iterable(image.values() for image in losses))
         assert math.isfinite(total)
         if reached["oracle"][group]["n"]:

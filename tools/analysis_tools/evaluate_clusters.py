@@ -26,7 +26,6 @@ from hcformer_mm.engine.runner import (
     load_config,
 )
 from hcformer_mm.evaluation import ClusteringMetric
-from hcformer_mm.models.utils.cluster_recorder import record_clusters
 from hcformer_mm.structures.panoptic import Classes
 from hcformer_mm.utils.arguments import number
 from hcformer_mm.utils.atomic_write import replacing
@@ -148,14 +147,13 @@ def limit_images(config: Config, number: int) -> str:
 
 
 def predict_again(runner: Runner, paths: Collection[str]) -> Iterator[DetDataSample]:
-    """Predict some images of the test set once more, with their clusters."""
-    loader, model = runner.test_loop.dataloader, runner.model
+    """Predict some images of the test set once more."""
+    loader = runner.test_loop.dataloader
     dataset = loader.dataset
     images = ((i, dataset.get_data_info(i)["img_path"]) for i in range(len(dataset)))
-    wanted = [i for i, path in images if path in paths]
-    with record_clusters(model), autocast(enabled=runner.test_loop.fp16), torch.no_grad():
-        for i in wanted:
-            yield from model.test_step(loader.collate_fn([dataset[i]]))
+    for i in [i for i, path in images if path in paths]:
+        with autocast(enabled=runner.test_loop.fp16), torch.no_grad():
+            yield from runner.model.test_step(loader.collate_fn([dataset[i]]))
 
 
 def draw_worst(runner: Runner, number: int, folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -163,26 +161,21 @@ def draw_worst(runner: Runner, number: int, folder: Path) -> dict[str, list[dict
     metrics = runner.test_loop.evaluator.metrics
     metric = next(metric for metric in metrics if isinstance(metric, ClusteringMetric))
     classes = Classes.from_metainfo(metric.dataset_meta)
-    worst = {
-        kind: [
-            dict(image=path, loss=loss, sheet=str(folder / f"{kind}_{rank}.png"))
-            for rank, (path, loss) in enumerate(images, start=1)
-        ]
-        for kind, images in metric.worst_images(number).items()
-    }
+    report: dict[str, list[dict[str, Any]]] = {}
     of_image = defaultdict(list)
-    for kind, sheets in worst.items():
-        for sheet in sheets:
-            of_image[sheet["image"]].append((kind, sheet))
+    for kind, images in metric.worst_images(number).items():
+        report[kind] = []
+        for rank, (path, loss, faults) in enumerate(images, start=1):
+            sheet = str(folder / f"{kind}_{rank}.png")
+            report[kind].append(dict(image=path, loss=loss, sheet=sheet))
+            of_image[path].append((sheet, faults, f"{Path(path).stem}, {loss:.2f} of PQ"))
     for sample in predict_again(runner, of_image):
-        truth, prediction, faults = metric.segments_and_faults(sample.to_dict())
+        segments = metric.segments(sample.to_dict())
         content = get(sample.img_path, backend_args=metric.backend_args)
         image = np.ascontiguousarray(decode_image(content, sample.img_path)[..., ::-1])
-        for kind, sheet in of_image[sample.img_path]:
-            note = f"{Path(sample.img_path).stem}, {sheet['loss']:.2f} of PQ"
-            given = image, truth, prediction, faults, kind
-            write_image(sheet["sheet"], fault_sheet(*given, classes=classes, note=note))
-    return worst
+        for sheet, faults, note in of_image[sample.img_path]:
+            write_image(sheet, fault_sheet(image, *segments, faults, classes=classes, note=note))
+    return report
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -32,11 +32,8 @@ KINDS = (MISSED, BELOW_THRESHOLD, WRONG_CLASS, SPLIT_OR_MERGED, BACKGROUND, INEX
 MIN_IOU = 0.1
 """Least IoU of an inexact segment, as in TIDE (Bolya et al., ECCV 2020)."""
 
-FaultSums = dict[str, dict[int, tuple[float, float]]]
-"""Sums of ``lost`` and ``decoding`` of the faults of an image, by kind and category."""
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fault:
     """Loss of one segment.
 
@@ -101,17 +98,8 @@ def panoptic_faults(
     return faults
 
 
-def sum_faults(faults: Iterable[Fault], kinds: Iterable[str] = KINDS) -> FaultSums:
-    """Sum the faults of an image, by all ``kinds`` that can be told."""
-    sums: FaultSums = {kind: {} for kind in kinds}
-    for fault in faults:
-        lost, decoding = sums[fault.kind].get(fault.category, (0.0, 0.0))
-        sums[fault.kind][fault.category] = lost + fault.lost, decoding + fault.decoding
-    return sums
-
-
 def fault_losses(
-    images: Iterable[FaultSums],
+    images: Iterable[Iterable[Fault]],
     prediction: Iterable[PQStat],
     oracle: Iterable[PQStat],
     categories: Collection[int],
@@ -128,16 +116,13 @@ def fault_losses(
         For each image, losses in percent. Those of all images and kinds add up to the share.
     """
     ours, theirs = (_weights(total_counts(counts), categories) for counts in (prediction, oracle))
-    return [
-        {
-            kind: sum(
-                lost * ours.get(category, 0.0) - decoding * theirs.get(category, 0.0)
-                for category, (lost, decoding) in sums.items()
-            )
-            for kind, sums in image.items()
-        }
-        for image in images
-    ]
+    losses = []
+    for faults in images:
+        losses.append(dict.fromkeys(KINDS, 0.0))
+        for one in faults:
+            losses[-1][one.kind] += one.lost * ours.get(one.category, 0.0)
+            losses[-1][one.kind] -= one.decoding * theirs.get(one.category, 0.0)
+    return losses
 
 
 def _weights(stat: PQStat, categories: Collection[int]) -> dict[int, float]:

@@ -28,16 +28,7 @@ from ..error_attribution import (
 )
 from ..functional.superpixels import number_of_clusters
 from ..measures import MaskAP, MeanIoU, Measure, PanopticQuality
-from ..measures.panoptic_faults import (
-    BELOW_THRESHOLD,
-    KINDS,
-    Fault,
-    FaultSums,
-    fault_losses,
-    panoptic_faults,
-    sum_faults,
-)
-from ..measures.panoptic_quality import PanopticTruth
+from ..measures.panoptic_faults import BELOW_THRESHOLD, Fault, fault_losses, panoptic_faults
 from ..partitions import cell_map, score_partition, score_table, slic_superpixels
 
 Task = Literal["panoptic", "instance", "semantic"]
@@ -119,7 +110,7 @@ class ClusteringMetric(BaseMetric):
         self.slic = slic
         self.backend_args = backend_args
         self._measures: list[Measure] = []
-        self._losses_of_images: list[tuple[str, dict[str, float]]] = []
+        self._blame: list[tuple[str, list[Fault], dict[str, float]]] = []
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Score the images of a batch.
@@ -163,19 +154,22 @@ class ClusteringMetric(BaseMetric):
             for measure, truth in zip(measures, truths, strict=True)
         ]
         scores, coarsest = {}, level_name(clusters.num_levels)
-        faults: FaultSums = {}
+        faults: list[Fault] = []
         for name, labels in self._partitions(clusters, image):
             scores[name] = score_partition(labels, truths[0], image, tolerance=self.tolerance)
             for measure, truth, stages in zip(measures, truths, counts, strict=True):
                 stages[name] = measure.count(measure.oracle(truth, labels), truth)
             if name == coarsest and isinstance(measures[0], PanopticQuality):
-                faults = sum_faults(*_faults(measures[0], sample, truths[0], labels))
+                segmentations = measures[0].predicted(sample), measures[0].oracle(truths[0], labels)
+                candidates = measures[0].candidates(sample)
+                faults = panoptic_faults(*segmentations, truths[0], candidates)
         return dict(
             path=sample["img_path"],
             levels=clusters.num_levels,
             scores=scores,
             counts=counts,
             faults=faults,
+            has_candidates="pred_candidate_seg" in sample,
         )
 
     def _partitions(self, clusters: ImageClusters, image: RGBImage) -> Iterator[tuple[str, Labels]]:
@@ -186,36 +180,33 @@ class ClusteringMetric(BaseMetric):
             if self.slic:
                 yield f"slic_{level}", slic_superpixels(image, number_of_clusters(labels))
 
-    def segments_and_faults(self, sample: dict[str, Any]) -> tuple[Panoptic, Panoptic, list[Fault]]:
-        """Return true and predicted segments of an image, by the model's classes, and the faults.
-
-        Args:
-            sample: Prediction with ``clusters``; panoptic ones were evaluated before.
-        """
+    def segments(self, sample: dict[str, Any]) -> tuple[Panoptic, Panoptic]:
+        """Return true and predicted segments of a sample, after an evaluation of panoptic ones."""
         measure = self._measures[0]
         assert isinstance(measure, PanopticQuality)
         truth = measure.truth(sample)
-        labels = sample["clusters"].labels()[-1].cpu().numpy()
-        faults, _ = _faults(measure, sample, truth, labels)
-        true = measure.panoptic((truth.segments, truth.categories))
-        return true, measure.panoptic(measure.predicted(sample)), faults
+        predicted = measure.panoptic(measure.predicted(sample))
+        return measure.panoptic((truth.segments, truth.categories)), predicted
 
-    def worst_images(self, number: int) -> dict[str, list[tuple[str, float]]]:
+    def worst_images(self, number: int) -> dict[str, list[tuple[str, float, list[Fault]]]]:
         """Return the images of the last evaluation that lose most PQ by each kind of fault.
 
         Args:
             number: Maximum number of images of each kind.
 
         Returns:
-            Path and loss in percent, largest first, by kind; empty without panoptic ground truth.
+            By kind, the path, the loss in percent and the faults of images, largest loss first;
+            empty without panoptic ground truth.
         """
-        images = self._losses_of_images
-        kinds = images[0][1] if images else ()
-        worst = {
-            kind: nlargest(number, ((path, losses[kind]) for path, losses in images), itemgetter(1))
-            for kind in kinds
-        }
-        return {kind: [one for one in found if one[1] > 0] for kind, found in worst.items()}
+        worst = {}
+        for kind in self._blame[0][2] if self._blame else ():
+            images = [
+                (path, losses[kind], [fault for fault in faults if fault.kind == kind])
+                for path, faults, losses in self._blame
+                if losses[kind] > 0
+            ]
+            worst[kind] = nlargest(number, images, key=itemgetter(1))
+        return worst
 
     def _choose_measures(self, sample: dict[str, Any]) -> list[Measure]:
         """Choose quality measures; clusters are compared with the ground truth of the first."""
@@ -266,10 +257,13 @@ class ClusteringMetric(BaseMetric):
                     images = [image["faults"] for image in results]
                     around = counts[PREDICTION], counts[levels[-1]]
                     losses = fault_losses(images, *around, measure.groups[name])
+                    if not results[0]["has_candidates"]:
+                        for one in losses:
+                            del one[BELOW_THRESHOLD]
                     faults = {kind: math.fsum(one[kind] for one in losses) for kind in losses[0]}
                     if name == measure.names[0]:
-                        paths = [image["path"] for image in results]
-                        self._losses_of_images = list(zip(paths, losses, strict=True))
+                        paths = (image["path"] for image in results)
+                        self._blame = list(zip(paths, images, losses, strict=True))
                 attributions.append(ErrorAttribution(name, stages, faults))
         for attribution in attributions:
             parts = {**attribution.shares, DECODING: attribution.decoding}
@@ -287,16 +281,6 @@ class ClusteringMetric(BaseMetric):
             if attribution.figure in main:
                 logger.info(str(attribution))
         return metrics
-
-
-def _faults(
-    measure: PanopticQuality, sample: dict[str, Any], truth: PanopticTruth, labels: Labels
-) -> tuple[list[Fault], list[str]]:
-    """Faults of an image whose coarsest clusters are ``labels``, and the kinds that it can tell."""
-    candidates = measure.candidates(sample)
-    kinds = [kind for kind in KINDS if kind != BELOW_THRESHOLD or candidates is not None]
-    oracle = measure.oracle(truth, labels)
-    return panoptic_faults(measure.predicted(sample), oracle, truth, candidates), kinds
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -127,18 +127,18 @@ def test_worst_images(folder):
         metrics = evaluate([built], given)
         worst = built.worst_images(100)
         for kind, loss in figures(metrics, "blame/PQ/classification").items():
-            losses = [one for _, one in worst[kind]]
+            losses = [one for _, one, _ in worst[kind]]
             assert losses == sorted(losses, reverse=True) and all(one > 0 for one in losses)
             assert sum(losses) == pytest.approx(max(loss, 0)) or len(given) > 1
             assert sum(losses) >= loss - 1e-9
             assert built.worst_images(2)[kind] == worst[kind][:2]
     assert len(worst["missed"]) > 1 and len(worst["wrong_class"]) > 0
     by_path = {one["img_path"]: one for one in every}
-    path, _ = worst["wrong_class"][0]
-    truth, prediction, faults = built.segments_and_faults(by_path[path])
-    wrong = [fault for fault in faults if fault.kind == "wrong_class"]
-    assert {f.true for f in wrong} - {None} <= truth.categories.keys()
-    assert {f.found for f in wrong} - {None} <= prediction.categories.keys()
+    path, _, wrong = worst["wrong_class"][0]
+    truth, prediction = built.segments(by_path[path])
+    assert {fault.kind for fault in wrong} == {"wrong_class"}
+    assert {fault.true for fault in wrong} - {None} <= truth.categories.keys()
+    assert {fault.found for fault in wrong} - {None} <= prediction.categories.keys()
     assert set(truth.categories.values()) <= set(range(len(CLASSES)))
     assert METRICS.build(metric(folder, "semantic")).worst_images(3) == {}
 
