@@ -33,7 +33,7 @@ class ErrorAttribution:
             prediction.
         faults: Split of the share of classification by kind of fault, to which it adds up; empty
             for a figure that is no sum over segments. See
-            :func:`~hcformer_mm.evaluation.measures.panoptic_faults`.
+            :mod:`~hcformer_mm.evaluation.measures.panoptic_faults`.
 
     Raises:
         ValueError: ``stages`` has other names or another order.

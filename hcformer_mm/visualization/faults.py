@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from ..evaluation.measures import Fault
+from ..evaluation.measures.panoptic_faults import Fault
 from ..structures.arrays import RGBImage
 from ..structures.panoptic import Classes, Panoptic
 from .arrays import panel_size, resize_image, resize_map

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hcformer_mm.evaluation.measures import Fault
+from hcformer_mm.evaluation.measures.panoptic_faults import Fault
 from hcformer_mm.structures import Classes, Panoptic
 from hcformer_mm.visualization import fault_sheet
 from hcformer_mm.visualization.clusters import ERROR_COLOR

@@ -54,7 +54,7 @@ class ClusteringMetric(BaseMetric):
       ``decoding``, the sum of all but the last; see
       :class:`~hcformer_mm.evaluation.ErrorAttribution`.
     - ``blame/<figure>/classification/<kind>`` for PQ, PQ_th and PQ_st, and for the kinds of fault
-      of :func:`~hcformer_mm.evaluation.measures.panoptic_faults`. ``below_threshold`` needs
+      of :mod:`~hcformer_mm.evaluation.measures.panoptic_faults`. ``below_threshold`` needs
       ``candidates_on=True`` in the model's ``test_cfg``.
 
     Args:
