@@ -69,7 +69,7 @@ def overhead(args: argparse.Namespace, root: Path) -> None:
     runs = iter(range(10**6))
     rows = []
     for batch_size in args.batch_sizes:
-        prepared = [inferencer._prepare(inferencer._bound(one), **KEEP_ALL) for one in images]
+        prepared = [inferencer._prepare(inferencer.bound(one), **KEEP_ALL) for one in images]
         batches = [prepared[i : i + batch_size] for i in range(0, len(prepared), batch_size)]
 
         def network(batches: list = batches) -> None:
@@ -98,26 +98,32 @@ def memory(args: argparse.Namespace, root: Path) -> None:
     images, out = root / "images", root / "out"
     images.mkdir()
     write_images(images, args.images, (64, 96))
-    options = ["test_dataloader.dataset.pipeline.1.scale=(96,64)"]
+    options = ["test_dataloader.dataset.pipeline.1.scale=(48,32)"]
     command = [
         *(sys.executable, ROOT / "tools/predict.py", images, "hcformer_r18_shapes-panoptic"),
         *(random_weights(root), "--out", out, "--cfg-options", *options),
-        *("--object-mask-thr", "0", "--iou-thr", "0"),
+        *("--object-mask-thr", "0", "--iou-thr", "0", "--max-per-image", "10"),
     ]
     process = subprocess.Popen(list(map(str, command)))
     done, resident = [], []
-    while process.poll() is None:
-        time.sleep(1)
-        try:
-            number = sum(1 for _ in (out / "panoptic").iterdir())
-            resident.append(psutil.Process(process.pid).memory_info().rss / 2**20)
-            done.append(number)
-        except (OSError, psutil.Error):
-            continue  # nothing is there yet, or no more
-    if process.returncode:
+    try:
+        while process.poll() is None:
+            time.sleep(2)
+            try:
+                number = sum(1 for _ in (out / "panoptic").iterdir())
+                resident.append(psutil.Process(process.pid).memory_info().rss / 2**20)
+                done.append(number)
+            except (OSError, psutil.Error):
+                continue  # nothing is there yet, or no more
+    except KeyboardInterrupt:
+        process.wait()  # the figure shows what was reached
+    if process.returncode and not done:
         sys.exit(f"prediction: tools/predict.py ended with {process.returncode}")
     tenths = np.array_split(resident, 10)
-    print("MiB by tenths of the time:", *(f"{median(part):.0f}" for part in tenths))
+    print(
+        f"{max(done)} images; MiB by tenths of the time:",
+        *(f"{median(part):.0f}" for part in tenths),
+    )
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     axes.plot(done, resident)
     axes.set(xlabel="images", ylabel="resident memory (MiB)", ylim=(0, 1.2 * max(resident)))

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
-from mmdet.structures.mask import encode_mask_results
 from mmengine.structures import BaseDataElement, InstanceData
 from numpy.typing import NDArray
 from panopticapi.evaluation import VOID
+from pycocotools import mask as coco_mask
 from skimage.measure import regionprops
 from skimage.util import map_array
 
@@ -117,7 +118,7 @@ def encode_instances(
         category_ids: Category id of each class.
     """
     found = instances.numpy()
-    masks = found.masks if isinstance(found.masks, list) else encode_mask_results(found.masks)
+    masks = found.masks if isinstance(found.masks, list) else _encode_masks(found.masks)
     return [
         dict(
             image_id=image_id,
@@ -127,6 +128,16 @@ def encode_instances(
         )
         for label, score, rle in zip(found.labels.tolist(), found.scores, masks, strict=True)
     ]
+
+
+def _encode_masks(masks: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """COCO RLEs of masks ``(N, H, W)``, as mmdet's ``encode_mask_results`` returns them.
+
+    Run lengths go down the columns, and OpenCV transposes faster than NumPy, which takes mmdet more
+    time than the encoding.
+    """
+    columns = (cv2.transpose(np.asarray(mask, np.uint8)).T for mask in masks)
+    return [coco_mask.encode(one) for one in columns]
 
 
 def label_map(sample: BaseDataElement, num_classes: int) -> NDArray[np.unsignedinteger[Any]]:

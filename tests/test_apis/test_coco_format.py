@@ -6,6 +6,7 @@ import mmcv
 import numpy as np
 import pytest
 import torch
+from mmdet.structures.mask import encode_mask_results
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 from PIL import Image
@@ -54,6 +55,16 @@ def test_stuff_of_class_0_is_no_void():
     ids, info = encode_panoptic(panoptic, range(3))
     assert ids.tolist() == [[1, 1, 2]]
     assert [(entry["category_id"], entry["area"]) for entry in info] == [(0, 2), (2, 1)]
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.uint8])
+@pytest.mark.parametrize("size", SIZES)
+def test_masks_are_encoded_as_by_mmdet(size, kind):
+    instances = random_sample(*size).pred_instances
+    expected = encode_mask_results(instances.masks.numpy())
+    instances.masks = instances.masks.to(kind)
+    found = [entry["segmentation"] for entry in encode_instances(instances, 0, range(4))]
+    assert found == [dict(one, counts=one["counts"].decode()) for one in expected]
 
 
 def test_nothing_found():
