@@ -20,6 +20,7 @@ from PIL import Image
 from hcformer_mm.apis import ClusterInferencer, HCFormerInferencer
 from hcformer_mm.apis.coco_format import encode_panoptic
 from hcformer_mm.apis.inputs import open_images
+from hcformer_mm.deployment.export import ExportableModel
 from hcformer_mm.structures.panoptic import Panoptic
 
 ROOT = Path(__file__).parents[1]
@@ -200,6 +201,8 @@ def test_five_bands_of_16_bits(field, run, monkeypatch):
     Image.fromarray(shown).save("colors.png")
     with pytest.raises(ValueError, match=r"expected 5 bands in colors\.png, .* \(72, 96, 3\)"):
         inferencer("colors.png")
+    with pytest.raises(ValueError, match="three bands to export, BGR, got 5 bands"):
+        ExportableModel(inferencer.model)
     (clusters,) = ClusterInferencer(FIVE_BANDS, weights, "cpu")(path)
     assert np.array_equal(clusters.image, shown)
 

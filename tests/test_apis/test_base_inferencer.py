@@ -1,6 +1,7 @@
 """BaseInferencer: images in batches, streams and several precisions."""
 
 import warnings
+from pathlib import Path
 
 import mmcv
 import numpy as np
@@ -8,11 +9,13 @@ import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from PIL import Image
 from torch import nn
+from torchvision.io import decode_image
 
 from hcformer_mm.acceleration.inference import DTYPES
 from hcformer_mm.apis.base_inferencer import BaseInferencer
-from hcformer_mm.apis.inputs import open_images
+from hcformer_mm.apis.inputs import InputImage, open_images
 from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
 from tests.helpers.predictions import scene
 
@@ -262,3 +265,36 @@ def test_predictions_that_are_not_finite_are_warned_of(path, model_files, images
         inferencer.model.backbone.backbone.layer4[0].conv1.weight[0] = torch.nan
     with pytest.warns(UserWarning, match=r"not finite .*: 2, the first image 0"):
         samples(inferencer, images[:2])
+
+
+def test_images_in_memory_are_predicted_like_files(detector, images, tmp_path):
+    """As bytes, arrays, tensors and images of Pillow; members of archives keep their names."""
+    path = tmp_path / "scene.png"
+    mmcv.imwrite(images[0], str(path))
+    content = path.read_bytes()
+    tensor = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+    given = [path, content, mmcv.imread(str(path)), tensor, Image.open(path)]
+    found = samples(detector, given)
+    member = InputImage("7.cls", 0, path=Path("shard.tar/7.cls.png"), content=content)
+    found += [sample for _, sample in detector.predict([member])]
+    assert [sample.img_path for sample in found] == [str(path), *[None] * 4, str(member.path)]
+    for sample in found:
+        for key, value in found[0].pred_instances.items():
+            assert torch.equal(sample.pred_instances[key], value)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_arrays_that_the_model_does_not_take(detector, images, batch_size):
+    """Lists are refused as a whole, and streams where the array comes."""
+    wrong = [images[0], images[1][..., :1]]
+    message = (
+        r"array \(H, W, 3\), BGR, of uint8, .* as image 1 of the input, got uint8 \(48, 80, 1\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        detector.predict(open_images(wrong), batch_size=batch_size)
+    stream = detector.predict(open_images(iter(wrong)))
+    next(stream)
+    with pytest.raises(ValueError, match=message):
+        next(stream)
+    with pytest.raises(ValueError, match="got float32"):
+        detector.predict(open_images(torch.zeros(3, 4, 4)))
