@@ -4,6 +4,8 @@ import json
 import runpy
 import sys
 
+import cv2
+import mmcv
 import numpy as np
 import pytest
 import torch
@@ -139,9 +141,14 @@ def test_command_line(exported, photograph, tmp_path, monkeypatch, capsys):
         assert results["panoptic"].shape == photograph.shape[:2]
 
 
-def test_sizes_are_those_of_mmcv(demo):
-    import mmcv
+@pytest.mark.parametrize("size", [(192, 289), (480, 700), (31, 1), (300, 451)])
+def test_resized_images_are_those_of_opencv(demo, photograph, size):
+    found = demo["resize_image"](photograph, size)
+    assert (found != cv2.resize(photograph, size[::-1])).mean() < 1e-3
+    assert np.abs(found.astype(int) - cv2.resize(photograph, size[::-1])).max() <= 1
 
+
+def test_sizes_are_those_of_mmcv(demo):
     for height, width in ((300, 451), (451, 300), (7, 1000), (800, 1333)):
         for scale in ((256, 192), (1333, 800), (64, 2000)):
             resize = dict(scale=scale, keep_ratio=True)
