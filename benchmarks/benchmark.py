@@ -12,7 +12,7 @@ import torch
 from mmengine.config import DictAction
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import measure, models, operators
+from benchmarks import measure, models, operators, runtimes
 from hcformer_mm.apis.inference import check_device
 from hcformer_mm.utils.arguments import number
 
@@ -116,6 +116,19 @@ def parse_args() -> argparse.Namespace:
     add_kept_queries(model)
     add_common_arguments(model)
 
+    text = "time models end to end, from bytes to results, in PyTorch and as exported files"
+    deployed = subcommands.add_parser("deployment", help=text, description=text)
+    deployed.set_defaults(run=run, cases=runtimes.cases)
+    add_config_arguments(deployed)
+    add_baseline_argument(deployed)
+    kinds = runtimes.RUNTIMES
+    text = "of models that can be exported (default: all but openvino, which is to be installed)"
+    deployed.add_argument("--runtimes", nargs="+", choices=kinds, default=kinds[:-1], help=text)
+    native = "export ONNX's DeformConv, which openvino lacks"
+    deployed.add_argument("--deform-conv", action="store_true", help=native)
+    add_kept_queries(deployed)
+    add_common_arguments(deployed)
+
     text = "time training of any config's model"
     train = subcommands.add_parser("train", help=text, description=text)
     train.set_defaults(run=run, cases=models.training)
@@ -175,7 +188,7 @@ def run(args: argparse.Namespace) -> list[measure.Row]:
                 repeats=args.repeats,
                 warmup=args.warmup,
                 baseline=args.baseline - 1,
-                memory=args.cases is not models.inference,
+                memory=args.cases in (operators.cases, models.training),
                 profile_rows=args.profile,
                 device=args.device,
             )

@@ -292,6 +292,22 @@ def test_models_side_by_side(report_of):
     assert {"CPU", "torch", "rounds", "warm-up", "seed"} <= set(report["conditions"])
 
 
+def test_runtimes_side_by_side(report_of):
+    fcn = Path(FCN).stem
+    report, _ = report_of("deployment", FCN, NAME, "--runtimes", "prepared")
+    names = [fcn, f"{fcn}, prepared", NAME, f"{NAME}, prepared"]
+    assert [row["name"] for row in report["results"]] == names
+    assert report["baseline"] == fcn
+
+
+@pytest.mark.slow
+def test_exported_files_side_by_side(report_of):
+    runtimes = ("compiled", "onnx", "onnx-fp16", "onnx-int8")
+    report, _ = report_of("deployment", NAME, "--runtimes", *runtimes, "--deform-conv")
+    names = [row["name"] for row in report["results"]]
+    assert names == [NAME, *(f"{NAME}, {runtime}" for runtime in runtimes)]
+
+
 def test_operators(report_of):
     options = ("--stride", "8", "--channels", "3", "4", "--kept-queries", "5")
     report, _ = report_of("ops", *options)

@@ -57,7 +57,8 @@ def evaluate(config: Any, file: Path) -> dict[str, float]:
 def main() -> None:
     args = parse_args()
     try:
-        evaluate(read_config(args.config, args.cfg_options), args.file)
+        for name, value in evaluate(read_config(args.config, args.cfg_options), args.file).items():
+            print(f"{name}: {value:.2f}")
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"test: {error}")
 
