@@ -26,8 +26,8 @@ def decode_image(content: bytes, file: str | Path) -> NDArray[np.uint8]:
 
     Raises:
         ValueError: OpenCV cannot decode the file, the file is truncated, its pixels are no
-            integers of at most 16 bits, or it is a TIFF file of more than one page or four bands,
-            or of one band after the other.
+            integers of at most 16 bits, or it is a TIFF file of several pages, of separate planes,
+            or of two or more than four bands.
     """
     _refuse_bands(content, file)
     try:
@@ -50,7 +50,7 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _refuse_bands(content: bytes, file: str | Path) -> None:
-    """Refuse TIFF files of which OpenCV reads the first page alone, or wrong pixels."""
+    """Refuse TIFF files of which OpenCV reads one page or 8 bits alone, or wrong pixels."""
     if not content.startswith(_TIFF):
         return
     try:
@@ -58,10 +58,10 @@ def _refuse_bands(content: bytes, file: str | Path) -> None:
             axes, shape = tiff.series[0].axes, tiff.series[0].shape
     except Exception:  # tifffile raises any kind; OpenCV decides whether this is an image
         return
-    if axes != "YX" and (axes != "YXS" or shape[2] > 4):
+    if axes != "YX" and (axes != "YXS" or shape[2] not in (3, 4)):
         raise InputError(
-            f"expected one page of 1, 3 or 4 interleaved bands in {file}, got {shape} (axes "
-            f"{axes}); to give all bands to the model, set bands of LoadImageFromFile in its config"
+            f"expected colors of {file} in one page of 1, 3 or 4 interleaved bands, got {shape} "
+            f"(axes {axes}); a model takes all bands if its config sets bands of LoadImageFromFile"
         )
 
 

@@ -169,7 +169,7 @@ def test_bands_are_read_as_they_are_stored(layout):
 def test_bands_that_opencv_misreads_are_refused(layout):
     """OpenCV takes the first of several pages, and the wrong pixels of planes."""
     content = LAYOUTS[layout](bands(5))
-    with pytest.raises(ValueError, match=r"bands in field\.tif, got \(.*5.*\) \(axes .*; to give"):
+    with pytest.raises(ValueError, match=r"colors of field\.tif in .*, got \(.*5.*\) \(axes .*; a"):
         decode_image(content, "field.tif")
 
 
@@ -207,3 +207,11 @@ def test_bands_that_mean_something_else_are_refused():
     ):
         with pytest.raises(ValueError, match=r"upright pixels .* of orientation 6; save"):
             decode_bands(content, "photo", number)
+
+
+def test_colors_of_16_bits_in_files_of_two_bands_are_refused():
+    """OpenCV reads 8 bits of them."""
+    content = tiff(bands(2), planarconfig="contig")
+    assert cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED).dtype == np.uint8
+    with pytest.raises(ValueError, match=r"1, 3 or 4 interleaved bands, got \(11, 13, 2\)"):
+        decode_image(content, "field.tif")
