@@ -32,8 +32,8 @@ class SegmentTracker:
         S = w_e \cos(e, e') + w_m \mathrm{IoU}(m + t v, m') + w_c [c = c'],
 
     where :math:`e` is the query embedding, :math:`m` the mask, :math:`c` the class, and :math:`v`
-    the last velocity of the mask's center, which moves the mask for the :math:`t` frames since it
-    was seen. Pairs below ``min_similarity`` are not matched. The first term alone, on successive
+    the velocity of the mask's center, which moves the mask for the :math:`t` frames since it was
+    seen. It is the mean of the last step and of the velocity before, which starts at 0. Pairs below ``min_similarity`` are not matched. The first term alone, on successive
     frames, is MinVIS (Huang et al., 2022, Sec. 3.2): the queries of a model that was trained on
     images follow objects by themselves.
 
@@ -49,7 +49,7 @@ class SegmentTracker:
     def __init__(
         self,
         *,
-        weights: tuple[float, float, float] = (1.0, 1.0, 0.5),
+        weights: tuple[float, float, float] = (1.0, 2.0, 0.5),
         min_similarity: float = 1.0,
         memory: int = 30,
     ) -> None:
@@ -106,7 +106,8 @@ class SegmentTracker:
         seen.ids[born] = self._born + torch.arange(1, 1 + int(born.sum()))
         self._born += int(born.sum())
         frames = tracks.elapsed[rows, None].to(centers)
-        seen.velocities[columns] = (centers[columns] - tracks.centers[rows]) / frames
+        steps = (centers[columns] - tracks.centers[rows]) / frames
+        seen.velocities[columns] = (tracks.velocities[rows] + steps) / 2
         waiting = tracks.elapsed <= self._memory
         waiting[rows] = False
         (lost,) = waiting.nonzero(as_tuple=True)

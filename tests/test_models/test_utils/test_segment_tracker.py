@@ -68,7 +68,7 @@ def test_similarity_is_its_formula(stride, monkeypatch):
     tracker = SegmentTracker(weights=weights, min_similarity=0)
     embeddings = torch.randn(3, 2, 5, generator=generator)
     first, second = (
-        torch.cat([square(4 + t, 5 + 2 * t), square(28, 26 - 3 * t)]) for t in (0, stride)
+        torch.cat([square(4 + t, 5 + 2 * t), square(28, 26 - 3 * t)]) for t in (0, 2 * stride)
     )
     labels = torch.tensor([0, 1])
     for masks, embedding in zip((first, second), embeddings, strict=False):
@@ -79,7 +79,8 @@ def test_similarity_is_its_formula(stride, monkeypatch):
         *(third[:, ::stride, ::stride], torch.zeros(2, 2), torch.zeros(2, 2)),
     )
     similarity = tracker._similarity(tracker._tracks, found)
-    for i, step in enumerate([(1, 2), (0, -3)]):  # in cells of stride × stride pixels
+    # Half of the first step, in cells of stride × stride pixels.
+    for i, step in enumerate([(1, 2), (0, -3)]):
         for j in range(2):
             seen, other = second[i, ::stride, ::stride], third[j, ::stride, ::stride]
             moved = {(y + step[0], x + step[1]) for y, x in seen.nonzero().tolist()}
@@ -92,13 +93,13 @@ def test_similarity_is_its_formula(stride, monkeypatch):
             assert similarity[i, j].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_a_mask_moves_by_its_last_step_while_it_is_not_seen():
+def test_a_mask_moves_on_while_it_is_not_seen():
     tracker = SegmentTracker(weights=(0, 1, 0), min_similarity=0.3)
-    for row, column in [(2, 30), (5, 28)]:
+    for row, column in [(2, 30), (5, 28), (8, 26)]:
         assert tracker.update(square(row, column), LABEL, EMBEDDING).tolist() == [1]
     nothing = (square(0, 0)[:0], LABEL[:0], EMBEDDING[:0])
     assert tracker.update(*nothing).tolist() == []
-    assert tracker.update(square(11, 24), LABEL, EMBEDDING).tolist() == [1]
+    assert tracker.update(square(14, 22), LABEL, EMBEDDING).tolist() == [1]
 
 
 @pytest.mark.parametrize(("missed", "expected"), [(3, 1), (4, 2)])
