@@ -99,7 +99,8 @@ def decode_bands(content: bytes, file: str | Path, bands: int) -> NDArray[Any]:
             f"expected upright pixels of real numbers in {file}, got {image.dtype} of orientation "
             f"{orientation}; save it without orientation or complex numbers"
         )
-    return image if image.dtype in (np.uint8, np.uint16) else image.astype(np.float32)
+    kind = image.dtype if image.dtype in (np.uint8, np.uint16) else np.float32
+    return np.ascontiguousarray(image, kind)
 
 
 def stored_pixels(content: bytes) -> tuple[NDArray[Any], int]:

@@ -158,6 +158,7 @@ def test_bands_are_read_as_they_are_stored(layout):
     content = LAYOUTS[layout](bands(5))
     found = decode_bands(content, "field.tif", 5)
     assert found.dtype == np.uint16
+    assert found.flags.c_contiguous
     assert (found == bands(5)).all()
     with pytest.raises(ValueError, match=r"expected 4 bands in field\.tif, .* \(11, 13, 5\)"):
         decode_bands(content, "field.tif", 4)
