@@ -33,9 +33,10 @@ class SegmentTracker:
 
     where :math:`e` is the query embedding, :math:`m` the mask, :math:`c` the class, and :math:`v`
     the velocity of the mask's center, which moves the mask for the :math:`t` frames since it was
-    seen. It is the mean of the last step and of the velocity before, which starts at 0. Pairs below ``min_similarity`` are not matched. The first term alone, on successive
-    frames, is MinVIS (Huang et al., 2022, Sec. 3.2): the queries of a model that was trained on
-    images follow objects by themselves.
+    seen. It is the mean of the last step and of the velocity before, which starts at 0. Pairs below
+    ``min_similarity`` are not matched. The first term alone, on successive frames, is MinVIS
+    (Huang et al., 2022, Sec. 3.2): the queries of a model that was trained on images follow objects
+    by themselves.
 
     Args:
         weights: :math:`w_e`, :math:`w_m` and :math:`w_c`.
