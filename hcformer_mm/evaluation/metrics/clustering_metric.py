@@ -239,7 +239,7 @@ class ClusteringMetric(BaseMetric):
             for score in scores
         }
         levels = [level_name(level + 1) for level in range(results[0]["levels"])]
-        attributions = []
+        attributions, self._blame = [], []
         for index, measure in enumerate(self._measures):
             counts = {
                 stage: [image["counts"][index][stage] for image in results]
