@@ -23,6 +23,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 Prepared = tuple[InputImage, dict[str, Any]]
+Refused = tuple[InputImage, str]
+"""An image that cannot be read, and why."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,8 @@ class BulkInferencer(HCFormerInferencer):
         """
         result_config(self.model, **options)
 
-        def prepare(window: list[InputImage]) -> list[Prepared | tuple[InputImage, str]]:
-            prepared: list[Prepared | tuple[InputImage, str]] = []
+        def prepare(window: list[InputImage]) -> list[Prepared | Refused]:
+            prepared: list[Prepared | Refused] = []
             for image in map(self.bound, window):
                 try:
                     prepared.append((image, self._prepare(image, **options)))
@@ -127,10 +129,10 @@ class BulkInferencer(HCFormerInferencer):
                 yield from _ahead(pool, encode, results, 1)
 
     def _results(
-        self, windows: Iterable[list[Prepared | tuple[InputImage, str]]], share: Share
+        self, windows: Iterable[list[Prepared | Refused]], share: Share
     ) -> Iterator[tuple[InputImage, BaseDataElement | str]]:
         """Run the network; yield the images that are not done, with results or reasons."""
-        failed: deque[tuple[InputImage, str]] = deque()
+        failed: deque[Refused] = deque()
 
         def batches() -> Iterator[list[Prepared]]:
             for window in windows:
@@ -150,6 +152,8 @@ class BulkInferencer(HCFormerInferencer):
             while failed:
                 yield failed.popleft()
             if image.number not in share.done:
+                if "seg_logits" in sample:
+                    del sample.seg_logits  # hundreds of megabytes of a large image
                 yield image, sample
         yield from failed
 

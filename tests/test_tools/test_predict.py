@@ -11,6 +11,7 @@ import mmcv
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from hcformer_mm.apis import HCFormerInferencer
 from hcformer_mm.apis.bulk_inferencer import BulkInferencer, Share
@@ -18,6 +19,7 @@ from hcformer_mm.apis.inputs import InputImage
 from hcformer_mm.apis.result_writer import ResultWriter
 from hcformer_mm.apis.run_folder import RunFolder
 from hcformer_mm.apis.sources import open_sources
+from tests.helpers.models import SEMANTIC_CONFIG
 from tests.helpers.predictions import random_sample, scene, write_model, write_video
 from tests.helpers.tools import ROOT, run_tool
 from tests.test_tools.test_launchers import free_port
@@ -85,6 +87,20 @@ def test_the_files_are_those_of_an_inferencer(predict, model, images, tmp_path):
     content = json.loads(alone["instances.json"])
     assert [entry for line in lines for entry in line["instances"]] == content
     assert isinstance(content[0]["segmentation"]["counts"], str)
+
+
+def test_label_maps_of_a_segmentor(images, tmp_path):
+    model = write_model(tmp_path, SEMANTIC_CONFIG)
+    with pytest.raises(SystemExit) as ended:
+        run_tool("tools/predict.py", images, *model, "--out", tmp_path / "out", *BATCHES, *CPU)
+    assert ended.value.code == 0
+    inferencer = HCFormerInferencer(*model, "cpu")
+    inferencer(sorted(images.rglob("*.png")), out_dir=tmp_path / "alone", draw=False)
+    found, alone = read(tmp_path / "out"), read(tmp_path / "alone")
+    assert sorted(found) == sorted([*alone, "results.jsonl", "settings.json"])
+    for name in (name for name in alone if name.endswith(".png")):
+        one, other = (np.asarray(Image.open(tmp_path / x / name)) for x in ("out", "alone"))
+        assert (one != other).mean() < 0.001  # batches differ from single images by rounding
 
 
 def test_batches_are_of_images_of_one_size(model, images, expected, tmp_path, monkeypatch):
