@@ -133,6 +133,7 @@ def fails(monkeypatch, capsys):
         ((TINY_CONFIG, "random", *BASIC, "--repeats", 0), "an integer from 1 on, got '0'"),
         ((TINY_CONFIG, "random", *BASIC, "--batch-size", 0), "--batch-size: expected an int"),
         ((TINY_CONFIG, "random", "--format", "onnx", "--shape", 0, 64), "a shape of at least 1 1"),
+        ((TINY_CONFIG, "random", *BASIC, "--fp16"), "expected --format onnx and one of --fp16"),
         (
             ("fcn32s_r18_shapes-semantic", "random", *BASIC, "--assignments"),
             "expected an HCBackbone to return assignments of, got ResNetV1c",
