@@ -8,31 +8,18 @@ from hcformer_mm import create_model
 dependencies = ["torch", "torchvision", "mmengine", "mmcv", "mmdet", "mmseg", "skimage"]
 
 
-def hcformer_r50(pretrained=None, **options):
-    """HCFormer with ResNet-50 for the panoptic classes of COCO; ``pretrained`` is a path."""
-    return create_model("hcformer_r50", pretrained, **options)
+def _entry(name, model):
+    def create(pretrained=None, **options):
+        return create_model(name, pretrained, **options)
+
+    create.__doc__ = f"{model} for the panoptic classes of COCO; ``pretrained`` is a path."
+    return create
 
 
-def hcformer_swin_s(pretrained=None, **options):
-    """HCFormer with Swin-S for the panoptic classes of COCO; ``pretrained`` is a path."""
-    return create_model("hcformer_swin-s", pretrained, **options)
-
-
-def hcformer_swin_l(pretrained=None, **options):
-    """HCFormer with Swin-L for the panoptic classes of COCO; ``pretrained`` is a path."""
-    return create_model("hcformer_swin-l", pretrained, **options)
-
-
-def hcformer_plus_r50(pretrained=None, **options):
-    """HCFormer+ with ResNet-50 for the panoptic classes of COCO; ``pretrained`` is a path."""
-    return create_model("hcformer-plus_r50", pretrained, **options)
-
-
-def hcformer_plus_swin_s(pretrained=None, **options):
-    """HCFormer+ with Swin-S for the panoptic classes of COCO; ``pretrained`` is a path."""
-    return create_model("hcformer-plus_swin-s", pretrained, **options)
-
-
-def hcformer_plus_swin_l(pretrained=None, **options):
-    """HCFormer+ with Swin-L for the panoptic classes of COCO; ``pretrained`` is a path."""
-    return create_model("hcformer-plus_swin-l", pretrained, **options)
+hcformer_r50 = _entry("hcformer_r50", "HCFormer with ResNet-50")
+hcformer_mobilenetv4_s = _entry("hcformer_mobilenetv4-s", "HCFormer with MobileNetV4-Conv-S")
+hcformer_swin_s = _entry("hcformer_swin-s", "HCFormer with Swin-S")
+hcformer_swin_l = _entry("hcformer_swin-l", "HCFormer with Swin-L")
+hcformer_plus_r50 = _entry("hcformer-plus_r50", "HCFormer+ with ResNet-50")
+hcformer_plus_swin_s = _entry("hcformer-plus_swin-s", "HCFormer+ with Swin-S")
+hcformer_plus_swin_l = _entry("hcformer-plus_swin-l", "HCFormer+ with Swin-L")
