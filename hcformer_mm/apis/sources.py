@@ -131,7 +131,8 @@ def _files(item: str | Path, *, listed: bool = False) -> list[Path]:
         lines = map(str.strip, os.fsdecode(path.read_bytes()).splitlines())
         found = [_files(line, listed=True) for line in lines if line]
     elif path.is_dir():
-        inside = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+        shown = (one for one in os.walk(path) if f"{os.sep}." not in one[0][len(text) :])
+        inside = (Path(folder, name) for folder, _, names in shown for name in names)
         found = [sorted(file for file in inside if is_input(file, FILES))]
     elif span := _RANGE.search(text):
         low, high = span.groups()

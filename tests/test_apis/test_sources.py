@@ -37,7 +37,7 @@ def png(value):
 def tree(tmp_path):
     """Images in folders in folders, and files that are none."""
     root = tmp_path / "tree"
-    for i, name in enumerate(("b.png", "a/1.png", "a/c/2.png", "a/.hidden.png")):
+    for i, name in enumerate(("b.png", "a/1.png", "a/c/2.png", "a/.x.png", "a/.x/1.png")):
         mmcv.imwrite(pixels(10 * i), str(root / name))
     (root / "a/notes.txt").write_text("notes")
     return root

@@ -192,18 +192,25 @@ def test_a_killed_run_goes_on(predict, model, images, expected, tmp_path, monkey
     assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
-@pytest.mark.parametrize("step", ["collect", "close"])
-def test_a_run_that_stops_while_merging(step, predict, expected, tmp_path, monkeypatch):
-    out, calls = tmp_path / "out", count()
+STOPPED = {KeyboardInterrupt: "stopped; the same command does what is left", OSError: "disk full"}
+
+
+@pytest.mark.parametrize(
+    ("step", "turn", "error"),
+    [("encode", 3, OSError), ("collect", 2, KeyboardInterrupt), ("close", 0, KeyboardInterrupt)],
+)
+def test_a_stopped_run_goes_on(step, turn, error, predict, expected, tmp_path, monkeypatch):
+    """Stopped by an error in a thread that writes, or while merging."""
+    out, turns = tmp_path / "out", count()
     working = getattr(ResultWriter, step)
 
     def stopped(self, *arguments):
-        if next(calls) == (step == "collect") * 2:
-            raise KeyboardInterrupt
+        if next(turns) == turn:
+            raise error(STOPPED[error])
         return working(self, *arguments)
 
     monkeypatch.setattr(ResultWriter, step, stopped)
-    assert predict("--out", out, *BATCHES) == "predict: stopped; the same command does what is left"
+    assert predict("--out", out, *BATCHES) == f"predict: {STOPPED[error]}"
     assert not (out / "results.jsonl").exists()
     monkeypatch.undo()
     assert predict("--out", out, *BATCHES) == 0
