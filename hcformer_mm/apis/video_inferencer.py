@@ -105,7 +105,7 @@ class VideoInferencer(BaseInferencer):
         if path is not None and path.suffix.lower() in VIDEO_EXTENSIONS and path.is_file():
             video = mmcv.VideoReader(str(path))
         total, rate = len(frames) if isinstance(frames, list) else None, fps or FPS
-        if isinstance(video, mmcv.VideoReader):
+        if isinstance(video, mmcv.VideoReader) and video.fps > 0:  # 0 is unknown
             rate = fps or video.fps
             if rate > video.fps:
                 raise ValueError(f"expected fps of at most the video's {video.fps:g}, got {fps}")
@@ -119,8 +119,9 @@ class VideoInferencer(BaseInferencer):
         if out_dir is not None:
             if format not in FORMATS:
                 raise ValueError(f"expected format among {tuple(FORMATS)}, got {format!r}")
-            file = Path(out_dir) / (path.resolve().stem if path else "video")
-            if path and file.with_name(f"{file.name}.mp4").resolve() == path.resolve():
+            name = "video" if path is None else path.stem if path.is_file() else path.resolve().name
+            file = Path(out_dir) / name
+            if path and file.with_name(f"{name}.mp4").resolve() == path.resolve():
                 raise ValueError(f"expected another folder than that of the video, got {out_dir}")
             check_writable(file.parent)
             rated = rate if draw else None
@@ -153,12 +154,13 @@ def _identified(
     """Add ``pred_track_instances`` to data samples."""
     for image, sample in results:
         segments = sample.pred_segments
-        things = [classes.is_object(label) for label in segments.labels.tolist()]
-        objects = segments[torch.tensor(things, dtype=torch.bool)]
+        embeddings = segments.pop("embeddings")
+        flags = [classes.is_object(label) for label in segments.labels.tolist()]
+        things = torch.tensor(flags, dtype=torch.bool)
+        objects = segments[things]
         objects.masks = sample.pred_panoptic_seg.sem_seg == objects.ids[:, None, None]
         objects.bboxes = mask2bbox(objects.masks)
-        embeddings = objects.pop("embeddings")
-        objects.instances_id = tracker.update(objects.masks, objects.labels, embeddings)
+        objects.instances_id = tracker.update(objects.masks, objects.labels, embeddings[things])
         sample.pred_track_instances = objects
         yield image, sample
 

@@ -111,12 +111,12 @@ def read(path):
 
 def test_files_of_a_folder_of_frames(inferencer, frames, tmp_path):
     for i, frame in enumerate(frames):
-        mmcv.imwrite(frame, str(tmp_path / "street" / f"{i:03}.png"))
-    samples = list(inferencer.track(tmp_path / "street", out_dir=tmp_path / "out"))
-    names = ["street.json", "street.mp4"]
+        mmcv.imwrite(frame, str(tmp_path / "street.v2" / f"{i:03}.png"))
+    samples = list(inferencer.track(tmp_path / "street.v2", out_dir=tmp_path / "out"))
+    names = ["street.v2.json", "street.v2.mp4"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
-    assert mmcv.VideoReader(str(tmp_path / "out" / "street.mp4")).fps == 25
-    content = json.loads((tmp_path / "out" / "street.json").read_text())
+    assert mmcv.VideoReader(str(tmp_path / "out" / "street.v2.mp4")).fps == 25
+    content = json.loads((tmp_path / "out" / "street.v2.json").read_text())
     (video,) = content["videos"]
     assert video["file_names"] == [f"{i:03}.png" for i in range(FRAMES)]
     assert (video["height"], video["width"], video["length"]) == (*SIZE, FRAMES)
