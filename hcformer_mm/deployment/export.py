@@ -49,6 +49,7 @@ TRACED_SHAPE = (1024, 1088)
 """Image size at which a dynamic model is traced. It spans several attention windows and several
 cells of pooling pyramids, because PyTorch's tracer treats a size of 1 as a constant."""
 
+_Size = tuple[int, int]
 Runner = Callable[..., dict[str, Tensor]]
 """Function from images and, with post-processing, the size of the results to outputs by name."""
 
@@ -101,10 +102,11 @@ class ExportableModel(nn.Module):
                 "expected an HCBackbone to return assignments of, got "
                 f"{type(model.backbone).__name__}"
             )
-        if with_postprocess and model.test_cfg.get("mode") == "slide":
+        options = model.test_cfg.get("mode", "whole"), getattr(head, "align_corners", False)
+        if with_postprocess and options != ("whole", False):
             raise ValueError(
-                "expected a segmentor that takes whole images to export its results, got "
-                "test_cfg.mode='slide'; export its logits and slide in your own code"
+                "expected a segmentor with test_cfg.mode='whole' and align_corners=False to export "
+                f"its results, got {options[0]!r} and {options[1]}; export its logits"
             )
         self.model = model
         self.with_assignments = with_assignments
@@ -141,40 +143,46 @@ class ExportableModel(nn.Module):
         rows, cols = ((side + divisor - 1) // divisor * divisor for side in (height, width))
         image = F.pad(image, (0, cols - width, 0, rows - height), value=self.pad_value)
         features = self.model.extract_feat(image)
-        head = getattr(self.model, "panoptic_head", None) or self.model.decode_head
-
-        def at_size_of_image(maps: Tensor) -> Tensor:
-            # Negative padding crops: unlike a slice, its size is exact during tracing.
-            return F.pad(resize(maps, (rows, cols)), (0, width - cols, 0, height - rows))
-
-        outputs: dict[str, Tensor]
         if size is not None and self.with_postprocess:
-            sides = _sides(size)
-            if self.fusion is not None:
-                (class_logits,), (mask_logits,) = head.group(features[-1], last_only=True)
-                probabilities, queries = self.fusion.choose(class_logits)
-                index = queries[..., None, None].expand(-1, -1, *mask_logits.shape[-2:])
-                masks = mask_logits.gather(1, index)
-                masks = decode_mask_logits(masks, features.assignments, head.mask_space)
-                masks = resize(at_size_of_image(masks), sides)
-                outputs = self.fusion(probabilities, queries, masks)
-            else:
-                scores = head(features)
-                if self.classifies_masks:
-                    class_logits, mask_logits = (logits[-1] for logits in scores)
-                    scores = semantic_scores(class_logits, resize(mask_logits, (rows, cols)))
-                threshold = head.threshold if scores.shape[1] == 1 else None
-                scores = at_size_of_image(scores)
-                outputs = dict(semantic=most_likely_class(scores, sides, threshold))
+            outputs = self._results(features, (height, width), (rows, cols), _sides(size))
         elif self.classifies_masks:
-            class_logits, mask_logits = head(features)
+            class_logits, mask_logits = self.head(features)
             outputs = dict(class_logits=class_logits[-1], mask_logits=mask_logits[-1])
         else:
-            outputs = dict(seg_logits=head(features))
+            outputs = dict(seg_logits=self.head(features))
         if self.with_assignments:
             levels = enumerate(features.assignments)
             outputs |= {f"assignment_{i}": assignment for i, assignment in levels}
         return outputs
+
+    @property
+    def head(self) -> Any:
+        """The head that predicts logits."""
+        return getattr(self.model, "panoptic_head", None) or self.model.decode_head
+
+    def _results(
+        self, features: Any, image: _Size, padded: _Size, size: _Size
+    ) -> dict[str, Tensor]:
+        """Results at ``size`` of an image that was padded at the right and the bottom."""
+
+        def resize_to_image(maps: Tensor) -> Tensor:
+            # Negative padding crops: unlike a slice, its size is exact during tracing.
+            return F.pad(resize(maps, padded), (0, image[1] - padded[1], 0, image[0] - padded[0]))
+
+        head = self.head
+        if self.fusion is not None:
+            (class_logits,), (mask_logits,) = head.group(features[-1], last_only=True)
+            probabilities, queries = self.fusion.choose(class_logits)
+            index = queries[..., None, None].expand(-1, -1, *mask_logits.shape[-2:])
+            masks = mask_logits.gather(1, index)
+            masks = decode_mask_logits(masks, features.assignments, head.mask_space)
+            return self.fusion(probabilities, queries, resize(resize_to_image(masks), size))
+        scores = head(features)
+        if self.classifies_masks:
+            class_logits, mask_logits = (logits[-1] for logits in scores)
+            scores = semantic_scores(class_logits, resize(mask_logits, padded))
+        threshold = head.threshold if scores.shape[1] == 1 else None
+        return dict(semantic=most_likely_class(resize_to_image(scores), size, threshold))
 
     def normalize(self, image: Tensor) -> Tensor:
         """Normalize RGB bytes ``(B, H, W, 3)`` as the model's data preprocessor does."""

@@ -228,5 +228,5 @@ def test_semantic_map_of_a_segmentor(name):
     for image, sample in enumerate(predict_bytes(segmentor, images, (35, 101))):
         assert torch.equal(found[image].long(), sample.pred_sem_seg.data[0])
     segmentor.test_cfg.mode = "slide"
-    with pytest.raises(ValueError, match="takes whole images"):
+    with pytest.raises(ValueError, match="got 'slide' and False; export its logits"):
         ExportableModel(segmentor, with_postprocess=True)
