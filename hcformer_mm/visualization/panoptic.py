@@ -175,7 +175,7 @@ def _write_names(
     taken, covered = np.zeros(segments.shape, np.bool_), 0
     places = find_objects(segments + 1)
     areas = np.zeros(len(categories), np.int64)
-    for rows in row_bands(*segments.shape, BAND_NUMEL):
+    for rows in row_bands(len(segments), segments.shape[1], BAND_NUMEL):
         areas += np.bincount(segments[rows].ravel(), minlength=len(areas))
     by_area = np.argsort(-areas, kind="stable").tolist()
     largest = set({categories[i]: i for i in reversed(by_area)}.values())
@@ -230,8 +230,8 @@ def _free_place(
         slice(start - first, start - first + length)
         for start, first, length in zip(corner, starts, mask.shape, strict=True)
     )
-    near = near[: inside[0].stop + height, : inside[1].stop + width].astype(np.uint8)
-    depth[cv2.dilate(near, np.ones(box, np.uint8))[inside] > 0] = 0
+    claimed = near[: inside[0].stop + height, : inside[1].stop + width].astype(np.uint8)
+    depth[cv2.dilate(claimed, np.ones(box, np.uint8))[inside] > 0] = 0
     y, x = np.unravel_index(depth.argmax(), depth.shape)
     centers = [(float(corner[0] + y), float(corner[1] + x))] if depth[y, x] > 0 else []
     if depth[y, x] <= 0.6 * height:

@@ -34,7 +34,11 @@ def inferencer(inferencers):
 
 
 def test_it_is_exported():
-    assert hcformer_mm.apis.__all__ == ["ClusterInferencer", "HCFormerInferencer"]
+    assert hcformer_mm.apis.__all__ == [
+        "ClusterInferencer",
+        "HCFormerInferencer",
+        "VideoInferencer",
+    ]
     with pytest.raises(AttributeError, match="no attribute 'Inferencer'"):
         hcformer_mm.apis.Inferencer  # noqa: B018
 
