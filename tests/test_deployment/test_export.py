@@ -230,3 +230,23 @@ def test_semantic_map_of_a_segmentor(name):
     segmentor.test_cfg.mode = "slide"
     with pytest.raises(ValueError, match="got 'slide' and False; export its logits"):
         ExportableModel(segmentor, with_postprocess=True)
+
+
+def test_results_in_a_program(tmp_path):
+    """torch.export, too, records results of any size."""
+    detector = lively_model(read_config(TINY_CONFIG, TINY))
+    confident(detector)
+    detector.panoptic_fusion_head.test_cfg.object_mask_thr = 0.3
+    model = ExportableModel(detector, with_postprocess=True).eval()
+    path = tmp_path / "tiny.pt2"
+    export_model(model, path, format="torch-export", shape=(64, 96))
+    exported = load_exported(path)
+    image, _ = model.example((64, 96), seed=1)
+    for size in ((64, 96), (31, 70)):
+        with torch.no_grad():
+            expected = model(image, torch.tensor(size))
+        found = exported(image, torch.tensor(size))
+        for name in ("panoptic", "semantic"):
+            assert (found[name] == expected[name]).float().mean() > 0.999
+        assert found["panoptic"].shape == (1, *size)
+        assert len(found["panoptic"].unique()) > 1
