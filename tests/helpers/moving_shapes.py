@@ -100,18 +100,19 @@ def _shifted(array, step):
     return moved
 
 
-def sights(masks, ids, truth):
-    """Pairs (object, id) of a frame: masks that have an IoU of 0.5 or more with an object.
+def sights(masks, ids, truth, min_iou):
+    """Pairs (object, id) of a frame: masks with such an IoU, or a larger one, with an object.
 
     Args:
         masks: Predicted masks, ``(N, H, W)`` bool.
         ids: Their ids.
         truth: Masks of the objects, ``(M, H, W)`` bool.
+        min_iou: Above 0.5 a mask that covers two objects of one size shows neither.
     """
     common = (masks[:, None] & truth).sum((2, 3))
     ious = common / np.maximum((masks[:, None] | truth).sum((2, 3)), 1)
     rows, columns = linear_sum_assignment(ious, maximize=True)
-    return [(int(j), ids[i]) for i, j in zip(rows, columns, strict=True) if ious[i, j] >= 0.5]
+    return [(int(j), ids[i]) for i, j in zip(rows, columns, strict=True) if ious[i, j] >= min_iou]
 
 
 def switches(frames):
