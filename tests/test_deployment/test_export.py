@@ -232,6 +232,7 @@ def test_semantic_map_of_a_segmentor(name):
         ExportableModel(segmentor, with_postprocess=True)
 
 
+@pytest.mark.slow
 def test_results_in_a_program(tmp_path):
     """torch.export, too, records results of any size."""
     detector = lively_model(read_config(TINY_CONFIG, TINY))
