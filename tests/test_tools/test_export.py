@@ -135,6 +135,10 @@ def fails(monkeypatch, capsys):
         ((TINY_CONFIG, "random", "--format", "onnx", "--shape", 0, 64), "a shape of at least 1 1"),
         ((TINY_CONFIG, "random", *BASIC, "--fp16"), "expected --format onnx and one of --fp16"),
         (
+            (TINY_CONFIG, "random", "--format", "onnx", *BASIC[2:], "--fp16", "--check"),
+            "expected --check without --fp16 and --int8",
+        ),
+        (
             ("fcn32s_r18_shapes-semantic", "random", *BASIC, "--assignments"),
             "expected an HCBackbone to return assignments of, got ResNetV1c",
         ),

@@ -63,6 +63,11 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if (args.fp16 or args.int8) and (args.format != "onnx" or (args.fp16 and args.int8)):
         parser.error("expected --format onnx and one of --fp16 and --int8")
+    if (args.fp16 or args.int8) and args.check:
+        parser.error(
+            "expected --check without --fp16 and --int8, which change outputs by more than it "
+            "allows; evaluate the file by tools/deployment/test.py"
+        )
     return args
 
 
