@@ -9,11 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
 import matplotlib.pyplot as plt
-import numpy as np
 import psutil
 from measure import measure
 from PIL import Image
@@ -111,19 +109,18 @@ def memory(args: argparse.Namespace, root: Path) -> None:
             time.sleep(2)
             try:
                 number = sum(1 for _ in (out / "panoptic").iterdir())
-                resident.append(psutil.Process(process.pid).memory_info().rss / 2**20)
-                done.append(number)
+                size = psutil.Process(process.pid).memory_info().rss / 2**20
             except (OSError, psutil.Error):
                 continue  # nothing is there yet, or no more
+            if size:  # a process that has ended has none
+                resident.append(size)
+                done.append(number)
     except KeyboardInterrupt:
         process.wait()  # the figure shows what was reached
     if process.returncode and not done:
         sys.exit(f"prediction: tools/predict.py ended with {process.returncode}")
-    tenths = np.array_split(resident, 10)
-    print(
-        f"{max(done)} images; MiB by tenths of the time:",
-        *(f"{median(part):.0f}" for part in tenths),
-    )
+    first, *_, last = resident
+    print(f"{done[-1]} images; {first:.0f} MiB at first, {last:.0f} in the end")
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     axes.plot(done, resident)
     axes.set(xlabel="images", ylabel="resident memory (MiB)", ylim=(0, 1.2 * max(resident)))

@@ -329,7 +329,8 @@ def test_memory_over_10000_images(model, tmp_path):
     file = tmp_path / "0.png"
     mmcv.imwrite(scene(0, (64, 64))[:64, :64], str(file))
     images = (InputImage(str(number), number, path=file) for number in range(10_000))
-    inferencer = BulkInferencer(*model, "cpu")
+    small = {"test_dataloader.dataset.pipeline.1.scale": (48, 32)}
+    inferencer = BulkInferencer(*model, "cpu", cfg_options=small)
     writer = ResultWriter(tmp_path / "out", inferencer.classes, draw=False)
     folder, sizes = RunFolder(tmp_path), []
     for number, record in inferencer.records(images, writer):
