@@ -35,15 +35,15 @@ class HCBackbone(BaseModule):
         downsampling: ``'deform'`` replaces the strided convolutions of the clustered downsamplings
             by DCNv2 (Sec. 2.5, for CNNs); ``'original'`` keeps them, as transformers need.
         taps: Names of the modules whose input is the fine and whose output is the coarse map,
-            finest first; maps, or tokens with their size. ResNet, ConvNeXt, Swin, PVT and MiT have
-            defaults (:func:`~hcformer_mm.models.backbones.taps.default_taps`).
+            finest first; maps, or tokens with their size. By default a dry run finds them
+            (:meth:`~hcformer_mm.models.backbones.taps.DryRun.find_taps`).
         init_cfg: Initialization config of the whole module. The wrapped backbone has its own, in
             ``backbone``.
 
     Raises:
-        ValueError: ``downsampling`` is unknown, or the taps are unknown, do not halve the
-            resolution one after the other, are fewer than ``hierarchical_level``, or cannot be made
-            deformable.
+        ValueError: ``downsampling`` is unknown, the backbone does not run on blank images, or the
+            taps are unknown, do not halve the resolution one after the other, are fewer than
+            ``hierarchical_level``, or cannot be made deformable.
     """
 
     def __init__(
@@ -60,9 +60,12 @@ class HCBackbone(BaseModule):
         if downsampling not in ("deform", "original"):
             raise ValueError(f"expected downsampling 'deform' or 'original', got {downsampling!r}")
         self.backbone = MODELS.build(backbone)
-        self.taps = self._choose_taps(taps, hierarchical_level)
-        tapping.attach(self.backbone, self.taps)
-        pairs = self._probe()
+        run = tapping.dry_run(self.backbone)
+        self.taps = self._choose_taps(taps, hierarchical_level, run)
+        calls = [run.calls[name] for name in self.taps]
+        pairs = [cast(tapping.Pair, call.pair) for call in calls]
+        self.channels_last = run.channels_last
+        tapping.attach(self.backbone, {call.name: call.channels_last for call in calls})
         if downsampling == "deform":
             for name, pair in zip(self.taps, pairs, strict=True):
                 self._deform(name, pair)
@@ -71,44 +74,40 @@ class HCBackbone(BaseModule):
             for pair in pairs
         )
 
-    def _choose_taps(self, taps: Sequence[str] | None, level: int) -> list[str]:
-        """Names of the ``level`` deepest taps."""
-        if taps is None:
-            taps = tapping.default_taps(self.backbone)
-        if taps is None:
-            if level == 0:
-                return []
+    def _choose_taps(
+        self, taps: Sequence[str] | None, level: int, run: tapping.DryRun
+    ) -> list[str]:
+        """Names of the ``level`` deepest taps, each of which halves the map of the one before."""
+        family = type(self.backbone).__name__
+        names = run.find_taps() if taps is None else list(taps)
+        if not 0 <= level <= len(names):
             raise ValueError(
-                f"expected taps for {type(self.backbone).__name__}, which has no defaults: "
-                "names of modules whose input is the fine and whose output is the coarse map, "
-                f"finest first; {tapping.describe_halving_modules(self.backbone)}"
+                f"expected hierarchical_level between 0 and {len(names)}, the number of taps of "
+                f"{family}, got {level}; taps are modules whose input is the fine and whose output "
+                f"is the coarse map, finest first; {run.describe_halving_modules()}"
             )
-        if not 0 <= level <= len(taps):
-            raise ValueError(
-                f"expected hierarchical_level between 0 and {len(taps)}, the number of taps of "
-                f"{type(self.backbone).__name__}, got {level}"
-            )
-        return list(taps[len(taps) - level :])
-
-    def _probe(self) -> list[tapping.Pair]:
-        """Maps at the taps for a blank image; each tap has to halve its map."""
-        if not self.taps:
-            return []
-        captured = tapping.dry_run(self.backbone)
-        for name in self.taps:
-            if name not in captured or not tapping.halves(captured[name]):
+        names = names[len(names) - level :]
+        modules = dict(self.backbone.named_modules())
+        for name in names:
+            if name not in modules:
+                raise ValueError(
+                    f"expected taps to name modules of {family}, got {name!r}; "
+                    f"{run.describe_halving_modules()}"
+                )
+            pair = run.calls[name].pair if name in run.calls else None
+            if pair is None or not tapping.halves(pair):
                 raise ValueError(
                     f"expected the tap {name!r} to run and to halve the resolution of a map; "
-                    f"{tapping.describe_halving_modules(self.backbone)}"
+                    f"{run.describe_halving_modules()}"
                 )
-        for first, second in pairwise(self.taps):
-            coarse, fine = captured[first].coarse.shape[-2:], captured[second].fine.shape[-2:]
+        for first, second in pairwise(names):
+            coarse, fine = run.calls[first].shapes[1][2:], run.calls[second].shapes[0][2:]
             if coarse != fine:
                 raise ValueError(
-                    f"expected taps without gaps, finest first, got {self.taps}: {first!r} ends "
-                    f"at {tuple(coarse)}, but {second!r} starts at {tuple(fine)}"
+                    f"expected taps without gaps, finest first, got {names}: {first!r} ends "
+                    f"at {coarse}, but {second!r} starts at {fine}"
                 )
-        return [captured[name] for name in self.taps]
+        return names
 
     def _deform(self, name: str, pair: tapping.Pair) -> None:
         block = self.backbone.get_submodule(name)
@@ -158,7 +157,11 @@ class HCBackbone(BaseModule):
                 "(gap_before_final_norm=False in ConvNeXt)"
             )
         return ClusteredFeatures(
-            features,
+            # Contiguous, as mmcv's operators on the CPU expect maps.
+            tuple(
+                tapping.channels_first(feature, last).contiguous() if last else feature
+                for feature, last in zip(features, self.channels_last, strict=True)
+            ),
             assignments=[
                 clustering(pair.fine, pair.coarse)
                 for clustering, pair in zip(self.clusterings, pairs, strict=True)

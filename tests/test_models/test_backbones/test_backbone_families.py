@@ -19,39 +19,43 @@ class Family:
 
     Attributes:
         config: Its config, without ``out_indices``.
+        taps: Its taps, which a dry run finds.
         outs: ``out_indices`` of the maps of strides 4 to 32.
-        taps: Its taps, where the family has no default.
         rounds_up: Whether its downsamplings keep the last line of an odd side.
         undeformable: Error message for ``downsampling="deform"``; None where it works.
     """
 
     config: dict[str, Any]
+    taps: list[str]
     outs: tuple[int, ...] = (0, 1, 2, 3)
-    taps: list[str] | None = None
     rounds_up: bool = True
     undeformable: str | None = None
 
     def build(self, outs=None, **options):
         config = ConfigDict(self.config, out_indices=outs or self.outs)
-        return backbone(config, taps=self.taps, **dict(dict(downsampling="original"), **options))
+        return backbone(config, **dict(dict(downsampling="original"), **options))
 
 
 SWIN = dict(embed_dims=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8])
 PYRAMID = dict(embed_dims=8, num_layers=[1, 1, 1, 1], num_heads=[1, 2, 4, 8])
+RESNET_TAPS = ["layer2.0", "layer3.0", "layer4.0"]
+SWIN_TAPS = [f"stages.{stage}.downsample" for stage in (0, 1, 2)]
+PYRAMID_TAPS = ["layers.1.0", "layers.2.0", "layers.3.0"]
 TIMM = dict(features_only=True, pretrained=False)
 TOKENS = "which yields tokens; use downsampling='original'"
 GROUPS = "square convolution without groups .* use downsampling='original'"
 
 FAMILIES = {
-    "resnet": Family(dict(type="mmdet.ResNet", depth=18, norm_eval=False)),
+    "resnet": Family(dict(type="mmdet.ResNet", depth=18, norm_eval=False), RESNET_TAPS),
     "swin-mmdet": Family(
-        dict(type="mmdet.SwinTransformer", window_size=4, **SWIN), undeformable=TOKENS
+        dict(type="mmdet.SwinTransformer", window_size=4, **SWIN), SWIN_TAPS, undeformable=TOKENS
     ),
     "swin-mmseg": Family(
-        dict(type="mmseg.SwinTransformer", window_size=4, **SWIN), undeformable=TOKENS
+        dict(type="mmseg.SwinTransformer", window_size=4, **SWIN), SWIN_TAPS, undeformable=TOKENS
     ),
     "swin-mmpretrain": Family(
         dict(type="mmpretrain.SwinTransformer", arch=SWIN, window_size=4, pad_small_map=True),
+        SWIN_TAPS,
         undeformable=TOKENS,
     ),
     "convnext": Family(
@@ -60,15 +64,21 @@ FAMILIES = {
             arch=dict(depths=[1, 1, 1, 1], channels=[8, 16, 32, 64]),
             gap_before_final_norm=False,
         ),
+        [f"downsample_layers.{stage}" for stage in (1, 2, 3)],
         rounds_up=False,
     ),
     "pvt": Family(
         dict(type="mmdet.PyramidVisionTransformer", **PYRAMID),
+        PYRAMID_TAPS,
         rounds_up=False,
         undeformable=TOKENS,
     ),
-    "pvt-v2": Family(dict(type="mmdet.PyramidVisionTransformerV2", **PYRAMID), undeformable=TOKENS),
-    "mit": Family(dict(type="mmseg.MixVisionTransformer", **PYRAMID), undeformable=TOKENS),
+    "pvt-v2": Family(
+        dict(type="mmdet.PyramidVisionTransformerV2", **PYRAMID), PYRAMID_TAPS, undeformable=TOKENS
+    ),
+    "mit": Family(
+        dict(type="mmseg.MixVisionTransformer", **PYRAMID), PYRAMID_TAPS, undeformable=TOKENS
+    ),
     "mobilenet-v2": Family(
         dict(type="mmpretrain.MobileNetV2", widen_factor=0.25),
         outs=(1, 2, 4, 7),
@@ -183,12 +193,10 @@ def test_deformable_downsampling(family):
     assert offsets and all(p.grad is not None and p.grad.isfinite().all() for p in offsets)
 
 
-@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.taps])
-def test_without_taps_the_error_lists_them(name):
-    family = FAMILIES[name]
-    with pytest.raises(ValueError, match=r"expected taps for .* halve the resolution") as caught:
-        backbone(ConfigDict(family.config, out_indices=family.outs))
-    assert all(repr(tap) in str(caught.value) for tap in family.taps)
+@over_families
+def test_a_dry_run_finds_the_taps(family):
+    config = ConfigDict(family.config, out_indices=family.outs[-1:])
+    assert backbone(config, downsampling="original").taps == family.taps
 
 
 @over_families
@@ -203,7 +211,6 @@ def test_trains_and_predicts_in_maskformer(family):
     config.backbone = ConfigDict(
         type="hcformer_mm.HCBackbone",
         backbone=dict(family.config, out_indices=family.outs[-1:]),
-        taps=family.taps,
         downsampling="original",
     )
     model = MODELS.build(config).train()

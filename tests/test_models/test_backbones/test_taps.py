@@ -1,3 +1,4 @@
+import ast
 import copy
 
 import pytest
@@ -12,14 +13,19 @@ from tests.helpers.models import resnet
 class Merging(nn.Module):
     """Halves a map by its mean; takes and yields a map or tokens."""
 
-    def __init__(self, takes_tokens, yields_tokens):
+    def __init__(self, takes_tokens=False, yields_tokens=False, channels_last=False):
         super().__init__()
         self.takes_tokens, self.yields_tokens = takes_tokens, yields_tokens
+        self.channels_last = channels_last
 
     def forward(self, x, size=None):
         if self.takes_tokens:
             x = x.transpose(1, 2).reshape(len(x), -1, *size)
+        if self.channels_last:
+            x = x.movedim(-1, 1)
         y = nn.functional.avg_pool2d(x, 2, ceil_mode=True)
+        if self.channels_last:
+            return y.movedim(1, -1)
         return (y.flatten(2).transpose(1, 2), y.shape[-2:]) if self.yields_tokens else y
 
 
@@ -43,7 +49,7 @@ class Around(nn.Module):
 @pytest.mark.parametrize("size", [(4, 6), (5, 3), (1, 2)])
 def test_maps_and_tokens_on_either_side(takes_tokens, yields_tokens, by_keyword, size):
     model = Around(Merging(takes_tokens, yields_tokens), by_keyword)
-    tapping.attach(model, ["merging"])
+    tapping.attach(model, {"merging": tapping.ChannelsLast()})
     x = torch.randn(2, 3, *size, requires_grad=True)
     with tapping.recording() as captured:
         model(x)
@@ -83,7 +89,7 @@ class Returning(nn.Module):
 )  # fmt: skip
 def test_other_outputs_are_ignored(output):
     model = nn.Sequential(Returning(output))
-    tapping.attach(model, ["0"])
+    tapping.attach(model, {"0": tapping.ChannelsLast()})
     with tapping.recording() as captured:
         model(torch.zeros(1, 3, 4, 8))
     assert not captured
@@ -96,6 +102,11 @@ def test_half_of_a_pixel_is_no_halving():
     assert tapping.halves(tapping.Pair(line, pixel, False))
 
 
+def halving_modules(model):
+    text = tapping.dry_run(model).describe_halving_modules()
+    return ast.literal_eval(text.partition("dry run: ")[2] or "[]")
+
+
 def test_candidates_leave_pooling_out():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, stride=8, padding=1),
@@ -104,13 +115,13 @@ def test_candidates_leave_pooling_out():
         nn.AdaptiveAvgPool2d(1),
         nn.Conv2d(4, 4, 1),
     )
-    assert tapping.halving_modules(model) == ["1", "2"]
-    assert not any(module._forward_hooks for module in model.modules())
+    assert halving_modules(model) == ["1", "2"]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_description_without_halving_modules():
     model = nn.Sequential(nn.Conv2d(3, 4, 1))
-    assert "a dry run found no module" in tapping.describe_halving_modules(model)
+    assert "a dry run found no module" in tapping.dry_run(model).describe_halving_modules()
 
 
 def test_dry_run_leaves_no_trace():
@@ -161,12 +172,12 @@ class Demanding(nn.Module):
     ids=["any", "large", "fixed"],
 )
 def test_dry_run_finds_a_size(accepted):
-    assert tapping.halving_modules(Demanding(3, accepted)) == ["stem"]
+    assert halving_modules(Demanding(3, accepted)) == ["stem"]
 
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_dry_run_reads_the_channels_of_the_stem(channels):
-    assert tapping.halving_modules(nn.Sequential(nn.Conv2d(channels, 8, 3, 2, 1))) == ["0"]
+    assert halving_modules(nn.Sequential(nn.Conv2d(channels, 8, 3, 2, 1))) == ["0"]
 
 
 def test_dry_run_without_convolutions():
@@ -179,7 +190,7 @@ def test_dry_run_without_convolutions():
             tokens = self.linear(self.unfold(x).transpose(1, 2))
             return tokens, (x.shape[2] // 2, x.shape[3] // 2)
 
-    assert tapping.halving_modules(nn.Sequential(Linear().double())) == ["0"]
+    assert halving_modules(nn.Sequential(Linear().double())) == ["0"]
 
 
 def test_dry_run_that_fails_says_why():
@@ -189,19 +200,122 @@ def test_dry_run_that_fails_says_why():
     assert model.training and model.stem.training
 
 
-def test_wrong_tap_is_named_where_the_dry_run_fails():
-    class Refuses(nn.Module):
+class Returns(nn.Sequential):
+    """Returns the maps of its children ``outs``."""
+
+    def __init__(self, outs, *modules):
+        super().__init__(*modules)
+        self.outs = outs
+
+    def forward(self, x):
+        maps = []
+        for module in self:
+            x = module(x)
+            maps.append(x)
+        return tuple(maps[i] for i in self.outs)
+
+
+class Residual(nn.Module):
+    """A block, with a projection where it halves the map."""
+
+    def __init__(self, channels, out, stride=1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, padding=1)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
+        self.shortcut = nn.Conv2d(channels, out, 1, stride) if stride > 1 else nn.Identity()
+
+    def forward(self, x):
+        return self.conv2(self.conv1(x).relu_()).add_(self.shortcut(x)).relu_()
+
+
+class Inverted(nn.Sequential):
+    """A block without shortcut."""
+
+    def __init__(self, channels, out):
+        super().__init__(
+            nn.Conv2d(channels, 6 * channels, 1),
+            nn.Conv2d(6 * channels, 6 * channels, 3, 2, padding=1, groups=6 * channels),
+            nn.Conv2d(6 * channels, out, 1),
+        )
+
+
+def stem():
+    return nn.Conv2d(3, 4, 7, 4, padding=3)
+
+
+def merging(channels, out):
+    return nn.Sequential(nn.BatchNorm2d(channels), nn.Conv2d(channels, out, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("modules", "taps"),
+    [
+        ([nn.Sequential(Residual(4, 6, 2), Residual(6, 6))], ["1.0"]),
+        ([nn.Sequential(Residual(4, 6, 2))], ["1.0"]),
+        ([nn.Sequential(Inverted(4, 6), Residual(6, 6))], ["1.0"]),
+        ([Inverted(4, 6)], ["1"]),
+        ([nn.Sequential(merging(4, 6), Residual(6, 6), Residual(6, 6))], ["1.0"]),
+        ([nn.Sequential(Residual(4, 4), Residual(4, 4), merging(4, 6))], ["1.2"]),
+        ([nn.Sequential(nn.MaxPool2d(2), Residual(4, 4), Residual(4, 4))], ["1.0"]),
+        ([nn.MaxPool2d(2), Residual(4, 4)], ["1"]),
+        ([nn.Sequential(Residual(4, 6, 2), nn.Sequential(Residual(6, 8, 2)))], ["1.0", "1.1.0"]),
+    ],
+    ids=["stage", "lone block", "without shortcut", "flat", "merging first", "merging last",
+         "pooling in a stage", "flat pooling", "two halvings"],
+)  # fmt: skip
+def test_taps_are_found(modules, taps):
+    model = Returns([len(modules)], stem(), *modules)
+    assert tapping.dry_run(model).find_taps() == taps
+
+
+def test_taps_start_after_the_stem_unless_a_finer_map_is_returned():
+    blocks = [Residual(3, 4, 2), Residual(4, 4, 2), Residual(4, 4, 2), Residual(4, 4, 2)]
+    assert tapping.dry_run(Returns([3], *blocks)).find_taps() == ["2", "3"]
+    assert tapping.dry_run(Returns([0, 3], *blocks)).find_taps() == ["1", "2", "3"]
+    # Only halvings down to the deepest map that is returned.
+    assert tapping.dry_run(Returns([2], *blocks)).find_taps() == ["2"]
+
+
+def test_taps_above_a_gap_are_dropped():
+    blocks = [Residual(4, 4, 2), nn.Conv2d(4, 4, 5, 4, padding=2), Residual(4, 4, 2)]
+    assert tapping.dry_run(Returns([3], stem(), *blocks)).find_taps() == ["3"]
+
+
+def test_parallel_branches_tap_the_first():
+    class Parallel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.transition = stem(), merging(4, 6)
+            self.high, self.fuse = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 6, 3, 2, padding=1)
+
         def forward(self, x):
-            raise RuntimeError("no images here")
+            x = self.stem(x)
+            return self.transition(x) + self.fuse(self.high(x))
 
-    with pytest.raises(ValueError, match=r"got 'stage9'; the dry run .* failed: expected"):
-        tapping.attach(Refuses(), ["stage9"])
+    assert tapping.dry_run(Parallel()).find_taps() == ["transition"]
 
 
-@pytest.mark.parametrize("kind", ["BEiT-like", "plain"])
-def test_unknown_families_have_no_default(kind):
-    model = nn.Module()
-    if kind == "BEiT-like":
-        model.layers = nn.ModuleList([nn.Linear(2, 2)])
-        model.stages = nn.ModuleList([nn.Linear(2, 2)])
-    assert tapping.default_taps(model) is None
+def test_backbones_that_return_no_maps_have_no_taps():
+    model = nn.Sequential(stem(), Residual(4, 6, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert tapping.dry_run(model).find_taps() == []
+
+
+@pytest.mark.parametrize("size", [(64, 64), (66, 31)])
+def test_channels_last(size):
+    """Maps of any size, though they are told apart on the image of the dry run."""
+    torch.manual_seed(0)
+
+    class Permuted(Returns):
+        def forward(self, x):
+            fine = self[0](x).movedim(1, -1)
+            return fine, self[1](fine)
+
+    model = Permuted([], stem(), Merging(channels_last=True))
+    run = tapping.dry_run(model)
+    assert run.channels_last == [True, True] and run.find_taps() == ["1"]
+    tapping.attach(model, {"1": run.calls["1"].channels_last})
+    x = torch.randn(2, 3, *size)
+    with tapping.recording() as captured:
+        fine, coarse = model(x)
+    assert torch.equal(captured["1"].fine, fine.movedim(-1, 1))
+    assert torch.equal(captured["1"].coarse, coarse.movedim(-1, 1))
