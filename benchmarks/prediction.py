@@ -36,6 +36,9 @@ def parse_args() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     overhead = commands.add_parser("overhead", help="time of the whole beside the network's")
     overhead.add_argument("config")
+    overhead.add_argument(
+        "--checkpoint", type=Path, help="by default random weights, and no thresholds"
+    )
     overhead.add_argument("--size", type=int, nargs=2, default=(512, 672), help="height and width")
     overhead.add_argument("--images", type=number(int, 1), default=32)
     overhead.add_argument("--batch-sizes", type=number(int, 1), nargs="+", default=(1, 8))
@@ -62,12 +65,13 @@ def write_images(folder: Path, number: int, size: tuple[int, int]) -> None:
 def overhead(args: argparse.Namespace, root: Path) -> None:
     """Time the network on prepared images, and the whole, in turn."""
     write_images(root, args.images, args.size)
-    inferencer = BulkInferencer(args.config, None, args.device)
+    inferencer = BulkInferencer(args.config, args.checkpoint, args.device)
+    thresholds = {} if args.checkpoint else KEEP_ALL
     images = open_sources([root]).images
     runs = iter(range(10**6))
     rows = []
     for batch_size in args.batch_sizes:
-        prepared = [inferencer._prepare(inferencer.bound(one), **KEEP_ALL) for one in images]
+        prepared = [inferencer._prepare(inferencer.bound(one), **thresholds) for one in images]
         batches = [prepared[i : i + batch_size] for i in range(0, len(prepared), batch_size)]
 
         def network(batches: list = batches) -> None:
@@ -78,7 +82,7 @@ def overhead(args: argparse.Namespace, root: Path) -> None:
             folder = RunFolder(root / f"out{next(runs)}")
             writer = ResultWriter(folder.path, inferencer.classes, draw=False)
             folder.claim({})
-            share, options = Share(batch_size), dict(workers=args.workers, **KEEP_ALL)
+            share, options = Share(batch_size), dict(workers=args.workers, **thresholds)
             for one in inferencer.records(images, writer, share, **options):
                 folder.append(*one)
             folder.merge(writer)
