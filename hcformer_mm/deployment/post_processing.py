@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..models import HCFormerFusionHead
 from ..models.utils.post_processing import (
+    THRESHOLDS,
     best_pairs,
     class_probabilities,
     panoptic_queries,
@@ -40,7 +41,7 @@ class GraphFusion(nn.Module):
         self.num_things = fusion_head.num_things_classes
         self.num_classes = fusion_head.num_classes
         # A tensor, since exporters write Python's numbers as float32.
-        iou_thr = torch.tensor(self.test_cfg.get("iou_thr", 0.8), dtype=torch.float64)
+        iou_thr = torch.tensor({**THRESHOLDS, **self.test_cfg}["iou_thr"], dtype=torch.float64)
         self.register_buffer("iou_thr", iou_thr, persistent=False)
 
     def choose(self, class_logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hcformer_mm.deployment.post_processing import GraphFusion
+from hcformer_mm.deployment.post_processing import GraphFusion, most_likely_class
 from hcformer_mm.models import HCFormerFusionHead
 from tests.helpers.devices import on_each_device
 
@@ -56,6 +56,7 @@ def assert_same_instances(results, image, expected):
 def test_equals_the_fusion_head(size, filter_low_score):
     head = fusion_head(filter_low_score=filter_low_score)
     class_logits, masks = logits(size)
+    class_logits[..., 1] -= 60  # a class that no pixel can have
     _, results = graph_results(head, class_logits, masks)
     for image, given in enumerate(zip(class_logits, masks, strict=True)):
         assert torch.equal(results["panoptic"][image], head.panoptic_postprocess(*given).sem_seg[0])
@@ -65,6 +66,23 @@ def test_equals_the_fusion_head(size, filter_low_score):
     assert results["panoptic"].dtype == results["semantic"].dtype == torch.int32
     if size == (31, 47):
         assert len(results["panoptic"].unique()) > 4
+
+
+@pytest.mark.parametrize("iou_thr", [0.0, 0.2])
+def test_logits_of_zero(iou_thr):
+    """A probability of 1/2 is in the mask; a query that wins no pixel has no object's number."""
+    head = fusion_head(iou_thr=iou_thr)
+    class_logits, masks = logits((31, 47))
+    masks = masks.round()
+    _, results = graph_results(head, class_logits, masks)
+    for image, given in enumerate(zip(class_logits, masks, strict=True)):
+        assert torch.equal(results["panoptic"][image], head.panoptic_postprocess(*given).sem_seg[0])
+        assert_same_instances(results, image, head.instance_postprocess(*given))
+
+
+def test_a_single_class_is_above_its_threshold():
+    scores = torch.tensor([-1.0, 0.0, 1.0]).view(1, 1, 1, 3)
+    assert most_likely_class(scores, (1, 3), 0.5).tolist() == [[[0, 0, 1]]]
 
 
 def test_only_needed_queries_are_chosen():
@@ -96,6 +114,7 @@ def test_a_mask_that_is_zero_everywhere_loses_to_none():
     """Probabilities that underflow tie at 0, where a query that is not kept must not win."""
     head = fusion_head(instance_on=False, filter_low_score=False)
     class_logits, _ = logits((2, 2), batch=1)
+    class_logits[0, 0] = 0.0  # the first query is not kept
     masks = torch.full((1, QUERIES, 2, 2), -200.0)
     _, results = graph_results(head, class_logits, masks)
     expected = head.panoptic_postprocess(class_logits[0], masks[0]).sem_seg

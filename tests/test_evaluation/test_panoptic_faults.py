@@ -69,6 +69,21 @@ def panoptic_truth(ids, categories, crowds=()):
         ("dddDss", "ddddss", dict(d=INEXACT, D=SPLIT, s=INEXACT), {}),
         # The union of the parts has an IoU of 4/8 with the disc; each part alone has 2/8.
         ("dddddddd", "dd....DD", dict(d=INEXACT), dict.fromkeys("dD", INEXACT)),
+        # Half of a part is not most of it.
+        (
+            "d" * 8 + "s" * 6,
+            "ddddDD..DDssss",
+            dict(d=INEXACT, s=INEXACT),
+            dict.fromkeys("dD", INEXACT),
+        ),
+        # What overlaps only a segment that matches another one is not inexact.
+        ("d" * 7 + "D" * 7, "d" * 10 + "." * 4, dict(d=INEXACT, D=MISSED), {}),
+        (
+            "d" * 10 + "s" * 10,
+            "d" * 7 + "D" * 7 + "s" * 6,
+            dict(d=INEXACT, s=INEXACT),
+            dict(D=BACKGROUND),
+        ),
         # An IoU of 1/10 is inexact, 1/11 is not.
         ("d" * 10, "d" + "." * 9, dict(d=INEXACT), dict(d=INEXACT)),
         ("d" * 11, "d" + "." * 10, dict(d=MISSED), dict(d=BACKGROUND)),
