@@ -17,6 +17,9 @@ from .key_mapping import STAGES
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+FAMILIES = ("ResNet", "SwinTransformer")
+"""Backbones of the released models."""
+
 SETTINGS = {
     "level": "model.backbone.hierarchical_level",
     "downsampling": "model.backbone.downsampling",
@@ -145,6 +148,11 @@ def head_of(config: Config) -> str:
     return "decode_head" if "decode_head" in config.model else "panoptic_head"
 
 
+def _family(backbone: dict[str, Any]) -> str:
+    """Name of a backbone's class, without its scope."""
+    return backbone["type"].rpartition(".")[2]
+
+
 def architecture_of_config(config: Config) -> Architecture:
     """Return the architecture that a config describes.
 
@@ -154,7 +162,7 @@ def architecture_of_config(config: Config) -> Architecture:
     try:
         head = config.model[head_of(config)]
         wrapper, backbone = config.model.backbone, config.model.backbone.backbone
-        family = backbone.type.rpartition(".")[2]
+        family = _family(backbone)
         if family == "ResNet":
             depths = ResNet.arch_settings[backbone.depth][1]
             width = backbone.get("stem_channels") or backbone.get("base_channels", 64)
@@ -202,15 +210,20 @@ def options_for(architecture: Architecture, config: Config) -> dict[str, Any] | 
 
 
 @cache
-def _load(path: Path) -> tuple[Config, Architecture]:
+def _load(path: Path) -> tuple[Config, Architecture] | None:
     config = read_config(path)
-    return config, architecture_of_config(config)
+    family = _family(config.model.backbone.backbone)
+    return (config, architecture_of_config(config)) if family in FAMILIES else None
 
 
 def known_architectures() -> Iterator[tuple[Path, Config, Architecture]]:
-    """Yield path, content and architecture of every config of HCFormer, short names first."""
+    """Yield path, content and architecture of every config of a released model.
+
+    Those of HCFormer with other backbones are left out. Short names come first.
+    """
     for path in sorted(CONFIGS.glob("hcformer/*.py"), key=lambda path: (len(path.name), path)):
-        yield path, *_load(path)
+        if (loaded := _load(path)) is not None:
+            yield path, *loaded
 
 
 def choose_config(architecture: Architecture) -> tuple[Path, dict[str, Any]]:
