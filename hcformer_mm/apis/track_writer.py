@@ -57,6 +57,9 @@ def write_tracks(
         classes: Classes of the model.
         format: One of :data:`FORMATS`: :func:`mots_lines` or :func:`youtube_vis`.
         fps: Frames per second of the drawn video; None draws none.
+
+    Raises:
+        ValueError: OpenCV cannot write the drawn video, or as for :func:`mots_lines`.
     """
     tracks = defaultdict[int, Track](Track)
     frames: list[tuple[int, str]] = []
@@ -83,7 +86,12 @@ def write_tracks(
                 drawn = draw_panoptic(image.read_rgb(), segments, classes, tracks=numbers)
                 if not video.isOpened():
                     codec = cv2.VideoWriter.fourcc(*"mp4v")
-                    video.open(str(drawing), codec, fps, drawn.shape[1::-1])
+                    if not video.open(str(drawing), codec, fps, drawn.shape[1::-1]):
+                        raise ValueError(
+                            "expected frames and a rate that OpenCV writes as a video, got frames "
+                            f"of {size[0]}x{size[1]} pixels at {fps:g} per second; change fps, or "
+                            "omit the drawn video"
+                        )
                 video.write(np.ascontiguousarray(drawn[..., ::-1]))
             yield image, sample
         video.release()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 
 import mmcv
@@ -206,19 +207,30 @@ def test_frames_without_objects(inferencer, frames):
         assert len(sample.pred_track_instances) == 0
 
 
+def frame_without_objects(size):
+    sample = random_sample(*size)
+    objects = sample.pred_track_instances = sample.pred_instances[:0]
+    objects.ids = objects.instances_id = objects.labels
+    return InputImage("a", 0, array=np.zeros((*size, 3), np.uint8)), sample
+
+
 def test_frames_without_objects_are_written(tmp_path):
-    sample = random_sample(*SIZE)
-    sample.pred_track_instances = sample.pred_instances[:0]
-    sample.pred_track_instances.ids = sample.pred_track_instances.labels
-    sample.pred_track_instances.instances_id = sample.pred_track_instances.labels
-    image = InputImage("a", 0, array=np.zeros((*SIZE, 3), np.uint8))
     for format, content in [("mots", ""), ("coco-vid", '"annotations": []')]:
-        list(
-            write_tracks(iter([(image, sample)]), tmp_path / "x", CLASSES, format=format, fps=None)
-        )
+        frames = iter([frame_without_objects(SIZE)])
+        list(write_tracks(frames, tmp_path / "x", CLASSES, format=format, fps=None))
         (path,) = tmp_path.iterdir()
         assert content in path.read_text()
         path.unlink()
+
+
+@pytest.mark.parametrize(("size", "fps"), [((1, 5), 25), (SIZE, 1e-3), (SIZE, 1e5)])
+def test_videos_that_cannot_be_written_are_refused_at_the_first_frame(tmp_path, size, fps):
+    frames = iter([frame_without_objects(size)])
+    results = write_tracks(frames, tmp_path / "x", CLASSES, format="mots", fps=fps)
+    message = f"got frames of {size[0]}x{size[1]} pixels at {fps:g} per second"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        next(results)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_threads_share_an_inferencer(inferencer, frames):
