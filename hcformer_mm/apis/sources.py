@@ -3,6 +3,7 @@
 import os
 import re
 import tarfile
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from glob import glob, has_magic
@@ -84,7 +85,7 @@ def open_sources(inputs: Iterable[str | Path]) -> Sources:
     """List the images of inputs of any number.
 
     An input is an image, a video, a ``.tar`` shard of WebDataset, a folder with any of these at any
-    depth, a ``.txt`` file with an input on each line, or a pattern of paths with ``*``, ``?``,
+    depth, a ``.txt`` file with an input on each line that does not begin with ``#``, or a pattern of paths with ``*``, ``?``,
     ``[...]``, ``**`` for folders at any depth, and ranges such as ``{000..010}``. What a folder or
     a pattern finds is sorted by path. Of a shard, each member is an image whose suffix, from the
     first dot on, is that of an image.
@@ -128,12 +129,11 @@ def _files(item: str | Path, *, listed: bool = False) -> list[Path]:
             raise InputError(f"expected shards without compression, got {path}; decompress it")
         if listed or path.suffix.lower() != LIST:
             return [path]
-        lines = map(str.strip, os.fsdecode(path.read_bytes()).splitlines())
-        found = [_files(line, listed=True) for line in lines if line]
+        content = path.read_bytes().removeprefix(BOM_UTF8)
+        lines = [os.fsdecode(line).strip() for line in content.splitlines()]
+        found = [_files(line, listed=True) for line in lines if line and line[0] != "#"]
     elif path.is_dir():
-        shown = (one for one in os.walk(path) if f"{os.sep}." not in one[0][len(text) :])
-        inside = (Path(folder, name) for folder, _, names in shown for name in names)
-        found = [sorted(file for file in inside if is_input(file, FILES))]
+        found = [sorted(file for file in _walk(path) if is_input(file, FILES))]
     elif span := _RANGE.search(text):
         low, high = span.groups()
         numbers = (f"{number:0{len(low)}}" for number in range(int(low), int(high) + 1))
@@ -150,15 +150,32 @@ def _files(item: str | Path, *, listed: bool = False) -> list[Path]:
     return list(chain.from_iterable(found))
 
 
+def _walk(root: Path) -> Iterator[Path]:
+    """Files in a folder at any depth, through links to other folders, without hidden folders."""
+    for folder, folders, names in os.walk(root, followlinks=True):
+        here = Path(folder)
+        yield from map(here.joinpath, names)
+        folders[:] = [name for name in folders if name[0] != "." and not _loops(here / name)]
+
+
+def _loops(folder: Path) -> bool:
+    """Whether a folder is a link to one around it."""
+    around = (one.resolve() for one in folder.absolute().parents)
+    return folder.is_symlink() and folder.resolve() in around
+
+
 def _members(file: InputImage) -> Iterator[InputImage]:
     """Images of a shard."""
     assert file.path is not None
+    reason = ""
     try:
         with tarfile.open(file.path, "r:") as shard:
+            reason = "none of its members has the suffix of an image"
             for member in shard:
                 path = PurePosixPath(member.name)
                 key, _, suffix = path.name.partition(".")
                 if member.isfile() and key and f".{suffix.lower()}" in IMG_EXTENSIONS:
+                    reason = ""
                     yield ShardImage(
                         f"{file.name}/{path.with_name(key)}",
                         file.number,
@@ -168,7 +185,9 @@ def _members(file: InputImage) -> Iterator[InputImage]:
                         size=member.size,
                     )
     except (tarfile.TarError, OSError) as error:
-        yield BrokenFile(file.name, file.number, path=file.path, reason=str(error))
+        reason = str(error)
+    if reason:
+        yield BrokenFile(file.name, file.number, path=file.path, reason=reason)
 
 
 def _frames(file: InputImage) -> Iterator[InputImage]:

@@ -57,6 +57,15 @@ def test_folders_in_folders(tree):
     assert found(tree / "a/c", tree / "b.png") == {"2": 20, "b": 0}
 
 
+def test_links_to_folders_are_followed(tree, tmp_path):
+    """But not around in circles."""
+    mmcv.imwrite(pixels(90), str(tmp_path / "other/9.png"))
+    (tree / "a/link").symlink_to(tmp_path / "other")
+    (tmp_path / "other/back").symlink_to(tree / "a")
+    (tree / "itself").symlink_to(tree)
+    assert found(tree) == {"1": 10, "2": 20, "9": 90, "b": 0}
+
+
 def test_images_of_one_name_are_called_by_their_paths(tree):
     mmcv.imwrite(pixels(90), str(tree / "a/b.png"))
     assert found(tree) == {"a/1": 10, "a/b": 90, "a/c/2": 20, "b": 0}
@@ -73,6 +82,13 @@ def test_lists(tree, tmp_path, monkeypatch):
         missing.read()
     with pytest.raises(ValueError, match=r"a complete image that OpenCV can read, got list\.txt"):
         itself.read()
+
+
+def test_lists_of_other_systems(tree):
+    """A byte order mark, carriage returns, and comments."""
+    file = tree / "list.txt"
+    file.write_bytes(f"\ufeff{tree}/b.png\r\n# {tree}\r\n\r\n{tree}/a/1.png \r\n".encode())
+    assert found(file) == {"b": 0, "1": 10}
 
 
 def test_patterns(tree, tmp_path):
@@ -105,8 +121,8 @@ def test_shards(tmp_path):
     assert found(tmp_path / "more", tmp_path / "s-10.tar") == {"more/s-10/0": 6, "s-10/0": 5}
 
 
-def test_shards_that_are_cut_off(tmp_path):
-    """Their whole members are images, and the shard fails."""
+def test_shards_that_are_cut_off_or_empty(tmp_path):
+    """Whole members are images, and the shard fails."""
     shard = write_shard(tmp_path / "s.tar", {"0.png": png(1), "1.png": bytes(4000)})
     shard.write_bytes(shard.read_bytes()[:3000])
     (tmp_path / "t.tar").write_bytes(b"no tar file")
@@ -117,6 +133,11 @@ def test_shards_that_are_cut_off(tmp_path):
     (broken,) = open_sources([tmp_path / "t.tar"]).images
     with pytest.raises(ValueError, match=r"whole file, got .*t\.tar: .*header"):
         broken.read()
+    for members in ({}, {"0.json": b"{}", "0.rgb.png": png(1)}):
+        write_shard(tmp_path / "t.tar", members)
+        (broken,) = open_sources([tmp_path / "t.tar"]).images
+        with pytest.raises(ValueError, match=r"none of its members has the suffix of an image"):
+            broken.read()
     (tmp_path / "t.tar.gz").write_bytes(b"")
     with pytest.raises(ValueError, match=r"without compression, got .*t\.tar\.gz; decompress it"):
         open_sources([tmp_path / "t.tar.gz"])
