@@ -18,7 +18,6 @@ import mmcv
 import numpy as np
 from exploration import OVERLAYS, Exploration, draw_level, explore
 from explorer_html import CSS, NOTES, levels_html, path_html
-from mmengine.config import DictAction
 from mmseg.models.segmentors import BaseSegmentor
 from shapes import CONFIG, IMAGES, ROOT, Demo
 
@@ -26,6 +25,7 @@ from hcformer_mm.apis.cluster_inferencer import ClusterInferencer
 from hcformer_mm.apis.inference import thresholds_of
 from hcformer_mm.apis.inputs import InputImage
 from hcformer_mm.structures.data_samples import SCORE_THR, predicted_segments
+from hcformer_mm.utils.arguments import add_cfg_options
 
 FIRST_PORT = 7860
 """First port that is tried: Gradio's default."""
@@ -195,12 +195,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address (default: %(default)s)")
     parser.add_argument("--port", type=int, help=f"default: a free one from {FIRST_PORT} on")
     parser.add_argument("--device", help="cpu, cuda or cuda:<index>; by default the GPU if any")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        help="override settings of the config, as key=value",
-    )
+    add_cfg_options(parser)
     return parser.parse_args()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from hcformer_mm.apis import HCFormerInferencer
-from hcformer_mm.apis.arguments import add_inference_arguments
+from hcformer_mm.apis.arguments import add_inference_arguments, model_options
 from hcformer_mm.apis.inference import ResultOptions
 from hcformer_mm.apis.inputs import open_images
 from hcformer_mm.apis.result_writer import check_writable, write_image
@@ -46,15 +46,7 @@ def run(args: argparse.Namespace) -> None:
     for name, given in (("ann-file", args.ann_file), ("confidence", args.confidence)):
         if to_file and given:
             raise ValueError(f"expected a folder for results with --{name}, got --out {args.out}")
-    inferencer = HCFormerInferencer(
-        args.config,
-        args.checkpoint,
-        device=args.device,
-        dtype=args.dtype,
-        fast=args.fast,
-        cfg_options=args.cfg_options,
-        font=args.font,
-    )
+    inferencer = HCFormerInferencer(args.config, args.checkpoint, **model_options(args))
     options = dict(
         batch_size=args.batch_size,
         progress=True,

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from hcformer_mm.acceleration.inference import DTYPES
 from hcformer_mm.apis import VideoInferencer
+from hcformer_mm.apis.arguments import add_model_arguments, model_options
 from hcformer_mm.apis.inputs import open_images
 from hcformer_mm.apis.track_writer import FORMATS
 from hcformer_mm.utils.arguments import number
@@ -14,8 +14,7 @@ from hcformer_mm.utils.arguments import number
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("video", help="video, or folder of its frames, sorted by name")
-    parser.add_argument("config", help="config file, or name of a config of this package")
-    parser.add_argument("checkpoint", type=Path, help="checkpoint file")
+    add_model_arguments(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -46,24 +45,12 @@ def parse_args() -> argparse.Namespace:
         type=number(float, 0, 1),
         help="minimum class probability of segments; by default the config's",
     )
-    parser.add_argument(
-        "--device", help="cpu, cuda or cuda:<index>; by default the GPU if there is one"
-    )
-    parser.add_argument(
-        "--dtype", choices=list(DTYPES), default="float32", help="precision (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=number(int, 1),
-        default=1,
-        help="frames per forward pass (default: %(default)s)",
-    )
     return parser.parse_args()
 
 
 def run(args: argparse.Namespace) -> None:
     open_images(args.video)  # fails on a mistyped name before the model is built
-    inferencer = VideoInferencer(args.config, args.checkpoint, device=args.device, dtype=args.dtype)
+    inferencer = VideoInferencer(args.config, args.checkpoint, **model_options(args))
     results = inferencer.track(
         args.video,
         fps=args.fps,

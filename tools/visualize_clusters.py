@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from hcformer_mm.apis.arguments import add_model_arguments, model_options
 from hcformer_mm.apis.cluster_inferencer import ClusterInferencer
 from hcformer_mm.apis.inputs import InputImage, open_images, with_unique_names
 from hcformer_mm.apis.result_writer import write_image
@@ -16,8 +17,7 @@ from hcformer_mm.visualization import LAYOUTS, cluster_sheet
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="config file, or name of one of this package's configs")
-    parser.add_argument("checkpoint", type=Path, help="checkpoint file")
+    add_model_arguments(parser)
     parser.add_argument(
         "--img",
         nargs="+",
@@ -62,15 +62,6 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="label maps of --gt count classes from 1 and use 0 for void, as in ADE20K",
     )
-    parser.add_argument(
-        "--font",
-        help="font file of the class names; by default DejaVu Sans, or a font of the system for "
-        "characters that it lacks",
-    )
-    parser.add_argument(
-        "--batch-size", type=number(int, 1), default=1, help="images per forward pass"
-    )
-    parser.add_argument("--device", help="cpu, cuda or cuda:<index>; by default the GPU, if any")
     return parser.parse_args()
 
 
@@ -95,7 +86,7 @@ def read_ground_truth(
 
 def draw(args: argparse.Namespace) -> None:
     images = with_unique_names(open_images(args.img))
-    inferencer = ClusterInferencer(args.config, args.checkpoint, device=args.device, font=args.font)
+    inferencer = ClusterInferencer(args.config, args.checkpoint, **model_options(args))
     truth = read_ground_truth(args, inferencer, images)
     drawn = 0
     for result in inferencer.iterate(args.img, batch_size=args.batch_size, progress=True):

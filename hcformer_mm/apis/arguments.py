@@ -1,18 +1,17 @@
 """Command-line arguments of the tools that run a model on images and write results."""
 
-from argparse import ArgumentParser, BooleanOptionalAction
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from pathlib import Path
-
-from mmengine.config import DictAction
+from typing import Any
 
 from ..acceleration.inference import DTYPES
 from ..structures.data_samples import SCORE_THR
-from ..utils.arguments import number
+from ..utils.arguments import add_cfg_options, number
 from .tiling import TILE_OVERLAP
 
 
-def add_inference_arguments(parser: ArgumentParser) -> None:
-    """Add the arguments of the model, its precision, its thresholds and its results."""
+def add_model_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of a model and its precision; see :func:`model_options`."""
     parser.add_argument("config", help="config file, or name of a config of this package")
     parser.add_argument("checkpoint", type=Path, help="checkpoint file")
     parser.add_argument(
@@ -32,8 +31,25 @@ def add_inference_arguments(parser: ArgumentParser) -> None:
         "--batch-size",
         type=number(int, 1),
         default=1,
-        help="images, or tiles of an image, per forward pass (default: %(default)s)",
+        help="images, frames or tiles of an image per forward pass (default: %(default)s)",
     )
+    add_cfg_options(parser)
+    parser.add_argument(
+        "--font",
+        help="font file of the class names; by default DejaVu Sans, or a font of the system for "
+        "characters that it lacks",
+    )
+
+
+def model_options(args: Namespace) -> dict[str, Any]:
+    """Return what :func:`add_model_arguments` says of an inferencer, besides its model."""
+    names = ("device", "dtype", "fast", "cfg_options", "font")
+    return {name: getattr(args, name) for name in names}
+
+
+def add_inference_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of a model, its thresholds and its results."""
+    add_model_arguments(parser)
     parser.add_argument(
         "--tile",
         type=number(int, 2),
@@ -76,17 +92,6 @@ def add_inference_arguments(parser: ArgumentParser) -> None:
         "--confidence",
         action="store_true",
         help="write the confidence of every pixel, as gray images from 0 to 255",
-    )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        help='override settings of the config, as key=value; lists as key="[a,b]" or key=a,b',
-    )
-    parser.add_argument(
-        "--font",
-        help="font file of the class names; by default DejaVu Sans, or a font of the system for "
-        "characters that it lacks",
     )
     parser.add_argument(
         "--ann-file",

@@ -3,10 +3,10 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, wraps
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import cv2
 import torch
@@ -34,6 +34,7 @@ from .inference import (
 from .inputs import InputImage
 from .tiling import Tiling, predict_tiled
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 SHRINKAGE = 4
@@ -268,6 +269,16 @@ def _skip_refused(
             yield image, result
     if skipped and not done:
         raise ValueError(f"expected an image that can be read, got none among {skipped} files")
+
+
+def listed(function: Callable[P, Iterator[T]]) -> Callable[P, list[T]]:
+    """Return a function with the same arguments that returns all results as a list."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> list[T]:
+        return list(function(*args, **kwargs))
+
+    return call
 
 
 @dataclass

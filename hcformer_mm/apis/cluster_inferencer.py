@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 
 from ..models.utils.cluster_recorder import record_clusters
 from ..structures.image_clusters import ImageClusters
-from .base_inferencer import BaseInferencer
+from .base_inferencer import BaseInferencer, listed
 from .inference import ResultOptions
 from .inputs import Inputs, open_images
 
@@ -50,7 +50,7 @@ class ClusterInferencer(BaseInferencer):
     attributes, see :class:`~hcformer_mm.apis.base_inferencer.BaseInferencer`.
     """
 
-    def __call__(
+    def iterate(
         self,
         inputs: Inputs,
         *,
@@ -58,8 +58,10 @@ class ClusterInferencer(BaseInferencer):
         progress: bool = False,
         strict: bool = False,
         **options: Unpack[ResultOptions],
-    ) -> list[ClusteredImage]:
-        """Cluster and segment images.
+    ) -> Iterator[ClusteredImage]:
+        """Cluster and segment images one by one; a call returns all results as a list.
+
+        The model runs only when the next result is requested.
 
         Args:
             inputs: One or more images, folders or videos; see
@@ -78,24 +80,6 @@ class ClusterInferencer(BaseInferencer):
                 option is wrong.
             FileNotFoundError: No such file.
         """
-        return list(
-            self.iterate(inputs, batch_size=batch_size, progress=progress, strict=strict, **options)
-        )
-
-    def iterate(
-        self,
-        inputs: Inputs,
-        *,
-        batch_size: int = 1,
-        progress: bool = False,
-        strict: bool = False,
-        **options: Unpack[ResultOptions],
-    ) -> Iterator[ClusteredImage]:
-        """Yield the results of a call one by one, for more images than fit in memory.
-
-        Arguments and errors are the same as for a call. The model runs only when the next result is
-        requested.
-        """
         images = open_images(inputs)
         results = self.predict(
             images, batch_size=batch_size, progress=progress, strict=strict, **options
@@ -104,6 +88,8 @@ class ClusterInferencer(BaseInferencer):
             ClusteredImage(image.read_rgb(), sample.pop("clusters"), sample, image.name, image.path)
             for image, sample in results
         )
+
+    __call__ = listed(iterate)
 
     def _forward(self, batch: list[dict[str, Any]]) -> list[BaseDataElement]:
         # The recorder's hooks see the calls of all threads.

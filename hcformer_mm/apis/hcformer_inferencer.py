@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from ..structures.data_samples import SCORE_THR
 from ..visualization import draw_panoptic
-from .base_inferencer import BaseInferencer
+from .base_inferencer import BaseInferencer, listed
 from .inference import ResultOptions
 from .inputs import InputImage, Inputs, open_images
 from .result_writer import ResultWriter, segments_of
@@ -33,7 +33,7 @@ class HCFormerInferencer(BaseInferencer):
         sample.pred_panoptic_seg.sem_seg  # (1, H, W): class + 1000 · instance number
     """
 
-    def __call__(
+    def iterate(
         self,
         inputs: Inputs,
         *,
@@ -50,8 +50,11 @@ class HCFormerInferencer(BaseInferencer):
         tile_overlap: int = TILE_OVERLAP,
         tile_iou_thr: float = TILE_IOU_THR,
         **options: Unpack[ResultOptions],
-    ) -> list[BaseDataElement]:
-        """Segment images.
+    ) -> Iterator[BaseDataElement]:
+        """Segment images one by one; a call of the inferencer returns all results as a list.
+
+        The model runs only when the next result is requested, so that any number of images fits in
+        memory. The JSON files are written after the last image.
 
         Args:
             inputs: One or more images, folders or videos; see
@@ -89,48 +92,6 @@ class HCFormerInferencer(BaseInferencer):
                 same file, or the results cannot be written as requested.
             FileNotFoundError: No such file.
         """
-        return list(
-            self.iterate(
-                inputs,
-                batch_size=batch_size,
-                out_dir=out_dir,
-                ann_file=ann_file,
-                draw=draw,
-                draw_scores=draw_scores,
-                score_thr=score_thr,
-                logits=logits,
-                progress=progress,
-                strict=strict,
-                tile_size=tile_size,
-                tile_overlap=tile_overlap,
-                tile_iou_thr=tile_iou_thr,
-                **options,
-            )
-        )
-
-    def iterate(
-        self,
-        inputs: Inputs,
-        *,
-        batch_size: int = 1,
-        out_dir: str | Path | None = None,
-        ann_file: str | Path | None = None,
-        draw: bool = True,
-        draw_scores: bool = False,
-        score_thr: float = SCORE_THR,
-        logits: bool = False,
-        progress: bool = False,
-        strict: bool = False,
-        tile_size: int | tuple[int, int] | None = None,
-        tile_overlap: int = TILE_OVERLAP,
-        tile_iou_thr: float = TILE_IOU_THR,
-        **options: Unpack[ResultOptions],
-    ) -> Iterator[BaseDataElement]:
-        """Yield the results of a call one by one, for more images than fit in memory.
-
-        Arguments and errors are the same as for a call. The model runs only when the next result is
-        requested; the JSON files are written after the last image.
-        """
         images = open_images(inputs)
         tiling = None if tile_size is None else Tiling(tile_size, tile_overlap, tile_iou_thr)
         if tiling is not None and logits:
@@ -161,6 +122,8 @@ class HCFormerInferencer(BaseInferencer):
             **options,
         )
         return _finished(results, writer, logits=logits)
+
+    __call__ = listed(iterate)
 
     def draw(
         self,

@@ -5,11 +5,12 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..checkpoints.io import force_weights_only
+from ..utils.arguments import add_cfg_options
 from ..utils.components import entries
 from ..utils.config import naming, read_config
 from ..utils.errors import InputError
@@ -31,12 +32,7 @@ def add_common_arguments(parser: ArgumentParser) -> None:
         "--work-dir",
         help="folder for logs, metrics and checkpoints (default: work_dirs/<name of the config>)",
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        help='override settings of the config, as key=value; lists as key="[a,b]" or key=a,b',
-    )
+    add_cfg_options(parser)
     parser.add_argument(
         "--launcher",
         choices=["none", "pytorch", "slurm", "mpi"],

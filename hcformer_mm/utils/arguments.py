@@ -1,9 +1,11 @@
-"""Numbers on the command line, refused if they are out of their range."""
+"""Arguments of command lines: numbers of a range, and overrides of a config."""
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from math import inf
 from typing import TypeVar
+
+from mmengine.config import DictAction
 
 N = TypeVar("N", int, float)
 
@@ -30,3 +32,13 @@ def number(kind: type[N], least: float, most: float = inf) -> Callable[[str], N]
         return value
 
     return parse
+
+
+def add_cfg_options(parser: ArgumentParser) -> None:
+    """Add ``--cfg-options`` of OpenMMLab's tools."""
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help='override settings of the config, as key=value; lists as key="[a,b]" or key=a,b',
+    )

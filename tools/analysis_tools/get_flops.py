@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from mmengine.analysis import FlopAnalyzer
-from mmengine.config import DictAction
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from hcformer_mm.utils.arguments import add_cfg_options
 from hcformer_mm.utils.config import build_without_weights, read_config
 from hcformer_mm.utils.random_inputs import image_bands
 
@@ -75,9 +75,7 @@ def parse_args() -> argparse.Namespace:
         metavar=("H", "W"),
         help="input size in pixels, multiples of 32 (default: 800 1088)",
     )
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, help="override settings, as key=value"
-    )
+    add_cfg_options(parser)
     args = parser.parse_args()
     if any(side < 1 or side % 32 for side in args.shape):
         parser.error(f"expected --shape of multiples of 32, got {args.shape[0]} {args.shape[1]}")

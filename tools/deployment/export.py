@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
 from hcformer_mm.apis.inference import build_model, inference_pipeline
@@ -23,7 +22,7 @@ from hcformer_mm.deployment.export import (
     pipeline_resize,
 )
 from hcformer_mm.deployment.verify import TOLERANCE, agrees, as_text, compare, time_both
-from hcformer_mm.utils.arguments import number
+from hcformer_mm.utils.arguments import add_cfg_options, number
 from hcformer_mm.utils.config import read_config
 
 RANDOM = "random"
@@ -58,8 +57,7 @@ def parse_args() -> argparse.Namespace:
     check = f"compare outputs and time of file and model; fail if they differ by {TOLERANCE:g}"
     add("--check", action="store_true", help=check)
     add("--repeats", type=number(int, 1), default=5, help="timed rounds of --check (default: 5)")
-    overrides = "override settings of the config, as key=value"
-    add("--cfg-options", nargs="+", action=DictAction, default={}, help=overrides)
+    add_cfg_options(parser)
     args = parser.parse_args()
     if (args.fp16 or args.int8) and (args.format != "onnx" or (args.fp16 and args.int8)):
         parser.error("expected --format onnx and one of --fp16 and --int8")

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import DictAction
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
 
 from hcformer_mm.deployment.export import load_exported
+from hcformer_mm.utils.arguments import add_cfg_options
 from hcformer_mm.utils.config import read_config
 from hcformer_mm.utils.progress import progress
 
@@ -22,8 +22,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("config", help="config file, name of a config of this package, or package::path")
     add("file", type=Path, help="file exported with --dynamic --with-postprocess --uint8")
-    overrides = "override settings of the config, as key=value"
-    add("--cfg-options", nargs="+", action=DictAction, default={}, help=overrides)
+    add_cfg_options(parser)
     return parser.parse_args()
 
 

@@ -5,9 +5,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 from hcformer_mm.checkpoints.hcformer_d2 import Report, convert_file, revert_file
+from hcformer_mm.utils.arguments import add_cfg_options
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,12 +20,7 @@ def parse_args() -> argparse.Namespace:
         help="config that the architecture must match: a file or a name in configs/hcformer "
         "(default: the config that fits)",
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        help="override settings of --config, as key=value",
-    )
+    add_cfg_options(parser)
     parser.add_argument(
         "--reverse",
         action="store_true",

@@ -5,26 +5,23 @@ import shlex
 import sys
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 from hcformer_mm.checkpoints.warm_start import warm_start_file
+from hcformer_mm.utils.arguments import add_cfg_options
 from hcformer_mm.utils.config import find_config
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="Reads backbones of mmdet, mmseg, mmpretrain, torchvision and Swin's authors, and "
-        "heads of mmdet's Mask2Former and MaskFormer. Prints a table of what was loaded.",
+        epilog="Reads backbones of mmdet, mmseg, mmpretrain, torchvision, timm and Swin's authors, "
+        "and heads of mmdet's Mask2Former and MaskFormer. Prints a table of what was loaded.",
     )
     parser.add_argument("src", type=Path, help="checkpoint to start from")
     parser.add_argument("dst", type=Path, help=".pth file to write, for load_from")
     parser.add_argument(
         "--config", required=True, help="config of the model: a file or a name in configs/hcformer"
     )
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, help="override settings, as key=value"
-    )
+    add_cfg_options(parser)
     return parser.parse_args()
 
 
