@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from mmdet.models.detectors import BaseDetector
 from mmengine.config import Config
@@ -137,10 +138,14 @@ def result_config(
     """
     given: dict[str, Any] = dict(object_mask_thr=object_mask_thr, iou_thr=iou_thr)
     for name, share in given.items():
-        if share is not None and not 0 <= share <= 1:
-            raise ValueError(f"expected {name} from 0 to 1, got {share}")
-    if max_per_image is not None and max_per_image < 1:
-        raise ValueError(f"expected max_per_image >= 1, got {max_per_image}")
+        if share is not None and not (
+            isinstance(share, int | float | np.number) and 0 <= share <= 1
+        ):
+            raise ValueError(f"expected {name} from 0 to 1, got {share!r}")
+    if max_per_image is not None and not (
+        isinstance(max_per_image, int | np.integer) and max_per_image >= 1
+    ):
+        raise ValueError(f"expected max_per_image as an integer from 1 on, got {max_per_image!r}")
     given["max_per_image"] = max_per_image
     given = {name: value for name, value in given.items() if value is not None}
     acting = thresholds_of(model)

@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from io import IOBase
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
@@ -121,11 +122,11 @@ def open_images(inputs: Inputs) -> list[InputImage] | Iterator[InputImage]:
     """
     if isinstance(inputs, _ONE):
         inputs = [inputs]
-    if not isinstance(inputs, Iterable):
+    # Files are iterables of lines, and buffers of numbers.
+    if not isinstance(inputs, Iterable) or isinstance(inputs, IOBase | bytearray | memoryview):
         raise ValueError(
             "expected images as a path, bytes, an array, a tensor, an image of Pillow, a video, or "
-            "several of these, got "
-            f"{type(inputs).__name__}"
+            f"several of these, got {type(inputs).__name__}; give the bytes of an open file"
         )
     if not isinstance(inputs, Sequence):
         return _numbered(chain.from_iterable(map(_expand, inputs)))
@@ -263,7 +264,10 @@ def _read_frames(video: mmcv.VideoReader, path: Path | None) -> Iterator[_Part]:
 def _pixels(given: NDArray[Any] | Tensor | Image.Image) -> NDArray[Any]:
     """Pixels ``(H, W, bands)``, three of them BGR, of an image in memory."""
     if isinstance(given, Image.Image):
-        given = ImageOps.exif_transpose(given)  # as files are read
+        try:
+            given = ImageOps.exif_transpose(given)  # as files are read
+        except (OSError, ValueError) as error:  # it is read here, if it was not before
+            raise ValueError(f"expected a whole image of Pillow, got {given}: {error}") from None
         if given.mode[0] in "IF":
             return np.repeat(to_uint8(np.asarray(given))[..., None], 3, axis=2)
         return np.ascontiguousarray(np.asarray(given.convert("RGB"))[..., ::-1])

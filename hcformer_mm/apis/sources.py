@@ -85,13 +85,14 @@ def open_sources(inputs: Iterable[str | Path]) -> Sources:
     """List the images of inputs of any number.
 
     An input is an image, a video, a ``.tar`` shard of WebDataset, a folder with any of these at any
-    depth, a ``.txt`` file with an input on each line that does not begin with ``#``, or a pattern of paths with ``*``, ``?``,
-    ``[...]``, ``**`` for folders at any depth, and ranges such as ``{000..010}``. What a folder or
-    a pattern finds is sorted by path. Of a shard, each member is an image whose suffix, from the
-    first dot on, is that of an image.
+    depth, a ``.txt`` file with an input on each line that does not begin with ``#``, or a pattern
+    of paths with ``*``, ``?``, ``[...]``, ``**`` for folders at any depth, and ranges such as
+    ``{000..010}``. What a folder or a pattern finds is sorted by path. Of a shard, each member is
+    an image whose suffix, from the first dot on, is that of an image.
 
     Names are those of :func:`~.inputs.open_images`, and ``<shard>/<key>`` in a shard. A listed file
-    that does not exist, and a shard or a video that cannot be read, is an image that fails.
+    that does not exist, a shard without images, and a shard or a video that cannot be read are
+    images that fail.
 
     Raises:
         ValueError: A folder, a list or a pattern has no images, or a shard is compressed.

@@ -68,15 +68,16 @@ class Tiling:
     iou_thr: float = TILE_IOU_THR
 
     def __post_init__(self) -> None:
-        sides = [self.size] * 2 if isinstance(self.size, int | float) else self.size
-        if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        sides = [self.size] * 2 if isinstance(self.size, int | float | np.number) else self.size
+        if len(sides) != 2 or not all(isinstance(side, int | np.integer) for side in sides):
             raise ValueError(
                 f"expected tile_size as a side or as height and width, got {self.size}"
             )
         smallest = min(sides)
         if smallest < 2:
             raise ValueError(f"expected tile_size of at least 2 pixels a side, got {self.size}")
-        if not 1 <= self.overlap < smallest:
+        whole = isinstance(self.overlap, int | np.integer)
+        if not (whole and 1 <= self.overlap < smallest):
             raise ValueError(
                 f"expected tile_overlap from 1 to {smallest - 1}, less than a side of a tile of "
                 f"{self.shape}, got {self.overlap}; share an eighth of a tile, say"
@@ -87,7 +88,7 @@ class Tiling:
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width of a tile."""
-        height, width = [self.size] * 2 if isinstance(self.size, int) else self.size
+        height, width = [self.size] * 2 if isinstance(self.size, int | np.integer) else self.size
         return height, width
 
 

@@ -1,5 +1,6 @@
 """Input images: files, folders, videos, arrays and streams."""
 
+import io
 from itertools import islice
 from pathlib import Path
 
@@ -138,6 +139,8 @@ def test_urls_are_refused(url, as_path):
         (pixels(0, 4), ValueError, r"got uint8 \(0, 4, 3\)"),
         (pixels(4, 4)[None], ValueError, r"got uint8 \(1, 4, 4, 3\); give several as a list"),
         (torch.zeros(2, 3, 4, 4), ValueError, r"image \(3, H, W\) per tensor, got torch.float32"),
+        (io.BytesIO(b"\n"), ValueError, "got BytesIO; give the bytes of an open file"),
+        (bytearray(b"1"), ValueError, "got bytearray; give the bytes"),
         (Image.new("F", (4, 4)), ValueError, "8- or 16-bit integers, got float32; scale"),
     ],
 )
@@ -250,6 +253,13 @@ def test_images_of_pillow_are_read_as_their_files(mode, tmp_path):
         (one,) = open_images(opened)
     assert (one.name, one.file_name) == ("0", "0.png")
     assert np.array_equal(one.read(), mmcv.imread(str(tmp_path / "image.png")))
+
+
+def test_broken_images_of_pillow(folder):
+    file = folder / "broken.png"
+    file.write_bytes((folder / "d.png").read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"expected a whole image of Pillow, got .*PngImage"):
+        open_images([Image.open(file)])
 
 
 def test_images_of_pillow_are_turned_upright_as_their_files(tmp_path):

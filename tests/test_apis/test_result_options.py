@@ -120,7 +120,9 @@ def test_cluster_inferencer(model_files, images):
     [
         (dict(object_mask_thr=1.5), "expected object_mask_thr from 0 to 1, got 1.5"),
         (dict(iou_thr=float("nan")), "expected iou_thr from 0 to 1, got nan"),
-        (dict(max_per_image=0), "expected max_per_image >= 1, got 0"),
+        (dict(max_per_image=0), "expected max_per_image as an integer from 1 on, got 0"),
+        (dict(max_per_image=2.5), "expected max_per_image as an integer from 1 on, got 2.5"),
+        (dict(object_mask_thr="0.5"), "expected object_mask_thr from 0 to 1, got '0.5'"),
     ],
 )
 def test_options_out_of_range(options, words, inferencer, images):

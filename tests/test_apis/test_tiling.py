@@ -115,6 +115,8 @@ def test_spans(length, overlap):
         assert other.whole.start + overlap <= one.whole.stop
         assert one.after == other.before
         width = one.after.stop - one.after.start
+        falling, rising = one.weights()[-width:], other.weights()[:width]
+        torch.testing.assert_close(falling, rising.flip(0))
         assert width == overlap or (0 < width < overlap and overlap > 32 / 3)
         assert abs(one.after.stop + one.after.start - 2 * one.owned.stop) <= 1  # in the middle
 
@@ -275,12 +277,19 @@ def test_masks_of_parts(place):
         (((64, 1),), r"expected tile_size of at least 2 pixels a side, got \(64, 1\)"),
         (((64, 64, 3),), r"expected tile_size as a side or as height and width, got \(64, 64, 3\)"),
         ((64.5,), "expected tile_size as a side or as height and width, got 64.5"),
+        ((64, 8.5), "expected tile_overlap from 1 to 63, .*, got 8.5"),
+        (("64",), "expected tile_size as a side or as height and width, got 64"),
         ((64, 8, 1.5), "expected tile_iou_thr from 0 to 1, got 1.5"),
     ],
 )
 def test_wrong_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         Tiling(*arguments)
+
+
+def test_numbers_of_numpy():
+    assert Tiling(np.int64(64), np.int64(8)).shape == (64, 64)
+    assert Tiling((np.int64(64), 32), 8).shape == (64, 32)
 
 
 @pytest.fixture(scope="module")
