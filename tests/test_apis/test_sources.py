@@ -55,6 +55,7 @@ def found(*inputs):
 def test_folders_in_folders(tree):
     assert found(tree) == {"1": 10, "2": 20, "b": 0}
     assert found(tree / "a/c", tree / "b.png") == {"2": 20, "b": 0}
+    assert found(tree / "a/.x") == {"1": 40}  # named, so not hidden
 
 
 def test_links_to_folders_are_followed(tree, tmp_path):
@@ -165,6 +166,11 @@ def test_the_digest_tells_inputs_apart(tree):
     assert open_sources([tree / "b.png", tree / "a"]).digest != one
     mmcv.imwrite(pixels(1), str(tree / "a/3.png"))
     assert open_sources([tree]).digest != one
+    digests = [
+        open_sources([write_shard(tree / "0.tar", {name: png(1)})]).digest
+        for name in ("1.png", "2.png")
+    ]
+    assert digests[0] != digests[1]
 
 
 @pytest.mark.parametrize("name", ["nowhere.png", "nowhere"])

@@ -203,6 +203,8 @@ def test_parts_are_joined_by_their_iou_in_the_strip():
     labels, scores, areas = joined_instances(0.34, left, right)
     assert (labels, areas) == ([1, 1], [220, 220])
     assert scores == pytest.approx([0.8, 0.2])
+    labels, *_ = joined_instances(0.5, left, [((0, 5), 1, 0.2)])  # an IoU of 1/2 is enough
+    assert labels == [1]
     labels, *_ = joined_instances(0.0, left, [((5, 15), 2, 0.2)])  # another class
     assert sorted(labels) == [1, 2]
     labels, *_ = joined_instances(0.0, left, [((10, 15), 1, 0.2)])  # nothing in common

@@ -74,6 +74,8 @@ def test_logits_of_zero(iou_thr):
     head = fusion_head(iou_thr=iou_thr)
     class_logits, masks = logits((31, 47))
     masks = masks.round()
+    class_logits[:, :2] = torch.tensor([9.0, 0, 0, 0, 0, 0])
+    masks[:, 0] = masks[:, 1] - 1  # wins nowhere
     _, results = graph_results(head, class_logits, masks)
     for image, given in enumerate(zip(class_logits, masks, strict=True)):
         assert torch.equal(results["panoptic"][image], head.panoptic_postprocess(*given).sem_seg[0])
@@ -110,15 +112,17 @@ def test_no_image_needs_a_query():
     assert (results["panoptic"] == THINGS + STUFF).all()
 
 
-def test_a_mask_that_is_zero_everywhere_loses_to_none():
+def test_a_pixel_of_no_mask_falls_to_a_query_that_is_kept():
     """Probabilities that underflow tie at 0, where a query that is not kept must not win."""
     head = fusion_head(instance_on=False, filter_low_score=False)
     class_logits, _ = logits((2, 2), batch=1)
     class_logits[0, 0] = 0.0  # the first query is not kept
     masks = torch.full((1, QUERIES, 2, 2), -200.0)
+    masks[..., 0] = 5.0
     _, results = graph_results(head, class_logits, masks)
     expected = head.panoptic_postprocess(class_logits[0], masks[0]).sem_seg
     assert torch.equal(results["panoptic"], expected)
+    assert (expected != THINGS + STUFF).all()
 
 
 @pytest.mark.parametrize("share", [(4, 5), (3, 5)])

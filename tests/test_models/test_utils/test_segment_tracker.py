@@ -102,6 +102,24 @@ def test_a_mask_moves_on_while_it_is_not_seen():
     assert tracker.update(square(14, 22), LABEL, EMBEDDING).tolist() == [1]
 
 
+def test_velocity_is_per_frame():
+    """Four rows in two frames; an empty mask, of a small segment, has no center and no velocity."""
+    tracker = SegmentTracker(weights=(1, 0, 0), min_similarity=0.5)
+    tracker.update(square(4, 4), LABEL, EMBEDDING)
+    tracker.update(square(0, 0)[:0], LABEL[:0], EMBEDDING[:0])
+    tracker.update(square(8, 4), LABEL, EMBEDDING)
+    assert tracker._tracks.velocities.tolist() == [[1, 0]]
+    tracker.update(torch.zeros_like(square(0, 0)), LABEL, EMBEDDING)
+    assert tracker._tracks.velocities.isfinite().all()
+
+
+@pytest.mark.parametrize(("min_similarity", "expected"), [(0.5, 1), (0.51, 2)])
+def test_similarity_at_its_minimum_is_a_match(min_similarity, expected):
+    tracker = SegmentTracker(weights=(0, 1, 0), min_similarity=min_similarity)
+    tracker.update(square(0, 0), LABEL, EMBEDDING)
+    assert tracker.update(square(-4, 0), LABEL, EMBEDDING).tolist() == [expected]
+
+
 @pytest.mark.parametrize(("missed", "expected"), [(3, 1), (4, 2)])
 def test_tracks_wait_for_as_many_frames_as_they_should(missed, expected):
     tracker = SegmentTracker(memory=3)
@@ -114,7 +132,8 @@ def test_tracks_wait_for_as_many_frames_as_they_should(missed, expected):
 def test_one_object_gets_an_id_once():
     """The second of two alike segments begins a track, whatever the order."""
     tracker = SegmentTracker()
-    tracker.update(square(4, 4), LABEL, EMBEDDING)
+    for _ in range(2):  # nor does what was seen before the last frame match the other
+        tracker.update(square(4, 4), LABEL, EMBEDDING)
     masks = torch.cat([square(6, 6), square(4, 4)])
     ids = tracker.update(masks, LABEL.repeat(2), EMBEDDING.repeat(2, 1))
     assert ids.tolist() == [2, 1]
