@@ -7,7 +7,7 @@ command line is wrong.
 import argparse
 import os
 import sys
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from torch import distributed
 
 from hcformer_mm.apis.arguments import add_inference_arguments
 from hcformer_mm.apis.bulk_inferencer import BulkInferencer, Share
-from hcformer_mm.apis.inference import ResultOptions
+from hcformer_mm.apis.inference import ResultOptions, result_config
 from hcformer_mm.apis.result_writer import ResultWriter, check_writable
 from hcformer_mm.apis.run_folder import RunFolder
 from hcformer_mm.apis.sources import Sources, open_sources
@@ -79,13 +79,15 @@ def parse_args() -> argparse.Namespace:
 def settings_of(args: argparse.Namespace, config: Config, sources: Sources) -> dict[str, object]:
     """What the results depend on, by name."""
     effective = dumps(config.to_dict(), default=str, sort_keys=True)
+    weights = sha256()
     with args.checkpoint.open("rb") as file:
-        weights = file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**20):
+            weights.update(block)
     annotations = args.ann_file and sha256(args.ann_file.read_bytes()).hexdigest()
     return {
         "version": __version__,
         "config": f"{args.config} {sha256(effective.encode()).hexdigest()[:12]}",
-        "checkpoint": f"{args.checkpoint} {weights[:12]}",
+        "checkpoint": f"{args.checkpoint} {weights.hexdigest()[:12]}",
         "inputs": f"{sources.total} images {sources.digest[:12]}",
         "--ann-file": annotations and f"{args.ann_file} {annotations[:12]}",
         **{f"--{name.replace('_', '-')}": getattr(args, name) for name in SETTINGS},
@@ -105,10 +107,6 @@ def predict(args: argparse.Namespace) -> int:
     config = read_config(args.config, args.cfg_options)
     folder = RunFolder(args.out, rank)
     check_writable(args.out)
-    if rank == 0:
-        folder.claim(settings_of(args, config, sources), overwrite=args.overwrite)
-    wait(world_size)
-    share = Share(args.batch_size, rank, world_size, folder.done())
     inferencer = BulkInferencer(
         config, args.checkpoint, device_of(args), dtype=args.dtype, fast=args.fast, font=args.font
     )
@@ -121,8 +119,15 @@ def predict(args: argparse.Namespace) -> int:
         score_thr=args.score_thr,
     )
     options = {name: getattr(args, name) for name in RESULT_OPTIONS}
+    result_config(inferencer.model, **options)
+    images = writer.accept(sources.images)
+    # Only now, when nothing can be refused any more: --overwrite removes results.
+    if rank == 0:
+        folder.claim(settings_of(args, config, sources), overwrite=args.overwrite)
+    wait(world_size)
+    share = Share(args.batch_size, rank, world_size, folder.done())
     records = inferencer.records(
-        writer.accept(sources.images), writer, share, workers=args.workers, tiling=tiling, **options
+        images, writer, share, workers=args.workers, tiling=tiling, **options
     )
     shown = progress(records, share.left(sources.total), unit=" images") if rank == 0 else records
     for image, record in shown:

@@ -253,6 +253,7 @@ def test_other_settings_are_refused(predict, images, tmp_path):
     for part in ("inputs (1 images ", "config (", "--object-mask-thr (None there, 0.5 here)"):
         assert part in message
     assert "checkpoint" not in message and "--draw" not in message
+    assert predict("--out", out, "--overwrite", "--font", one).startswith("predict: ")
     assert read(out) == before
     assert predict("--out", out, *options[:2], "--overwrite", inputs=[other]) == 0
     assert [x["file_name"] for x in json.loads((out / "images.json").read_text())["images"]] == [
