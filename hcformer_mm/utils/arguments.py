@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
 from math import inf
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mmengine.config import DictAction
 
@@ -34,11 +34,20 @@ def number(kind: type[N], least: float, most: float = inf) -> Callable[[str], N]
     return parse
 
 
+class _Overrides(DictAction):
+    """MMEngine's action, which fails to unpack words that have no value."""
+
+    def __call__(self, parser: ArgumentParser, namespace: Any, values: Any, *name: Any) -> None:
+        if words := [word for word in values if "=" not in word]:
+            parser.error(f"argument {self.option_strings[0]}: expected key=value, got {words[0]!r}")
+        super().__call__(parser, namespace, values, *name)
+
+
 def add_cfg_options(parser: ArgumentParser) -> None:
     """Add ``--cfg-options`` of OpenMMLab's tools."""
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=_Overrides,
         help='override settings of the config, as key=value; lists as key="[a,b]" or key=a,b',
     )

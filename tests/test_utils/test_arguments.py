@@ -1,11 +1,11 @@
-"""Numbers of the command line are refused with their range."""
+"""Arguments of command lines are refused with what was expected."""
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from math import inf
 
 import pytest
 
-from hcformer_mm.utils.arguments import number
+from hcformer_mm.utils.arguments import add_cfg_options, number
 
 
 def test_numbers_in_range():
@@ -28,3 +28,13 @@ def test_numbers_in_range():
 def test_numbers_out_of_range(kind, most, text, what):
     with pytest.raises(ArgumentTypeError, match=f"expected {what}, got '{text}'"):
         number(kind, 1, most)(text)
+
+
+def test_overrides_of_a_config(capsys):
+    parser = ArgumentParser()
+    add_cfg_options(parser)
+    given = ["--cfg-options", "a.b=1", "c=x=y", "--cfg-options", "d=[1,2]"]
+    assert parser.parse_args(given).cfg_options == {"a.b": 1, "c": "x=y", "d": [1, 2]}
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--cfg-options", "a=1", "b"])
+    assert "argument --cfg-options: expected key=value, got 'b'" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """HCFormerFusionHead: panoptic, instance and semantic results from one prediction."""
 
+import warnings
 from typing import Any
 
 from mmdet.models.seg_heads import MaskFormerFusionHead
@@ -9,7 +10,10 @@ from torch import Tensor
 
 from ...ops.precision import autocast_off
 from ...registry import MODELS
+from ...utils.components import did_you_mean, nearest
+from ...utils.errors import some
 from ..utils.post_processing import (
+    THRESHOLDS,
     CandidateResult,
     InstanceResult,
     PanopticResult,
@@ -17,6 +21,11 @@ from ..utils.post_processing import (
     class_probabilities,
     config_of,
     resized_bands,
+)
+
+_FLAGS = (
+    *("panoptic_on", "instance_on", "semantic_on", "segments_on", "confidence_on"),
+    *("candidates_on", "filter_low_score"),
 )
 
 
@@ -30,11 +39,22 @@ class HCFormerFusionHead(MaskFormerFusionHead):
     ``confidence_on`` a map of the confidence of every pixel. ``candidates_on`` adds the panoptic
     result with ``object_mask_thr`` and ``iou_thr`` of 0, as ``pred_candidate_seg``. A data sample
     whose metainfo has a ``test_cfg`` overrides options for its image. Logits of half precision give
-    the results of the same logits in float32. The head warns if the softmax of class logits is NaN.
+    the results of the same logits in float32. The head warns if the softmax of class logits is NaN,
+    and of names in ``test_cfg`` that it does not know.
 
     Each ``*_postprocess`` method turns the class logits ``(Q, K + 1)`` and mask logits
     ``(Q, H, W)`` of one image into one result.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        known = {*THRESHOLDS, *_FLAGS}
+        if unknown := sorted((self.test_cfg or {}).keys() - known):
+            warnings.warn(
+                f"expected options of {type(self).__name__} in test_cfg, got {some(unknown)}, "
+                f"which nothing reads{did_you_mean(nearest(unknown[0], known))}; correct the names",
+                stacklevel=2,
+            )
 
     def panoptic_postprocess(self, mask_cls: Tensor, mask_pred: Tensor) -> PixelData:
         """Return the panoptic segmentation, equal to mmdet's.

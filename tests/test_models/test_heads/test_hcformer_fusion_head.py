@@ -34,6 +34,13 @@ def fusion_head(**test_cfg):
     )
 
 
+def test_mistyped_options_are_told(recwarn):
+    fusion_head(segments_on=True, confidence_on=True, candidates_on=True)
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"got object_mask_thresh, .* \(did you mean object_mask_"):
+        fusion_head(object_mask_thresh=0.5)
+
+
 def hand_drawn():
     """Two queries on a 4x4 image: a thing of class 1 on the left half, stuff (2) on the right.
 
