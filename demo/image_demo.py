@@ -11,7 +11,7 @@ from hcformer_mm.apis.arguments import add_inference_arguments, model_options
 from hcformer_mm.apis.inference import ResultOptions
 from hcformer_mm.apis.inputs import open_images
 from hcformer_mm.apis.result_writer import check_writable, write_image
-from hcformer_mm.apis.tiling import Tiling
+from hcformer_mm.apis.tiles import Tiling
 
 
 def parse_args() -> argparse.Namespace:

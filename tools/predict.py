@@ -20,7 +20,7 @@ from hcformer_mm.apis.inference import ResultOptions, result_config
 from hcformer_mm.apis.result_writer import ResultWriter, check_writable
 from hcformer_mm.apis.run_folder import RunFolder
 from hcformer_mm.apis.sources import Sources, open_sources
-from hcformer_mm.apis.tiling import Tiling
+from hcformer_mm.apis.tiles import Tiling
 from hcformer_mm.engine.dist import join_processes
 from hcformer_mm.utils.arguments import number
 from hcformer_mm.utils.config import read_config

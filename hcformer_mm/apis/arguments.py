@@ -7,7 +7,7 @@ from typing import Any
 from ..acceleration.inference import DTYPES
 from ..structures.data_samples import SCORE_THR
 from ..utils.arguments import add_cfg_options, number
-from .tiling import TILE_OVERLAP
+from .tiles import TILE_OVERLAP
 
 
 def add_model_arguments(parser: ArgumentParser) -> None:

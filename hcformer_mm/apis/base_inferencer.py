@@ -32,7 +32,8 @@ from .inference import (
     result_config,
 )
 from .inputs import InputImage
-from .tiling import Tiling, predict_tiled
+from .tiles import Tiling
+from .tiling import predict_tiled
 
 P = ParamSpec("P")
 T = TypeVar("T")

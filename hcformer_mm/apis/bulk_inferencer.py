@@ -14,7 +14,7 @@ from .hcformer_inferencer import HCFormerInferencer
 from .inference import ResultOptions, result_config
 from .inputs import InputImage
 from .result_writer import Record, ResultWriter, failure
-from .tiling import Tiling
+from .tiles import Tiling
 
 LOOK_AHEAD = 4
 """Batches whose images are read together, so that those of one size share a batch."""

@@ -15,7 +15,7 @@ from .base_inferencer import BaseInferencer, listed
 from .inference import ResultOptions
 from .inputs import InputImage, Inputs, open_images
 from .result_writer import ResultWriter, segments_of
-from .tiling import TILE_IOU_THR, TILE_OVERLAP, Tiling
+from .tiles import TILE_IOU_THR, TILE_OVERLAP, Tiling
 
 
 class HCFormerInferencer(BaseInferencer):
@@ -72,7 +72,7 @@ class HCFormerInferencer(BaseInferencer):
             strict: Whether a file that is not a whole image is an error. By default it is skipped
                 with a warning and listed in ``images.json``, unless it is the only one.
             tile_size: Side, or height and width, of the tiles into which larger images are cut, in
-                pixels; None cuts none. See :class:`~hcformer_mm.apis.tiling.Tiling`.
+                pixels; None cuts none. See :class:`~hcformer_mm.apis.tiles.Tiling`.
             tile_overlap: Minimum number of pixels that neighboring tiles share.
             tile_iou_thr: Minimum IoU of two parts of one object in the strip between two tiles.
             options: :class:`~hcformer_mm.apis.inference.ResultOptions`: thresholds that override

@@ -23,7 +23,8 @@ from hcformer_mm.apis import HCFormerInferencer
 from hcformer_mm.apis.bulk_inferencer import BulkInferencer, Share
 from hcformer_mm.apis.inputs import InputImage, open_images
 from hcformer_mm.apis.result_writer import ResultWriter, segments_of
-from hcformer_mm.apis.tiling import Tiling, encode_part, predict_tiled, spans
+from hcformer_mm.apis.tiles import Tiling, spans
+from hcformer_mm.apis.tiling import encode_part, predict_tiled
 from hcformer_mm.structures.panoptic import Classes
 from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
 from tests.helpers.predictions import scene
@@ -33,7 +34,7 @@ THINGS, CLASSES = 3, 5
 SIZES = [(64, 64), (97, 65), (33, 200), (128, 31), (70, 150)]
 
 
-def picture(size, seed=0):
+def drawing(size, seed=0):
     """Pixels ``(H, W, 3)``: class, number of the object, and confidence."""
     generator = np.random.default_rng(seed)
     pixels = np.empty((*size, 3), np.uint8)
@@ -96,35 +97,10 @@ def tiled(pixels, model, tiling, **options):
     return predict_tiled(InputImage("0", 0, array=pixels), tiling, predict, **options)
 
 
-@pytest.mark.parametrize("length", [1, 31, 32, 33, 50, 64, 100, 257])
-@pytest.mark.parametrize("overlap", [1, 7, 8, 16, 31])
-def test_spans(length, overlap):
-    found = spans(length, 32, overlap)
-    sizes = {span.whole.stop - span.whole.start for span in found}
-    assert sizes == {min(32, length)}
-    covered = np.concatenate([np.arange(span.owned.start, span.owned.stop) for span in found])
-    assert np.array_equal(covered, np.arange(length))
-    assert len(found) == 1 + max(0, -(-(length - 32) // (32 - overlap)))  # the fewest
-    weights = torch.zeros(length)
-    for span in found:
-        assert span.whole.start <= span.used.start <= span.owned.start
-        assert span.owned.stop <= span.used.stop <= span.whole.stop
-        weights[span.used] += span.weights()
-    torch.testing.assert_close(weights, torch.ones(length))
-    for one, other in itertools.pairwise(found):
-        assert other.whole.start + overlap <= one.whole.stop
-        assert one.after == other.before
-        width = one.after.stop - one.after.start
-        falling, rising = one.weights()[-width:], other.weights()[:width]
-        torch.testing.assert_close(falling, rising.flip(0))
-        assert width == overlap or (0 < width < overlap and overlap > 32 / 3)
-        assert abs(one.after.stop + one.after.start - 2 * one.owned.stop) <= 1  # in the middle
-
-
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("tiling", [Tiling((48, 32), 9), Tiling(32, 20), Tiling((33, 64), 4)])
 def test_a_model_of_single_pixels_gives_the_same_in_tiles(size, tiling):
-    pixels = picture(size)
+    pixels = drawing(size)
     whole, joined = panoptic_of(pixels), tiled(pixels, panoptic_of, tiling)
     assert joined.ori_shape == size
     for field in ("pred_sem_seg", "pred_confidence"):
@@ -157,7 +133,7 @@ def test_a_model_of_single_pixels_gives_the_same_in_tiles(size, tiling):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("channels", [1, CLASSES])
 def test_logits_of_single_pixels_give_the_same_in_tiles(size, channels):
-    pixels = picture(size)
+    pixels = drawing(size)
     for tiling in (Tiling((48, 32), 9), Tiling(32, 20)):
         joined = tiled(pixels, lambda x: semantic_of(x, channels), tiling, threshold=0.3)
         assert torch.equal(
@@ -267,31 +243,6 @@ def test_masks_of_parts(place):
         assert encode_part(mask, index, whole.shape) == mask_util.encode(
             np.asfortranarray(whole, np.uint8)
         )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((64, 64), r"expected tile_overlap from 1 to 63, .* \(64, 64\), got 64"),
-        ((64, 0), "expected tile_overlap from 1 to 63"),
-        (((96, 32), 40), "expected tile_overlap from 1 to 31"),
-        ((0,), "expected tile_size of at least 2 pixels a side, got 0"),
-        (((64, 1),), r"expected tile_size of at least 2 pixels a side, got \(64, 1\)"),
-        (((64, 64, 3),), r"expected tile_size as a side or as height and width, got \(64, 64, 3\)"),
-        ((64.5,), "expected tile_size as a side or as height and width, got 64.5"),
-        ((64, 8.5), "expected tile_overlap from 1 to 63, .*, got 8.5"),
-        (("64",), "expected tile_size as a side or as height and width, got 64"),
-        ((64, 8, 1.5), "expected tile_iou_thr from 0 to 1, got 1.5"),
-    ],
-)
-def test_wrong_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        Tiling(*arguments)
-
-
-def test_numbers_of_numpy():
-    assert Tiling(np.int64(64), np.int64(8)).shape == (64, 64)
-    assert Tiling((np.int64(64), 32), 8).shape == (64, 32)
 
 
 @pytest.fixture(scope="module")
@@ -421,7 +372,7 @@ def test_records_of_tiled_images(model_files, folder, tmp_path):
 
 
 def test_masks_in_rle_are_drawn_like_dense_ones():
-    pixels = picture((70, 150))
+    pixels = drawing((70, 150))
     sample = tiled(pixels, panoptic_of, Tiling(32, 8))
     del sample.pred_panoptic_seg
     dense = sample.clone()
