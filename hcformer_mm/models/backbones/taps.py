@@ -4,6 +4,7 @@ The input of a tap is the fine map and its output the coarse one. Each is a tens
 a tensor ``(B, H, W, C)``, or tokens ``(B, H·W, C)`` followed by their size ``(H, W)``.
 """
 
+import copy
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -219,9 +220,8 @@ class DryRun:
             chain.sort(key=lambda call: call.start)
             tap = chain[0]
             for inner in chain[1:]:
-                if not self._is_first_part(inner, tap):
-                    break
-                tap = inner
+                if self._is_first_part(inner, tap):
+                    tap = inner
             taps.append(tap.name)
         return taps
 
@@ -262,7 +262,7 @@ class DryRun:
 def _count_halvings(sides: Sequence[int], size: Sequence[int]) -> int | None:
     """How often an image of ``size`` was halved to a map with ``sides``; None if it was not."""
     for count in range(MAX_HALVINGS + 1):
-        if all(side in (n >> count, -(-n >> count)) for side, n in zip(sides, size, strict=True)):
+        if all(side << count == n for side, n in zip(sides, size, strict=True)):
             return count
     return None
 
@@ -335,31 +335,25 @@ def dry_run(backbone: nn.Module) -> DryRun:
     convs = (m for m in backbone.modules() if isinstance(m, nn.Conv2d))
     channels = dict.fromkeys((3, *(conv.in_channels for conv in (next(convs, None),) if conv)))
     shapes = [(1, count, *size) for count in channels for size in DRY_RUN_SIZES]
-    parameter = next(backbone.parameters(), torch.zeros(()))
-    modes = {module: module.training for module in backbone.modules()}
-    gpus = {p.device for p in backbone.parameters() if p.is_cuda}
-    # Set one by one: the backbone's own `train()` may freeze layers.
-    for module in modes:
-        module.training = False
+    # A copy, as some backbones freeze parameters in `eval()` or adapt buffers to the image.
+    probe = copy.deepcopy(backbone)
+    probe.eval()
+    parameter = next(probe.parameters(), torch.zeros(()))
+    gpus = {p.device for p in probe.parameters() if p.is_cuda}
     failure, partly = None, None
-    try:
-        for shape in shapes:
-            try:
-                with torch.enable_grad(), torch.random.fork_rng(gpus):
-                    # Not the leaf itself, which must not be changed in place.
-                    image = parameter.new_zeros(shape).requires_grad_().clone()
-                    run = _dry_run(backbone, image)
-            # Backbones reject a size with exceptions of any type.
-            except Exception as error:
-                failure = failure or error
-                continue
-            # Some round odd sides of their maps up: a larger image may have none.
-            if None not in run.halvings:
-                return run
-            partly = partly or run
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    for shape in shapes:
+        try:
+            with torch.enable_grad(), torch.random.fork_rng(gpus):
+                # Not the leaf itself, which must not be changed in place.
+                run = _dry_run(probe, parameter.new_zeros(shape).requires_grad_().clone())
+        # Backbones reject a size with exceptions of any type.
+        except Exception as error:
+            failure = failure or error
+            continue
+        # The sides of the last map were odd, or the backbone made them even: a larger image may do.
+        if run.halvings[-1] is not None:
+            return run
+        partly = partly or run
     if partly:
         return partly
     raise ValueError(
