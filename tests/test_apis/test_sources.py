@@ -120,6 +120,7 @@ def test_shards(tmp_path):
     assert [image.name for image in open_sources([tmp_path]).images] == names
     write_shard(tmp_path / "more/s-10.tar", {"0.png": png(6)})
     assert found(tmp_path / "more", tmp_path / "s-10.tar") == {"more/s-10/0": 6, "s-10/0": 5}
+    assert found(write_shard(tmp_path / "S.TAR", {"0.png": png(7)})) == {"S/0": 7}
 
 
 def test_shards_that_are_cut_off_or_empty(tmp_path):
