@@ -20,8 +20,7 @@ def input_size(height, width, resize):
     """Height and width at which the model sees an image, by the file's metadata."""
     if resize is None or not resize["keep_ratio"]:
         return tuple(resize["scale"][::-1]) if resize else (height, width)
-    bounds, sides = sorted(resize["scale"]), sorted((height, width))
-    factor = min(bound / side for bound, side in zip(bounds, sides, strict=True))
+    factor = min(f(resize["scale"]) / f(height, width) for f in (min, max))
     return int(height * factor + 0.5), int(width * factor + 0.5)
 
 
@@ -40,6 +39,8 @@ def resize_image(image, size):
 
 def predict(session, image):
     """Results of one image by name; every instance comes with its mask."""
+    if image.dtype != np.uint8 or image.shape[2:] != (3,):
+        sys.exit(f"onnx_demo: expected RGB bytes (H, W, 3), got {image.dtype} {image.shape}")
     resize = json.loads(session.get_modelmeta().custom_metadata_map["resize"])
     resized = resize_image(image, input_size(*image.shape[:2], resize))
     inputs = {"image": resized[None], "size": np.array(image.shape[:2], dtype=np.int64)}

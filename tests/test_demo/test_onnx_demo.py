@@ -141,6 +141,12 @@ def test_command_line(exported, photograph, tmp_path, monkeypatch, capsys):
         assert results["panoptic"].shape == photograph.shape[:2]
 
 
+@pytest.mark.parametrize("change", [lambda x: x / 255, lambda x: x[..., 0], lambda x: x[..., :2]])
+def test_other_arrays_are_refused(demo, photograph, change):
+    with pytest.raises(SystemExit, match=r"expected RGB bytes \(H, W, 3\), got (float64|uint8) \("):
+        demo["predict"](None, change(photograph))
+
+
 @pytest.mark.parametrize("size", [(192, 289), (480, 700), (31, 1), (300, 451)])
 def test_resized_images_are_those_of_opencv(demo, photograph, size):
     found = demo["resize_image"](photograph, size)
