@@ -103,6 +103,15 @@ def test_worst_images_need_panoptic_ground_truth_and_a_folder(arguments, run, tm
         run(arguments("hc-fcn32s_r18_shapes-semantic", *options))
 
 
+@pytest.mark.parametrize(("out", "options"), [("scores.json", ["--worst"]), ("scores/a.json", [])])
+def test_files_that_cannot_be_written_are_refused_at_once(out, options, arguments, run, tmp_path):
+    (tmp_path / "scores").touch()
+    command = arguments("hcformer_r18_shapes-panoptic", *options, "--out", tmp_path / out)
+    with pytest.raises(SystemExit, match=f"can be written for the results, got {tmp_path}/scores:"):
+        run(command)
+    assert not (tmp_path / "work").exists()
+
+
 @pytest.mark.parametrize(
     ("config", "figure", "metric"),
     [

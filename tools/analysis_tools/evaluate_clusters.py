@@ -16,7 +16,7 @@ from mmengine.fileio import get
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner, autocast
 
-from hcformer_mm.apis.result_writer import write_image
+from hcformer_mm.apis.result_writer import check_writable, write_image
 from hcformer_mm.engine.run_checks.lookup import is_named
 from hcformer_mm.engine.runner import (
     add_checkpoint_arguments,
@@ -186,6 +186,8 @@ def evaluate(args: argparse.Namespace) -> None:
             f"expected panoptic ground truth with --worst, got {truth}, whose figures are no sums "
             "over segments; omit --worst"
         )
+    if args.out is not None:  # an evaluation takes long
+        check_writable(args.out.parent if args.worst is None else args.out.with_suffix(""))
     tested = "all images" if args.limit is None else limit_images(config, args.limit)
     runner = build_runner(config, ["test"], allow_partial=args.allow_partial)
     runner.logger.info(f"Clusters are evaluated on {tested}")
