@@ -1,5 +1,5 @@
-# A ConvNeXt-T of timm with clusters, and the channels of its last map. `pretrained=True` fetches the
-# weights of DINOv3, under their own license, when the model is built.
+# A ConvNeXt-T of timm with clusters, and the channels of its last map. `pretrained=True` fetches
+# the weights of DINOv3, under their own license, when the model is built.
 _base_ = "clustering.py"
 
 hc_backbone = dict(
