@@ -332,8 +332,9 @@ def test_queries_that_no_result_needs_are_not_decoded(results):
 
 @on_each_device
 def test_candidates_are_the_segments_without_thresholds():
-    """A thing of score 0.5 on the left is among them; nothing else changes."""
+    """A thing of score 0.5, which keeps half of its mask, is among them; nothing else changes."""
     class_logits, masks = hand_drawn()
+    masks[:, 0, :, 2:] = 0.1
     class_logits[:, 0] = torch.tensor([0.5, 0.2, 0.2, 0.1]).log()
     found, samples = [], []
     for changes in ({}, dict(candidates_on=True), dict(object_mask_thr=0, iou_thr=0)):
