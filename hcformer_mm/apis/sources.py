@@ -173,7 +173,9 @@ def _members(file: InputImage) -> Iterator[InputImage]:
         with tarfile.open(file.path, "r:") as shard:
             reason = "none of its members has the suffix of an image"
             for member in shard:
-                path = PurePosixPath(member.name)
+                # Nothing is written outside of the results, whatever a shard says.
+                parts = (x for x in PurePosixPath(member.name).parts if x not in ("/", ".."))
+                path = PurePosixPath(*parts)
                 key, _, suffix = path.name.partition(".")
                 if member.isfile() and key and f".{suffix.lower()}" in IMG_EXTENSIONS:
                     reason = ""

@@ -123,6 +123,12 @@ def test_shards(tmp_path):
     assert found(write_shard(tmp_path / "S.TAR", {"0.png": png(7)})) == {"S/0": 7}
 
 
+def test_members_stay_inside_of_the_results(tmp_path):
+    members = {"../../0.png": png(1), "/tmp/1.png": png(2), "./a/../2.png": png(3)}
+    write_shard(tmp_path / "s.tar", members)
+    assert found(tmp_path / "s.tar") == {"s/0": 1, "s/tmp/1": 2, "s/a/2": 3}
+
+
 def test_shards_that_are_cut_off_or_empty(tmp_path):
     """Whole members are images, and the shard fails."""
     shard = write_shard(tmp_path / "s.tar", {"0.png": png(1), "1.png": bytes(4000)})
