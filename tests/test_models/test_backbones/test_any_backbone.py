@@ -49,3 +49,4 @@ def test_nearly_all_work():
     assert set(table) == set(FAMILIES)
     works = [name for name, line in table.items() if "| none: " not in line]
     assert len(works) >= 0.95 * len(table)
+    assert f"{len(works)} of {len(table)} work" in PAGE.read_text(encoding="utf-8")
