@@ -5,6 +5,8 @@ import runpy
 import subprocess
 import sys
 
+import mmcv
+import numpy as np
 import pytest
 import torch
 
@@ -56,6 +58,22 @@ def run_process(*arguments):
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr[-3000:]
     return result
+
+
+def test_calibration_takes_images_of_any_size(tiny, tmp_path):
+    """A file of one size and number of images gets them resized and repeated."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    for i, size in enumerate([(64, 96), (97, 41)]):
+        pixels = np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8)
+        mmcv.imwrite(pixels, str(tmp_path / f"images/{i}.png"))
+    shape = ("--shape", 64, 96, "--batch-size", 2)
+    with pytest.raises(SystemExit, match="no such image: nowhere"):
+        run_tool(TOOL, *tiny, "--format", "onnx", *shape, "--int8", "nowhere")
+    run_tool(TOOL, *tiny, "--format", "onnx", *shape, "--int8", "images", "--out", "int8.onnx")
+    session = onnxruntime.InferenceSession("int8.onnx", providers=["CPUExecutionProvider"])
+    images = np.zeros((2, 3, 64, 96), np.float32)
+    assert len(session.run(["class_logits"], {"image": images})[0]) == 2
 
 
 def test_dynamic_onnx(tiny, tmp_path):

@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +14,7 @@ from mmengine.logging import MMLogger
 from hcformer_mm.apis.inference import build_model, inference_pipeline
 from hcformer_mm.apis.inputs import open_images
 from hcformer_mm.deployment.export import (
+    IMAGE,
     SUFFIXES,
     ExportableModel,
     describe,
@@ -21,6 +23,7 @@ from hcformer_mm.deployment.export import (
     pipeline_divisor,
     pipeline_resize,
 )
+from hcformer_mm.deployment.post_processing import resize
 from hcformer_mm.deployment.verify import TOLERANCE, agrees, as_text, compare, time_both
 from hcformer_mm.utils.arguments import add_cfg_options, number
 from hcformer_mm.utils.config import read_config
@@ -99,9 +102,18 @@ def compress(args: argparse.Namespace, model: ExportableModel, source: Path, pat
     if args.fp16:
         compression.to_float16(source, path)
         return
+    compression.to_int8(source, path, calibration(args, model))
+
+
+def calibration(args: argparse.Namespace, model: ExportableModel) -> Iterator[dict[str, Any]]:
+    """Yield inputs of the exported model, each of one image of the folder of the command line."""
     pipeline = inference_pipeline(read_config(args.config, args.cfg_options))
-    images = (pipeline(dict(img_path=str(image.path))) for image in open_images(args.int8))
-    compression.to_int8(source, path, (model.inputs_of(given["inputs"]) for given in images))
+    for image in open_images(args.int8):
+        pixels = pipeline(dict(img_path=str(image.path)))["inputs"]
+        if not args.dynamic:  # the file takes no other size or number of images
+            pixels = resize(pixels[None].float(), tuple(args.shape))[0].round().byte()
+        inputs = model.inputs_of(pixels)
+        yield inputs | {IMAGE: inputs[IMAGE].repeat(args.batch_size, axis=0)}
 
 
 def check(args: argparse.Namespace, model: ExportableModel, path: Path) -> bool:
@@ -129,6 +141,8 @@ def main() -> None:
         logging.getLogger(library).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning)
     try:
+        if args.int8:
+            open_images(args.int8)  # fails on a mistyped name before the export
         model, about = load(args)
         path = args.out or Path(about["name"] + SUFFIXES[args.format])
         with TemporaryDirectory() as folder:
