@@ -433,7 +433,8 @@ def load_exported(path: Path) -> Runner:
         path: File that :func:`export_model` wrote.
 
     Returns:
-        A function that takes what :meth:`ExportableModel.forward` takes.
+        A function that takes what :meth:`ExportableModel.forward` takes. Of an ONNX file, it raises
+        ValueError for other inputs.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -455,6 +456,7 @@ def load_exported(path: Path) -> Runner:
         return run_program
     _require("onnxruntime")
     import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -464,7 +466,15 @@ def load_exported(path: Path) -> Runner:
 
     def run_session(*inputs: Tensor) -> dict[str, Tensor]:
         given = {name: x.numpy() for name, x in zip((IMAGE, SIZE), inputs, strict=False)}
-        arrays = session.run(names, given)
+        try:
+            arrays = session.run(names, given)
+        except InvalidArgument:
+            takes = [f"{x.name} {x.type} {x.shape}" for x in session.get_inputs()]
+            got = [f"{name} {x.dtype} {list(x.shape)}" for name, x in given.items()]
+            raise ValueError(
+                f"expected the inputs of {path}, {', '.join(takes)}, got {', '.join(got)}; give "
+                "these, or export the model with other options"
+            ) from None
         return {name: torch.from_numpy(a) for name, a in zip(names, arrays, strict=True)}
 
     return run_session

@@ -251,3 +251,23 @@ def test_results_in_a_program(tmp_path):
             assert (found[name] == expected[name]).float().mean() > 0.999
         assert found["panoptic"].shape == (1, *size)
         assert len(found["panoptic"].unique()) > 1
+
+
+def test_inputs_that_a_file_does_not_take_are_refused(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    kind = onnx.TensorProto.FLOAT
+    ends = [onnx.helper.make_tensor_value_info(name, kind, [1, 3]) for name in ("image", "out")]
+    node = onnx.helper.make_node("Identity", ["image"], ["out"])
+    graph = onnx.helper.make_graph([node], "copy", ends[:1], ends[1:])
+    opset = onnx.helper.make_opsetid("", 20)
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9), tmp_path / "copy.onnx"
+    )
+    exported = load_exported(tmp_path / "copy.onnx")
+    assert exported(torch.ones(1, 3))["out"].shape == (1, 3)
+    for given in ([torch.ones(1, 4)], [torch.ones(1, 3).byte()], [torch.ones(1, 3)] * 2):
+        with pytest.raises(
+            ValueError, match=r"image tensor\(float\) \[1, 3\], got image .*give these"
+        ):
+            exported(*given)
