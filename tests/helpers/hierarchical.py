@@ -14,6 +14,7 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 from hcformer_mm.models.backbones import taps as tapping
+from hcformer_mm.ops.neighborhood import coarse_size
 
 from .models import data_sample, model_config
 
@@ -282,11 +283,13 @@ def image_size(network: nn.Module) -> tuple[int, int]:
     for size in tapping.DRY_RUN_SIZES:
         try:
             with torch.no_grad():
-                network(torch.zeros(1, 3, *size))
+                features = network(torch.zeros(1, 3, *size))
         # Backbones reject a size with exceptions of any type.
         except Exception:
             continue
-        return size
+        # MobileViT V2 enlarges maps with odd sides to even ones.
+        if tuple(features[-1].shape[-2:]) == coarse_size(*features.assignments[-1].shape[-2:]):
+            return size
     raise AssertionError("no size of a dry run works")
 
 
