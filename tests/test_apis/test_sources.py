@@ -171,6 +171,8 @@ def test_the_digest_tells_inputs_apart(tree):
     one = open_sources([tree]).digest
     assert open_sources([tree / "a", tree / "b.png"]).digest == one
     assert open_sources([tree / "b.png", tree / "a"]).digest != one
+    alike = [open_sources([tree / name]).digest for name in ("a/1.png", "a/.x/1.png")]
+    assert alike[0] != alike[1]
     mmcv.imwrite(pixels(1), str(tree / "a/3.png"))
     assert open_sources([tree]).digest != one
     digests = [
