@@ -20,7 +20,7 @@ from hcformer_mm.apis.result_writer import ResultWriter
 from hcformer_mm.apis.run_folder import RunFolder
 from hcformer_mm.apis.sources import open_sources
 from tests.helpers.models import SEMANTIC_CONFIG
-from tests.helpers.predictions import random_sample, scene, write_model, write_video
+from tests.helpers.predictions import CLASSES, random_sample, scene, write_model, write_video
 from tests.helpers.tools import ROOT, run_tool
 from tests.test_tools.test_launchers import free_port
 
@@ -215,6 +215,11 @@ def test_a_stopped_run_goes_on(step, turn, error, predict, expected, tmp_path, m
     monkeypatch.undo()
     assert predict("--out", out, *BATCHES) == 0
     assert read(out) == read(expected)
+
+
+def test_a_run_without_images_has_its_files(tmp_path):
+    assert RunFolder(tmp_path).merge(ResultWriter(tmp_path, CLASSES, draw=False)) == (0, 0)
+    assert sorted(read(tmp_path)) == ["images.json", "results.jsonl"]
 
 
 def test_broken_files(predict, images, tmp_path, capsys):
