@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from itertools import count
+from itertools import chain, count
+from types import SimpleNamespace
 
 import mmcv
 import numpy as np
@@ -220,6 +221,12 @@ def test_a_stopped_run_goes_on(step, turn, error, predict, expected, tmp_path, m
 def test_a_run_without_images_has_its_files(tmp_path):
     assert RunFolder(tmp_path).merge(ResultWriter(tmp_path, CLASSES, draw=False)) == (0, 0)
     assert sorted(read(tmp_path)) == ["images.json", "results.jsonl"]
+
+
+def test_an_image_that_is_broken_and_last_is_not_forgotten():
+    runs = SimpleNamespace(_predict=chain.from_iterable)
+    last = InputImage("0", 0), "broken"
+    assert list(BulkInferencer._results(runs, [[last]], Share())) == [last]
 
 
 def test_broken_files(predict, images, tmp_path, capsys):
