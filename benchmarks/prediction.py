@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     overhead.add_argument("--images", type=number(int, 1), default=32)
     overhead.add_argument("--batch-sizes", type=number(int, 1), nargs="+", default=(1, 8))
     overhead.add_argument("--rounds", type=number(int, 1), default=5)
-    overhead.add_argument("--workers", type=number(int, 1), default=2)
+    overhead.add_argument("--workers", type=number(int, 0))
     overhead.add_argument("--device")
     memory = commands.add_parser("memory", help="memory of a process over its images")
     memory.add_argument("figure", type=Path, help="the figure; its numbers are printed")

@@ -7,11 +7,10 @@ from pathlib import Path
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from hcformer_mm.apis import HCFormerInferencer
-from hcformer_mm.apis.arguments import add_inference_arguments, model_options
+from hcformer_mm.apis.arguments import add_inference_arguments, model_options, tiling_of
 from hcformer_mm.apis.inference import ResultOptions
 from hcformer_mm.apis.inputs import open_images
 from hcformer_mm.apis.result_writer import check_writable, write_image
-from hcformer_mm.apis.tiles import Tiling
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,8 +35,7 @@ def parse_args() -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     images = open_images(args.image)  # fails on a mistyped name before the model is built
-    if args.tile is not None:
-        Tiling(args.tile, args.tile_overlap)  # refuses wrong sizes, too
+    tiling = tiling_of(args)
     to_file = args.out.suffix.lower() in IMG_EXTENSIONS
     if to_file and not (isinstance(images, list) and len(images) == 1):
         raise ValueError(f"expected a folder for several images, got --out {args.out}")
@@ -50,8 +48,7 @@ def run(args: argparse.Namespace) -> None:
     options = dict(
         batch_size=args.batch_size,
         progress=True,
-        tile_size=args.tile,
-        tile_overlap=args.tile_overlap,
+        **({} if tiling is None else dict(tile_size=tiling.size, tile_overlap=tiling.overlap)),
         **{name: getattr(args, name) for name in ResultOptions.__annotations__},
     )
     if to_file:

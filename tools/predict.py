@@ -14,13 +14,12 @@ import torch
 from mmengine.config import Config
 from torch import distributed
 
-from hcformer_mm.apis.arguments import add_inference_arguments
+from hcformer_mm.apis.arguments import add_inference_arguments, tiling_of
 from hcformer_mm.apis.bulk_inferencer import BulkInferencer, Share
 from hcformer_mm.apis.inference import ResultOptions, result_config
 from hcformer_mm.apis.result_writer import ResultWriter, check_writable
 from hcformer_mm.apis.run_folder import RunFolder
 from hcformer_mm.apis.sources import Sources, open_sources
-from hcformer_mm.apis.tiles import Tiling
 from hcformer_mm.engine.dist import join_processes
 from hcformer_mm.utils.arguments import number
 from hcformer_mm.utils.config import read_config
@@ -63,9 +62,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--workers",
-        type=number(int, 1),
-        default=2,
-        help="threads of each process that read images and write results (default: %(default)s)",
+        type=number(int, 0),
+        help="threads of each process that read images and write results; 0 does it in turn with "
+        "the network (default: 0 on a CPU, else 2)",
     )
     parser.add_argument(
         "--launcher",
@@ -102,7 +101,7 @@ def predict(args: argparse.Namespace) -> int:
             f"expected --out outside of the inputs, since its files would become inputs, got "
             f"{args.out} in {around[0]}"
         )
-    tiling = None if args.tile is None else Tiling(args.tile, args.tile_overlap)
+    tiling = tiling_of(args)
     sources = open_sources(args.inputs)
     config = read_config(args.config, args.cfg_options)
     folder = RunFolder(args.out, rank)

@@ -5,12 +5,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from hcformer_mm.apis.arguments import add_model_arguments, model_options
+from hcformer_mm.apis.arguments import add_model_arguments, add_score_thr, model_options
 from hcformer_mm.apis.cluster_inferencer import ClusterInferencer
 from hcformer_mm.apis.inputs import InputImage, open_images, with_unique_names
 from hcformer_mm.apis.result_writer import write_image
 from hcformer_mm.datasets.ground_truth import GroundTruth, open_ground_truth
-from hcformer_mm.structures.data_samples import SCORE_THR, predicted_segments
+from hcformer_mm.structures.data_samples import predicted_segments
 from hcformer_mm.utils.arguments import number
 from hcformer_mm.visualization import LAYOUTS, cluster_sheet
 
@@ -50,13 +50,7 @@ def parse_args() -> argparse.Namespace:
         help="approximate longer side of a panel in pixels (default: %(default)s); images are "
         "enlarged or reduced by an integer factor",
     )
-    parser.add_argument(
-        "--score-thr",
-        type=number(float, 0, 1),
-        default=SCORE_THR,
-        help="minimum score of drawn instances, for models that predict only instances "
-        "(default: %(default)s)",
-    )
+    add_score_thr(parser)
     parser.add_argument(
         "--reduce-zero-label",
         action="store_true",

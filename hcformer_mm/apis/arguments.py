@@ -7,7 +7,7 @@ from typing import Any
 from ..acceleration.inference import DTYPES
 from ..structures.data_samples import SCORE_THR
 from ..utils.arguments import add_cfg_options, number
-from .tiles import TILE_OVERLAP
+from .tiles import TILE_OVERLAP, Tiling
 
 
 def add_model_arguments(parser: ArgumentParser) -> None:
@@ -47,6 +47,17 @@ def model_options(args: Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
+def add_score_thr(parser: ArgumentParser) -> None:
+    """Add the threshold of drawn instances."""
+    parser.add_argument(
+        "--score-thr",
+        type=number(float, 0, 1),
+        default=SCORE_THR,
+        help="minimum score of drawn instances, for models that predict only instances "
+        "(default: %(default)s)",
+    )
+
+
 def add_inference_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of a model, its thresholds and its results."""
     add_model_arguments(parser)
@@ -59,17 +70,10 @@ def add_inference_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--tile-overlap",
         type=number(int, 1),
-        default=TILE_OVERLAP,
         metavar="PIXELS",
-        help="what neighboring tiles share, at least (default: %(default)s)",
+        help=f"what neighboring tiles share, at least (default: {TILE_OVERLAP})",
     )
-    parser.add_argument(
-        "--score-thr",
-        type=number(float, 0, 1),
-        default=SCORE_THR,
-        help="minimum score of drawn instances, for models that predict only instances "
-        "(default: %(default)s)",
-    )
+    add_score_thr(parser)
     parser.add_argument(
         "--draw-scores", action="store_true", help="write scores after the names in drawings"
     )
@@ -99,3 +103,19 @@ def add_inference_arguments(parser: ArgumentParser) -> None:
         help="COCO annotations whose image and category ids the results use, so that both can be "
         "compared",
     )
+
+
+def tiling_of(args: Namespace) -> Tiling | None:
+    """Return how :func:`add_inference_arguments` cuts large images; None runs them whole.
+
+    Raises:
+        ValueError: The tiles are too small for what they share, or nothing is to be cut.
+    """
+    if args.tile is not None:
+        return Tiling(args.tile, args.tile_overlap or TILE_OVERLAP)
+    if args.tile_overlap is not None:
+        raise ValueError(
+            f"expected --tile with --tile-overlap, got --tile-overlap {args.tile_overlap} alone; "
+            "give the side of the tiles"
+        )
+    return None

@@ -3,6 +3,7 @@
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice, repeat, takewhile
 from typing import Any, TypeVar
@@ -66,7 +67,7 @@ class Share:
 
 
 class BulkInferencer(HCFormerInferencer):
-    """Runs a model on many images, which threads read, and whose results they write.
+    """Runs a model on many images, which threads can read, and whose results they can write.
 
     Images of one size share a batch, so that none is padded for another. For arguments and
     attributes, see :class:`~hcformer_mm.apis.base_inferencer.BaseInferencer`.
@@ -78,7 +79,7 @@ class BulkInferencer(HCFormerInferencer):
         writer: ResultWriter,
         share: Share = Share(),
         *,
-        workers: int = 2,
+        workers: int | None = None,
         tiling: Tiling | None = None,
         **options: Unpack[ResultOptions],
     ) -> Iterator[tuple[int, Record]]:
@@ -88,7 +89,8 @@ class BulkInferencer(HCFormerInferencer):
             images: All images, in order, with their numbers in it.
             writer: It writes the PNG files and encodes the results.
             share: Which of them are to be run, and in which batches.
-            workers: Threads that read and write.
+            workers: Threads that read and write; 0 does it in turn with the network. By default 2,
+                but 0 on a CPU, where they would disturb the threads of operators.
             tiling: How to cut large images, which are read one at a time; None runs them whole.
             options: :class:`~hcformer_mm.apis.inference.ResultOptions`.
 
@@ -116,9 +118,15 @@ class BulkInferencer(HCFormerInferencer):
                 return image.number, failure(image, result)
             return image.number, writer.encode(image, result)
 
+        if workers is None:
+            workers = 0 if next(self.model.parameters()).device.type == "cpu" else 2
         windows = share.windows(images)
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(workers) as pool:
+        with ExitStack() as stack:
             # Frames of a video must be read in order.
+            reader, pool = (
+                stack.enter_context(ThreadPoolExecutor(number)) if workers else None
+                for number in (1, workers)
+            )
             read = _ahead(reader, lambda _: next(windows, []), repeat(None), 2)
             prepared = _ahead(pool, prepare, takewhile(bool, read), 2)
             if tiling is None:
@@ -176,9 +184,12 @@ class BulkInferencer(HCFormerInferencer):
 
 
 def _ahead(
-    pool: Executor, function: Callable[[T], R], items: Iterable[T], number: int
+    pool: Executor | None, function: Callable[[T], R], items: Iterable[T], number: int
 ) -> Iterator[R]:
     """Yield the results of a function for each item, in order, some computed ahead in threads."""
+    if pool is None:
+        yield from map(function, items)
+        return
     pending: deque[Future[R]] = deque()
     try:
         for item in items:

@@ -77,7 +77,7 @@ BATCHES = ("--batch-size", 2)
 
 
 def test_the_files_are_those_of_an_inferencer(predict, model, images, tmp_path):
-    assert predict("--out", tmp_path / "out", "--draw") == 0
+    assert predict("--out", tmp_path / "out", "--draw", "--workers", 2) == 0
     inferencer = HCFormerInferencer(*model, "cpu")
     inferencer(sorted(images.rglob("*.png")), out_dir=tmp_path / "alone")
     found, alone = read(tmp_path / "out"), read(tmp_path / "alone")
@@ -197,11 +197,18 @@ STOPPED = {KeyboardInterrupt: "stopped; the same command does what is left", OSE
 
 
 @pytest.mark.parametrize(
-    ("step", "turn", "error"),
-    [("encode", 3, OSError), ("collect", 2, KeyboardInterrupt), ("close", 0, KeyboardInterrupt)],
+    ("step", "turn", "error", "workers"),
+    [
+        ("encode", 3, OSError, 0),
+        ("encode", 3, OSError, 2),
+        ("collect", 2, KeyboardInterrupt, 0),
+        ("close", 0, KeyboardInterrupt, 0),
+    ],
 )
-def test_a_stopped_run_goes_on(step, turn, error, predict, expected, tmp_path, monkeypatch):
-    """Stopped by an error in a thread that writes, or while merging."""
+def test_a_stopped_run_goes_on(
+    step, turn, error, workers, predict, expected, tmp_path, monkeypatch
+):
+    """Stopped by an error while writing, in turn or in a thread, or while merging."""
     out, turns = tmp_path / "out", count()
     working = getattr(ResultWriter, step)
 
@@ -211,7 +218,8 @@ def test_a_stopped_run_goes_on(step, turn, error, predict, expected, tmp_path, m
         return working(self, *arguments)
 
     monkeypatch.setattr(ResultWriter, step, stopped)
-    assert predict("--out", out, *BATCHES) == f"predict: {STOPPED[error]}"
+    stopping = predict("--out", out, *BATCHES, "--workers", workers)
+    assert stopping == f"predict: {STOPPED[error]}"
     assert not (out / "results.jsonl").exists()
     monkeypatch.undo()
     assert predict("--out", out, *BATCHES) == 0
@@ -294,6 +302,7 @@ def test_errors_end_in_one_line(predict, tmp_path, capsys):
     assert predict(*out, "--ann-file", tmp_path / "gt.json").startswith("predict: ")
     assert "--launcher none" in predict(*out, "--launcher", "slurm")
     assert predict(*out, "--batch-size", "0") == 2
+    assert "expected --tile with --tile-overlap" in predict(*out, "--tile-overlap", "64")
 
 
 def test_memory_does_not_grow(model, tmp_path, monkeypatch):

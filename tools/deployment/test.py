@@ -57,7 +57,7 @@ def main() -> None:
     args = parse_args()
     try:
         for name, value in evaluate(read_config(args.config, args.cfg_options), args.file).items():
-            print(f"{name}: {value:.2f}")
+            print(f"{name}: {value:.4g}")
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"test: {error}")
 
