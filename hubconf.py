@@ -8,11 +8,11 @@ from hcformer_mm import create_model
 dependencies = ["torch", "torchvision", "mmengine", "mmcv", "mmdet", "mmseg", "skimage"]
 
 
-def _entry(name, model):
+def _entry(name, model, data="COCO"):
     def create(pretrained=None, **options):
         return create_model(name, pretrained, **options)
 
-    create.__doc__ = f"{model} for the panoptic classes of COCO; ``pretrained`` is a path."
+    create.__doc__ = f"{model} for the panoptic classes of {data}; ``pretrained`` is a path."
     return create
 
 
@@ -23,3 +23,6 @@ hcformer_swin_l = _entry("hcformer_swin-l", "HCFormer with Swin-L")
 hcformer_plus_r50 = _entry("hcformer-plus_r50", "HCFormer+ with ResNet-50")
 hcformer_plus_swin_s = _entry("hcformer-plus_swin-s", "HCFormer+ with Swin-S")
 hcformer_plus_swin_l = _entry("hcformer-plus_swin-l", "HCFormer+ with Swin-L")
+hcformer_tiny_shapes = _entry(
+    "hcformer_tiny_shapes", "HCFormer with a half-width ResNet-18", "Shapes"
+)

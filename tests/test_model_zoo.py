@@ -131,10 +131,14 @@ def assert_has(entry, schema):
 
 
 def test_every_config_of_a_zoo_is_listed_once():
+    """Of the Shapes set, only what comes with weights; its other models are made to be trained."""
     for name, metafile in metafiles().items():
-        configs = [model["Config"] for model in metafile["Models"]]
+        listed = sorted(model["Config"] for model in metafile["Models"])
         folder = f"{Path(name).parent}/"
-        assert sorted(configs) == [config for config in CONFIGS if config.startswith(folder)]
+        if folder == "configs/shapes/":
+            assert listed == ["configs/shapes/hcformer_tiny_shapes-panoptic.py"]
+        else:
+            assert listed == [config for config in CONFIGS if config.startswith(folder)]
 
 
 def test_iterations_are_those_of_the_config():
