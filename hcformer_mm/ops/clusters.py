@@ -24,7 +24,10 @@ from .neighborhood import (
 
 
 def hard_assignment(assignment: Tensor) -> Tensor:
-    """Coarse cell that each fine cell belongs to: eq. (2) for a local assignment.
+    r"""Coarse cell that each fine cell belongs to: eq. (2) for a local assignment.
+
+    .. math:: \underset{A \in \{0, 1\}^{N \times N_d}}{\arg\max} \langle A, F^\top F_d \rangle
+        \quad \text{s.t.} \quad \sum_m A_{nm} = 1
 
     Candidates outside the coarse map are excluded by geometry, not by their weights, so the result
     is a valid cell whatever the weights are. Ties go to the first candidate in row-major order.

@@ -3,7 +3,7 @@ r"""Faults: the kinds of error that make up the loss of PQ, segment by segment.
 The loss of a category is a sum over its segments. With :math:`D = TP + (FP + FN) / 2`,
 
 .. math::
-    1 - PQ = \frac{1}{D} \Big( \sum_{TP} (1 - IoU) + \sum_{FP} \frac12 + \sum_{FN} \frac12 \Big).
+    1 - PQ = \frac{1}{D} \left( \sum_{TP} (1 - IoU) + \sum_{FP} \frac12 + \sum_{FN} \frac12 \right).
 
 Each term of the prediction is a fault of one kind. Oracle labels of the clusters have such terms as
 well, each of a true segment. With these subtracted, faults add up to the share of classification.

@@ -111,7 +111,9 @@ class MaskTransformer(Mask2FormerHead):
     def group(
         self, feature_map: Tensor, *, last_only: bool = False
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Group the cells of the coarsest map: the mask transformer up to eq. (4), in logits.
+        r"""Group the cells of the coarsest map: the mask transformer up to eq. (4), in logits.
+
+        .. math:: M = \mathrm{Sigmoid}(\mathcal{E}_\mathrm{feature}^\top \mathcal{E}_\mathrm{mask})
 
         Args:
             feature_map: Coarsest feature map, ``(B, in_channels, h, w)``.

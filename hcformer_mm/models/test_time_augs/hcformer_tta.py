@@ -47,7 +47,7 @@ class HCFormerTTAModel(BaseTTAModel):
     Matched queries of :math:`V` views become one query of
 
     .. math::
-        \bar p_k = \frac{1}{V} \sum_v p^{(v)}_k, \qquad
+        \bar{p_k} = \frac{1}{V} \sum_v p^{(v)}_k, \qquad
         \bar m = \frac{\sum_v w^{(v)} m^{(v)}}{\sum_v w^{(v)}}, \qquad
         w^{(v)} = 1 - p^{(v)}_{K + 1},
 
