@@ -7,7 +7,7 @@ IS_NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 10))
 RUN = .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: help install demo test test-gpu lint format clean
+.PHONY: help install demo test test-gpu docs lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -37,6 +37,11 @@ test: install  ## Run the tests on WORKERS=2 processes (the slow ones too: .venv
 test-gpu: install  ## Run the tests on a GPU, and print parity and times (HCFORMER_MM_TEST_DEVICE=cpu: on the CPU)
 	@$(RUN) -m pytest -m 'gpu and not slow' --durations=10
 
+docs: install  ## Write the documentation as a website to site/
+	@$(RUN) -m pip install -q --disable-pip-version-check -r requirements/docs.txt
+	@$(RUN) -m sphinx -q --fail-on-warning --keep-going -c docs . site
+	@echo "Open site/index.html in a browser."
+
 lint: install  ## Check style and types
 	@$(RUN) -m ruff check
 	@$(RUN) -m ruff format --check
@@ -47,4 +52,4 @@ format: install  ## Fix the style automatically
 	@$(RUN) -m ruff format
 
 clean:  ## Remove .venv and caches, but no data and results
-	rm -rf .venv .ruff_cache .mypy_cache .pytest_cache hcformer_mm.egg-info hcformer_mm/.mim
+	rm -rf .venv .ruff_cache .mypy_cache .pytest_cache hcformer_mm.egg-info hcformer_mm/.mim docs/api site
