@@ -124,7 +124,7 @@ class TestTarget:
         (out / "thesis.txt").write_text("precious")
         with pytest.raises(FileExistsError, match="expected a new folder"):
             write(out)
-        with pytest.raises(FileExistsError, match="expected a Shapes dataset to overwrite"):
+        with pytest.raises(FileExistsError, match="expected a panoptic data set to overwrite"):
             write(out, overwrite=True)
         assert contents(out) == {"thesis.txt": b"precious"}
 
