@@ -13,19 +13,20 @@ from torch import Tensor, nn
 
 from hcformer_mm.utils.arguments import add_cfg_options
 from hcformer_mm.utils.config import build_without_weights, read_config
-from hcformer_mm.utils.random_inputs import image_bands
+from hcformer_mm.utils.random_inputs import image_bands, random_image
 
 
 class _TensorForward(nn.Module):
     """A model's plain forward pass as a function of one image, which can be traced."""
 
-    def __init__(self, model: BaseModel) -> None:
+    def __init__(self, model: BaseModel, samples: list[Any]) -> None:
         super().__init__()
         self.model = model
+        self.samples = samples
 
     def forward(self, image: Tensor) -> Any:
         with torch.no_grad():
-            return self.model(image, None, mode="tensor")
+            return self.model(image, self.samples, mode="tensor")
 
 
 def _one_per_element(inputs: list[Any], outputs: list[Any]) -> int:
@@ -55,8 +56,10 @@ def count_multiply_adds(model: BaseModel, height: int, width: int) -> Counter[st
         Counts by kind of operator; ``total()`` adds them up.
     """
     model.eval()
+    samples = random_image(model, (height, width))["data_samples"]
+    samples[0].set_metainfo(dict(batch_input_shape=(height, width)))  # mmdet's MaskFormer reads it
     image = torch.zeros(1, image_bands(model), height, width)
-    analyzer = FlopAnalyzer(_TensorForward(model), image)
+    analyzer = FlopAnalyzer(_TensorForward(model, samples), image)
     analyzer.set_op_handle(**{"aten::addcmul_": _one_per_element})
     analyzer.unsupported_ops_warnings(False)
     analyzer.uncalled_modules_warnings(False)

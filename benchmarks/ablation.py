@@ -1,0 +1,279 @@
+"""Train configs with several seeds, and tabulate their results with mean and standard deviation.
+
+A second run of the same command continues where the first was interrupted, and skips what is done;
+more configs or seeds extend it.
+"""
+
+import argparse
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean, median, stdev
+
+import matplotlib.pyplot as plt
+import torch
+from mmengine.config import Config
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import measure, models
+from hcformer_mm.engine.run_checks.lookup import is_named
+from hcformer_mm.utils.arguments import number
+from hcformer_mm.utils.atomic_write import replacing
+from hcformer_mm.utils.config import read_config
+from hcformer_mm.utils.errors import InputError
+from tools.analysis_tools.get_flops import count_multiply_adds, count_parameters
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
+# Column, key among a run's metrics, and factor to its unit.
+COLUMNS = (
+    ("PQ", "coco_panoptic/PQ", 1),
+    ("PQ_th", "coco_panoptic/PQ_th", 1),
+    ("PQ_st", "coco_panoptic/PQ_st", 1),
+    ("Mask AP", "coco/segm_mAP", 100),
+    ("AP^boundary", "coco/boundary_mAP", 100),
+    ("mIoU", "sem_seg/mIoU", 1),
+    ("mIoU", "mIoU", 1),
+    ("Training (min)", "minutes", 1),
+)
+BLAME = "clusters/blame/PQ/"
+PARTS = ("stem", "level_1", "level_2", "level_3", "level_4", "level_5", "classification")
+
+
+def with_iterations(config: Config, iterations: int) -> None:
+    """Shorten or lengthen a schedule that counts iterations; its warm-up stays as long.
+
+    Raises:
+        InputError: The config counts epochs, or its warm-up does not fit.
+    """
+    before = config.train_cfg.get("max_iters")
+    if before is None:
+        raise InputError(f"expected train_cfg.max_iters in {config.filename}, got epochs")
+    config.train_cfg.max_iters = iterations
+    schedules = config.param_scheduler
+    for schedule in schedules if isinstance(schedules, list | tuple) else [schedules]:
+        begin, end = schedule.get("begin", 0), schedule.get("end", before)
+        warm_up = end if end < before else begin
+        if warm_up >= iterations:
+            raise InputError(f"expected more --iterations than the {warm_up} of the warm-up")
+        if warm_up == begin and schedule.get("end") is not None:
+            schedule.end = end - before + iterations
+        if "T_max" in schedule:
+            schedule.T_max = iterations - begin
+
+
+def run_config(spec: models.ModelSpec, seed: int, iterations: int | None) -> Config:
+    """Config of one run: seeded, evaluated once at its end, AP^boundary beside AP."""
+    config = spec.config()
+    config.merge_from_dict({"randomness.seed": seed})
+    if iterations is not None:
+        with_iterations(config, iterations)
+    config.val_cfg = config.val_dataloader = config.val_evaluator = None
+    evaluators = config.test_evaluator
+    evaluators = list(evaluators) if isinstance(evaluators, list | tuple) else [evaluators]
+    if not any(is_named(one, "CocoBoundaryMetric") for one in evaluators):
+        keys = ("ann_file", "backend_args")
+        evaluators += [
+            dict(type="hcformer_mm.CocoBoundaryMetric", **{key: one.get(key) for key in keys})
+            for one in evaluators
+            if is_named(one, "CocoMetric")
+        ]
+    config.test_evaluator = evaluators
+    return config
+
+
+def minutes_of(folder: Path) -> float:
+    """Minutes of the training steps in a run's logs, whatever interrupted it."""
+    times: dict[int, float] = {}
+    for log in sorted(folder.glob("*/vis_data/scalars.json")):
+        lines = (json.loads(line) for line in log.read_text().splitlines())
+        times |= {line["step"]: line["time"] for line in lines if "loss" in line}
+    steps = sorted(times)
+    return sum((b - a) * times[b] for a, b in zip([0, *steps], steps, strict=False)) / 60
+
+
+class Run:
+    """One training and its evaluation, in a folder of its own."""
+
+    def __init__(self, folder: Path, config: Config, threads: int) -> None:
+        self.folder, self.config, self.threads = folder, config, threads
+        self.results = folder / "results.json"
+        file = folder / "config.py"
+        if file.exists() and read_config(file).to_dict() != config.to_dict():
+            raise InputError(
+                f"expected the run of this config in {folder}, got one with other settings; remove "
+                "it, or choose another --work-dir"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as unfinished:
+            unfinished.write_text(config.pretty_text)
+        self.file = file
+
+    def _tool(self, name: str, *arguments: object) -> None:
+        command = [sys.executable, str(TOOLS / name), *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        log = self.folder / f"{Path(name).stem}.log"
+        with log.open("a") as file:
+            code = subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False
+            ).returncode
+        if code:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+            raise InputError(f"{shlex.join(command)} failed, see {log}:\n{tail}")
+
+    def checkpoint(self) -> Path:
+        return self.folder / f"iter_{self.config.train_cfg.max_iters}.pth"
+
+    def finish(self) -> None:
+        """Train and evaluate, as far as that is not done."""
+        if self.results.exists():
+            return
+        print(f"{self.folder}: running", flush=True)
+        if not self.checkpoint().exists():
+            self._tool("train.py", self.file, "--work-dir", self.folder, "--resume")
+        tested = self.folder / "test"
+        if is_named(self.config.model.backbone, "HCBackbone"):
+            file = tested / "clusters.json"
+            tool = "analysis_tools/evaluate_clusters.py"
+            self._tool(tool, self.file, self.checkpoint(), "--work-dir", tested, "--out", file)
+            metrics = json.loads(file.read_text())["metrics"]
+        else:
+            self._tool("test.py", self.file, self.checkpoint(), "--work-dir", tested)
+            # The runner writes the metrics of a test into <time>/<time>.json.
+            *_, last = sorted(tested.glob("*_*/*_*.json"))
+            metrics = json.loads(last.read_text())
+        with replacing(self.results) as unfinished:
+            text = json.dumps({**metrics, "minutes": minutes_of(self.folder)}, indent=2)
+            unfinished.write_text(text + "\n")
+        print(f"{self.folder}: done", flush=True)
+
+    def metrics(self) -> dict[str, float]:
+        return dict(json.loads(self.results.read_text())) if self.results.exists() else {}
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation."""
+    if len(values) < 2:
+        return f"{values[0]:.1f}" if values else "–"
+    return f"{mean(values):.1f} ± {stdev(values):.1f}"
+
+
+def values(runs: Iterable[Mapping[str, float]], key: str, factor: float = 1) -> list[float]:
+    return [factor * run[key] for run in runs if key in run and math.isfinite(run[key])]
+
+
+def latencies(specs: Sequence[models.ModelSpec], args: argparse.Namespace) -> dict[str, float]:
+    """Milliseconds of one prediction of each model, measured in turn."""
+    calls = {
+        spec.name: models.inference_call(spec.build(args), args.shape, mode="predict")
+        for spec in specs
+    }
+    torch.set_num_threads(args.threads)
+    rows = measure.measure(calls, {}, repeats=7, warmup=1)
+    return {row["name"]: 1e3 * median(row["seconds"]) for row in rows}
+
+
+def draw(rows: Sequence[measure.Row], runs: Mapping[str, list[dict[str, float]]], to: Path) -> None:
+    """Draw PQ (mIoU without PQ) against latency, and the parts of the blame of each model."""
+    shown = {name: one for name, one in runs.items() if values(one, BLAME + "stem")}
+    figure, axes = plt.subplots(1, 1 + bool(shown), figsize=(6 + 5 * bool(shown), 4), squeeze=False)
+    for row in rows:
+        name = row["Config"]
+        key = "PQ" if values(runs[name], COLUMNS[0][1]) else "mIoU"
+        scores = [x for title, k, f in COLUMNS if title == key for x in values(runs[name], k, f)]
+        if scores:
+            error = stdev(scores) if len(scores) > 1 else 0
+            axes[0, 0].errorbar(row["Latency (ms)"], mean(scores), error, fmt="o", capsize=3)
+            point = (row["Latency (ms)"], mean(scores))
+            axes[0, 0].annotate(name, point, (4, 4), textcoords="offset points", fontsize=7)
+    axes[0, 0].set(xlabel="latency (ms)", ylabel="PQ or mIoU")
+    if shown:
+        bottom = dict.fromkeys(shown, 0.0)
+        for part in PARTS:
+            heights = [mean(values(one, BLAME + part) or [0.0]) for one in shown.values()]
+            axes[0, 1].bar(list(shown), heights, bottom=list(bottom.values()), label=part)
+            bottom = {n: b + h for (n, b), h in zip(bottom.items(), heights, strict=True)}
+        axes[0, 1].set(ylabel="PQ lost")
+        axes[0, 1].tick_params(axis="x", rotation=90, labelsize=7)
+        axes[0, 1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(to, dpi=150)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    configs = "config file or name of a config of this package; its own settings follow as @k=v"
+    add("configs", nargs="+", metavar="CONFIG[@SETTING]...", help=configs)
+    add("--seeds", type=int, nargs="+", default=[0], help="seeds of the trainings (default: 0)")
+    add("--iterations", type=number(int, 2), help="of each training (default: the config's)")
+    add("--jobs", type=number(int, 1), default=1, help="trainings at a time (default: 1)")
+    add("--threads", type=number(int, 1), default=1, help="threads of each (default: 1)")
+    work_dir = "folder of a folder per run (default: work_dirs/ablation)"
+    add("--work-dir", type=Path, default=Path("work_dirs/ablation"), help=work_dir)
+    size = "image whose prediction is timed and counted (default: 192 256)"
+    add("--shape", type=int, nargs=2, default=(192, 256), metavar=("H", "W"), help=size)
+    add("--out", type=Path, metavar="FILE.md", help="write the table to this file too")
+    figure = "draw accuracy against latency, and the blame of each part, to this image"
+    add("--figure", type=Path, metavar="FILE", help=figure)
+    args = parser.parse_args()
+    args.cfg_options, args.checkpoints, args.device, args.seed = {}, None, "cpu", 0
+    args.fuse_conv_bn = args.channels_last = False  # what models.parse_specs() reads
+    return args
+
+
+def ablate(args: argparse.Namespace) -> None:
+    specs = models.parse_specs(args)
+    runs = {
+        spec.name: [
+            Run(
+                args.work_dir.resolve() / spec.name.replace("/", "_") / f"seed_{seed}",
+                run_config(spec, seed, args.iterations),
+                args.threads,
+            )
+            for seed in args.seeds
+        ]
+        for spec in specs
+    }
+    with ThreadPoolExecutor(args.jobs) as pool:  # one seed of every config first
+        turns = [run for turn in zip(*runs.values(), strict=True) for run in turn]
+        list(pool.map(Run.finish, turns))
+    results = {name: [run.metrics() for run in ones] for name, ones in runs.items()}
+    times = latencies(specs, args)
+    rows = []
+    for spec in specs:
+        model, found = spec.build(args), results[spec.name]
+        row: measure.Row = {"Config": spec.name}
+        for title, key, factor in COLUMNS:
+            if numbers := values(found, key, factor):
+                row[title] = spread(numbers)
+        for part in PARTS:
+            if numbers := values(found, BLAME + part):
+                row[f"lost: {part}"] = spread(numbers)
+        row["Parameters (M)"] = count_parameters(model) / 1e6
+        row["Multiply-adds (G)"] = count_multiply_adds(model, *args.shape).total() / 1e9
+        row["Latency (ms)"] = times[spec.name]
+        rows.append(row)
+    table = measure.as_table(rows, floatfmt=".1f") + "\n"
+    print(table)
+    if args.out is not None:
+        with replacing(args.out) as unfinished:
+            unfinished.write_text(table)
+    if args.figure is not None:
+        draw(rows, results, args.figure)
+
+
+def main() -> None:
+    try:
+        ablate(parse_args())
+    except (InputError, ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"ablation: {error}")
+
+
+if __name__ == "__main__":
+    main()

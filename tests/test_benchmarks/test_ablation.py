@@ -1,0 +1,114 @@
+"""Ablations: schedules of other lengths, resumable runs, their table and figure."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import ablation
+from hcformer_mm.utils.config import read_config
+from hcformer_mm.utils.errors import InputError
+from tests.helpers.models import SHAPES_CONFIG
+from tests.helpers.tools import loader_options
+
+MASK2FORMER = "configs/shapes/mask2former_r18_shapes-panoptic.py"
+
+
+def ablate(monkeypatch, work_dir, *arguments):
+    command = ["ablation.py", *arguments, "--work-dir", work_dir, "--shape", 64, 96]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    monkeypatch.chdir(ablation.TOOLS.parent)
+    ablation.ablate(ablation.parse_args())
+
+
+def test_schedule_is_shortened_behind_its_warm_up():
+    config = read_config(SHAPES_CONFIG)
+    warm_up, decay = config.param_scheduler
+    ablation.with_iterations(config, 1000)
+    assert config.train_cfg.max_iters == 1000
+    assert (warm_up.begin, warm_up.end) == (0, 100)
+    assert (decay.begin, decay.end, decay.T_max) == (100, 1000, 900)
+
+
+def test_poly_decay_keeps_its_end_behind_the_last_iteration():
+    config = read_config("configs/hcformer/hcformer_r50_8xb2-160k_ade20k-512x512.py")
+    assert (config.train_cfg.max_iters, config.param_scheduler.end) == (160_000, 160_001)
+    ablation.with_iterations(config, 80_000)
+    assert config.param_scheduler.end == 80_001
+
+
+def test_schedule_within_the_warm_up_is_refused():
+    with pytest.raises(InputError, match="more --iterations than the 100 of the warm-up"):
+        ablation.with_iterations(read_config(SHAPES_CONFIG), 100)
+
+
+def test_minutes_of_an_interrupted_run_count_each_step_once(tmp_path):
+    for name, lines in {
+        "1": [(10, 6.0), (20, 3.0), (30, 1.0)],  # repeated below, from the checkpoint at 20
+        "2": [(30, 3.0), (40, 3.0)],
+    }.items():
+        log = tmp_path / name / "vis_data" / "scalars.json"
+        log.parent.mkdir(parents=True)
+        rows = [dict(loss=1.0, time=seconds, step=step) for step, seconds in lines]
+        log.write_text("\n".join(map(json.dumps, [*rows, {"coco/segm_mAP": 0.1, "step": 40}])))
+    assert ablation.minutes_of(tmp_path) == pytest.approx((60 + 30 + 30 + 30) / 60)
+
+
+def test_table_and_figure_of_finished_runs(monkeypatch, tmp_path, capsys):
+    """Runs with results are not trained again; missing and undefined metrics leave cells empty."""
+    name = "hcformer_r18_shapes-panoptic"
+    blame = {f"clusters/blame/PQ/{part}": 2.0 for part in ("stem", "level_1", "classification")}
+    results = {
+        (name, 0): {"coco_panoptic/PQ": 61.0, "coco/boundary_mAP": 0.25, "minutes": 8.0, **blame},
+        (name, 1): {"coco_panoptic/PQ": 63.0, "coco/boundary_mAP": float("nan"), **blame},
+        ("mask2former_r18_shapes-panoptic", 0): {"coco_panoptic/PQ": 60.0},
+        ("mask2former_r18_shapes-panoptic", 1): {"coco_panoptic/PQ": 60.5},
+    }
+    for (config, seed), metrics in results.items():
+        folder = tmp_path / config / f"seed_{seed}"
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps(metrics))
+    figure, table = tmp_path / "figure.png", tmp_path / "table.md"
+    command = (name, MASK2FORMER, "--seeds", 0, 1, "--out", table, "--figure", figure)
+    ablate(monkeypatch, tmp_path, *command)
+    header, _, ours, theirs = (
+        [cell.strip() for cell in line.strip("|\n").split("|")]
+        for line in table.read_text().splitlines()
+    )
+    ours, theirs = (dict(zip(header, line, strict=True)) for line in (ours, theirs))
+    assert ours["PQ"] == "62.0 ± 1.4"
+    assert ours["AP^boundary"] == "25.0"
+    assert ours["lost: stem"] == "2.0 ± 0.0"
+    assert theirs["PQ"].startswith("60.2 ± 0.4")
+    assert theirs["AP^boundary"] == ""
+    assert float(ours["Parameters (M)"]) == pytest.approx(12.5, abs=0.05)
+    assert figure.stat().st_size > 10_000
+    with pytest.raises(InputError, match="got one with other settings; remove it, or choose"):
+        ablate(monkeypatch, tmp_path, name, "--iterations", 1000)
+
+
+@pytest.mark.slow
+def test_runs_train_and_are_evaluated(monkeypatch, tmp_path, shapes):
+    annotations = f"{shapes}/annotations"
+    data = [
+        *loader_options(shapes),
+        f"test_evaluator.0.ann_file={annotations}/panoptic_val.json",
+        f"test_evaluator.0.seg_prefix={annotations}/panoptic_val/",
+        f"test_evaluator.1.ann_file={annotations}/instances_val.json",
+    ]
+    options = dict(option.split("=", 1) for option in data)
+    options |= {f"param_scheduler.{i}.{key}": 2 for i, key in ((0, "end"), (1, "begin"))}
+    options["train_dataloader.batch_size"] = 1
+    configs = [tmp_path / "ours.py", tmp_path / "theirs.py"]
+    for config, file in zip((SHAPES_CONFIG, MASK2FORMER), configs, strict=True):
+        read_config(config, options).dump(file)
+    command = (*configs, "--iterations", 3)
+    ablate(monkeypatch, tmp_path, *command)
+    files = sorted(tmp_path.glob("*/seed_0/results.json"))
+    ours, theirs = (json.loads(file.read_text()) for file in files)
+    assert {"coco_panoptic/PQ", "coco/boundary_mAP", "sem_seg/mIoU"} <= ours.keys() & theirs.keys()
+    assert "clusters/blame/PQ/stem" in ours.keys() - theirs.keys()
+    assert ours["minutes"] > 0
+    before = [file.stat().st_mtime_ns for file in files]
+    ablate(monkeypatch, tmp_path, *command)
+    assert [file.stat().st_mtime_ns for file in files] == before
