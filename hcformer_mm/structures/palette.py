@@ -1,8 +1,10 @@
-"""Distinct colors for classes that come without a palette."""
+"""Distinct colors for classes that come without a palette, and palettes by name."""
 
 from functools import lru_cache
 
 import numpy as np
+from matplotlib import color_sequences
+from matplotlib.colors import to_rgb
 from skimage.color import rgb2lab
 
 from .arrays import RGBImage
@@ -26,3 +28,21 @@ def distinct_colors(number: int) -> RGBImage:
     colors = grid[chosen[:number]]
     colors.flags.writeable = False  # cached, so shared by all callers
     return colors
+
+
+def named_colors(name: str) -> RGBImage:
+    """Colors of one of matplotlib's color sequences, without grays, which mean void, ``(N, 3)``.
+
+    ``'okabe_ito'`` (from matplotlib 3.11 on), ``'petroff6'``, ``'petroff8'`` and ``'petroff10'``
+    (from 3.10 on) are made for every kind of color vision; ``'tab10'`` is not.
+
+    Raises:
+        ValueError: This matplotlib has no such sequence.
+    """
+    if name not in color_sequences:
+        raise ValueError(
+            f"expected a palette of matplotlib, {', '.join(color_sequences)}, got {name!r}"
+        )
+    colors = np.array([to_rgb(color) for color in color_sequences[name]])
+    lab = rgb2lab(colors[None])[0]
+    return (255 * colors[np.hypot(lab[:, 1], lab[:, 2]) > 10]).round().astype(np.uint8)

@@ -17,6 +17,10 @@ from ..structures.panoptic import Classes, Panoptic
 from .arrays import boundary, check_same_size, gray_image
 from .fonts import font, fonts_for
 
+MODES = ("gray", "fill", "contours")
+"""How segments are drawn: their colors over a gray image or over the image itself, or their
+outlines on the image itself."""
+
 TRACK_COLORS = 64
 """Tracks with as many others between their ids share a color."""
 
@@ -26,21 +30,28 @@ def draw_panoptic(
     panoptic: Panoptic,
     classes: Classes,
     *,
+    mode: str = "gray",
     opacity: float = 0.6,
+    shades: bool = True,
     like: Panoptic | None = None,
+    names: bool = True,
     text: int | None = None,
     tracks: Mapping[int, int] | None = None,
     scores: bool = False,
 ) -> RGBImage:
-    """Overlay segments on a gray version of the image, outlined and named.
+    """Draw segments over the image, outlined and named.
 
     Args:
         image: The image, ``(H, W, 3)``.
         panoptic: Segments of the same size.
-        classes: Names and colors; objects of one thing class get shades of its color.
-        opacity: Opacity of the colors, 0 to 1.
+        classes: Names and colors.
+        mode: One of :data:`MODES`.
+        opacity: Opacity of the colors, 0 to 1, but for ``'contours'``.
+        shades: Whether objects of one thing class get shades of its color. Outlines separate them
+            in any case.
         like: Another segmentation of the image, drawn separately without this argument. An object
             that is in both has one color in both drawings.
+        names: Whether to write the names of segments.
         text: Height of the names in pixels; by default it depends on the image's size.
         tracks: Id of the track of each object in a video, by segment id. It follows the class's
             name, and the object has a color of the track in place of the class.
@@ -50,10 +61,12 @@ def draw_panoptic(
         The drawing, RGB uint8 ``(H, W, 3)``.
 
     Raises:
-        ValueError: ``image`` is not an RGB image, the segments differ from it in size, or one has
-            a class that ``classes`` lacks.
+        ValueError: ``image`` is not an RGB image, the segments differ from it in size, one has a
+            class that ``classes`` lacks, or there is no such mode.
     """
     check_same_size(image, panoptic.segments)
+    if mode not in MODES:
+        raise ValueError(f"expected a mode among {', '.join(MODES)}, got {mode!r}")
     unknown = set(panoptic.categories.values()) - set(range(len(classes.names)))
     if unknown:
         raise ValueError(
@@ -61,18 +74,28 @@ def draw_panoptic(
         )
     ids = np.unique(panoptic.segments)
     segments = map_array(panoptic.segments, ids, np.arange(len(ids), dtype=np.int32))
-    colors = _segment_colors(ids, panoptic, classes, like)
+    named = [panoptic.categories.get(segment) for segment in ids.tolist()]
+    colors = _segment_colors(ids, panoptic, classes, like, shades=shades)
     tracks = tracks or {}
     for i, segment in enumerate(ids.tolist()):
         if segment in tracks:
             colors[i] = distinct_colors(TRACK_COLORS)[tracks[segment] % TRACK_COLORS]
+    known = np.array([category is not None for category in named])
+    shares = {"gray": np.ones(len(ids)), "fill": known, "contours": np.zeros(len(ids))}[mode]
+    opacities = (opacity * shares)[:, None]
     drawn = np.empty_like(image)
     for rows in row_bands(len(image), image[0].size, BAND_NUMEL):
-        blended = opacity * colors[segments[rows]] + (1 - opacity) * gray_image(image[rows])
-        drawn[rows] = blended.round()
-    drawn[boundary(segments, 2 * max(1, round(max(image.shape) / 800)))] = 255
+        under = gray_image(image[rows]) if mode == "gray" else image[rows]
+        over, share = colors[segments[rows]], opacities[segments[rows]]
+        drawn[rows] = (share * over + (1 - share) * under).round()
+    if mode == "contours":
+        lines = boundary(segments, 2 * max(1, round(max(image.shape) / 300))) & known[segments]
+        drawn[lines] = colors[segments[lines]]
+    else:
+        drawn[boundary(segments, 2 * max(1, round(max(image.shape) / 800)))] = 255
+    if not names:
+        return drawn
     size = max(10, round(max(image.shape) / 28)) if text is None else text
-    named = [panoptic.categories.get(segment) for segment in ids.tolist()]
     numbers = [f" {tracks[segment]}" if segment in tracks else "" for segment in ids.tolist()]
     if scores:
         known = panoptic.scores
@@ -97,12 +120,12 @@ def shade(color: RGBImage, nth: int) -> RGBImage:
 
 
 def _segment_colors(
-    ids: Labels, panoptic: Panoptic, classes: Classes, like: Panoptic | None
+    ids: Labels, panoptic: Panoptic, classes: Classes, like: Panoptic | None, *, shades: bool
 ) -> RGBImage:
-    """RGB of each segment id, ``(N, 3)``: its class's color, in another shade for each object."""
+    """RGB of each segment id, ``(N, 3)``: its class's color, or a shade of it for each object."""
     palette = classes.colors()
-    numbers = _object_numbers(panoptic, classes)
-    if like is not None:
+    numbers = _object_numbers(panoptic, classes) if shades else {}
+    if like is not None and shades:
         numbers = _numbers_like(numbers, panoptic, like, _object_numbers(like, classes))
     colors = np.full((len(ids), 3), 128, np.uint8)  # void
     for i, segment in enumerate(ids.tolist()):
@@ -158,8 +181,8 @@ def _write_names(
     """Write the class of each segment on it, or above or below a segment too thin for it.
 
     Each class is named on its largest segment. Other segments are named, large ones first, until
-    names cover a tenth of the image. A name that would cover another one is written smaller, or
-    not at all.
+    names cover a tenth of the image. A name that would cover another one, or that the image has no
+    room for, is written smaller, or not at all.
 
     Args:
         drawn: The image, ``(H, W, 3)``.
@@ -222,6 +245,8 @@ def _free_place(
         taken: See above; ``(H, W)``.
     """
     height, width = box
+    if height > taken.shape[0] or width > taken.shape[1]:
+        return None
     depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
     # A box around one of these pixels would cover a pixel that is taken.
     starts = [max(0, start - side) for start, side in zip(corner, box, strict=True)]
