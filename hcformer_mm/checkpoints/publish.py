@@ -6,7 +6,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import torch
 from mmengine.config import Config
+from torch import Tensor
 
 from ..utils.errors import some
 from ..version import __version__
@@ -44,7 +46,7 @@ class Published(NamedTuple):
     averaged: bool
 
 
-def publish(source: str | Path, target: str | Path) -> Published:
+def publish(source: str | Path, target: str | Path, *, half: bool = False) -> Published:
     """Write the weights and public metadata of a checkpoint to a file named by its hash.
 
     Optimizer, schedules and logs are left out. The config loses :data:`RUN_SETTINGS`, and
@@ -57,14 +59,16 @@ def publish(source: str | Path, target: str | Path) -> Published:
         source: Checkpoint of a training run, or a converted one.
         target: ``NAME.pth``, which becomes ``NAME-<8 digits>.pth`` with the first digits of the
             file's SHA-256, which ``torch.hub`` checks on download.
+        half: Whether to round the weights to float16, in half the bytes; loading turns them into
+            the model's dtype.
 
     Returns:
         The path of the new file, and the entries that it lacks.
 
     Raises:
         FileNotFoundError: ``source`` is not a file.
-        ValueError: ``source`` has no weights in ``state_dict``, or ``target`` is not a
-            ``.pth`` file in an existing folder.
+        ValueError: ``source`` has no weights in ``state_dict``, ``target`` is not a ``.pth`` file
+            in an existing folder, or weights are too large for ``half``.
     """
     target = Path(target)
     if target.suffix != ".pth":
@@ -78,6 +82,8 @@ def publish(source: str | Path, target: str | Path) -> Published:
             f"expected {source} to be a checkpoint with weights in 'state_dict', got "
             f"{some(content)}"
         )
+    if half:
+        state_dict = _rounded(state_dict, source)
     meta = content.get("meta") or {}
     kept = {"hcformer_mm_version": __version__} | {key: meta[key] for key in PUBLIC if key in meta}
     if "cfg" in kept and (config := _public_config(kept.pop("cfg"))) is not None:
@@ -89,6 +95,20 @@ def publish(source: str | Path, target: str | Path) -> Published:
     left_out = [key for key in content if key not in ("meta", "state_dict")]
     left_out += [f"meta.{key}" for key in meta if key not in kept]
     return Published(path, left_out, averaged="ema_state_dict" in content)
+
+
+def _rounded(tensors: dict[str, Tensor], source: str | Path) -> dict[str, Tensor]:
+    """Round floating-point tensors to float16."""
+    rounded = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in tensors.items()
+    }
+    if too_large := [name for name in rounded if not rounded[name].isfinite().all()]:
+        raise ValueError(
+            f"expected finite weights up to {torch.finfo(torch.half).max:.0f} in {source}, which "
+            f"float16 can hold, got larger ones in {some(too_large)}; publish them as they are"
+        )
+    return rounded
 
 
 def _public_config(text: Any) -> str | None:

@@ -126,6 +126,23 @@ def test_wrapped_models_are_published_under_their_own_names(tmp_path):
     assert load_checkpoint(path)["state_dict"].keys() == {"weight"}
 
 
+def test_half_precision(tmp_path):
+    weights = dict(weight=torch.randn(3, 4), count=torch.tensor(70000), mask=torch.tensor([True]))
+    source = trained(tmp_path / "iter_7.pth", state_dict=weights)
+    path = publish(source, tmp_path / "model.pth", half=True).path
+    content = load_checkpoint(path)
+    assert content["state_dict"]["weight"].dtype is torch.float16
+    assert content["meta"]["iter"] == 7
+    for name, value in weights.items():
+        found = content["state_dict"][name].to(value.dtype)
+        assert torch.allclose(found, value, rtol=2**-11, atol=0), name
+
+    weights["weight"][0] = 7e4
+    source = trained(source, state_dict=weights)
+    with pytest.raises(ValueError, match=r"weights up to 65504 in .* got larger ones in weight;"):
+        publish(source, tmp_path / "model.pth", half=True)
+
+
 def test_refuses(tmp_path):
     source = trained(tmp_path / "iter_7.pth")
     with pytest.raises(ValueError, match=r"expected a name that ends in \.pth"):

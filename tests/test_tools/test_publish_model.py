@@ -21,5 +21,9 @@ def test_publishes(tmp_path):
     assert "left out   optimizer" in output
     assert f"published  {path}: the weights, 0.0 MiB of 1.0 MiB" in output
 
+    run_tool(TOOL, source, tmp_path / "half.pth", "--half")
+    (path,) = tmp_path.glob("half-*.pth")
+    assert load_checkpoint(path)["state_dict"]["weight"].dtype is torch.float16
+
     with pytest.raises(SystemExit, match=r"publish_model: no such checkpoint: .*none\.pth"):
         run_tool(TOOL, tmp_path / "none.pth", tmp_path / "x.pth")

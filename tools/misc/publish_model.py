@@ -13,13 +13,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "out_file", type=Path, help="NAME.pth, which becomes NAME-<8 digits of its SHA-256>.pth"
     )
+    parser.add_argument(
+        "--half", action="store_true", help="round the weights to float16, in half the bytes"
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     try:
-        path, left_out, averaged = publish(args.in_file, args.out_file)
+        path, left_out, averaged = publish(args.in_file, args.out_file, half=args.half)
     except (ValueError, OSError) as error:
         sys.exit(f"publish_model: {error}")
     kind = "the moving average of the weights" if averaged else "the weights"
