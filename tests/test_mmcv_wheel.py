@@ -83,7 +83,7 @@ def test_missing_header_is_named(tmp_path):
 def test_wrapper_sets_the_standard_last(tmp_path):
     compiler = executable(tmp_path / "a compiler", 'echo "$@"')
     wrapper = tmp_path / "bin" / "c++"
-    mmcv_build.write_wrapper(wrapper, [str(compiler), "-v"])
+    mmcv_build.write_wrapper(wrapper, [str(compiler), "-v"], headers=tmp_path / "some headers")
     done = subprocess.run([wrapper, "-std=c++17", "x y.cpp"], capture_output=True, text=True)
     assert done.stdout.split() == ["-v", "-std=c++17", "x", "y.cpp", "-std=c++20"]
 

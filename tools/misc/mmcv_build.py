@@ -3,6 +3,7 @@
 mmcv compiles its operators only if torch is installed and build isolation is off. It passes
 ``-std=c++17``, but torch's headers need C++20. It compiles for CUDA wherever torch sees a GPU and
 then fails without nvcc. Object files are kept, so the next build continues an interrupted one.
+torch's headers take most of the time of a compilation, so they are compiled once, in advance.
 
 Used by ``mmcv_wheel.py``; needs only the standard library.
 """
@@ -27,6 +28,8 @@ from pathlib import Path
 
 PROGRESS_SECONDS = 30
 GIB_PER_JOB = 1.5  # with torch's headers, a compiler process peaks at about 1 GiB
+FIRST_INCLUDE = "#include <torch/types.h>"  # what each of mmcv's sources includes first
+PRECOMPILED_HEADER = Path(__file__).with_name("precompiled_header.py")
 CPP20_PROBE = "#include <concepts>\nstatic_assert(std::integral<int>);\n"
 
 
@@ -163,10 +166,20 @@ def unpacked_source(version: str, folder: Path) -> Path:
     return source
 
 
-def write_wrapper(path: Path, compiler: list[str]) -> None:
-    """Write a compiler command that appends ``-std=c++20``, since the last standard wins."""
+def write_wrapper(path: Path, compiler: list[str], *, headers: Path) -> None:
+    """Write a compiler command for mmcv.
+
+    It appends ``-std=c++20``, since the last standard wins, and includes a precompiled header.
+
+    Args:
+        path: file of the command.
+        compiler: command of the compiler, beginning with a path.
+        headers: folder of precompiled headers.
+    """
+    # Python starts faster without its site packages.
+    command = [sys.executable, "-I", "-S", str(PRECOMPILED_HEADER), str(headers), FIRST_INCLUDE]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'#!/bin/sh\nexec {shlex.join(compiler)} "$@" -std=c++20\n')
+    path.write_text(f'#!/bin/sh\nexec {shlex.join([*command, *compiler])} -- "$@" -std=c++20\n')
     path.chmod(0o755)
 
 
@@ -248,12 +261,12 @@ def build(version: str, target: Path, work: Path, *, cuda: bool, env: Mapping[st
         work.mkdir(parents=True, exist_ok=True)
         log = work / "build.log"
         print(
-            f"mmcv: compiling its operators with {jobs} jobs; about 10 minutes on two cores.\n"
+            f"mmcv: compiling its operators with {jobs} jobs; about 3 minutes on two cores.\n"
             f"      Log: {log}",
             flush=True,
         )
         source = unpacked_source(version, work)
-        write_wrapper(work / "bin" / "c++", compiler)
+        write_wrapper(work / "bin" / "c++", compiler, headers=work / "headers")
         out = work / "wheel"
         shutil.rmtree(out, ignore_errors=True)
         # Building in the unpacked source keeps object files after an interruption.
