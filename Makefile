@@ -1,7 +1,8 @@
 # Every target first installs the pinned stack of requirements/ into .venv.
-# PYTHON=python3.12 make ... chooses the interpreter of .venv (3.10 or newer).
+# PYTHON=python3.12 make ... chooses the interpreter of .venv (3.10 or newer), and STACK=openmmlab
+# OpenMMLab's own distributions in place of the maintained forks.
 
-export PYTHON
+export PYTHON STACK
 CANDIDATES = $(or $(PYTHON),python3.11 python3.12 python3.10 python3)
 IS_NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 10))
 RUN = .venv/bin/python
@@ -15,6 +16,7 @@ help:  ## Show the targets
 		printf '  make %-8s %s\n' "$$target" "$$text"; done
 	@echo
 	@echo '  PYTHON=python3.12 make install   choose the interpreter (3.10 or newer)'
+	@echo '  STACK=openmmlab make install     install mmengine, mmcv, mmdet, ... instead of the onedl forks'
 	@echo '  Other variables: see tools/misc/install.py and tools/misc/mmcv_wheel.py'
 
 # A version manager's launcher can be on PATH and still fail, so each candidate is run.

@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import install
+import one_opencv
 import pytest
+from stacks import STACKS
 
 from tests.helpers.installing import ROOT, executable
 
@@ -91,39 +93,42 @@ def clone(tmp_path):
         (root / "requirements" / file.name).write_text("")
     for name in ("setup.py", "model-index.yml", "hcformer_mm/version.py"):
         (root / name).write_text("")
-    dist_info(root / SITE, "hcformer_mm-0.1.0")
+    for name in ("hcformer_mm-0.1.0", "opencv_python-4.12.0.88"):
+        dist_info(root / SITE, name)
     return root
 
 
-def commands_run(clone, *, fails_at=None):
+def commands_run(clone, *, fails_at=None, **variables):
     """Install with an interpreter that does nothing; the number of commands that it was given."""
+    env = {name: value for name, value in os.environ.items() if name != "STACK"} | variables
     count = clone / "count"
     count.write_text("")
     failure = f'[ "$(wc -l < {count})" -ne {fails_at} ]' if fails_at else "true"
     executable(clone / ".venv" / "bin" / "python", f"echo run >> {count}\n{failure}")
     try:
-        install.install(clone, clone / ".venv", "3.11", dict(os.environ))
+        install.install(clone, clone / ".venv", "3.11", env)
     except install.InstallError:
-        assert fails_at
+        if not fails_at:
+            raise
     return len(count.read_text().splitlines())
 
 
 def test_second_run_does_nothing(clone):
-    assert commands_run(clone) == 6
+    assert commands_run(clone) == 7
     assert commands_run(clone) == 0
 
 
 def test_interrupted_run_goes_on(clone):
     assert commands_run(clone, fails_at=3) == 3
-    assert commands_run(clone) == 4  # the one that failed, and those after it
+    assert commands_run(clone) == 5  # the one that failed, and those after it
 
 
 @pytest.mark.parametrize(
     ("file", "text", "commands"),
     [
-        ("requirements/torch.txt", "# another\n", 5),  # torch and all that is built on it
+        ("requirements/torch.txt", "# another\n", 6),  # torch and all that is built on it
         ("requirements/nodeps.txt", "# another\n", 2),
-        (f".venv/{install.STAMPS}", '{"build too', 6),  # damaged
+        (f".venv/{install.STAMPS}", '{"build too', 7),  # damaged
         (f"{SITE}/hcformer_mm-0.1.0.dist-info/RECORD", None, 1),  # a package that was removed
     ],
 )
@@ -133,6 +138,60 @@ def test_changes_run_from_their_step(clone, file, text, commands):
     if text:
         (clone / file).write_text(text)
     assert commands_run(clone) == commands
+
+
+@pytest.mark.parametrize("fails_at", [None, 1])
+def test_an_environment_keeps_its_stack(clone, fails_at):
+    """Both families install modules of the same names."""
+    commands_run(clone, STACK="openmmlab", fails_at=fails_at)
+    assert commands_run(clone) == (7 if fails_at else 0)
+    with pytest.raises(install.InstallError, match=r"expected STACK=openmmlab.*`make clean`"):
+        commands_run(clone, STACK="onedl")
+
+
+def test_environment_without_a_note_of_its_stack_has_the_forks(clone):
+    commands_run(clone)
+    stamps = install.read_stamps(clone / ".venv" / install.STAMPS)
+    del stamps["stack"]
+    install.write_stamps(clone / ".venv" / install.STAMPS, stamps)
+    with pytest.raises(install.InstallError, match="expected STACK=onedl"):
+        commands_run(clone, STACK="openmmlab")
+    assert commands_run(clone) == 0
+
+
+def test_unknown_stack_is_refused(clone):
+    with pytest.raises(install.InstallError, match="to be onedl or openmmlab, got 'mmlab'"):
+        commands_run(clone, STACK="mmlab")
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_stack_limits_every_step_that_resolves(stack):
+    """Else torchvision would bring a numpy that the stack cannot use."""
+    file = STACKS[stack]
+    told = [step.name for step in install.plan(ROOT, {"STACK": stack}) if file in step.command]
+    assert told == ["build tools", "torch and torchvision", "OpenMMLab, tests and checks"]
+
+
+@pytest.mark.parametrize(
+    ("installed", "commands"),
+    [
+        ({"opencv-python": "4.11.0.86"}, []),
+        ({}, []),
+        (
+            {"opencv-python": "4.12.0.88", "opencv-python-headless": "4.12.0.88"},
+            [
+                ["uninstall", "-q", "-y", "opencv-python", "opencv-python-headless"],
+                ["install", "-q", "--no-deps", "opencv-python==4.12.0.88"],
+            ],
+        ),
+    ],
+)
+def test_one_opencv_stays(installed, commands, monkeypatch):
+    called = []
+    monkeypatch.setattr(one_opencv, "installed_versions", lambda: installed)
+    monkeypatch.setattr(one_opencv, "pip", lambda *arguments: called.append([*arguments]) or 0)
+    one_opencv.main()
+    assert called == commands
 
 
 def test_keys_depend_on_python_and_place(clone, tmp_path):

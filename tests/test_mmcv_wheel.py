@@ -12,18 +12,21 @@ import mmcv_build
 import mmcv_wheel
 import pytest
 from mmcv_wheel import InstallError
+from stacks import STACKS
 
 from tests.helpers.installing import ROOT, executable
 
 KEY = dict(mmcv="2.3.6", torch="2.14.1+cu130", python="cp311", machine="linux-x86_64", device="cpu")
 
 
-def test_pinned_version(tmp_path):
+@pytest.mark.parametrize("pin", ["onedl-mmcv==2.3.6", "mmcv==2.1.0"])
+def test_pinned_version(tmp_path, pin):
     file = tmp_path / "some.txt"
-    file.write_text("onedl-mmcv-lite==1.0\nonedl-mmcv==2.3.6  # source only\n")
-    assert mmcv_wheel.pinned(file, "onedl-mmcv") == "2.3.6"
-    with pytest.raises(InstallError, match=r"no exact version .* for onedl-mmdetection"):
-        mmcv_wheel.pinned(file, "onedl-mmdetection")
+    file.write_text(f"mmcv-lite==1.0\n{pin}  # source only\n")
+    assert mmcv_wheel.pinned_mmcv(file) == pin
+    file.write_text("mmcv>=2.1\n")
+    with pytest.raises(InstallError, match=r"no exact version of mmcv"):
+        mmcv_wheel.pinned_mmcv(file)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +178,8 @@ class Machine:
         monkeypatch.setattr(mmcv_wheel.mmcv_build, "build", self.build)
         monkeypatch.setattr(mmcv_wheel, "load_error", self.load_error)
         monkeypatch.setattr(mmcv_wheel, "cuda_release", lambda env: None)
-        monkeypatch.setattr(mmcv_wheel, "installed_version", lambda: None)
+        monkeypatch.setattr(mmcv_wheel, "is_installed", lambda name, version: False)
+        monkeypatch.delenv("STACK", raising=False)
         monkeypatch.setenv("HCFORMER_MM_CACHE", str(cache))
         monkeypatch.delenv("HCFORMER_MM_WHEELS", raising=False)
 
@@ -183,8 +187,8 @@ class Machine:
         self.installed.append(arguments[-1])
         return 0
 
-    def build(self, version, target, work, **_):
-        self.built.append(version)
+    def build(self, requirement, target, work, **_):
+        self.built.append(requirement)
         target.mkdir(parents=True, exist_ok=True)
         (target / "onedl_mmcv.whl").write_text("built")
         return target / "onedl_mmcv.whl"
@@ -198,11 +202,6 @@ def machine(monkeypatch, tmp_path):
     return Machine(monkeypatch, tmp_path / "cache")
 
 
-@pytest.fixture
-def version():
-    return mmcv_wheel.pinned(ROOT / "requirements/mminstall.txt", "onedl-mmcv")
-
-
 def test_wheel_is_built_once_and_kept(machine):
     mmcv_wheel.main()
     mmcv_wheel.main()
@@ -210,10 +209,13 @@ def test_wheel_is_built_once_and_kept(machine):
     assert len(machine.installed) == 2
 
 
-def test_prebuilt_wheels_come_first(machine, version, monkeypatch):
+@pytest.mark.parametrize("stack", STACKS)
+def test_prebuilt_wheels_come_first(machine, stack, monkeypatch):
+    monkeypatch.setenv("STACK", stack)
     monkeypatch.setenv("HCFORMER_MM_WHEELS", "https://example.org/wheels")
     mmcv_wheel.main()
-    assert (machine.built, machine.installed) == ([], [f"onedl-mmcv=={version}"])
+    assert machine.built == []
+    assert machine.installed == [mmcv_wheel.pinned_mmcv(ROOT / STACKS[stack])]
 
 
 def test_prebuilt_wheel_that_does_not_load_is_replaced(machine, monkeypatch, capsys, tmp_path):
@@ -225,8 +227,8 @@ def test_prebuilt_wheel_that_does_not_load_is_replaced(machine, monkeypatch, cap
     assert f"{tmp_path} (HCFORMER_MM_WHEELS)" in told and "undefined symbol" in told
 
 
-def test_working_mmcv_is_left_alone(machine, version, monkeypatch):
-    monkeypatch.setattr(mmcv_wheel, "installed_version", lambda: version)
+def test_working_mmcv_is_left_alone(machine, monkeypatch):
+    monkeypatch.setattr(mmcv_wheel, "is_installed", lambda name, version: name == "onedl-mmcv")
     mmcv_wheel.main()
     assert (machine.built, machine.installed) == ([], [])
 

@@ -6,6 +6,8 @@
 it continues an interrupted run. It needs only the standard library of Python 3.10 or newer.
 
 Environment variables, besides those of ``mmcv_wheel.py``:
+    STACK            onedl (the default) or openmmlab: see ``stacks.py``; without it, an existing
+                     ``.venv`` keeps its stack
     PYTHON           interpreter for ``.venv``; without it, an existing ``.venv`` keeps its Python
     TORCH_INDEX_URL  package index for torch and torchvision only, such as PyTorch's CPU index
 """
@@ -27,6 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mmcv_build import InstallError
+from stacks import DEFAULT, requirements_file
 
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv"
@@ -116,31 +119,33 @@ def remove_partial(venv: Path) -> None:
 
 def plan(root: Path, env: Mapping[str, str]) -> list[Step]:
     """The steps of the installation, in order."""
-    rest = ["mminstall", "runtime", "optional", "tests", "lint"]
+    rest = ["stack", "runtime", "optional", "tests", "lint"]
     limits = ["constraints", "torch", "build"]
     files = {name: f"requirements/{name}.txt" for name in (*rest, *limits, "nodeps")}
+    files["stack"] = requirements_file(env)
     wanted = {name: requirements(root / file) for name, file in files.items()}
     pip = ["-m", "pip", "--disable-pip-version-check", "install"]
+    of_stack = ["-c", files["stack"]]
     index = env.get("TORCH_INDEX_URL")
     return [
         Step(
             "build tools",
-            inputs=[files["build"]],
-            command=[*pip, "-q", "--upgrade", "pip", "-r", files["build"]],
+            inputs=[files["build"], files["stack"]],
+            command=[*pip, *of_stack, "-q", "--upgrade", "pip", "-r", files["build"]],
             distributions=wanted["build"],
         ),
         Step(
             "torch and torchvision",
-            inputs=[files["torch"]],
-            command=[*pip, "-r", files["torch"]],
+            inputs=[files["torch"], files["stack"]],
+            command=[*pip, *of_stack, "-r", files["torch"]],
             distributions=wanted["torch"],
             variables={"PIP_INDEX_URL": index} if index else {},
         ),
         Step(
             "mmcv with its operators",
-            inputs=[files["build"], files["torch"], files["mminstall"]],
+            inputs=[files["build"], files["torch"], files["stack"]],
             command=["tools/misc/mmcv_wheel.py"],
-            distributions=[name for name in wanted["mminstall"] if name.startswith("onedl-mmcv=")],
+            distributions=[name for name in wanted["stack"] if "mmcv=" in name],
         ),
         Step(
             "OpenMMLab, tests and checks",
@@ -151,6 +156,12 @@ def plan(root: Path, env: Mapping[str, str]) -> list[Step]:
                 *(argument for name in rest for argument in ("-r", files[name])),
             ],
             distributions=[name for file in rest for name in wanted[file]],
+        ),
+        Step(
+            "one OpenCV",
+            inputs=[files["stack"]],
+            command=["tools/misc/one_opencv.py"],
+            distributions=["opencv-python"],
         ),
         Step(
             "panopticapi",
@@ -291,9 +302,28 @@ def write_stamps(file: Path, stamps: Mapping[str, str]) -> None:
     partial.replace(file)
 
 
+def chosen_stack(stamps: Mapping[str, str], env: Mapping[str, str]) -> str:
+    """The stack to install: that of ``STACK``, else that of the environment.
+
+    Raises:
+        InstallError: the environment has another stack.
+    """
+    # Environments without this stamp were made when there was one stack.
+    present = stamps.get("stack", DEFAULT if stamps else None)
+    stack = env.get("STACK") or present or DEFAULT
+    if present and stack != present:
+        raise InstallError(
+            f"expected STACK={present}, since .venv has that stack, got STACK={stack}. The stacks "
+            "install modules of the same names: type `make clean` first, or use another clone."
+        )
+    return stack
+
+
 def install(root: Path, venv: Path, python: str, env: Mapping[str, str]) -> None:
     """Run all steps from the first unfinished one, since each builds on its predecessors."""
     stamps = read_stamps(venv / STAMPS)
+    stack = chosen_stack(stamps, env)
+    env = {**env, "STACK": stack}
     steps = plan(root, env)
     keys = {step.name: step.key(root=root, python=python) for step in steps}
     installed = distributions_in(venv)
@@ -306,7 +336,7 @@ def install(root: Path, venv: Path, python: str, env: Mapping[str, str]) -> None
     if done is None:
         return
     remove_partial(venv)
-    stamps = {step.name: keys[step.name] for step in steps[:done]}
+    stamps = {"stack": stack, **{step.name: keys[step.name] for step in steps[:done]}}
     for number, step in enumerate(steps[done:], start=done + 1):
         write_stamps(venv / STAMPS, stamps)
         print(f"[{number}/{len(steps)}] {step.name}", flush=True)

@@ -142,16 +142,16 @@ def pip(*arguments: str, env: Mapping[str, str] | None = None) -> int:
     return subprocess.run(command, env=None if env is None else dict(env)).returncode
 
 
-def unpacked_source(version: str, folder: Path) -> Path:
+def unpacked_source(requirement: str, folder: Path) -> Path:
     """The folder of mmcv's source, downloaded and unpacked on the first call."""
     source = folder / "source"
     if source.is_dir():
         return source
     download = Path(tempfile.mkdtemp(prefix="download-", dir=folder))
-    arguments = ["--no-deps", "--no-build-isolation", "--no-binary=onedl-mmcv", "--no-cache-dir"]
-    if pip("download", "-q", *arguments, "-d", str(download), f"onedl-mmcv=={version}") != 0:
+    arguments = ["--no-deps", "--no-build-isolation", "--no-binary=:all:", "--no-cache-dir"]
+    if pip("download", "-q", *arguments, "-d", str(download), requirement) != 0:
         raise InstallError(
-            f"The source of onedl-mmcv {version} could not be downloaded and unpacked. In an "
+            f"The source of {requirement} could not be downloaded and unpacked. In an "
             "environment of your own, first: pip install -r requirements/build.txt"
         )
     (archive,) = download.glob("*.tar.gz")
@@ -250,8 +250,21 @@ def run_logged(command: list[str], *, env: Mapping[str, str], log: Path) -> None
         )
 
 
-def build(version: str, target: Path, work: Path, *, cuda: bool, env: Mapping[str, str]) -> Path:
-    """Compile mmcv's wheel into the folder ``target``; return the wheel's path."""
+def build(
+    requirement: str, target: Path, work: Path, *, cuda: bool, env: Mapping[str, str]
+) -> Path:
+    """Compile mmcv's wheel into a folder.
+
+    Args:
+        requirement: mmcv's distribution and version, such as ``onedl-mmcv==2.3.6``.
+        target: the folder for the wheel.
+        work: a folder for sources and object files; it is removed when the wheel is ready.
+        cuda: whether to compile for CUDA too.
+        env: environment variables.
+
+    Returns:
+        The wheel's path.
+    """
     compiler = find_compiler(env)
     check_python_header(compiler, sysconfig.get_paths()["include"], env)
     jobs = job_count(env, usable_cores(), free_memory_gib())
@@ -265,7 +278,7 @@ def build(version: str, target: Path, work: Path, *, cuda: bool, env: Mapping[st
             f"      Log: {log}",
             flush=True,
         )
-        source = unpacked_source(version, work)
+        source = unpacked_source(requirement, work)
         write_wrapper(work / "bin" / "c++", compiler, headers=work / "headers")
         out = work / "wheel"
         shutil.rmtree(out, ignore_errors=True)

@@ -6,6 +6,7 @@ outside the clone and continues an interrupted build.
     python tools/misc/mmcv_wheel.py
 
 Environment variables:
+    STACK               onedl (default) or openmmlab: whose mmcv, see ``stacks.py``
     HCFORMER_MM_WHEELS  folder or URL of a page of links with a prebuilt wheel, which is tried first
     HCFORMER_MM_CACHE   cache folder (default: $XDG_CACHE_HOME/hcformer_mm or ~/.cache/hcformer_mm)
     MAX_JOBS            number of parallel compilers (default: by cores and free memory)
@@ -29,8 +30,9 @@ from pathlib import Path
 
 import mmcv_build
 from mmcv_build import InstallError, pip
+from stacks import requirements_file
 
-REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements"
+ROOT = Path(__file__).resolve().parents[2]
 # Loads the extension's file, since the package mmcv imports packages that are installed later.
 LOAD_OPERATORS = """
 import importlib.util, pathlib, sys
@@ -49,17 +51,17 @@ if sys.argv[1] == "cuda" and extension.get_compiling_cuda_version() == "not avai
 """
 
 
-def pinned(file: Path, name: str) -> str:
-    """The version of a distribution that a requirements file pins.
+def pinned_mmcv(file: Path) -> str:
+    """The requirement of mmcv in a requirements file, such as ``onedl-mmcv==2.3.6``.
 
     Raises:
-        InstallError: the file does not pin it with ``==``.
+        InstallError: the file does not pin mmcv with ``==``.
     """
     for line in file.read_text().splitlines():
-        match = re.fullmatch(rf"{re.escape(name)}==(\S+)", line.partition("#")[0].strip())
-        if match:
-            return match.group(1)
-    raise InstallError(f"{file} gives no exact version (NAME==VERSION) for {name}.")
+        requirement = line.partition("#")[0].strip()
+        if re.fullmatch(r"(onedl-)?mmcv==\S+", requirement):
+            return requirement
+    raise InstallError(f"{file} gives no exact version of mmcv (mmcv==1.0 or onedl-mmcv==1.0).")
 
 
 def cache_root(env: Mapping[str, str]) -> Path:
@@ -138,18 +140,18 @@ def load_error(*, cuda: bool = False) -> str | None:
     return lines[-1] if lines else f"the interpreter ended with {done.returncode}"
 
 
-def installed_version() -> str | None:
-    """The version of onedl-mmcv in this environment, or None."""
+def is_installed(name: str, version: str) -> bool:
+    """Whether this environment has a distribution in this version."""
     try:
-        return metadata.version("onedl-mmcv")
+        return metadata.version(name) == version
     except metadata.PackageNotFoundError:
-        return None
+        return False
 
 
-def install_prebuilt(version: str, where: str) -> bool:
+def install_prebuilt(requirement: str, where: str) -> bool:
     """Install a prebuilt wheel from a folder or URL; return whether it was found and loads."""
     arguments = ["-q", "--no-deps", "--no-index", "--only-binary=:all:", "--force-reinstall"]
-    if pip("install", *arguments, "--find-links", where, f"onedl-mmcv=={version}") != 0:
+    if pip("install", *arguments, "--find-links", where, requirement) != 0:
         error = "no wheel for this Python and platform"
     else:
         error = load_error()
@@ -163,7 +165,8 @@ def install_prebuilt(version: str, where: str) -> bool:
 def main() -> None:
     """Install mmcv from a prebuilt wheel, the cache, or by building it."""
     env = dict(os.environ)
-    version = pinned(REQUIREMENTS / "mminstall.txt", "onedl-mmcv")
+    requirement = pinned_mmcv(ROOT / requirements_file(env))
+    name, version = requirement.split("==")
     try:
         import torch
     except ImportError as error:
@@ -171,10 +174,10 @@ def main() -> None:
             f"mmcv is compiled against torch, but {sys.executable} cannot import torch: {error}"
         ) from error
     cuda = cuda_release(env)
-    if installed_version() == version and load_error(cuda=bool(cuda)) is None:
+    if is_installed(name, version) and load_error(cuda=bool(cuda)) is None:
         print(f"mmcv: {version} is installed, and its operators load.", flush=True)
         return
-    if env.get("HCFORMER_MM_WHEELS") and install_prebuilt(version, env["HCFORMER_MM_WHEELS"]):
+    if env.get("HCFORMER_MM_WHEELS") and install_prebuilt(requirement, env["HCFORMER_MM_WHEELS"]):
         return
     key = wheel_key(
         mmcv=version,
@@ -193,7 +196,7 @@ def main() -> None:
         wheel.replace(wheel.with_suffix(".unusable"))
     started = time.monotonic()
     wheel = mmcv_build.build(
-        version, folder, cache_root(env) / "build" / key, cuda=bool(cuda), env=env
+        requirement, folder, cache_root(env) / "build" / key, cuda=bool(cuda), env=env
     )
     error = install(wheel)
     if error is not None:
