@@ -9,14 +9,18 @@ import sys
 from pathlib import Path
 
 from docutils import nodes
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx import addnodes
 from sphinx.ext import apidoc
+from sphinx.util import logging
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from hcformer_mm.version import __version__  # noqa: E402
+
+logger = logging.getLogger(__name__)
 
 project = "hcformer_mm"
 release = __version__
@@ -57,6 +61,8 @@ nitpicky = True
 # Looks
 html_theme = "furo"
 html_title = f"hcformer_mm {release}"
+html_theme_options = {"top_of_page_buttons": []}
+html_copy_source = False
 html_extra_path = ["redirect"]
 html_math_renderer = "mathml"
 copybutton_exclude = ".linenos, .gp, .go"
@@ -67,6 +73,12 @@ def write_stubs(app):
     options = ["-q", "--force", "--separate", "--remove-old", "--no-toc"]
     folders = ["--templatedir", ROOT / "docs/templates", "--output-dir", ROOT / "docs/api"]
     apidoc.main([*options, *map(str, folders), str(ROOT / "hcformer_mm")])
+
+
+def keep_colons(app, what, name, obj, options, lines):
+    """Keep Napoleon from reading what stands before a colon in a constant's docstring as a type."""
+    if what in ("attribute", "data", "property"):
+        lines.insert(0, "")
 
 
 def list_exports(app, what, name, obj, options, lines):
@@ -115,14 +127,19 @@ def link_modules(app, doctree):
 
 def write_mathml(translator, node):
     """Write a formula as MathML, which browsers draw without a script."""
-    is_block = isinstance(node, nodes.math_block)
-    translator.body.append(tex2mathml(node.astext(), as_block=is_block))
+    try:
+        formula = tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block))
+    except MathError as error:
+        logger.warning("%s", error, location=node)
+        formula = node.astext()
+    translator.body.append(formula)
     raise nodes.SkipNode
 
 
 def setup(app):
     """Connect the functions above."""
     app.connect("builder-inited", write_stubs)
+    app.connect("autodoc-process-docstring", keep_colons, priority=400)
     app.connect("autodoc-process-docstring", list_exports)
     app.connect("missing-reference", resolve)
     app.connect("doctree-read", link_modules, priority=400)  # before files to copy are collected

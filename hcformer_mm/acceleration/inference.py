@@ -102,8 +102,8 @@ def autocast_test_step(model: BaseModel, dtype: torch.dtype) -> Step:
         dtype: Precision of autocast; float32 returns ``test_step`` itself.
 
     Returns:
-        A function like ``test_step``. Floating-point values of its results are float32: metrics
-        expect it, and numpy has no bfloat16.
+        A function like ``test_step``. Floating-point values of its results are float32, since
+        metrics expect it and numpy has no bfloat16.
     """
     step = model.test_step
     if dtype == torch.float32:

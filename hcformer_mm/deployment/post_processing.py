@@ -78,7 +78,7 @@ class GraphFusion(nn.Module):
             mask_logits: Mask logits ``(B, N, H, W)`` of these queries.
 
         Returns:
-            ``panoptic`` ``(B, H, W)`` int32: class + 1000 · object number; K for void. Of the
+            ``panoptic`` ``(B, H, W)`` int32, class + 1000 · object number; K for void. Of the
             instances: ``boxes`` ``(B, P, 4)`` (left, top, right, bottom), ``scores`` ``(B, P)``,
             ``labels`` ``(B, P)``, -1 where there is no instance, ``mask_index`` ``(B, P)``, and
             ``masks`` ``(B, N, H, W)`` bool, where ``masks[b, mask_index[b, p]]`` is the mask of

@@ -37,7 +37,7 @@ def hard_assignment(assignment: Tensor) -> Tensor:
             ``(y // 2, x // 2)`` of each fine cell ``(y, x)``.
 
     Returns:
-        ``(B, H, W)`` int64: flat row-major index into the coarse map of ``(⌈H/2⌉, ⌈W/2⌉)``.
+        ``(B, H, W)`` int64, the flat row-major index into the coarse map of ``(⌈H/2⌉, ⌈W/2⌉)``.
 
     Raises:
         ValueError: The shape is not ``(B, 9, H, W)`` with ``H, W >= 1``.
@@ -94,7 +94,7 @@ def hierarchical_clusters(
             parts are always dense, in the order of their first pixels.
 
     Returns:
-        Int64 labels of each level, finest first: ``(B, H, W)``, or ``(B, h, w)`` with
+        Int64 labels of each level, finest first; ``(B, H, W)``, or ``(B, h, w)`` with
         ``image_size``, or ``(B, h', w')`` with ``output_size``.
 
     Raises:

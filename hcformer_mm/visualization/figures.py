@@ -74,7 +74,7 @@ def draw_figure(
         scores: Whether the score of a segment, if it is known, follows its name.
 
     Returns:
-        RGB uint8: ``(H, W, 3)``, larger by the enlargement, and by a white margin below for a
+        RGB uint8, ``(H, W, 3)``, larger by the enlargement, and by a white margin below for a
         legend or a scale bar.
 
     Raises:

@@ -34,8 +34,8 @@ def fonts_for(names: tuple[str, ...], given: str | None = None) -> Mapping[str, 
         given: File of the preferred font.
 
     Returns:
-        By name, the first file that lacks the fewest of its characters: the given one, DejaVu Sans
-        (None), or a font of the system.
+        By name, the first that lacks the fewest of its characters among the given file, DejaVu Sans
+        (None) and the fonts of the system.
 
     Raises:
         ValueError: ``given`` is not a font.

@@ -26,7 +26,7 @@ def encode_annotation(annotation: Mapping[str, Any], size: tuple[int, int]) -> d
         size: Height and width of the image, in pixels.
 
     Returns:
-        COCO's compressed run lengths: ``size`` and ``counts``.
+        COCO's compressed run lengths, ``size`` and ``counts``.
 
     Raises:
         ValueError: As :func:`mask_fault` tells; a polygon reaches far outside the image, for which

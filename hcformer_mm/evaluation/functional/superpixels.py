@@ -131,7 +131,7 @@ def undersegmentation_map(
     """Pixels that make up the error of Neubert and Protzel.
 
     Returns:
-        ``(H, W)`` bool: pixels whose segment covers at most half of their cluster. The error is
+        ``(H, W)`` bool, the pixels whose segment covers at most half of their cluster. The error is
         the number of these pixels over N, where a pixel counts twice if another segment covers more
         than half of its cluster.
     """

@@ -60,7 +60,7 @@ class HCFormerFusionHead(MaskFormerFusionHead):
         """Return the panoptic segmentation, equal to mmdet's.
 
         Returns:
-            ``sem_seg`` ``(1, H, W)``: class + 1000 · object number; K where there is no object.
+            ``sem_seg`` ``(1, H, W)``, class + 1000 · object number; K where there is no object.
         """
         return self._one_result(mask_cls, mask_pred, "panoptic_on")["pred_panoptic_seg"]
 

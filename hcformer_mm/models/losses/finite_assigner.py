@@ -69,7 +69,7 @@ class FiniteAssigner(BaseAssigner):
             costs: Matrices of costs ``(Q, N)``; see :meth:`costs`.
 
         Returns:
-            The min(Q, N) matched queries and their objects for every matrix: int64 index, ascending
+            The min(Q, N) matched queries and their objects for every matrix, int64, ascending
             by object, on the CPU, where SciPy matches. The costs come there in a single transfer.
         """
         matrices = torch.cat([cost.flatten() for cost in costs]).cpu()

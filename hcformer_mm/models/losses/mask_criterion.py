@@ -104,7 +104,7 @@ class MaskCriterion:
             batch_img_metas: Metainfo of every image, for the assigner.
 
         Returns:
-            Losses by mmdet's names: ``loss_cls``, ``loss_mask`` and ``loss_dice`` for every decoder
+            Losses by mmdet's names, ``loss_cls``, ``loss_mask`` and ``loss_dice`` for every decoder
             layer, the last without a prefix and the others with ``d0.``, ``d1.``, ...
         """
         class_logits = full_precision(torch.stack(list(all_class_logits), dim=1))

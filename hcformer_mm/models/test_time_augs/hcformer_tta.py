@@ -112,7 +112,7 @@ class HCFormerTTAModel(BaseTTAModel):
             data_samples_list: The data samples of all views, for each image.
 
         Returns:
-            A data sample for each image: that of its largest view, with the results.
+            A data sample for each image, that of its largest view, with the results.
         """
         return list(map(self._merge_views, data_samples_list))
 

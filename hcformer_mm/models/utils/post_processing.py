@@ -246,10 +246,10 @@ class PanopticResult:
         """Return the panoptic fields of a data sample; ``test_cfg`` enables the last two.
 
         Returns:
-            ``pred_panoptic_seg``: ``sem_seg`` ``(1, H, W)`` int32, class + 1000 · object number; K
-            for void. ``pred_segments``: see :meth:`_scored`. ``pred_confidence``: ``data``
-            ``(1, H, W)``, the class probability times the mask probability of the query that wins
-            the pixel; 0 in void.
+            ``pred_panoptic_seg`` with ``sem_seg`` ``(1, H, W)`` int32, class + 1000 · object
+            number; K for void. ``pred_segments``, see :meth:`_scored`. ``pred_confidence`` with
+            ``data`` ``(1, H, W)``, the class probability times the mask probability of the query
+            that wins the pixel; 0 in void.
         """
         values = self._values() if len(self._queries) else self._queries
         if len(values):
@@ -284,7 +284,7 @@ class PanopticResult:
         queries; the one with the most pixels represents it.
 
         Returns:
-            In ascending order of ``ids``, which are the values of ``sem_seg`` without void:
+            ``ids``, the values of ``sem_seg`` without void in ascending order, and their
             ``labels``, ``scores`` and ``queries``.
         """
         if not len(values):
