@@ -16,6 +16,9 @@ from ..layers.deformable_downsampling import DeformableDownsampling, make_downsa
 from ..utils.pretrained import TIMM_MODEL, is_pretrained, rename_timm_weights
 from . import taps as tapping
 
+IMAGE_CHANNELS = 16
+"""Channels of the map of the image's pixels, which level 5 clusters."""
+
 
 @MODELS.register_module()
 class HCBackbone(BaseModule):
@@ -30,10 +33,15 @@ class HCBackbone(BaseModule):
     Args:
         backbone: Config of any registered backbone, e.g. ``dict(type='mmdet.ResNet', depth=50)``.
         hierarchical_level: Number of clustered downsamplings, counted from the deepest (Fig. II).
-        embed_channels: Channels of the space in which similarities are taken.
+            The paper's models cluster up to three, down to stride 4. Where the stem halves the
+            image twice, as in ResNets, 4 clusters the pixels of its map of stride 2, and 5 those of
+            the image itself, by a learned 3×3 convolution with :data:`IMAGE_CHANNELS` channels.
+        embed_channels: Channels of the space in which similarities are taken; in the stem at most
+            as many as the fine map has, of which a projection makes no more.
         init_scale: Initial value of the scales.
         downsampling: ``'deform'`` replaces the strided convolutions of the clustered downsamplings
-            by DCNv2 (Sec. 2.5, for CNNs); ``'original'`` keeps them, as transformers need.
+            by DCNv2 (Sec. 2.5, for CNNs); ``'original'`` keeps them, as transformers need. A stem
+            keeps its first convolution and its pooling in either case.
         taps: Names of the modules whose input is the fine and whose output is the coarse map,
             finest first; maps, or tokens with their size. By default a dry run finds them
             (:meth:`~hcformer_mm.models.backbones.taps.DryRun.find_taps`).
@@ -66,29 +74,52 @@ class HCBackbone(BaseModule):
         self.taps = self._choose_taps(taps, hierarchical_level, run)
         calls = [run.calls[name] for name in self.taps]
         pairs = [cast(tapping.Pair, call.pair) for call in calls]
+        # Channels before and after each downsampling, and of the space of similarities.
+        channels = [(pair.fine.shape[1], pair.coarse.shape[1]) for pair in pairs]
+        embeds = [
+            min(embed_channels, fine) if call.in_stem else embed_channels
+            for call, (fine, _) in zip(calls, channels, strict=True)
+        ]
+        self.image_map = None
+        if hierarchical_level > len(self.taps):
+            self.image_map = nn.Sequential(
+                nn.Conv2d(run.in_channels, IMAGE_CHANNELS, 3, padding=1), nn.ReLU(inplace=True)
+            )
+            channels.insert(0, (IMAGE_CHANNELS, channels[0][0]))
+            embeds.insert(0, min(embed_channels, IMAGE_CHANNELS))
         self.channels_last = run.channels_last
         tapping.attach(self.backbone, {call.name: call.channels_last for call in calls})
         if downsampling == "deform":
-            for name, pair in zip(self.taps, pairs, strict=True):
-                self._deform(name, pair)
+            for call, pair in zip(calls, pairs, strict=True):
+                self._deform(call, pair)
         self.clusterings = nn.ModuleList(
-            ClusteringModule(pair.fine.shape[1], pair.coarse.shape[1], embed_channels, init_scale)
-            for pair in pairs
+            ClusteringModule(*sides, embed, init_scale)
+            for sides, embed in zip(channels, embeds, strict=True)
         )
 
     def _choose_taps(
         self, taps: Sequence[str] | None, level: int, run: tapping.DryRun
     ) -> list[str]:
-        """Names of the ``level`` deepest taps, each of which halves the map of the one before."""
+        """Names of the ``level`` deepest taps, each of which halves the map of the one before.
+
+        They are one less where the finest level is that of the image, which needs no tap: its
+        coarse map is the fine one of the first tap.
+        """
         family = type(self.backbone).__name__
         names = run.find_taps() if taps is None else list(taps)
-        if not 0 <= level <= len(names):
+        if taps is None and level > len(names):
+            names = run.find_taps(stem=True)
+        # The image's level needs a map of half its size.
+        first = run.calls.get(names[0]) if names else None
+        most = len(names) + (first is not None and first.halvings[0] == 1)
+        if not 0 <= level <= most:
             raise ValueError(
-                f"expected hierarchical_level between 0 and {len(names)}, the number of taps of "
-                f"{family}, got {level}; taps are modules whose input is the fine and whose output "
-                f"is the coarse map, finest first; {run.describe_halving_modules()}"
+                f"expected hierarchical_level between 0 and {most}, the number of taps of "
+                f"{family}, and one for the image if the first tap is at stride 2, got {level}; "
+                "taps are modules whose input is the fine and whose output is the coarse map, "
+                f"finest first; {run.describe_halving_modules()}"
             )
-        names = names[len(names) - level :]
+        names = names[max(0, len(names) - level) :]
         modules = dict(self.backbone.named_modules())
         for name in names:
             if name not in modules:
@@ -111,13 +142,15 @@ class HCBackbone(BaseModule):
                 )
         return names
 
-    def _deform(self, name: str, pair: tapping.Pair) -> None:
-        block = self.backbone.get_submodule(name)
+    def _deform(self, call: tapping.Call, pair: tapping.Pair) -> None:
+        block = self.backbone.get_submodule(call.name)
+        if call.in_stem and not any(True for _ in block.parameters()):
+            return  # pooling
         if pair.tokens:
             raise ValueError(
-                f"expected {name!r} to be the downsampling of a CNN to make it deformable, got "
-                f"{type(block).__name__}, which yields tokens; use downsampling='original' for "
-                "transformers"
+                f"expected {call.name!r} to be the downsampling of a CNN to make it deformable, "
+                f"got {type(block).__name__}, which yields tokens; use downsampling='original' "
+                "for transformers"
             )
         make_downsampling_deformable(block)
 
@@ -148,9 +181,13 @@ class HCBackbone(BaseModule):
         """
         with tapping.recording() as captured:
             features = self.backbone(x)
-        pairs = [captured[name] for name in self.taps]
-        for name, pair in zip(self.taps, pairs, strict=True):
-            self._check(name, pair)
+        maps = [captured[name][:2] for name in self.taps]
+        for name, pair in zip(self.taps, maps, strict=True):
+            self._check_gradient(name, pair[1])
+        if self.image_map is not None:
+            maps.insert(0, (self.image_map(x), maps[0][0]))
+        for fine, coarse in maps:
+            self._check_sizes(tuple(fine.shape[-2:]), tuple(coarse.shape[-2:]))
         features = (features,) if isinstance(features, Tensor) else tuple(features)
         if any(feature.dim() != 4 for feature in features):
             raise ValueError(
@@ -165,23 +202,24 @@ class HCBackbone(BaseModule):
                 for feature, last in zip(features, self.channels_last, strict=True)
             ),
             assignments=[
-                clustering(pair.fine, pair.coarse)
-                for clustering, pair in zip(self.clusterings, pairs, strict=True)
+                clustering(*pair) for clustering, pair in zip(self.clusterings, maps, strict=True)
             ],
             # Not get_parameter: inside FSDP's forward these are not nn.Parameters. Copies, because
             # after it FSDP frees the memory of parameters.
             scales=[cast(Tensor, clustering.scale).clone() for clustering in self.clusterings],
         )
 
-    def _check(self, name: str, pair: tapping.Pair) -> None:
-        fine, coarse = tuple(pair.fine.shape[-2:]), tuple(pair.coarse.shape[-2:])
-        if coarse != coarse_size(*fine):
+    def _check_sizes(self, fine: tuple[int, ...], coarse: tuple[int, ...]) -> None:
+        height, width = fine
+        if coarse != coarse_size(height, width):
             raise ValueError(
-                f"expected the tap {name!r} to halve a map of {fine} to {coarse_size(*fine)}, got "
-                f"{coarse}; this backbone rounds down: pad images to a multiple of its stride "
-                "(pad_size_divisor of the data preprocessor)"
+                f"expected {type(self.backbone).__name__} to halve a map of {fine} to "
+                f"{coarse_size(height, width)}, got {coarse}; this backbone rounds down: pad "
+                "images to a multiple of its stride (pad_size_divisor of the data preprocessor)"
             )
-        if torch.is_grad_enabled() and not pair.coarse.requires_grad:
+
+    def _check_gradient(self, name: str, coarse: Tensor) -> None:
+        if torch.is_grad_enabled() and not coarse.requires_grad:
             tap = self.backbone.get_submodule(name)
             if any(parameter.requires_grad for parameter in tap.parameters()):
                 raise RuntimeError(

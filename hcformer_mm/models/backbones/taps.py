@@ -26,7 +26,7 @@ MAX_HALVINGS = 7
 """Halvings of the image after which its maps are no longer recognized (stride 128)."""
 
 STEM_HALVINGS = 2
-"""Halvings of the stem, which stays unclustered (stride 4)."""
+"""Halvings of the stem (stride 4), which the paper leaves unclustered."""
 
 _LOCAL = threading.local()
 
@@ -154,6 +154,11 @@ class Call:
         return () if self.pair is None else tuple(tuple(x.shape) for x in self.pair[:2])
 
     @property
+    def in_stem(self) -> bool:
+        """Whether the module halves a map of the stem, finer than stride 4."""
+        return self.halvings[0] is not None and self.halvings[0] < STEM_HALVINGS
+
+    @property
     def mixes(self) -> bool:
         """Whether the module itself holds a matrix or a kernel, and is no mere normalization."""
         return any(parameter.dim() > 1 for parameter in self.module.parameters(recurse=False))
@@ -175,6 +180,7 @@ class DryRun:
         halvings: For each of these, how often the image was halved; None if it is no map.
         image: Node of the autograd graph that made the image.
         deepest: Node of the graph that made the deepest map; None if there is no map.
+        in_channels: Channels of the image.
     """
 
     calls: dict[str, Call]
@@ -182,6 +188,7 @@ class DryRun:
     halvings: list[int | None]
     image: Any
     deepest: Any
+    in_channels: int
 
     def describe_halving_modules(self) -> str:
         """List the modules that can be taps, as a clause of an error message."""
@@ -193,7 +200,7 @@ class DryRun:
             "(B, H, W, C), or of tokens (B, H·W, C) with their size"
         )
 
-    def find_taps(self) -> list[str]:
+    def find_taps(self, *, stem: bool = False) -> list[str]:
         """Names of the modules to tap, finest first.
 
         For each halving below the stem, the map before it is the last one of a stage, and the map
@@ -203,13 +210,17 @@ class DryRun:
         block and a convolution, and :func:`_is_first_part` says how far to go inside. Branches that
         run side by side, as in HRNet, have no bottleneck; there the first branch counts.
 
+        Args:
+            stem: Whether to look for a tap of the stem's second halving, from stride 2, as well.
+
         Returns:
             Names of modules without gaps down to the deepest map; fewer than halvings where a
             module does not halve as clusters need it, or reads or returns something else.
         """
         taps: list[str] = []
         present = [halvings for halvings in self.halvings if halvings is not None]
-        for before in range(min(STEM_HALVINGS, *present), max(present)) if present else ():
+        finest = 1 if stem else STEM_HALVINGS
+        for before in range(min(finest, *present), max(present)) if present else ():
             calls = [call for call in self.calls.values() if call.halvings == (before, before + 1)]
             chain = [call for call in calls if self._is_bottleneck(call)] or [
                 call for call in calls if call.start <= calls[0].start
@@ -379,4 +390,5 @@ def _dry_run(backbone: nn.Module, image: Tensor) -> DryRun:
         list(halvings),
         node,
         None if deepest is None else outputs[deepest].grad_fn,
+        image.shape[1],
     )

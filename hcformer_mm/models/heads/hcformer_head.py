@@ -216,6 +216,8 @@ class HCFormerHead(MaskTransformer):
         """
         masks = decode_mask_logits(mask_logits, assignments, self.mask_space)
         size = tuple(data_sample.metainfo["batch_input_shape"])
+        if tuple(masks.shape[-2:]) == size:  # clusters of the image's pixels
+            return masks
         return F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
 
     def loss(self, x: ClusteredFeatures, batch_data_samples: SampleList) -> dict[str, Tensor]:
@@ -226,7 +228,7 @@ class HCFormerHead(MaskTransformer):
             batch_data_samples: Data samples with ``gt_instances`` and, for stuff, ``gt_sem_seg``.
 
         Returns:
-            Losses by name: in training for every decoder layer, the last without a prefix and the
+            Losses by name, in training for every decoder layer, the last without a prefix and the
             others with ``d0.``, ``d1.``, ...; in evaluation for the last layer only. ``loss_scale``
             is the regularizer.
 

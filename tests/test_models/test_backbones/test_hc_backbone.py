@@ -5,13 +5,18 @@ import pytest
 import torch
 from mmcv.cnn.bricks import Conv2dAdaptivePadding, ConvWS2d
 from mmdet.registry import MODELS
+from mmengine.config import ConfigDict
 from mmengine.runner.activation_checkpointing import turn_on_activation_checkpointing
 from torch import nn
+from torch.nn import functional as F
 
 from hcformer_mm.models import HCBackbone
 from hcformer_mm.models.backbones import taps as tapping
 from hcformer_mm.models.layers.deformable_downsampling import DeformableDownsampling
+from hcformer_mm.ops import decode_hierarchy
+from hcformer_mm.ops.neighborhood import coarse_size
 from hcformer_mm.structures.clustered_features import ClusteredFeatures
+from tests.helpers import reference
 from tests.helpers.devices import assert_same, at_least, on_each_device
 from tests.helpers.models import backbone, resnet
 
@@ -20,7 +25,7 @@ SCOPES = ["mmdet", "mmseg", "mmpretrain"]
 
 @on_each_device
 @pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("level", [0, 1, 2, 3])
+@pytest.mark.parametrize("level", range(6))
 def test_levels_and_shapes(scope, level):
     model = backbone(resnet(scope), hierarchical_level=level)
     features = model(torch.randn(2, 3, 64, 96))
@@ -31,7 +36,7 @@ def test_levels_and_shapes(scope, level):
         (2, 256, 4, 6),
         (2, 512, 2, 3),
     ]
-    sizes = [(16, 24), (8, 12), (4, 6)][3 - level :]
+    sizes = [(64, 96), (32, 48), (16, 24), (8, 12), (4, 6)][5 - level :]
     assert [tuple(a.shape) for a in features.assignments] == [(2, 9, *size) for size in sizes]
     assert len(features.scales) == level
     for assignment in features.assignments:
@@ -48,17 +53,23 @@ def test_levels_and_shapes(scope, level):
     ],
     ids=["34", "50", "101", "152", "v1d", "v1c", "caffe"],
 )
-def test_variants_of_resnet(wrapped):
-    features = backbone(wrapped).eval()(torch.randn(1, 3, 40, 40))
-    assert [tuple(a.shape[-2:]) for a in features.assignments] == [(10, 10), (5, 5), (3, 3)]
+@pytest.mark.parametrize("level", [3, 5])
+def test_variants_of_resnet(wrapped, level):
+    features = backbone(wrapped, hierarchical_level=level).eval()(torch.randn(1, 3, 40, 40))
+    sizes = [(40, 40), (20, 20), (10, 10), (5, 5), (3, 3)]
+    assert [tuple(a.shape[-2:]) for a in features.assignments] == sizes[5 - level :]
 
 
 @on_each_device
 @pytest.mark.parametrize("size", [(33, 47), (1, 1), (70, 31)])
 def test_odd_images(size):
-    features = backbone().eval()(torch.randn(1, 3, *size))
+    features = backbone(hierarchical_level=5).eval()(torch.randn(1, 3, *size))
     sides = [tuple(f.shape[-2:]) for f in features]
-    assert [tuple(a.shape[-2:]) for a in features.assignments] == sides[:3]
+    assert [tuple(a.shape[-2:]) for a in features.assignments] == [
+        size,
+        coarse_size(*size),
+        *sides[:3],
+    ]
 
 
 @on_each_device
@@ -73,11 +84,88 @@ def test_taps_are_the_stage_and_the_first_block_of_the_next():
     assert_same(features.assignments[0], expected)
 
 
-@pytest.mark.parametrize("level", [0, 1, 3])
+@on_each_device
+@pytest.mark.parametrize("level", [4, 5])
+@pytest.mark.parametrize("size", [(13, 6), (7, 21), (1, 1)])
+def test_clusters_of_the_stem_equal_the_dense_oracle_with_gradients(level, size):
+    model = backbone(hierarchical_level=level).double().eval()
+    image = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    seen = {}
+    model.backbone.maxpool.register_forward_hook(
+        lambda module, args, output: seen.update(pair=(*args, output))
+    )
+    output = model(image)
+    masks = torch.randn(2, 3, *output[-1].shape[-2:], dtype=torch.float64)
+    output = decode_hierarchy(masks, output.assignments)
+
+    features = model(image)  # again, as each graph is differentiated once
+    pairs = [seen["pair"]]
+    if level == 5:
+        conv = model.image_map[0]
+        patches = F.unfold(image, 3, padding=1)  # (B, 27, N)
+        pixels = conv.weight.flatten(1) @ patches + conv.bias[:, None]
+        pairs.insert(0, (pixels.clamp(min=0).unflatten(2, size), pairs[0][0]))
+    matrices = []
+    for (fine, coarse), module in zip(pairs, model.clusterings, strict=False):
+        sides = (
+            (fine, module.fine_norm, module.fine_proj),
+            (coarse, module.coarse_norm, module.coarse_proj),
+        )
+        normed = [
+            F.normalize(projection(reference.layer_norm(x.movedim(1, -1), norm).movedim(-1, 1)))
+            for x, norm, projection in sides
+        ]
+        matrices.append(reference.assignment_matrix(*normed, module.scale))
+    expected = decode_hierarchy(masks, features.assignments[-3:])
+    for (fine, _), matrix in reversed(list(zip(pairs, matrices, strict=True))):
+        expected = reference.decode(expected, matrix, *fine.shape[-2:])
+    inputs = [image, *model.clusterings[: level - 3].parameters()]
+    inputs += [model.backbone.conv1.weight, *(model.image_map.parameters() if level == 5 else ())]
+    reference.assert_same_with_gradients(output, expected, inputs, 1e-10, 1e-7, 1e-10)
+
+
+@pytest.mark.parametrize("level", [4, 5])
+def test_backbone_and_coarse_levels_stay_as_without_the_stem(level):
+    """The stem's clusters change neither names nor outputs of the rest, nor the wrapped network."""
+    image = torch.randn(1, 3, 45, 62)
+    paper, model = backbone().eval(), backbone(hierarchical_level=level).eval()
+    state = paper.state_dict()
+    renamed = {
+        name.replace(f"clusterings.{i}.", f"clusterings.{i + level - 3}.", 1): value
+        for name, value in state.items()
+        for i in [int(name.split(".")[1]) if name.startswith("clusterings.") else 0]
+    }
+    missing, unexpected = model.load_state_dict(renamed, strict=False)
+    assert not unexpected and all(
+        name.startswith(("clusterings.", "image_map.")) for name in missing
+    )
+    ours, theirs = model(image), paper(image)
+    for a, b in zip((*ours, *ours.assignments[-3:]), (*theirs, *theirs.assignments), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "most"),
+    [
+        (dict(type="mmdet.RegNet", arch="regnetx_400mf"), 5),
+        (dict(type="mmpretrain.MobileNetV2", widen_factor=0.25, out_indices=(1, 2, 4, 7)), 5),
+        (dict(type="mmdet.SwinTransformer", embed_dims=16, depths=[1] * 4, num_heads=[1] * 4), 3),
+    ],
+    ids=["regnet", "mobilenet", "swin"],
+)
+def test_stems_of_other_families(wrapped, most):
+    """A patch embedding quarters the image at once, so its stem has no map of stride 2."""
+    model = backbone(ConfigDict(wrapped), hierarchical_level=most, downsampling="original").eval()
+    assert len(model(torch.randn(1, 3, 64, 64)).assignments) == most
+    with pytest.raises(ValueError, match=f"between 0 and {most}, .* got {most + 1}"):
+        backbone(ConfigDict(wrapped), hierarchical_level=most + 1, downsampling="original")
+
+
+@pytest.mark.parametrize("level", [0, 1, 3, 5])
 def test_deformable_layers(level):
     model = backbone(resnet(depth=50), hierarchical_level=level)
     names = [n for n, m in model.named_modules() if isinstance(m, DeformableDownsampling)]
-    stages = [2, 3, 4][3 - level :]
+    stages = [2, 3, 4][max(0, 3 - level) :]  # the stem stays
     assert names == [
         f"backbone.layer{stage}.0.{layer}"
         for stage in stages
@@ -276,17 +364,13 @@ def test_custom_taps_equal_the_default_ones():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(hierarchical_level=4), "between 0 and 3, .* got 4"),
+        (dict(hierarchical_level=6), "between 0 and 5, .* got 6"),
         (dict(hierarchical_level=-1), "between 0 and 3, .* got -1"),
         (dict(downsampling="dcn"), "'deform' or 'original', got 'dcn'"),
         (dict(taps=["layer9.0"], hierarchical_level=1), "got 'layer9.0'"),
         (
             dict(taps=["layer1.0"], hierarchical_level=1),
             r"tap 'layer1\.0' to run and to halve the resolution of a map; these .*'layer2\.0'",
-        ),
-        (
-            dict(taps=["maxpool"], hierarchical_level=1),
-            "a convolution of stride two in MaxPool2d, found none",
         ),
     ],
 )
