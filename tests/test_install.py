@@ -59,20 +59,20 @@ def test_is_installed(requirement, expected):
     assert install.is_installed(requirement, installed) is expected
 
 
-def dist_info(site, name, *, record=True):
+def dist_info(site, name, *, lacks=None):
     folder = site / f"{name}.dist-info"
     folder.mkdir(parents=True)
-    (folder / "METADATA").write_text("Name: x\n")
-    if record:
-        (folder / "RECORD").write_text("")
+    for file in {"METADATA", "RECORD", "INSTALLER"} - {lacks}:
+        (folder / file).touch()
     return folder
 
 
-def test_traces_of_an_interrupted_pip_are_removed(tmp_path):
-    """pip writes RECORD last: without it the package may be half there, and pip would not know."""
+@pytest.mark.parametrize("lacks", ["RECORD", "INSTALLER"])  # what pip writes last, and uv
+def test_traces_of_an_interruption_are_removed(tmp_path, lacks):
+    """Half a package would count as installed, for pip and uv too."""
     site = tmp_path / "lib" / "python3.11" / "site-packages"
     dist_info(site, "scikit_image-0.26.0")
-    partial = dist_info(site, "torch-2.14.1", record=False)
+    partial = dist_info(site, "torch-2.14.1", lacks=lacks)
     (site / "~umpy").mkdir()
     assert install.distributions_in(tmp_path) == {"scikit-image": "0.26.0"}
     install.remove_partial(tmp_path)

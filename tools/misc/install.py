@@ -101,17 +101,22 @@ def is_installed(requirement: str, installed: Mapping[str, str]) -> bool:
     return match.group(2) is None or found.partition("+")[0] == match.group(3)
 
 
+def is_complete(dist_info: Path) -> bool:
+    """Whether a distribution is wholly installed: pip writes RECORD last, and uv INSTALLER."""
+    return all((dist_info / name).exists() for name in ("RECORD", "INSTALLER"))
+
+
 def distributions_in(venv: Path) -> dict[str, str]:
-    """Versions of the completely installed distributions; pip writes RECORD last."""
-    records = venv.glob("lib/python3.*/site-packages/*.dist-info/RECORD")
-    names = (record.parent.name.removesuffix(".dist-info").rsplit("-", 1) for record in records)
+    """Versions of the completely installed distributions."""
+    found = filter(is_complete, venv.glob("lib/python3.*/site-packages/*.dist-info"))
+    names = (path.name.removesuffix(".dist-info").rsplit("-", 1) for path in found)
     return {normalized(name): version for name, version in names}
 
 
 def remove_partial(venv: Path) -> None:
-    """Remove packages that an interrupted pip left incomplete, so that pip reinstalls them."""
+    """Remove packages that an interruption left incomplete, so that they are reinstalled."""
     for site in venv.glob("lib/python3.*/site-packages"):
-        partial = [path for path in site.glob("*.dist-info") if not (path / "RECORD").exists()]
+        partial = [path for path in site.glob("*.dist-info") if not is_complete(path)]
         for path in [*partial, *site.glob("~*")]:
             print(f"removing {path.name}, left by an interrupted installation", flush=True)
             shutil.rmtree(path, ignore_errors=True)
@@ -125,6 +130,7 @@ def plan(root: Path, env: Mapping[str, str]) -> list[Step]:
     files["stack"] = requirements_file(env)
     wanted = {name: requirements(root / file) for name, file in files.items()}
     pip = ["-m", "pip", "--disable-pip-version-check", "install"]
+    uv = ["tools/misc/uv_pip.py"]
     of_stack = ["-c", files["stack"]]
     index = env.get("TORCH_INDEX_URL")
     return [
@@ -137,7 +143,7 @@ def plan(root: Path, env: Mapping[str, str]) -> list[Step]:
         Step(
             "torch and torchvision",
             inputs=[files["torch"], files["stack"]],
-            command=[*pip, *of_stack, "-r", files["torch"]],
+            command=[*uv, *of_stack, "-r", files["torch"]],
             distributions=wanted["torch"],
             variables={"PIP_INDEX_URL": index} if index else {},
         ),
@@ -151,11 +157,12 @@ def plan(root: Path, env: Mapping[str, str]) -> list[Step]:
             "OpenMMLab, tests and checks",
             inputs=[files[name] for name in (*rest, *limits)],
             command=[
-                *pip,
+                *uv,
                 *(argument for name in limits for argument in ("-c", files[name])),
                 *(argument for name in rest for argument in ("-r", files[name])),
             ],
             distributions=[name for file in rest for name in wanted[file]],
+            variables={"UV_OVERRIDE": "requirements/override.txt"},
         ),
         Step(
             "one OpenCV",
@@ -166,7 +173,7 @@ def plan(root: Path, env: Mapping[str, str]) -> list[Step]:
         Step(
             "panopticapi",
             inputs=[files["nodeps"]],
-            command=[*pip, "-q", "--no-deps", "-r", files["nodeps"]],
+            command=[*uv, "-q", "--no-deps", "-r", files["nodeps"]],
             distributions=wanted["nodeps"],
         ),
         Step(
@@ -177,7 +184,7 @@ def plan(root: Path, env: Mapping[str, str]) -> list[Step]:
                 "hcformer_mm/version.py",
                 *(files[name] for name in rest),
             ],
-            command=[*pip, "-q", "--no-deps", "--no-build-isolation", "--editable", "."],
+            command=[*uv, "-q", "--no-deps", "--no-build-isolation", "--editable", "."],
             distributions=["hcformer-mm"],
             variables={"PYTHONWARNINGS": "ignore"},  # setuptools warns about editable installs
         ),
