@@ -1,6 +1,6 @@
 """HCFormerInferencer: panoptic, instance and semantic segmentation of images."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from typing_extensions import Unpack
 
 from ..structures.data_samples import SCORE_THR
-from ..visualization import draw_panoptic
+from ..visualization import PLAIN, FigureStyle, draw_figure
 from .base_inferencer import BaseInferencer, listed
 from .inference import ResultOptions
 from .inputs import InputImage, Inputs, open_images
@@ -42,6 +42,8 @@ class HCFormerInferencer(BaseInferencer):
         ann_file: str | Path | None = None,
         draw: bool = True,
         draw_scores: bool = False,
+        style: FigureStyle = PLAIN,
+        tables: Collection[str] = (),
         score_thr: float = SCORE_THR,
         logits: bool = False,
         progress: bool = False,
@@ -65,8 +67,10 @@ class HCFormerInferencer(BaseInferencer):
             ann_file: COCO annotations from which the files take image and category ids.
             draw: Whether the files include drawings.
             draw_scores: Whether the drawings show the scores of panoptic segments or instances.
-            score_thr: Minimum score of instances that are drawn, if there is no panoptic result; as
-                in mmdet, all instances are returned and written.
+            style: How to draw.
+            tables: Tables of segments that the files include: ``'csv'``, ``'geojson'`` or both.
+            score_thr: Minimum score of instances in drawings and tables, if there is no panoptic
+                result; as in mmdet, all instances are returned and written to ``instances.json``.
             logits: Whether mmseg's samples keep ``seg_logits``, one float per pixel and class.
             progress: Whether to show a progress bar.
             strict: Whether a file that is not a whole image is an error. By default it is skipped
@@ -107,11 +111,15 @@ class HCFormerInferencer(BaseInferencer):
                 ann_file=ann_file,
                 draw=draw,
                 draw_scores=draw_scores,
+                style=style,
+                tables=tables,
                 score_thr=score_thr,
             )
             images = writer.accept(images)
         elif ann_file is not None:
             raise ValueError(f"expected out_dir for results with the ids of {ann_file}, got none")
+        elif tables:
+            raise ValueError(f"expected out_dir for tables, got tables={tables} without it")
         results = self.predict(
             images,
             batch_size=batch_size,
@@ -131,6 +139,7 @@ class HCFormerInferencer(BaseInferencer):
         sample: BaseDataElement,
         *,
         scores: bool = False,
+        style: FigureStyle = PLAIN,
         score_thr: float = SCORE_THR,
     ) -> NDArray[np.uint8]:
         """Draw the colored, named segments of a prediction over its image.
@@ -139,17 +148,18 @@ class HCFormerInferencer(BaseInferencer):
             image: The image, ``(H, W, 3)`` uint8, RGB.
             sample: The data sample that a call returned for this image.
             scores: Whether to write the score of a panoptic segment or an instance after its name.
+            style: How to draw.
             score_thr: Minimum score of instances, if the model predicts nothing else.
 
         Returns:
-            ``(H, W, 3)`` uint8, RGB.
+            uint8 RGB, of the image's size ``(H, W, 3)``, or larger as ``style`` says.
 
         Raises:
             ValueError: The sample has no segmentation, its size differs from the image's, or
                 ``score_thr`` is not from 0 to 1.
         """
         segments = segments_of(sample, self.classes, score_thr=score_thr)
-        return draw_panoptic(image, segments, self.classes, scores=scores)
+        return draw_figure(image, segments, self.classes, style, scores=scores)
 
 
 def _finished(

@@ -1,7 +1,8 @@
-"""ResultWriter: write drawings, COCO panoptic and instance results, and label maps."""
+"""ResultWriter: write drawings, tables, COCO panoptic and instance results, and label maps."""
 
+import csv
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from shutil import copyfileobj
 from tempfile import TemporaryFile
@@ -18,15 +19,20 @@ from ..structures.panoptic import Classes, Panoptic
 from ..utils.atomic_write import replacing
 from ..utils.path_index import PathIndex
 from ..utils.strict_json import dumps
-from ..visualization import draw_panoptic
+from ..visualization import PLAIN, FigureStyle, draw_figure
 from .coco_format import encode_instances, encode_panoptic, label_map, read_coco_ids
 from .inputs import InputImage, with_unique_names
+from .object_table import COLUMNS, object_rows, to_geojson
 
-JSON_FILES = ("images", "panoptic", "instances")
+TABLES = ("csv", "geojson")
+"""Formats of tables of segments."""
+
+FILES = ("images.json", "panoptic.json", "instances.json", "objects.csv")
+"""Files about all images."""
 
 Record = dict[str, Any]
-"""Entries of one image in the JSON files: ``image``, and ``panoptic`` and ``instances`` as far as
-the model has them; or ``failed``."""
+"""Entries of one image in the files about all: ``image``, ``panoptic`` and ``instances`` as far as
+the model has them, and ``objects`` for a table; or ``failed``."""
 
 
 def failure(image: InputImage, reason: str) -> Record:
@@ -43,11 +49,14 @@ class ResultWriter:
     ``instances.json``                             COCO's instance results, masks as RLE
     ``semantic/<name>.png``                        class of every pixel, gray, 8 or 16 bits
     ``confidence/<name>.png``                      confidence of every pixel, gray, 255 for 1
+    ``objects.csv``                                a row for each segment of each image
+    ``geojson/<name>.geojson``                     outlines of segments
     ``images.json``                                ids of the images and categories
     =============================================  ==============================================
 
-    Use it as a context manager: it writes the JSON files on exit, unless an error occurred. Every
-    file is written whole or not at all, and the entries of the JSON files are not kept in memory.
+    Use it as a context manager: it writes the files about all images on exit, unless an error
+    occurred. Every file is written whole or not at all, and the entries of these files are not kept
+    in memory.
 
     Args:
         out_dir: The folder; created if necessary. Files of the same names are replaced.
@@ -57,12 +66,16 @@ class ResultWriter:
             and the model's classes are numbered in order from 0.
         draw: Whether to write ``vis/``.
         draw_scores: Whether the drawings show the scores of segments.
-        score_thr: Minimum score of instances that are drawn, if there is no panoptic result.
+        style: How to draw.
+        tables: Tables of segments to write, among :data:`TABLES`, for ``objects.csv`` and
+            ``geojson/``; see :mod:`~hcformer_mm.apis.object_table`.
+        score_thr: Minimum score of instances in drawings and tables, if there is no panoptic
+            result.
 
     Raises:
         FileNotFoundError: ``ann_file`` does not exist.
-        ValueError: ``out_dir`` is a file, ``ann_file`` is not in COCO's format or lacks a class, or
-            ``score_thr`` is not from 0 to 1.
+        ValueError: ``out_dir`` is a file, ``ann_file`` is not in COCO's format or lacks a class,
+            there is no such table, or ``score_thr`` is not from 0 to 1.
     """
 
     def __init__(
@@ -73,6 +86,8 @@ class ResultWriter:
         ann_file: str | Path | None = None,
         draw: bool = True,
         draw_scores: bool = False,
+        style: FigureStyle = PLAIN,
+        tables: Collection[str] = (),
         score_thr: float = SCORE_THR,
     ) -> None:
         self.out_dir = Path(out_dir)
@@ -80,7 +95,10 @@ class ResultWriter:
             raise ValueError(f"expected a folder for the results, got the file {out_dir}")
         self.classes = classes
         self._ann_file = ann_file
-        self._draw, self._draw_scores = draw, draw_scores
+        self._draw, self._draw_scores, self._style = draw, draw_scores, style
+        if unknown := sorted({*tables} - {*TABLES}):
+            raise ValueError(f"expected tables among {', '.join(TABLES)}, got {unknown[0]!r}")
+        self._tables = frozenset(tables)
         self._score_thr = check_score_thr(score_thr)
         self._image_ids: PathIndex[int] | None = None
         self._category_ids: Sequence[int] = range(len(classes.names))
@@ -127,7 +145,7 @@ class ResultWriter:
         self.collect(failure(image, reason))
 
     def encode(self, image: InputImage, sample: BaseDataElement) -> Record:
-        """Write the PNG files of an image and return its entries of the JSON files.
+        """Write the files of an image and return its entries of the files about all.
 
         Threads may encode different images at a time.
 
@@ -150,10 +168,16 @@ class ResultWriter:
         entry = dict(id=image_id, file_name=image.file_name, height=height, width=width)
         record: Record = dict(image=entry)
         if self._draw:
-            drawn = draw_panoptic(
-                image.read_rgb(), segments, self.classes, scores=self._draw_scores
+            drawn = draw_figure(
+                image.read_rgb(), segments, self.classes, self._style, scores=self._draw_scores
             )
             self._write_png("vis", image, drawn)
+        if "csv" in self._tables:
+            rows = object_rows(segments, self.classes)
+            record["objects"] = [dict(image=image.file_name) | row for row in rows]
+        if "geojson" in self._tables:
+            with replacing(self.out_dir / "geojson" / f"{image.name}.geojson") as path:
+                path.write_text(dumps(to_geojson(segments, self.classes)))
         if "pred_panoptic_seg" in sample:
             ids, info = encode_panoptic(segments, self._category_ids)
             self._write_png("panoptic", image, id2rgb(ids))
@@ -172,12 +196,12 @@ class ResultWriter:
         return record
 
     def collect(self, record: Record) -> None:
-        """Take the entries of an image into the JSON files."""
+        """Take the entries of an image into the files about all images."""
         for kind, entries in record.items():
             self._entries[kind].add(entries if isinstance(entries, list) else [entries])
 
     def close(self) -> None:
-        """Write the JSON files."""
+        """Write the files about all images."""
         names, things = self.classes.names, self.classes.things
         categories = [
             dict(id=i, name=name) for i, name in zip(self._category_ids, names, strict=True)
@@ -195,12 +219,20 @@ class ResultWriter:
         if "instances" in self._entries:
             with replacing(self.out_dir / "instances.json") as path, path.open("w") as file:
                 self._entries["instances"].write_to(file)
+        if "csv" in self._tables:
+            with (
+                replacing(self.out_dir / "objects.csv") as path,
+                path.open("w", encoding="utf-8", newline="") as file,
+            ):
+                self._entries["objects"].write_to(file)
 
     def __enter__(self) -> "ResultWriter":
         check_writable(self.out_dir)
-        # JSON files of an earlier run do not describe the images of this run.
-        for name in JSON_FILES:
-            (self.out_dir / f"{name}.json").unlink(missing_ok=True)
+        # Those of an earlier run do not describe the images of this run.
+        for name in FILES:
+            (self.out_dir / name).unlink(missing_ok=True)
+        if "csv" in self._tables:
+            self._entries["objects"] = _Rows(self.out_dir)
         return self
 
     def __exit__(
@@ -250,7 +282,9 @@ class _Entries:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = TemporaryFile("w+", dir=folder)  # noqa: SIM115  # closed with the writer
+        self._file = TemporaryFile(  # noqa: SIM115  # closed with the writer
+            "w+", dir=folder, encoding="utf-8", newline=""
+        )
         self.close = self._file.close
         self._separator = ""
 
@@ -266,6 +300,22 @@ class _Entries:
         file.write("[")
         copyfileobj(self._file, file)
         file.write("]")
+
+
+class _Rows(_Entries):
+    """Rows of a table, likewise, for a CSV file."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._writer = csv.DictWriter(self._file, COLUMNS)
+        self._writer.writeheader()
+
+    def add(self, entries: Iterable[dict[str, Any]]) -> None:
+        self._writer.writerows(entries)
+
+    def write_to(self, file: TextIO) -> None:
+        self._file.seek(0)
+        copyfileobj(self._file, file)
 
 
 def check_writable(folder: Path) -> None:

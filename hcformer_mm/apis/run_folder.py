@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..utils.atomic_write import replacing
 from ..utils.errors import InputError, cut
 from ..utils.strict_json import dumps
-from .result_writer import JSON_FILES, Record, ResultWriter
+from .result_writer import FILES, Record, ResultWriter
 
 # Every line begins with the number of its image and says by its next key whether it failed.
 _HEAD = re.compile(rb'\{"number": (\d+), "(\w+)": ')
@@ -52,7 +52,7 @@ class RunFolder:
             ValueError: The folder has results of other settings.
         """
         if overwrite:
-            for file in (*self._files(), *(self.path / f"{name}.json" for name in JSON_FILES)):
+            for file in (*self._files(), *(self.path / name for name in FILES)):
                 file.unlink(missing_ok=True)
         if self._files():
             self._compare(settings)

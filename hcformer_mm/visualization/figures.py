@@ -56,11 +56,15 @@ class FigureStyle:
             raise ValueError(f"expected pixels per unit above 0, got {self.scale_bar[0]}")
 
 
+PLAIN = FigureStyle()
+"""The style without any choice."""
+
+
 def draw_figure(
     image: RGBImage,
     panoptic: Panoptic,
     classes: Classes,
-    style: FigureStyle = FigureStyle(),
+    style: FigureStyle = PLAIN,
     *,
     scores: bool = False,
 ) -> RGBImage:

@@ -80,8 +80,8 @@ def draw_panoptic(
     for i, segment in enumerate(ids.tolist()):
         if segment in tracks:
             colors[i] = distinct_colors(TRACK_COLORS)[tracks[segment] % TRACK_COLORS]
-    known = np.array([category is not None for category in named])
-    shares = {"gray": np.ones(len(ids)), "fill": known, "contours": np.zeros(len(ids))}[mode]
+    classed = np.array([category is not None for category in named])
+    shares = {"gray": np.ones(len(ids)), "fill": classed, "contours": np.zeros(len(ids))}[mode]
     opacities = (opacity * shares)[:, None]
     drawn = np.empty_like(image)
     for rows in row_bands(len(image), image[0].size, BAND_NUMEL):
@@ -89,7 +89,7 @@ def draw_panoptic(
         over, share = colors[segments[rows]], opacities[segments[rows]]
         drawn[rows] = (share * over + (1 - share) * under).round()
     if mode == "contours":
-        lines = boundary(segments, 2 * max(1, round(max(image.shape) / 300))) & known[segments]
+        lines = boundary(segments, 2 * max(1, round(max(image.shape) / 300))) & classed[segments]
         drawn[lines] = colors[segments[lines]]
     else:
         drawn[boundary(segments, 2 * max(1, round(max(image.shape) / 800)))] = 255

@@ -1,5 +1,6 @@
 """Files of results, read back by the tools that evaluate them."""
 
+import csv
 import io
 import json
 import signal
@@ -25,7 +26,7 @@ from hcformer_mm.apis.result_writer import ResultWriter, segments_of, write_imag
 from hcformer_mm.datasets.checks import check_panoptic
 from hcformer_mm.datasets.ground_truth import open_ground_truth
 from hcformer_mm.utils.atomic_write import replacing
-from hcformer_mm.visualization import draw_panoptic
+from hcformer_mm.visualization import FigureStyle, draw_figure, draw_panoptic
 from tests.helpers.predictions import CLASSES, random_sample
 from tests.helpers.tools import ROOT
 
@@ -91,6 +92,48 @@ def test_all_files_are_written(files, tmp_path):
         labels = Image.open(out / "semantic" / png)
         assert labels.mode == "L"
         assert np.array_equal(np.asarray(labels), sample.pred_sem_seg.sem_seg[0].numpy())
+
+
+def test_tables(files, tmp_path):
+    """A row and an outline for each segment; those of an earlier run are gone."""
+    out = tmp_path / "out"
+    samples = write(out, files[0], draw=False, tables=["csv"])
+    with (out / "objects.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert not (out / "geojson").exists()
+    entries = read_json(out / "panoptic.json")["annotations"]
+    expected = [
+        (f"p{i}.jpg", str(one["id"]), CLASSES.names[one["category_id"]], str(one["area"]), "")
+        for i, entry in enumerate(entries)
+        for one in entry["segments_info"]
+    ]
+    columns = ("image", "id", "class", "area", "score")
+    assert [tuple(row[name] for name in columns) for row in rows] == expected
+    assert {row["thing"] for row in rows if row["class"] in CLASSES.things} == {"1"}
+    write(out, files[0], samples, tables=["geojson"])
+    assert not (out / "objects.csv").exists()
+    for i, entry in enumerate(entries):
+        features = read_json(out / "geojson" / f"p{i}.geojson")["features"]
+        measured = [one["properties"]["measurements"]["area"] for one in features]
+        assert measured == [one["area"] for one in entry["segments_info"]]
+    with pytest.raises(ValueError, match=r"tables among csv, geojson, got 'xlsx'"):
+        write(out, files[0], samples, tables=["csv", "xlsx"])
+
+
+def test_a_table_without_segments_has_its_head(tmp_path):
+    with ResultWriter(tmp_path, CLASSES, tables=("csv",)):
+        pass
+    assert (tmp_path / "objects.csv").read_text().split("\n")[1:] == [""]
+
+
+def test_drawings_follow_a_style(files, tmp_path):
+    style = FigureStyle("contours", palette="petroff10", side=200, legend=True)
+    samples = write(tmp_path, files[0], style=style)
+    drawn = np.asarray(Image.open(tmp_path / "vis" / "p3.png"))
+    segments = segments_of(samples[3], CLASSES, score_thr=0.5)
+    image = open_images(files[0])[3].read_rgb()
+    assert np.array_equal(drawn, draw_figure(image, segments, CLASSES, style))
+    assert drawn.shape[1] >= 198  # 33 pixels, six times
 
 
 def test_only_predicted_kinds_are_written(files, tmp_path):

@@ -114,7 +114,7 @@ def test_palettes_for_every_color_vision(name: str) -> None:
 
 
 def test_small_images_are_enlarged_and_large_ones_are_not(scene: Scene) -> None:
-    image, panoptic, classes = scene
+    image = scene[0]
     plain = FigureStyle("contours", names=False)
     assert np.array_equal(draw_figure(*scene, replace(plain, side=200)), draw_figure(*scene, plain))
     drawn = draw_figure(*scene, replace(plain, side=900))
