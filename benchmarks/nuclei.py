@@ -1,0 +1,187 @@
+"""Score a model of nuclei, or Otsu's threshold and a watershed, with the same evaluators.
+
+The classical method segments the nuclei of an image by the hematoxylin of its stain, splits those
+that touch, and gives each the class of the most similar nucleus of the training tiles. The
+threshold is the upper one of Otsu's for three classes. Its settings have the highest PQ of those
+tried on the validation tiles themselves, which favors it. PQ is reported with the classes and with
+one class for all things (`class_agnostic`).
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.evaluation.functional import INSTANCE_OFFSET
+from mmdet.registry import DATASETS
+from mmdet.structures import DetDataSample
+from mmengine.model import BaseModel
+from mmengine.structures import InstanceData, PixelData
+from numpy.typing import NDArray
+from panopticapi.utils import rgb2id
+from PIL import Image
+from scipy.ndimage import binary_fill_holes, distance_transform_edt
+from scipy.spatial import KDTree
+from skimage.color import rgb2hed
+from skimage.feature import peak_local_max
+from skimage.filters import gaussian, threshold_multiotsu
+from skimage.measure import regionprops
+from skimage.morphology import disk, opening, remove_small_objects
+from skimage.segmentation import watershed
+
+from hcformer_mm.engine.run_checks.lookup import is_named
+from hcformer_mm.engine.runner import build_runner
+from hcformer_mm.evaluation.measures.panoptic_quality import PanopticQuality
+from hcformer_mm.evaluation.metrics import CocoPanopticMetric
+from hcformer_mm.registry import METRICS, MODELS
+from hcformer_mm.utils.arguments import add_cfg_options
+from hcformer_mm.utils.config import read_config
+from hcformer_mm.utils.errors import InputError
+
+# In pixels of the tiles, where the diameter of a nucleus is about 60.
+STAIN_SIGMA, DEPTH_SIGMA, OPENING, LEAST_AREA, LEAST_DISTANCE = 4.0, 6.0, 6, 400, 32
+TRAINING_STEP = 4  # Training tiles overlap, so some are enough.
+
+
+@METRICS.register_module()
+class ClassAgnosticPanopticMetric(CocoPanopticMetric):
+    """PQ with one class for all things."""
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        if self._measure is None:
+            self._measure = PanopticQuality(
+                self._ann_file, str(self.seg_prefix), self.dataset_meta["classes"]
+            )
+        things = [i for i, category in self._coco_api.cats.items() if category["isthing"]]
+        merged = dict.fromkeys(things, things[0])
+        for sample in data_samples:
+            segments, found = self._measure.predicted(sample)
+            truth = self._measure.truth(sample)
+            infos = {
+                i: info | {"category_id": merged.get(info["category_id"], info["category_id"])}
+                for i, info in truth.infos.items()
+            }
+            categories = {i: merged.get(one, one) for i, one in found.items()}
+            stat = self._measure.count((segments, categories), replace(truth, infos=infos))
+            self.results.append((stat, None))
+
+
+@MODELS.register_module()
+class OtsuWatershed(BaseModel):
+    """Otsu's threshold, a watershed and the nearest neighbor, as a model of MMEngine.
+
+    Args:
+        dataset: Config of the training set, a ``CocoPanopticDataset``.
+    """
+
+    def __init__(self, dataset: Mapping[str, Any]) -> None:
+        super().__init__()
+        data = DATASETS.build({**dataset, "pipeline": [], "test_mode": True})
+        self.num_things = len(data.metainfo["thing_classes"])
+        levels, features, labels = [], [], []
+        for index in range(0, len(data), TRAINING_STEP):
+            info = data.get_data_info(index)
+            image, stain = read(info["img_path"])
+            levels.append(stain[::8, ::8])
+            truth = rgb2id(np.asarray(Image.open(info["seg_map_path"])))
+            nuclei = {
+                one["id"]: one["category"] for one in info["segments_info"] if one["is_thing"]
+            }
+            regions = np.where(np.isin(truth, list(nuclei)), truth, 0)
+            for region in regionprops(regions):
+                features.append(describe(region, image))
+                labels.append(nuclei[region.label])
+        self.threshold = threshold_multiotsu(np.stack(levels))[-1]
+        self.mean, self.std = np.mean(features, axis=0), np.std(features, axis=0)
+        self.tree = KDTree((np.stack(features) - self.mean) / self.std)
+        self.labels = np.asarray(labels)
+
+    def forward(
+        self, inputs: Any, data_samples: Sequence[DetDataSample], mode: str = "predict"
+    ) -> list[DetDataSample]:
+        return [self.segment(sample) for sample in data_samples]
+
+    def segment(self, sample: DetDataSample) -> DetDataSample:
+        """Add the predictions of an image, which is read from its file."""
+        image, stain = read(sample.img_path)
+        inside = binary_fill_holes(opening(stain > self.threshold, disk(OPENING)))
+        inside = remove_small_objects(inside, max_size=LEAST_AREA)
+        depth = gaussian(distance_transform_edt(inside), DEPTH_SIGMA)
+        peaks = peak_local_max(
+            depth, min_distance=LEAST_DISTANCE, labels=inside.astype(int), exclude_border=False
+        )
+        markers = np.zeros(inside.shape, np.int64)
+        markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
+        regions = watershed(-depth, markers, mask=inside)
+        # All else is the first class of stuff, tissue.
+        panoptic = np.full(inside.shape, self.num_things)
+        masks, labels, scores = [], [], []
+        for region in regionprops(regions):
+            distance, nearest = self.tree.query((describe(region, image) - self.mean) / self.std)
+            label = self.labels[nearest]
+            mask = regions == region.label
+            panoptic[mask] = label + INSTANCE_OFFSET * region.label
+            masks.append(mask)
+            labels.append(label)
+            scores.append(1 / (1 + distance))
+        sample.pred_panoptic_seg = PixelData(sem_seg=torch.from_numpy(panoptic)[None])
+        sample.pred_sem_seg = PixelData(sem_seg=torch.from_numpy(panoptic % INSTANCE_OFFSET)[None])
+        sample.pred_instances = InstanceData(
+            masks=torch.from_numpy(np.reshape(masks, (-1, *inside.shape)).astype(bool)),
+            labels=torch.tensor(labels, dtype=torch.long),
+            scores=torch.tensor(scores, dtype=torch.float),
+            bboxes=torch.zeros(len(masks), 4),
+        )
+        return sample
+
+
+def read(path: str) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Return an image and its smoothed hematoxylin."""
+    image = np.asarray(Image.open(path).convert("RGB"))
+    return image, gaussian(rgb2hed(image)[..., 0], STAIN_SIGMA)
+
+
+def describe(region: Any, image: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Size, elongation, and mean and deviation of the colors of a region."""
+    colors = image[tuple(region.coords.T)]
+    shape = [np.log(region.area), region.eccentricity]
+    return np.concatenate([shape, colors.mean(axis=0), colors.std(axis=0)])
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    config = read_config(args.config, args.cfg_options)
+    config.work_dir = args.work_dir
+    config.load_from = args.checkpoint
+    if args.checkpoint is None:
+        config.model = dict(
+            type="hcformer_mm.OtsuWatershed", dataset=config.train_dataloader.dataset
+        )
+    (panoptic,) = (one for one in config.test_evaluator if is_named(one, "CocoPanopticMetric"))
+    agnostic = {
+        **panoptic,
+        "type": "hcformer_mm.ClassAgnosticPanopticMetric",
+        "prefix": "class_agnostic",
+    }
+    config.test_evaluator = [*config.test_evaluator, agnostic]
+    build_runner(config, ["test"]).test()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="config of a model of nuclei, which names the data")
+    parser.add_argument(
+        "checkpoint", nargs="?", help="checkpoint of the model; by default the watershed is scored"
+    )
+    parser.add_argument("--work-dir", default="work_dirs/nuclei", help="folder for logs")
+    add_cfg_options(parser)
+    try:
+        evaluate(parser.parse_args())
+    except (InputError, OSError) as error:
+        sys.exit(f"nuclei: {error}")
+
+
+if __name__ == "__main__":
+    main()

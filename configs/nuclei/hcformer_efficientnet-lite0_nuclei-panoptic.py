@@ -1,0 +1,20 @@
+# HCFormer with an EfficientNet-Lite0 with weights of ImageNet, on nuclei in histology.
+_base_ = "hcformer_r18_nuclei-panoptic.py"
+
+model = dict(
+    data_preprocessor=dict(mean=[127.0, 127.0, 127.0], std=[128.0, 128.0, 128.0]),
+    backbone=dict(
+        downsampling="original",
+        embed_channels=64,
+        # Without its classifier, up to the head's convolution, BatchNorm and ReLU6: the map of the
+        # last block, which nothing normalizes, learns badly.
+        backbone=dict(
+            _delete_=True,
+            type="mmpretrain.TIMMBackbone",
+            model_name="efficientnet_lite0",
+            output_stride=16,
+            init_cfg=dict(type="Pretrained", checkpoint="data/efficientnet_lite0.pth"),
+        ),
+    ),
+    panoptic_head=dict(in_channels=1280),
+)

@@ -1,0 +1,18 @@
+# HCFormer with a ResNet-18, from scratch, on nuclei in histology.
+_base_ = [
+    "../_base_/models/hcformer_r18_small.py",
+    "../_base_/datasets/nuclei_panoptic.py",
+    "../_base_/schedules/nuclei.py",
+    "../_base_/default_runtime.py",
+]
+
+classes = dict(num_things_classes=3, num_stuff_classes=2)
+model = dict(
+    backbone=dict(
+        backbone=dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2,))
+    ),
+    panoptic_head=dict(in_channels=256, num_queries=40, **classes),
+    panoptic_fusion_head=classes,
+    test_cfg=dict(object_mask_thr=0.5),
+)
+default_hooks = dict(checkpoint=_base_.checkpoints)
