@@ -1,0 +1,304 @@
+"""Readers of the files of labelme, YOLO, COCO instances and label maps."""
+
+import glob
+import json
+import os
+import random
+from base64 import b64decode
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+from pycocotools import mask as coco_mask
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from ...utils.errors import InputError, cut, some
+from ..checks.coco import Entry, read_coco, require_keys
+from .segments import MasksOfImage, ShapesOfImage
+
+Splits = dict[str, list[Any]]
+
+_SPLIT_NAMES = {"training": "train", "validation": "val", "valid": "val"}
+_CIRCLE = np.linspace(0, 2 * np.pi, 128, endpoint=False)
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Folders ``train``, ``val`` and ``test`` below a folder, by split.
+
+    Without both ``train`` and ``val``, the folder itself is a split without a name.
+    """
+    found = {_split(path.name): path for path in sorted(root.iterdir()) if path.is_dir()}
+    kept: dict[str, Path] = {
+        name: found[name] for name in ("train", "val", "test") if name in found
+    }
+    return kept if "train" in kept and "val" in kept else {"": root}
+
+
+def _split(name: str) -> str:
+    """The name of a split as this project has it."""
+    return _SPLIT_NAMES.get(name.lower(), name.lower())
+
+
+def _images(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+
+
+def divide(splits: Splits, fraction: float | None, seed: int) -> Splits:
+    """Divide images at random into ``train`` and ``val`` if the source has one split.
+
+    Args:
+        splits: The images by split.
+        fraction: Share of the images that becomes ``val``; None means 0.2, or the source's splits.
+        seed: Seed of the division.
+
+    Raises:
+        InputError: There is nothing to divide, or the source has splits and a fraction is given.
+    """
+    if len(splits) > 1:
+        if fraction is not None:
+            raise InputError(
+                f"expected no fraction for val, since the source has the splits {some(splits)}"
+            )
+        return splits
+    (images,) = splits.values()
+    if len(images) < 2:
+        raise InputError(
+            f"expected at least 2 images to divide into train and val, got {len(images)}; "
+            "correct the folder"
+        )
+    wanted = round((0.2 if fraction is None else fraction) * len(images))
+    count = min(max(wanted, 1), len(images) - 1)
+    chosen = set(random.Random(seed).sample(range(len(images)), count))
+    return {
+        split: [one for i, one in enumerate(images) if (i in chosen) == (split == "val")]
+        for split in ("train", "val")
+    }
+
+
+def open_masks(images: Path, objects: Path, classes: Path) -> Splits:
+    """Find the maps of objects and of classes of all images, which have their names.
+
+    Args:
+        images: Folder of the images, or of folders ``train`` and ``val`` of images.
+        objects: Folder of the maps of objects, with the same folders inside; 0 is no object.
+        classes: Folder of the maps of classes, likewise.
+
+    Raises:
+        InputError: An image has no map, or several.
+    """
+
+    def find(image: Path) -> Iterator[Path]:
+        for root in (objects, classes):
+            place = root / image.relative_to(images)
+            found = list(place.parent.glob(f"{glob.escape(place.stem)}.*"))
+            if len(found) != 1:
+                raise InputError(
+                    f"expected one file {place.with_suffix('.*')} for {image}, got {some(found)}; "
+                    "give the map the name of the image"
+                )
+            yield found[0]
+
+    return {
+        split: [
+            MasksOfImage(image, image.relative_to(folder).as_posix(), *find(image))
+            for image in _images(folder)
+        ]
+        for split, folder in _split_folders(images).items()
+    }
+
+
+def open_labelme(root: Path) -> Splits:
+    """Read labelme's JSON files of a folder, or of folders ``train`` and ``val`` in it.
+
+    Shapes of one label and ``group_id`` are one object.
+
+    Raises:
+        InputError: A file is none of labelme's, or a shape has no area.
+    """
+    return {
+        split: [_read_labelme(file, folder) for file in sorted(folder.rglob("*.json"))]
+        for split, folder in _split_folders(root).items()
+    }
+
+
+def _read_labelme(file: Path, root: Path) -> ShapesOfImage:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        image = Path(os.path.normpath(file.parent / content["imagePath"].replace("\\", "/")))
+        size = int(content["imageHeight"]), int(content["imageWidth"])
+        found = [(one["label"], one.get("group_id"), one) for one in content["shapes"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"expected {file} to be labelme's, with imagePath, imageHeight, imageWidth and shapes "
+            f"that have a label, got {type(error).__name__}: {error}; move other files away"
+        ) from None
+    objects: dict[Any, Entry] = {}
+    for number, (label, group, shape) in enumerate(found):
+        part = _labelme_part(shape, number, size, file)
+        key = number if group is None else (label, str(group))
+        entry = {"id": number, "label": label, "iscrowd": 0, "parts": []}
+        objects.setdefault(key, entry)["parts"].append(part)
+    name = file.relative_to(root).with_suffix(image.suffix).as_posix()
+    return ShapesOfImage(image, name, file, list(objects.values()), size)
+
+
+def _labelme_part(shape: Entry, number: int, size: tuple[int, int], file: Path) -> Any:
+    """COCO's segmentation of a shape."""
+    kind = shape.get("shape_type") or "polygon"
+    try:
+        points = np.array(shape["points"], float).reshape(-1, 2)
+        if kind == "polygon" or (kind == "rectangle" and len(points) == 4):
+            return [points.ravel().tolist()]
+        start, end = points
+        if kind == "rectangle":
+            return [[*start, end[0], start[1], *end, start[0], end[1]]]
+        if kind == "circle":
+            radius = np.hypot(*(end - start))
+            outline = start + radius * np.stack([np.cos(_CIRCLE), np.sin(_CIRCLE)], axis=-1)
+            return [outline.ravel().tolist()]
+        if kind == "mask":
+            left, top, right, bottom = points.astype(int).ravel()
+            mask = np.zeros(size, np.uint8, order="F")
+            with Image.open(BytesIO(b64decode(shape["mask"]))) as png:
+                mask[top : bottom + 1, left : right + 1] = np.asarray(png) > 0
+            return coco_mask.encode(mask)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        kind = f"a {kind} that cannot be read ({error})"
+    raise InputError(
+        f"{file}: expected a polygon, a rectangle, a circle or a mask as shape {number}, got "
+        f"{kind}; draw it anew, or delete it"
+    )
+
+
+def open_yolo(file: Path) -> tuple[Splits, dict[str, bool]]:
+    """Read a set for YOLO's segmentation: ``data.yaml``, ``images/`` and ``labels/``.
+
+    Each line of a label file is an object: the number of its class, and its outline in fractions of
+    the image's width and height.
+
+    Returns:
+        The images by split, and the names of the classes, which YOLO takes for things.
+
+    Raises:
+        InputError: A file has another form.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        names = content["names"]
+        names = dict(names.items() if isinstance(names, dict) else enumerate(names))
+        folders = {
+            _split(key): content[key] for key in ("train", "val", "test") if content.get(key)
+        }
+        places = {
+            split: [
+                _yolo_folder(file, content.get("path") or "", one)
+                for one in ([given] if isinstance(given, str) else given)
+            ]
+            for split, given in folders.items()
+        }
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"expected {file} to be YOLO's, with names and the folders train and val, got "
+            f"{type(error).__name__}: {error}"
+        ) from None
+    splits = {
+        split: [_read_yolo(image, folder, names) for folder in given for image in _images(folder)]
+        for split, given in places.items()
+    }
+    return splits, dict.fromkeys(names.values(), True)
+
+
+def _yolo_folder(file: Path, base: str, given: str) -> Path:
+    """The folder of images of a split, which exports give from several places."""
+    root = file.parent
+    for place in (root / base / given, root / given, root / given.removeprefix("../")):
+        if place.is_dir():
+            return place
+    raise InputError(
+        f"expected a folder of images for {given!r} of {file}, got none at {root / base / given}; "
+        "correct path, train or val there"
+    )
+
+
+def _read_yolo(image: Path, folder: Path, names: Mapping[int, str]) -> ShapesOfImage:
+    before, images, after = str(image).rpartition(f"{os.sep}images{os.sep}")
+    file = Path(f"{before}{os.sep}labels{os.sep}{after}" if images else image).with_suffix(".txt")
+    shapes = []
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            first, *outline = map(float, line.split())
+            fine = len(outline) >= 6 and len(outline) % 2 == 0 and all(0 <= v <= 1 for v in outline)
+            label = names[int(first)] if fine else None
+        except (ValueError, KeyError):
+            label = None
+        if label is None and line.strip():
+            raise InputError(
+                f"{file}: expected the number of a class, {some(names)}, and at least three points "
+                f"from 0 to 1 in line {number}, got {cut(line, 60)!r}; correct the line (boxes "
+                "are no segments)"
+            )
+        if label is not None:
+            shapes.append({"id": number, "label": label, "iscrowd": 0, "parts": [[outline]]})
+    name = image.relative_to(folder).as_posix()
+    return ShapesOfImage(image, name, file, shapes, relative=True)
+
+
+def open_coco(root: Path, *, ignore_crowds: bool = False) -> tuple[Splits, dict[str, bool]]:
+    """Read a set of COCO instances as CVAT exports it.
+
+    Args:
+        root: Folder with ``annotations/instances_<split>.json`` and the images in ``images/``,
+            ``images/<split>/`` or ``<split>/``.
+        ignore_crowds: Whether ``iscrowd`` is taken for 0: CVAT sets it for all that is drawn with
+            the brush.
+
+    Returns:
+        The images by split; and the classes of all files in order, and whether they are things:
+        by ``isthing`` of the categories, or else yes.
+
+    Raises:
+        InputError: A file has another form, or an annotation is of an unknown image or category.
+    """
+    splits: Splits = {}
+    kinds: dict[str, bool] = {}
+    for file in sorted((root / "annotations").glob("instances_*.json")):
+        content = read_coco(file)
+        require_keys(content, file, "annotations", ("id", "image_id", "category_id"))
+        names = {one["id"]: one["name"] for one in content["categories"]}
+        kinds |= {one["name"]: bool(one.get("isthing", 1)) for one in content["categories"]}
+        shapes = defaultdict[Any, list[Entry]](list)
+        known = {one["id"] for one in content["images"]}
+        for one in content["annotations"]:
+            if one["category_id"] not in names or one["image_id"] not in known:
+                raise InputError(
+                    f"{file}: expected the annotation {one['id']} to have an image and a category "
+                    f"of the file, got {one['image_id']} and {one['category_id']}; correct it"
+                )
+            crowd = 0 if ignore_crowds else one.get("iscrowd", 0)
+            shape = {"id": one["id"], "label": names[one["category_id"]], "iscrowd": crowd}
+            shapes[one["image_id"]].append(shape | {"parts": [one.get("segmentation")]})
+        name = file.stem.removeprefix("instances_")
+        splits[_split(name)] = [
+            ShapesOfImage(
+                _coco_image(root, name, one["file_name"]),
+                one["file_name"],
+                file,
+                shapes[one["id"]],
+                (one["height"], one["width"]),
+            )
+            for one in content["images"]
+        ]
+    if not splits:
+        raise InputError(f"expected instances_*.json in {root / 'annotations'}, got none")
+    return splits, kinds
+
+
+def _coco_image(root: Path, split: str, name: str) -> Path:
+    places = [root / folder / name for folder in (f"images/{split}", "images", split)]
+    return next((place for place in places if place.is_file()), places[1])
