@@ -13,6 +13,7 @@ from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx import addnodes
 from sphinx.ext import apidoc
+from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.util import logging
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +56,8 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # attributes would be described twice
+# What stands before a colon in a constant's docstring is no type: types are annotated.
+GoogleDocstring._consume_inline_attribute = lambda self: ("", self._dedent(self._consume_to_end()))
 add_module_names = False
 nitpicky = True
 
@@ -75,12 +78,6 @@ def write_stubs(app):
     apidoc.main([*options, *map(str, folders), str(ROOT / "hcformer_mm")])
 
 
-def keep_colons(app, what, name, obj, options, lines):
-    """Keep Napoleon from reading what stands before a colon in a constant's docstring as a type."""
-    if what in ("attribute", "data", "property"):
-        lines.insert(0, "")
-
-
 def list_exports(app, what, name, obj, options, lines):
     """Name at the head of a package's page what it exports."""
     exports = [each for each in getattr(obj, "__all__", ()) if not each.startswith("_")]
@@ -96,22 +93,17 @@ def resolve(app, env, node, content):
     """
     if node.get("refdomain") != "py":
         return None
-    target = node["reftarget"].lstrip(".")
-    for prefix in (node.get("py:module"), None):
+    target = node["reftarget"].lstrip("~.")
+    module = node.get("py:module") or ""
+    places = (f"{module}.{node.get('py:class')}", module, module.rpartition(".")[0], "")
+    for place in places:
         try:
-            found = pkgutil.resolve_name(f"{prefix}.{target}" if prefix else target)
+            found = pkgutil.resolve_name(f"{place}.{target}".lstrip("."))
         except (AttributeError, ImportError, ValueError):
             continue
-        module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
-        link = None
-        if module and name:
-            domain, kind = env.domains.python_domain, node["reftype"]
-            full = f"{module}.{name}"
-            if full != target:
-                link = domain.resolve_xref(
-                    env, node["refdoc"], app.builder, kind, full, node, content
-                )
-        return link or content
+        name = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+        domain, kind, page = env.domains.python_domain, node["reftype"], node["refdoc"]
+        return domain.resolve_xref(env, page, app.builder, kind, name, node, content) or content
     return None
 
 
@@ -139,7 +131,6 @@ def write_mathml(translator, node):
 def setup(app):
     """Connect the functions above."""
     app.connect("builder-inited", write_stubs)
-    app.connect("autodoc-process-docstring", keep_colons, priority=400)
     app.connect("autodoc-process-docstring", list_exports)
     app.connect("missing-reference", resolve)
     app.connect("doctree-read", link_modules, priority=400)  # before files to copy are collected
