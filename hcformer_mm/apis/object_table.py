@@ -28,7 +28,7 @@ def object_rows(panoptic: Panoptic, classes: Classes) -> list[dict[str, Any]]:
         classes: Their classes.
 
     Returns:
-        By segment: ``id``, that of COCO's panoptic format; ``class``, its name; ``thing``, 1 for an
+        By segment, ``id``, that of COCO's panoptic format; ``class``, its name; ``thing``, 1 for an
         object and 0 for stuff; ``score``, if it is known; ``area``; ``left``, ``top``, ``width``
         and ``height`` of its box; and its centroid, ``x`` and ``y``.
     """

@@ -259,8 +259,8 @@ def open_coco(root: Path, *, ignore_crowds: bool = False) -> tuple[Splits, dict[
             the brush.
 
     Returns:
-        The images by split; and the classes of all files in order, and whether they are things:
-        by ``isthing`` of the categories, or else yes.
+        The images by split; and the classes of all files in order, and whether they are things, by
+        ``isthing`` of the categories, or else yes.
 
     Raises:
         InputError: A file has another form, or an annotation is of an unknown image or category.
