@@ -7,7 +7,12 @@ from pathlib import Path
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from hcformer_mm.apis import HCFormerInferencer
-from hcformer_mm.apis.arguments import add_inference_arguments, model_options, tiling_of
+from hcformer_mm.apis.arguments import (
+    add_inference_arguments,
+    model_options,
+    style_of,
+    tiling_of,
+)
 from hcformer_mm.apis.inference import ResultOptions
 from hcformer_mm.apis.inputs import open_images
 from hcformer_mm.apis.result_writer import check_writable, write_image
@@ -21,9 +26,9 @@ def parse_args() -> argparse.Namespace:
         "--out",
         type=Path,
         default=Path("work_dirs/image_demo"),
-        help="folder (default: %(default)s) for drawings, COCO panoptic and instance results and "
-        "label maps, whichever the model predicts; or a file, such as out.png, for the drawing of "
-        "one image",
+        help="folder (default: %(default)s) for drawings, tables, COCO panoptic and instance "
+        "results and label maps, whichever the model predicts; or a file, such as out.png, for the "
+        "drawing of one image",
     )
     parser.add_argument(
         "--strict",
@@ -35,15 +40,18 @@ def parse_args() -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     images = open_images(args.image)  # fails on a mistyped name before the model is built
-    tiling = tiling_of(args)
+    tiling, style = tiling_of(args), style_of(args)
     to_file = args.out.suffix.lower() in IMG_EXTENSIONS
     if to_file and not (isinstance(images, list) and len(images) == 1):
         raise ValueError(f"expected a folder for several images, got --out {args.out}")
     if to_file and args.out.resolve() == Path(args.image).resolve():
         raise ValueError(f"expected another file than the image itself, got --out {args.out}")
-    for name, given in (("ann-file", args.ann_file), ("confidence", args.confidence)):
-        if to_file and given:
-            raise ValueError(f"expected a folder for results with --{name}, got --out {args.out}")
+    for name in ("ann_file", "confidence", "tables"):
+        if to_file and getattr(args, name):
+            raise ValueError(
+                f"expected a folder for results with --{name.replace('_', '-')}, got --out "
+                f"{args.out}"
+            )
     inferencer = HCFormerInferencer(args.config, args.checkpoint, **model_options(args))
     options = dict(
         batch_size=args.batch_size,
@@ -55,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         check_writable(args.out.parent)
         (sample,) = inferencer(args.image, **options)
         image = inferencer.bound(images[0]).read_rgb()
-        shown = dict(scores=args.draw_scores, score_thr=args.score_thr)
+        shown = dict(scores=args.draw_scores, style=style, score_thr=args.score_thr)
         write_image(args.out, inferencer.draw(image, sample, **shown))
         print(args.out)
         return
@@ -67,6 +75,8 @@ def run(args: argparse.Namespace) -> None:
         score_thr=args.score_thr,
         strict=args.strict,
         **options,
+        style=style,
+        tables=args.tables,
     )
     number = sum(1 for _ in results)
     print(f"{number} images in {args.out / 'vis'}, results in {args.out}")

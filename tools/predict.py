@@ -14,7 +14,7 @@ import torch
 from mmengine.config import Config
 from torch import distributed
 
-from hcformer_mm.apis.arguments import add_inference_arguments, tiling_of
+from hcformer_mm.apis.arguments import add_inference_arguments, style_of, tiling_of
 from hcformer_mm.apis.bulk_inferencer import BulkInferencer, Share
 from hcformer_mm.apis.inference import ResultOptions, result_config
 from hcformer_mm.apis.result_writer import ResultWriter, check_writable
@@ -33,6 +33,7 @@ SOME_FAILED = 3
 RESULT_OPTIONS = tuple(ResultOptions.__annotations__)
 SETTINGS = (
     *("draw", "draw_scores", "score_thr", "batch_size", "dtype", "fast", "tile", "tile_overlap"),
+    *("draw_mode", "palette", "enlarge", "no_names", "legend", "scale_bar", "tables"),
     *RESULT_OPTIONS,
 )
 """Arguments that results depend on, besides the files that they name."""
@@ -101,7 +102,7 @@ def predict(args: argparse.Namespace) -> int:
             f"expected --out outside of the inputs, since its files would become inputs, got "
             f"{args.out} in {around[0]}"
         )
-    tiling = tiling_of(args)
+    tiling, style = tiling_of(args), style_of(args)
     sources = open_sources(args.inputs)
     config = read_config(args.config, args.cfg_options)
     folder = RunFolder(args.out, rank)
@@ -115,6 +116,8 @@ def predict(args: argparse.Namespace) -> int:
         ann_file=args.ann_file,
         draw=args.draw,
         draw_scores=args.draw_scores,
+        style=style,
+        tables=args.tables,
         score_thr=args.score_thr,
     )
     options = {name: getattr(args, name) for name in RESULT_OPTIONS}

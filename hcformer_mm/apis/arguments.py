@@ -7,6 +7,9 @@ from typing import Any
 from ..acceleration.inference import DTYPES
 from ..structures.data_samples import SCORE_THR
 from ..utils.arguments import add_cfg_options, number
+from ..visualization import FigureStyle
+from ..visualization.panoptic import MODES
+from .result_writer import TABLES
 from .tiles import TILE_OVERLAP, Tiling
 
 
@@ -48,13 +51,13 @@ def model_options(args: Namespace) -> dict[str, Any]:
 
 
 def add_score_thr(parser: ArgumentParser) -> None:
-    """Add the threshold of drawn instances."""
+    """Add the threshold of instances in drawings and tables."""
     parser.add_argument(
         "--score-thr",
         type=number(float, 0, 1),
         default=SCORE_THR,
-        help="minimum score of drawn instances, for models that predict only instances "
-        "(default: %(default)s)",
+        help="minimum score of instances in drawings and tables, for models that predict only "
+        "instances (default: %(default)s)",
     )
 
 
@@ -74,9 +77,7 @@ def add_inference_arguments(parser: ArgumentParser) -> None:
         help=f"what neighboring tiles share, at least (default: {TILE_OVERLAP})",
     )
     add_score_thr(parser)
-    parser.add_argument(
-        "--draw-scores", action="store_true", help="write scores after the names in drawings"
-    )
+    _add_style(parser)
     shares = {
         "--object-mask-thr": "a query takes part in the panoptic result if its class probability "
         "is larger",
@@ -119,3 +120,74 @@ def tiling_of(args: Namespace) -> Tiling | None:
             "give the side of the tiles"
         )
     return None
+    parser.add_argument(
+        "--tables",
+        nargs="+",
+        choices=TABLES,
+        default=(),
+        help="write tables of segments: objects.csv, or outlines as geojson/<name>.geojson",
+    )
+
+
+def _add_style(parser: ArgumentParser) -> None:
+    """Add how segments are drawn; see :func:`style_of`."""
+    parser.add_argument(
+        "--draw-scores", action="store_true", help="write scores after the names in drawings"
+    )
+    parser.add_argument(
+        "--draw-mode",
+        choices=MODES,
+        default="gray",
+        help="draw colors over a gray image, fill over the image in color, or contours on it "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--palette",
+        metavar="NAME",
+        help="color sequence of matplotlib for the classes; okabe_ito and petroff10 suit every "
+        "color vision (default: the colors of the dataset)",
+    )
+    parser.add_argument(
+        "--enlarge",
+        type=number(int, 1),
+        metavar="PIXELS",
+        help="enlarge drawings of images whose longer side is shorter to about this, by an integer",
+    )
+    parser.add_argument(
+        "--no-names", action="store_true", help="do not write class names on the segments"
+    )
+    parser.add_argument(
+        "--legend", action="store_true", help="explain the colors of the classes below drawings"
+    )
+    parser.add_argument(
+        "--scale-bar",
+        nargs=2,
+        metavar=("PIXELS", "UNIT"),
+        help="pixels of the image per unit of length and the unit's name, such as 4 µm, for a "
+        "scale bar below drawings",
+    )
+
+
+def style_of(args: Namespace) -> FigureStyle:
+    """Return how :func:`add_inference_arguments` draws.
+
+    Raises:
+        ValueError: There is no such palette, or the scale is no positive number.
+    """
+    scale = None
+    if args.scale_bar is not None:
+        pixels, unit = args.scale_bar
+        try:
+            scale = (float(pixels), unit)
+        except ValueError:
+            raise ValueError(
+                f"expected pixels and a unit for --scale-bar, such as 4 µm, got {pixels} {unit}"
+            ) from None
+    return FigureStyle(
+        mode=args.draw_mode,
+        palette=args.palette,
+        side=args.enlarge,
+        names=not args.no_names,
+        legend=args.legend,
+        scale_bar=scale,
+    )

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from hcformer_mm.apis import HCFormerInferencer
+from hcformer_mm.visualization import FigureStyle
 from tests.helpers.predictions import scene, write_model
 
 
@@ -67,6 +68,34 @@ def test_a_folder_into_a_folder(run, images, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "2 images in out.v2/vis" in captured.out
     assert "2/2" in captured.err
+
+
+def test_figures_and_tables(run, model, images, tmp_path):
+    image = images / "scene0.png"
+    look = ["--draw-mode", "contours", "--palette", "petroff10", "--enlarge", 400, "--no-names"]
+    look += ["--legend", "--scale-bar", "2.5", "µm"]
+    run(image, "--out", "drawn.png", *look)
+    run(image, "--out", "out", *look, "--tables", "csv", "geojson")
+    drawn = np.asarray(Image.open(tmp_path / "drawn.png"))
+    style = FigureStyle("contours", "petroff10", 400, False, True, (2.5, "µm"))
+    inferencer = HCFormerInferencer(*model, "cpu")
+    (sample,) = inferencer(image)
+    assert np.array_equal(
+        drawn, inferencer.draw(np.asarray(Image.open(image)), sample, style=style)
+    )
+    assert np.array_equal(drawn, np.asarray(Image.open(tmp_path / "out" / "vis" / "scene0.png")))
+    features = json.loads((tmp_path / "out" / "geojson" / "scene0.geojson").read_text())["features"]
+    rows = (tmp_path / "out" / "objects.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(features) > 1
+    for words, message in (
+        (["--out", "drawn.png", "--tables", "csv"], "a folder for results with --tables"),
+        (["--scale-bar", "four", "µm"], "for --scale-bar, such as 4 µm, got four µm"),
+        (["--palette", "rainbow"], "expected a palette of matplotlib"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run(image, *words)
+    with pytest.raises(ValueError, match=r"expected out_dir for tables, got tables=\['csv'\]"):
+        inferencer(image, tables=["csv"])
 
 
 def test_a_large_image_in_tiles(run, model, images, tmp_path):

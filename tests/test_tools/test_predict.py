@@ -20,6 +20,7 @@ from hcformer_mm.apis.inputs import InputImage
 from hcformer_mm.apis.result_writer import ResultWriter
 from hcformer_mm.apis.run_folder import RunFolder
 from hcformer_mm.apis.sources import open_sources
+from hcformer_mm.visualization import FigureStyle
 from tests.helpers.models import SEMANTIC_CONFIG
 from tests.helpers.predictions import CLASSES, random_sample, scene, write_model, write_video
 from tests.helpers.tools import ROOT, run_tool
@@ -67,19 +68,23 @@ def expected(model, images, tmp_path_factory):
     """Results of one run without interruption, in batches."""
     out = tmp_path_factory.mktemp("expected") / "out"
     with pytest.raises(SystemExit) as ended:
-        run_tool("tools/predict.py", images, *model, "--out", out, "--batch-size", 2, *CPU)
+        run_tool("tools/predict.py", images, *model, "--out", out, *BATCHES, *CPU)
     assert ended.value.code == 0
     return out
 
 
 CPU = ("--device", "cpu")
-BATCHES = ("--batch-size", 2)
+TABLES = ("csv", "geojson")
+BATCHES = ("--batch-size", 2, "--tables", *TABLES)
 
 
 def test_the_files_are_those_of_an_inferencer(predict, model, images, tmp_path):
-    assert predict("--out", tmp_path / "out", "--draw", "--workers", 2) == 0
+    look = ("--draw", "--draw-mode", "contours", "--legend", "--tables", *TABLES)
+    assert predict("--out", tmp_path / "out", *look, "--workers", 2) == 0
     inferencer = HCFormerInferencer(*model, "cpu")
-    inferencer(sorted(images.rglob("*.png")), out_dir=tmp_path / "alone")
+    style = FigureStyle("contours", legend=True)
+    files = sorted(images.rglob("*.png"))
+    inferencer(files, out_dir=tmp_path / "alone", style=style, tables=TABLES)
     found, alone = read(tmp_path / "out"), read(tmp_path / "alone")
     assert {name: found.pop(name) for name in alone} == alone
     assert sorted(found) == ["results.jsonl", "settings.json"]
@@ -96,7 +101,8 @@ def test_label_maps_of_a_segmentor(images, tmp_path):
         run_tool("tools/predict.py", images, *model, "--out", tmp_path / "out", *BATCHES, *CPU)
     assert ended.value.code == 0
     inferencer = HCFormerInferencer(*model, "cpu")
-    inferencer(sorted(images.rglob("*.png")), out_dir=tmp_path / "alone", draw=False)
+    files = sorted(images.rglob("*.png"))
+    inferencer(files, out_dir=tmp_path / "alone", draw=False, tables=TABLES)
     found, alone = read(tmp_path / "out"), read(tmp_path / "alone")
     assert sorted(found) == sorted([*alone, "results.jsonl", "settings.json"])
     for name in (name for name in alone if name.endswith(".png")):
