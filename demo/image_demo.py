@@ -72,11 +72,11 @@ def run(args: argparse.Namespace) -> None:
         out_dir=args.out,
         ann_file=args.ann_file,
         draw_scores=args.draw_scores,
+        style=style,
+        tables=args.tables,
         score_thr=args.score_thr,
         strict=args.strict,
         **options,
-        style=style,
-        tables=args.tables,
     )
     number = sum(1 for _ in results)
     print(f"{number} images in {args.out / 'vis'}, results in {args.out}")

@@ -104,22 +104,6 @@ def add_inference_arguments(parser: ArgumentParser) -> None:
         help="COCO annotations whose image and category ids the results use, so that both can be "
         "compared",
     )
-
-
-def tiling_of(args: Namespace) -> Tiling | None:
-    """Return how :func:`add_inference_arguments` cuts large images; None runs them whole.
-
-    Raises:
-        ValueError: The tiles are too small for what they share, or nothing is to be cut.
-    """
-    if args.tile is not None:
-        return Tiling(args.tile, args.tile_overlap or TILE_OVERLAP)
-    if args.tile_overlap is not None:
-        raise ValueError(
-            f"expected --tile with --tile-overlap, got --tile-overlap {args.tile_overlap} alone; "
-            "give the side of the tiles"
-        )
-    return None
     parser.add_argument(
         "--tables",
         nargs="+",
@@ -191,3 +175,19 @@ def style_of(args: Namespace) -> FigureStyle:
         legend=args.legend,
         scale_bar=scale,
     )
+
+
+def tiling_of(args: Namespace) -> Tiling | None:
+    """Return how :func:`add_inference_arguments` cuts large images; None runs them whole.
+
+    Raises:
+        ValueError: The tiles are too small for what they share, or nothing is to be cut.
+    """
+    if args.tile is not None:
+        return Tiling(args.tile, args.tile_overlap or TILE_OVERLAP)
+    if args.tile_overlap is not None:
+        raise ValueError(
+            f"expected --tile with --tile-overlap, got --tile-overlap {args.tile_overlap} alone; "
+            "give the side of the tiles"
+        )
+    return None
