@@ -26,9 +26,11 @@ from .version import LIBRARIES, WINDOWS
 CONFIG = RESOURCES / "configs/shapes/hcformer_r18_shapes-panoptic.py"
 # In an editable installation the tools are a link into the clone.
 MMCV_SCRIPT = (RESOURCES / "tools/misc/mmcv_wheel.py").resolve()
+OPENCV_SCRIPT = MMCV_SCRIPT.with_name("one_opencv.py")
 # Needed but not declared: mmcv brings OpenCV, and panopticapi-lite is installed with --no-deps,
 # since it requires a numpy<2 that it does not need.
 UNDECLARED = ("opencv-python", "panopticapi-lite")
+HEADLESS_OPENCV = "opencv-python-headless"
 MODULES = {"scikit-image": "skimage", "opencv-python": "cv2", "panopticapi-lite": "panopticapi"}
 
 
@@ -77,18 +79,21 @@ def diagnose(found: Environment) -> Iterator[Problem]:
     )
     wanted = dict(found.requirements)
     for module, library in LIBRARIES.items():
-        wanted[module] = Requirement(f"{getattr(library, kind)}{library.window}")
+        name = getattr(library, kind)
+        wanted[module] = Requirement(f"{name}{WINDOWS[name]}")
     installs = {module: pip("install", str(each)) for module, each in wanted.items()}
     installs["panopticapi"] = pip("install", "--no-deps", "panopticapi-lite")
-    if kind == "fork":
-        installs["mmcv"] = f"{short(sys.executable)} {short(MMCV_SCRIPT)}"
-    else:
-        installs["mmcv"] = f"{pip('install', 'openmim')} && mim install '{wanted['mmcv']}'"
+    installs["mmcv"] = f"{short(sys.executable)} {short(MMCV_SCRIPT)}"
+    if kind == "original":
+        installs["mmcv"] = f"STACK=openmmlab {installs['mmcv']}"
     for module, requirement in wanted.items():
         yield from check(found, module, requirement, installs[module])
     error = root_error(found, "mmcv.ops")
     if error and "mmcv-lite" not in found.versions:
         yield Problem(f"torch cannot load mmcv's operators: {error}", installs["mmcv"])
+    if found.versions.keys() >= {"opencv-python", HEADLESS_OPENCV}:
+        what = f"opencv-python and {HEADLESS_OPENCV} own the same files; the first is enough."
+        yield Problem(what, f"{short(sys.executable)} {short(OPENCV_SCRIPT)}", "warning")
     built_for = found.machine.get("MMCV CUDA Compiler")
     if found.machine.get("CUDA available") and built_for == "not available":
         what = "There is a GPU, but mmcv's operators are compiled for the CPU only."
@@ -132,7 +137,7 @@ def examine() -> Environment:
     """Collect the facts about the environment of the running interpreter.
 
     Raises:
-        PackageNotFoundError: hcformer_mm is not installed.
+        importlib.metadata.PackageNotFoundError: hcformer_mm is not installed.
     """
     if not CONFIG.exists():
         raise metadata.PackageNotFoundError("hcformer_mm")
@@ -140,7 +145,7 @@ def examine() -> Environment:
     declared = [each for each in map(Requirement, lines) if each.marker is None]
     requirements = {MODULES.get(each.name, each.name.replace("-", "_")): each for each in declared}
     versions, machine = {}, {}
-    for name in (*(each.name for each in declared), "mmcv-lite", *WINDOWS):
+    for name in (*(each.name for each in declared), "mmcv-lite", HEADLESS_OPENCV, *WINDOWS):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     libraries = ("mmengine", "mmcv", "mmcv.ops", "mmdet", "mmseg", "mmpretrain")

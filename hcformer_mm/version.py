@@ -14,27 +14,33 @@ class Library(NamedTuple):
 
     Attributes:
         fork: the maintained distribution, which ``make install`` installs.
-        original: OpenMMLab's own distribution.
-        window: supported versions, as a pip specifier.
+        original: OpenMMLab's own distribution, which ``make install STACK=openmmlab`` installs.
     """
 
     fork: str
     original: str
-    window: str
 
 
 LIBRARIES: Mapping[str, Library] = {
-    "mmengine": Library("onedl-mmengine", "mmengine", ">=0.10.0,<1.0.0"),
-    "mmcv": Library("onedl-mmcv", "mmcv", ">=2.0.0rc4,<3.0.0"),
-    "mmdet": Library("onedl-mmdetection", "mmdet", ">=3.0.0,<4.0.0"),
-    "mmseg": Library("onedl-mmsegmentation", "mmsegmentation", ">=1.0.0,<2.0.0"),
-    "mmpretrain": Library("onedl-mmpretrain", "mmpretrain", ">=1.0.0,<2.0.0"),
+    "mmengine": Library("onedl-mmengine", "mmengine"),
+    "mmcv": Library("onedl-mmcv", "mmcv"),
+    "mmdet": Library("onedl-mmdetection", "mmdet"),
+    "mmseg": Library("onedl-mmsegmentation", "mmsegmentation"),
+    "mmpretrain": Library("onedl-mmpretrain", "mmpretrain"),
 }
-WINDOWS = {
-    distribution: library.window
-    for library in LIBRARIES.values()
-    for distribution in (library.fork, library.original)
+WINDOWS: Mapping[str, str] = {
+    "onedl-mmengine": ">=0.10.12,<1.0.0",
+    "onedl-mmcv": ">=2.3.6,<3.0.0",
+    "onedl-mmdetection": ">=3.5.1,<4.0.0",
+    "onedl-mmsegmentation": ">=1.4.2,<2.0.0",
+    "onedl-mmpretrain": ">=1.3.6,<2.0.0",
+    "mmengine": ">=0.10.7,<1.0.0",
+    "mmcv": ">=2.1.0,<3.0.0",
+    "mmdet": ">=3.3.0,<4.0.0",
+    "mmsegmentation": ">=1.2.2,<2.0.0",
+    "mmpretrain": ">=1.2.0,<2.0.0",
 }
+"""Supported versions by distribution, as pip specifiers. The lowest are those that are tested."""
 
 
 def installed_versions() -> dict[str, str]:
@@ -49,7 +55,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def outside_window(installed: Mapping[str, str]) -> dict[str, str]:
-    """Requirements such as ``mmdet>=3.0.0,<4.0.0`` that installed versions do not meet.
+    """Requirements such as ``mmdet>=3.3.0,<4.0.0`` that installed versions do not meet.
 
     Args:
         installed: versions by distribution name.

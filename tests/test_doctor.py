@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 
 from hcformer_mm import doctor
 from hcformer_mm.doctor import Environment, diagnose, pip, try_imports, try_model
-from hcformer_mm.version import LIBRARIES
+from hcformer_mm.version import LIBRARIES, WINDOWS, installed_versions
 
 
 def requirements(name):
@@ -24,21 +24,19 @@ REQUIREMENTS = {
 }
 FORKS = {each.name: str(each.specifier).strip("=") for each in requirements("mminstall")}
 ORIGINALS = {
-    "mmengine": "0.10.5",
-    "mmcv": "2.1.0",
-    "mmdet": "3.3.0",
-    "mmsegmentation": "1.2.2",
-    "mmpretrain": "1.2.0",
+    each.name: str(each.specifier).strip("=")
+    for each in requirements("openmmlab")
+    if each.name in WINDOWS
 }
 NO_EXT = "ModuleNotFoundError: No module named 'mmcv._ext'"
 NO_TORCH = "ModuleNotFoundError: No module named 'torch'"
 NO_GL = "ImportError: libGL.so.1: cannot open shared object file"
 GPU = {"CUDA available": True}
 MMCV_WHEEL = f"{doctor.short(sys.executable)} {doctor.short(doctor.MMCV_SCRIPT)}"
-MIM = f"{pip('install', 'openmim')} && mim install 'mmcv<3.0.0,>=2.0.0rc4'"
-FORKED_MMENGINE = pip("install", "onedl-mmengine<1.0.0,>=0.10.0")
-FORKED_MMDET = pip("install", "onedl-mmdetection<4.0.0,>=3.0.0")
-FORKED_MMSEG = pip("install", "onedl-mmsegmentation<2.0.0,>=1.0.0")
+ORIGINAL_MMCV_WHEEL = f"STACK=openmmlab {MMCV_WHEEL}"
+FORKED_MMENGINE = pip("install", "onedl-mmengine<1.0.0,>=0.10.12")
+FORKED_MMDET = pip("install", "onedl-mmdetection<4.0.0,>=3.5.1")
+FORKED_MMSEG = pip("install", "onedl-mmsegmentation<2.0.0,>=1.4.2")
 
 
 def problems(versions=FORKS, errors=None, machine=None):
@@ -89,7 +87,7 @@ def test_forks_and_an_unsuitable_version(versions, what, command):
 def test_fork_among_originals():
     (found,) = problems(without(ORIGINALS, "mmdet") | {"onedl-mmdetection": "3.5.1"})
     assert found.what.startswith("onedl-mmdetection does not match")
-    install = pip("install", "mmdet<4.0.0,>=3.0.0")
+    install = pip("install", "mmdet<4.0.0,>=3.3.0")
     assert found.command == replaced("onedl-mmdetection", "mmdet") + install
 
 
@@ -133,16 +131,23 @@ def test_failed_imports(errors, what, command):
 
 def test_operators_of_originals_missing():
     (found,) = problems(ORIGINALS, {"mmcv.ops": NO_EXT})
-    assert found.command == MIM
+    assert found.command == ORIGINAL_MMCV_WHEEL
     lite = {**without(ORIGINALS, "mmcv"), "mmcv-lite": "2.1.0"}
     (found,) = problems(lite, {"mmcv.ops": NO_EXT})
     assert found.what == "mmcv-lite has no compiled operators."
-    assert found.command == replaced("mmcv-lite", "mmcv") + MIM
+    assert found.command == replaced("mmcv-lite", "mmcv") + ORIGINAL_MMCV_WHEEL
 
 
 def test_gpu_without_operators_for_it_is_a_warning():
     (found,) = problems(machine=GPU | {"MMCV CUDA Compiler": "not available"})
     assert found.severity == "warning" and "CPU only" in found.what
+
+
+def test_two_opencvs_are_a_warning():
+    (found,) = problems(FORKS | dict.fromkeys(["opencv-python", doctor.HEADLESS_OPENCV], "4.12"))
+    assert found.severity == "warning" and "own the same files" in found.what
+    assert Path(found.command.split()[-1]).name == "one_opencv.py"
+    assert doctor.OPENCV_SCRIPT.is_file()
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
@@ -201,4 +206,5 @@ def test_this_environment_is_sound():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "trained for a step and predicted" in done.stdout
-    assert metadata.version("onedl-mmcv") in done.stdout
+    installed = installed_versions()
+    assert all(f"{name:<22} {version}" in done.stdout for name, version in installed.items())

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import hcformer_mm
-from hcformer_mm.version import LIBRARIES, check_versions, outside_window
+from hcformer_mm.version import LIBRARIES, WINDOWS, check_versions, outside_window
 from tests.helpers.installing import ROOT, copy_source
 
 MIM = "hcformer_mm/.mim/"
@@ -27,18 +27,21 @@ def test_version_is_the_installed_one():
     assert hcformer_mm.__version__ == metadata.version("hcformer_mm")
 
 
-def test_default_stack_is_supported():
-    stack = pins("mminstall")
-    assert set(stack) == {library.fork for library in LIBRARIES.values()}
-    assert outside_window(stack) == {}
+@pytest.mark.parametrize(("kind", "file"), [("fork", "mminstall"), ("original", "openmmlab")])
+def test_the_lowest_supported_versions_are_tested(kind, file):
+    names = {getattr(library, kind) for library in LIBRARIES.values()}
+    lowest = {name: WINDOWS[name].split(",")[0].removeprefix(">=") for name in names}
+    assert pins(file).items() >= lowest.items()
+    assert outside_window(lowest) == {}
 
 
 @pytest.mark.parametrize(
     ("versions", "supported"),
     [
         ({}, True),
-        ({"mmcv": "2.0.0rc4"}, True),
-        ({"mmcv": "2.0.0rc3"}, False),
+        ({"mmcv": "2.1.0"}, True),
+        ({"mmcv": "2.1.0rc0"}, False),
+        ({"onedl-mmcv": "2.1.0"}, False),
         ({"mmcv": "2.1.0", "mmdet": "3.3.0", "mmsegmentation": "1.2.2"}, True),
         ({"mmdet": "2.28.0"}, False),
         ({"onedl-mmsegmentation": "2.0.0"}, False),
@@ -69,7 +72,7 @@ def test_import_refuses_an_unsupported_library(tmp_path):
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode != 0
     assert "does not work with mmdet 2.28.0" in done.stderr
-    assert "pip install 'mmdet>=3.0.0,<4.0.0'" in done.stderr
+    assert "pip install 'mmdet>=3.3.0,<4.0.0'" in done.stderr
 
 
 def test_ops_need_torch_alone():

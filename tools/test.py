@@ -62,7 +62,9 @@ def draw_predictions(config: Config, folder: str) -> None:
         )
     hook.draw = True
     if is_named(hook, "SegVisualizationHook"):
-        # mmseg's hook draws with the visualizer, which writes to <timestamp>/vis_data.
+        # OpenMMLab's own mmseg draws one batch in this many; the fork draws all in a test.
+        hook.interval = 1
+        # The hook draws with the visualizer, which writes to <timestamp>/vis_data.
         for backend in config.visualizer.vis_backends:
             if is_named(backend, "LocalVisBackend"):
                 backend.img_save_dir = os.path.join(os.pardir, folder)

@@ -72,7 +72,7 @@ def test_detectors(detector, paths, images, run_device):
 def test_segmentors(segmentor, paths, images, run_device):
     device = str(run_device)
     ours = HCFormerInferencer(*segmentor, device, fast=False)
-    theirs = MMSegInferencer(*segmentor, device=device, show_progress=False)
+    theirs = MMSegInferencer(*segmentor, device=device)  # OpenMMLab's own has no show_progress
     for given in (paths, images[:2]):
         assert_same(ours(given, logits=True), theirs(given, return_datasamples=True))
     assert len(predictions(ours(paths[0])[0])) == 1  # without logits

@@ -144,9 +144,10 @@ def test_per_pixel_classifier(shapes, tmp_path):
     run_tool(
         *("tools/test.py", PER_PIXEL, tmp_path / "iter_2.pth", "--work-dir", tmp_path / "test"),
         *("--cfg-options", *options, *(f"model.test_cfg.{option}" for option in windows)),
-        "model.decode_head.mask_space=probability",
+        *("model.decode_head.mask_space=probability", "--show-dir", "images"),
     )
     assert 0 <= read_metrics(tmp_path / "test")["mIoU"] <= 100
+    assert len(list((tmp_path / "test").glob("*/images/*.png"))) == 3
 
     run_tool(
         *("tools/test.py", PER_PIXEL, tmp_path / "iter_2.pth", "--work-dir", tmp_path / "tta"),
