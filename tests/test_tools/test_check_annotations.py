@@ -70,6 +70,15 @@ def test_notes_are_no_findings(run_tool, root, commands, capsys):
     assert "check_instances: clean" in out
 
 
+def test_figures(run_tool, commands, capsys):
+    run_tool(*commands[PANOPTIC], "--figures")
+    out = capsys.readouterr().out
+    assert "2 cells of stride 32 wide" in out
+    assert "check_panoptic: clean" in out
+    run_tool(*commands[PANOPTIC], "--figures", 64)
+    assert "2 cells of stride 64 wide" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("tool", [PANOPTIC, INSTANCES])
 @pytest.mark.parametrize("text", ["{", "{}", "[]"])
 def test_no_coco_file(run_tool, root, commands, tool, text):
