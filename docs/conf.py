@@ -67,6 +67,8 @@ html_title = f"hcformer_mm {release}"
 html_theme_options = {"top_of_page_buttons": []}
 html_copy_source = False
 html_extra_path = ["redirect"]
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 copybutton_exclude = ".linenos, .gp, .go"
 
