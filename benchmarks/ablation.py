@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, median, stdev
 
+import hcformer_mm.utils.threads  # noqa: F401
+
 import matplotlib.pyplot as plt
 import torch
 from mmengine.config import Config

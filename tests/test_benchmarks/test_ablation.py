@@ -9,7 +9,6 @@ from benchmarks import ablation
 from hcformer_mm.utils.config import read_config
 from hcformer_mm.utils.errors import InputError
 from tests.helpers.models import SHAPES_CONFIG
-from tests.helpers.tools import loader_options
 
 MASK2FORMER = "configs/shapes/mask2former_r18_shapes-panoptic.py"
 
@@ -89,16 +88,16 @@ def test_table_and_figure_of_finished_runs(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_runs_train_and_are_evaluated(monkeypatch, tmp_path, shapes):
+    loader = {"dataset.data_root": f"{shapes}/", "num_workers": 0, "persistent_workers": False}
     annotations = f"{shapes}/annotations"
-    data = [
-        *loader_options(shapes),
-        f"test_evaluator.0.ann_file={annotations}/panoptic_val.json",
-        f"test_evaluator.0.seg_prefix={annotations}/panoptic_val/",
-        f"test_evaluator.1.ann_file={annotations}/instances_val.json",
-    ]
-    options = dict(option.split("=", 1) for option in data)
+    options = {
+        "test_evaluator.0.ann_file": f"{annotations}/panoptic_val.json",
+        "test_evaluator.0.seg_prefix": f"{annotations}/panoptic_val/",
+        "test_evaluator.1.ann_file": f"{annotations}/instances_val.json",
+        "train_dataloader.batch_size": 1,
+        **{f"{s}_dataloader.{key}": loader[key] for s in ("train", "test") for key in loader},
+    }
     options |= {f"param_scheduler.{i}.{key}": 2 for i, key in ((0, "end"), (1, "begin"))}
-    options["train_dataloader.batch_size"] = 1
     configs = [tmp_path / "ours.py", tmp_path / "theirs.py"]
     for config, file in zip((SHAPES_CONFIG, MASK2FORMER), configs, strict=True):
         read_config(config, options).dump(file)
