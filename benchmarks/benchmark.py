@@ -8,6 +8,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import hcformer_mm.utils.threads  # noqa: F401
+
 import torch
 from mmengine.config import DictAction
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import hcformer_mm.utils.threads  # noqa: F401
+
 import numpy as np
 import torch
 from mmdet.evaluation.functional import INSTANCE_OFFSET

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import hcformer_mm.utils.threads  # noqa: F401
+
 import matplotlib.pyplot as plt
 import psutil
 from measure import measure

@@ -5,8 +5,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .utils.debug_prints import drop_debug_prints
+from .utils.threads import spin_briefly
 from .version import __version__, check_versions
 
+spin_briefly()  # before MMEngine imports torch
 # The doctor reports unsupported versions itself, and which libraries cannot be imported.
 if "hcformer_mm.doctor" not in sys.orig_argv:
     check_versions()

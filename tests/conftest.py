@@ -3,6 +3,8 @@
 import ast
 from unittest.mock import patch
 
+import hcformer_mm.utils.threads  # noqa: F401
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings

@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+import hcformer_mm.utils.threads  # noqa: F401
+
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.fileio import dump

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import hcformer_mm.utils.threads  # noqa: F401
+
 import numpy as np
 import torch
 from mmdet.structures import DetDataSample

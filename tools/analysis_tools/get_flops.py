@@ -6,6 +6,8 @@ import sys
 from collections import Counter
 from typing import Any
 
+import hcformer_mm.utils.threads  # noqa: F401
+
 import torch
 from mmengine.analysis import FlopAnalyzer
 from mmengine.model import BaseModel

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import hcformer_mm.utils.threads  # noqa: F401
+
 import numpy as np
 import shapely
 from PIL import Image

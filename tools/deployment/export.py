@@ -9,6 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import hcformer_mm.utils.threads  # noqa: F401
+
 from mmengine.logging import MMLogger
 
 from hcformer_mm.apis.inference import build_model, inference_pipeline

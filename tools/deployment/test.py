@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hcformer_mm.utils.threads  # noqa: F401
+
 import torch
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DefaultScope
