@@ -14,6 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import hcformer_mm.utils.threads  # noqa: F401
+
 import mmcv
 import numpy as np
 from exploration import OVERLAYS, Exploration, draw_level, explore

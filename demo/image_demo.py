@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import hcformer_mm.utils.threads  # noqa: F401
+
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from hcformer_mm.apis import HCFormerInferencer

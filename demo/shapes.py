@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+import hcformer_mm.utils.threads  # noqa: F401
+
 from hcformer_mm.datasets.shapes_writer import is_standard
 from hcformer_mm.utils.config import read_config
 from hcformer_mm.utils.errors import InputError

@@ -10,6 +10,8 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 
+import hcformer_mm.utils.threads  # noqa: F401
+
 import torch
 from mmengine.config import Config
 from torch import distributed
