@@ -91,6 +91,22 @@ def test_the_losses_add_up(panoptic, name):
         assert share == pytest.approx(difference)
 
 
+def test_cells_of_a_pixel_lose_nothing(folder):
+    """With levels down to the image, the stem's two halvings are levels 1 and 2."""
+    given = samples(folder)
+    for one in given:
+        size = one["ori_shape"]
+        cells = [tuple(-(-side // 2**level) for side in size) for level in range(5)]
+        assignments = tuple(torch.rand(9, *cell) for cell in cells)
+        one["clusters"] = ImageClusters(assignments, 1, size, size)
+    results = evaluate([metric(folder)], given)
+    parts = figures(results, "blame/PQ")
+    assert [part for part in parts if part.startswith("level_")] == [
+        f"level_{level}" for level in range(1, 6)
+    ]
+    assert parts["stem"] == 0 and results["clusters/cells/PQ"] == 100
+
+
 @pytest.mark.parametrize("told", [False, True])
 def test_kinds_of_faults_add_up_to_classification(folder, panoptic, told):
     """The samples are the shifted ground truth with errors, and nothing lacks in the candidates."""
