@@ -1,0 +1,4 @@
+# HCFormer, ResNet-50, COCO panoptic, clusters down to the pixels of the image.
+_base_ = "hcformer_r50_8xb2-lsj-50e_coco-panoptic.py"
+
+model = dict(backbone=dict(hierarchical_level=5))
