@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from hcformer_mm.engine.runner import add_common_arguments, build_runner, load_config
+from hcformer_mm.utils.arguments import number
 from hcformer_mm.utils.errors import InputError
 
 
@@ -32,6 +33,15 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="scale the learning rate by the batch size over auto_scale_lr.base_batch_size",
     )
+    parser.add_argument(
+        "--draw",
+        type=number(int, 1),
+        nargs="+",
+        default=[],
+        metavar="ITERATION",
+        help="draw clusters and segments of the first validation image after these iterations, and "
+        "at every validation, into <work-dir>/<timestamp>/vis_data/vis_image",
+    )
     return parser.parse_args()
 
 
@@ -40,9 +50,12 @@ def train(args: argparse.Namespace) -> None:
     if args.amp:
         config.optim_wrapper.type = "AmpOptimWrapper"
         config.optim_wrapper.loss_scale = "dynamic"
-    if args.fast:
-        hook = dict(type="hcformer_mm.FastTrainingHook")
-        config.custom_hooks = [*(config.get("custom_hooks") or []), hook]
+    hooks = [dict(type="hcformer_mm.FastTrainingHook")] if args.fast else []
+    if args.draw:
+        drawing = dict(max_images=1, train_iters=args.draw)
+        hooks.append(dict(type="hcformer_mm.ClusterVisualizationHook", **drawing))
+    if hooks:
+        config.custom_hooks = [*(config.get("custom_hooks") or []), *hooks]
     if args.auto_scale_lr:
         if "base_batch_size" not in (config.get("auto_scale_lr") or {}):
             raise InputError(

@@ -1,10 +1,12 @@
 """ClusterVisualizationHook: draw clusters, prediction and ground truth in validation and test."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.dist import is_main_process
 from mmengine.fileio import get
 from mmengine.hooks import Hook
@@ -12,7 +14,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 
 from ...datasets.ground_truth import GroundTruth, open_ground_truth
-from ...models.utils.cluster_recorder import ClusterRecorder
+from ...models.utils.cluster_recorder import ClusterRecorder, record_clusters
 from ...registry import HOOKS
 from ...structures.arrays import RGBImage
 from ...structures.data_samples import (
@@ -41,6 +43,8 @@ class ClusterVisualizationHook(Hook):
     Args:
         interval: Number of batches from one drawn batch to the next, starting with the first batch.
         max_images: Maximum number of images drawn in a validation or test; None for no limit.
+        train_iters: Training iterations after which the first image of the validation set is drawn,
+            so that the first sheet need not wait for the first validation. Training is not changed.
         gt: File or folder of the ground truth; see
             :func:`~hcformer_mm.datasets.ground_truth.open_ground_truth`. None uses the annotations
             that the test pipeline loads, provided that it loads them after resizing the image.
@@ -61,6 +65,7 @@ class ClusterVisualizationHook(Hook):
         *,
         interval: int = 50,
         max_images: int | None = None,
+        train_iters: Sequence[int] = (),
         gt: str | None = None,
         layout: str = "full",
         connected: bool = False,
@@ -78,6 +83,7 @@ class ClusterVisualizationHook(Hook):
         fonts_for((), font)  # refuses a file that is no font
         self.interval = interval
         self.max_images = max_images
+        self.train_iters = frozenset(train_iters)
         self.gt = gt
         self.layout = layout
         self.connected = connected
@@ -95,12 +101,17 @@ class ClusterVisualizationHook(Hook):
 
         Raises:
             TypeError: The model has no backbone, like the wrapper of test-time augmentation.
-            ValueError: ``gt`` is not ground truth.
+            ValueError: ``gt`` is not ground truth, or ``train_iters`` lack a validation set.
             FileNotFoundError: There is no ``gt``.
         """
         ClusterRecorder(runner.model).remove()
         loops = built_loops(runner)
         loop = loops.get("val", loops.get("test"))
+        if self.train_iters and "train" in loops and "val" not in loops:
+            raise ValueError(
+                "expected a validation set for train_iters, whose first image is drawn, got none; "
+                "add val_dataloader, val_evaluator and val_cfg to the config"
+            )
         if self.gt is not None and loop is not None:
             meta = loop.dataloader.dataset.metainfo
             self._truth = open_ground_truth(
@@ -133,16 +144,34 @@ class ClusterVisualizationHook(Hook):
         if self._recorder is None:
             return
         self._detach()
-        meta = getattr(getattr(runner, f"{mode}_dataloader").dataset, "metainfo", {})
-        classes = replace(Classes.from_metainfo(meta), font=self.font)
         for sample in outputs:
             if self._is_full():
                 break
-            # sample.cpu() would move only tensors, not the clusters.
-            sheet = self._sheet(sample.to("cpu"), classes)
-            name = f"{mode}_clusters_{self._name(sample.img_path)}"
-            runner.visualizer.add_image(name, sheet, step=runner.iter)
+            self._draw(runner, sample, mode, runner.iter)
             self._drawn += 1
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Draw the first image of the validation set after iterations in ``train_iters``."""
+        if runner.iter + 1 not in self.train_iters:
+            return
+        loader = runner.val_dataloader
+        runner.model.eval()
+        # In every process, since a sharded model needs all of them.
+        with record_clusters(runner.model), torch.no_grad():
+            (sample,) = runner.model.val_step(loader.collate_fn([loader.dataset[0]]))
+        runner.model.train()
+        if is_main_process():
+            self._draw(runner, sample, "val", runner.iter + 1)
+
+    def _draw(self, runner: Runner, sample: BaseDataElement, mode: str, step: int) -> None:
+        """Give the sheet of a data sample to the visualizer, with the number of iterations done."""
+        meta = getattr(getattr(runner, f"{mode}_dataloader").dataset, "metainfo", {})
+        # sample.cpu() would move only tensors, not the clusters.
+        sheet = self._sheet(sample.to("cpu"), replace(Classes.from_metainfo(meta), font=self.font))
+        name = f"{mode}_clusters_{self._name(sample.img_path)}"
+        runner.visualizer.add_image(name, sheet, step=step)
 
     def _name(self, path: str) -> str:
         """Name of an image without suffix, with its folder if another image has this name."""

@@ -50,12 +50,17 @@ def build(shapes: Path, tmp_path: Path):
     """The runner of a config with the hook, and its recording backend."""
 
     def runner(
-        path: str = SHAPES_CONFIG, *, batch_size: int = 1, backends: Any = (), **options: Any
+        path: str = SHAPES_CONFIG,
+        *,
+        batch_size: int = 1,
+        backends: Any = (),
+        train_cfg: dict[str, int] | None = None,
+        **options: Any,
     ) -> tuple[Runner, RecordingVisBackend]:
         hook = dict(type="hcformer_mm.ClusterVisualizationHook", side=96, **options)
         config = quick_config(shapes, tmp_path / "work_dir", path, hooks=[hook])
         config.val_dataloader.batch_size = config.test_dataloader.batch_size = batch_size
-        config.train_cfg.val_interval = 1
+        config.train_cfg.update(train_cfg or dict(val_interval=1))
         config.visualizer.vis_backends = [dict(type="RecordingVisBackend"), *backends]
         if "interval" not in options:  # the first batch alone is drawn
             config.val_dataloader.dataset.indices = 1
@@ -121,6 +126,33 @@ def test_tensorboard_gets_them(build, tmp_path: Path) -> None:
     events = EventAccumulator(str(folder))
     events.Reload()
     assert [image.step for image in events.Images("val_clusters_000000")] == [1, 2]
+
+
+def test_first_image_is_drawn_during_training(build) -> None:
+    """It does not change the training, and shows the weights of its iteration."""
+    weights, sheets = [], []
+    for iterations in ((), (1, 2)):
+        schedule = dict(max_iters=3, val_interval=3)
+        runner, backend = build(max_images=1, train_iters=iterations, train_cfg=schedule)
+        runner.train()
+        assert not runner.model._forward_hooks and not runner.model.backbone._forward_hooks
+        weights.append(runner.model.state_dict())
+        sheets.append(backend.images)
+    assert list(sheets[0]) == [("val_clusters_000000", 3)]
+    assert list(sheets[1]) == [("val_clusters_000000", step) for step in (1, 2, 3)]
+    first, second, last = sheets[1].values()
+    assert first.shape == second.shape == last.shape
+    assert not np.array_equal(first, second) and not np.array_equal(second, last)
+    assert np.array_equal(last, sheets[0]["val_clusters_000000", 3])
+    assert weights[0].keys() == weights[1].keys()
+    assert all(map(torch.equal, weights[0].values(), weights[1].values()))
+
+
+def test_training_without_a_validation_set(build) -> None:
+    runner, _ = build(train_iters=(1,))
+    runner._val_loop = runner._val_dataloader = runner._val_evaluator = None
+    with pytest.raises(ValueError, match="expected a validation set for train_iters"):
+        runner.train()
 
 
 def test_number_of_images_is_limited(build) -> None:
