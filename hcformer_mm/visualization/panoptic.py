@@ -81,13 +81,12 @@ def draw_panoptic(
         if segment in tracks:
             colors[i] = distinct_colors(TRACK_COLORS)[tracks[segment] % TRACK_COLORS]
     classed = np.array([category is not None for category in named])
-    shares = {"gray": np.ones(len(ids)), "fill": classed, "contours": np.zeros(len(ids))}[mode]
-    opacities = (opacity * shares)[:, None]
+    shares = np.where(classed & (mode == "fill"), opacity, 0.0)[:, None]
     drawn = np.empty_like(image)
     for rows in row_bands(len(image), image[0].size, BAND_NUMEL):
         under = gray_image(image[rows]) if mode == "gray" else image[rows]
-        over, share = colors[segments[rows]], opacities[segments[rows]]
-        drawn[rows] = (share * over + (1 - share) * under).round()
+        share = opacity if mode == "gray" else shares[segments[rows]]
+        drawn[rows] = (share * colors[segments[rows]] + (1 - share) * under).round()
     if mode == "contours":
         lines = boundary(segments, 2 * max(1, round(max(image.shape) / 300))) & classed[segments]
         drawn[lines] = colors[segments[lines]]
