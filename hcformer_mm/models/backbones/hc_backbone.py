@@ -16,6 +16,9 @@ from ..layers.deformable_downsampling import DeformableDownsampling, make_downsa
 from ..utils.pretrained import TIMM_MODEL, is_pretrained, rename_timm_weights
 from . import taps as tapping
 
+PAPER_LEVELS = 3
+"""Downsamplings that the paper clusters: those below the stem."""
+
 IMAGE_CHANNELS = 16
 """Channels of the map of the image's pixels, which level 5 clusters."""
 
@@ -36,8 +39,8 @@ class HCBackbone(BaseModule):
             The paper's models cluster up to three, down to stride 4. Where the stem halves the
             image twice, as in ResNets, 4 clusters the pixels of its map of stride 2, and 5 those of
             the image itself, by a learned 3×3 convolution with :data:`IMAGE_CHANNELS` channels.
-        embed_channels: Channels of the space in which similarities are taken; in the stem at most
-            as many as the fine map has, of which a projection makes no more.
+        embed_channels: Channels of the space in which similarities are taken; at levels 4 and 5 at
+            most as many as the fine map has, of which a projection makes no more.
         init_scale: Initial value of the scales.
         downsampling: ``'deform'`` replaces the strided convolutions of the clustered downsamplings
             by DCNv2 (Sec. 2.5, for CNNs); ``'original'`` keeps them, as transformers need. A stem
@@ -77,8 +80,8 @@ class HCBackbone(BaseModule):
         # Channels before and after each downsampling, and of the space of similarities.
         channels = [(pair.fine.shape[1], pair.coarse.shape[1]) for pair in pairs]
         embeds = [
-            min(embed_channels, fine) if call.in_stem else embed_channels
-            for call, (fine, _) in zip(calls, channels, strict=True)
+            min(embed_channels, fine) if level > PAPER_LEVELS else embed_channels
+            for level, (fine, _) in zip(range(len(pairs), 0, -1), channels, strict=True)
         ]
         self.image_map = None
         if hierarchical_level > len(self.taps):
@@ -110,8 +113,8 @@ class HCBackbone(BaseModule):
         if taps is None and level > len(names):
             names = run.find_taps(stem=True)
         # The image's level needs a map of half its size.
-        first = run.calls.get(names[0]) if names else None
-        most = len(names) + (first is not None and first.halvings[0] == 1)
+        finest = run.calls.get(names[0]) if names else None
+        most = len(names) + (finest is not None and finest.halvings[0] == 1)
         if not 0 <= level <= most:
             raise ValueError(
                 f"expected hierarchical_level between 0 and {most}, the number of taps of "
