@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
                 f"expected a folder for results with --{name.replace('_', '-')}, got --out "
                 f"{args.out}"
             )
-    inferencer = HCFormerInferencer(args.config, args.checkpoint, **model_options(args))
+    inferencer = HCFormerInferencer(**model_options(args))
     options = dict(
         batch_size=args.batch_size,
         progress=True,

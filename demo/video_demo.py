@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     open_images(args.video)  # fails on a mistyped name before the model is built
-    inferencer = VideoInferencer(args.config, args.checkpoint, **model_options(args))
+    inferencer = VideoInferencer(**model_options(args))
     results = inferencer.track(
         args.video,
         fps=args.fps,

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from mmengine.config import DictAction
 
+from hcformer_mm.checkpoints.io import load_checkpoint, sha256
 from tests.test_configs import CONFIGS, build, read
 from tools.analysis_tools.get_flops import count_multiply_adds, count_parameters
 
@@ -121,8 +122,13 @@ def test_metafiles_follow_the_schema():
             assert Path(model["Config"]).parent == Path(name).parent
             for result in model["Results"]:
                 assert_has(result, RESULT)
-            # Results belong to published weights.
-            assert not model["Results"] or model["Weights"].startswith("https://")
+            # Results belong to weights that come with the package, named by their hash.
+            assert bool(model["Results"]) == ("Weights" in model)
+            if "Weights" in model:
+                path = ROOT / model["Weights"]
+                assert path.stem == f"{model['Name']}-{sha256(path)[:8]}"
+                assert path.parent == (ROOT / name).parent
+                assert model["Alias"]
 
 
 def assert_has(entry, schema):
@@ -145,7 +151,10 @@ def test_iterations_are_those_of_the_config():
     for metafile in metafiles().values():
         for model in metafile["Models"]:
             config = read(model["Config"])
-            assert model["Metadata"]["Iterations"] == config.train_cfg.max_iters
+            iterations = config.train_cfg.max_iters
+            if "Weights" in model:  # which may be of an earlier schedule
+                iterations = load_checkpoint(ROOT / model["Weights"])["meta"]["iter"]
+            assert model["Metadata"]["Iterations"] == iterations
             if "Batch Size" in model["Metadata"]:
                 gpus = int(re.search(r"_(\d+)xb", model["Config"]).group(1))
                 batch = gpus * config.train_dataloader.batch_size

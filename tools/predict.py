@@ -53,7 +53,7 @@ def parse_args() -> argparse.Namespace:
         "an input on each line, or quoted pattern such as 'shards/{000..010}.tar' or "
         "'data/**/*.jpg'; inputs come before config and checkpoint, as in demo/image_demo.py",
     )
-    add_inference_arguments(parser)
+    add_inference_arguments(parser, default_weights=False)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument(
         "--overwrite",

@@ -80,7 +80,7 @@ def read_ground_truth(
 
 def draw(args: argparse.Namespace) -> None:
     images = with_unique_names(open_images(args.img))
-    inferencer = ClusterInferencer(args.config, args.checkpoint, **model_options(args))
+    inferencer = ClusterInferencer(**model_options(args))
     truth = read_ground_truth(args, inferencer, images)
     drawn = 0
     for result in inferencer.iterate(args.img, batch_size=args.batch_size, progress=True):

@@ -7,16 +7,29 @@ from typing import Any
 from ..acceleration.inference import DTYPES
 from ..structures.data_samples import SCORE_THR
 from ..utils.arguments import add_cfg_options, number
+from ..utils.config import find_weights, read_config
 from ..visualization import FigureStyle
 from ..visualization.panoptic import MODES
 from .result_writer import TABLES
 from .tiles import TILE_OVERLAP, Tiling
 
 
-def add_model_arguments(parser: ArgumentParser) -> None:
-    """Add the arguments of a model and its precision; see :func:`model_options`."""
+def add_model_arguments(parser: ArgumentParser, *, default_weights: bool = True) -> None:
+    """Add the arguments of a model and its precision; see :func:`model_options`.
+
+    Args:
+        parser: The parser.
+        default_weights: Whether the checkpoint may be left out, for the weights that come with
+            this package; not after other positional arguments of any number.
+    """
     parser.add_argument("config", help="config file, or name of a config of this package")
-    parser.add_argument("checkpoint", type=Path, help="checkpoint file")
+    included = "; by default the weights that come with this package (hcformer_tiny_shapes)"
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        nargs="?" if default_weights else None,
+        help="checkpoint file" + included * default_weights,
+    )
     parser.add_argument(
         "--device", help="cpu, cuda or cuda:<index>; by default the GPU if there is one"
     )
@@ -45,9 +58,15 @@ def add_model_arguments(parser: ArgumentParser) -> None:
 
 
 def model_options(args: Namespace) -> dict[str, Any]:
-    """Return what :func:`add_model_arguments` says of an inferencer, besides its model."""
-    names = ("device", "dtype", "fast", "cfg_options", "font")
-    return {name: getattr(args, name) for name in names}
+    """Return what :func:`add_model_arguments` says of an inferencer.
+
+    Raises:
+        ValueError: There is no such config, or no checkpoint for it.
+    """
+    names = ("device", "dtype", "fast", "font")
+    config = read_config(args.config, args.cfg_options)
+    weights = find_weights(config, args.checkpoint)
+    return dict(model=config, weights=weights) | {name: getattr(args, name) for name in names}
 
 
 def add_score_thr(parser: ArgumentParser) -> None:
@@ -61,9 +80,9 @@ def add_score_thr(parser: ArgumentParser) -> None:
     )
 
 
-def add_inference_arguments(parser: ArgumentParser) -> None:
-    """Add the arguments of a model, its thresholds and its results."""
-    add_model_arguments(parser)
+def add_inference_arguments(parser: ArgumentParser, *, default_weights: bool = True) -> None:
+    """Add the arguments of a model, as :func:`add_model_arguments`, its thresholds and results."""
+    add_model_arguments(parser, default_weights=default_weights)
     parser.add_argument(
         "--tile",
         type=number(int, 2),

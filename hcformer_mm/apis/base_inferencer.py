@@ -20,7 +20,7 @@ from typing_extensions import Unpack
 
 from ..acceleration.inference import autocast_test_step, check_dtype, prepare_for_inference
 from ..models.utils.post_processing import semantic_confidence
-from ..utils.config import read_config
+from ..utils.config import included_weights, read_config
 from ..utils.progress import progress as show_progress
 from ..visualization.fonts import fonts_for
 from .inference import (
@@ -51,8 +51,9 @@ class BaseInferencer:
 
     Args:
         model: A ``Config``, the path of a config file, or the name of a config of this package.
-        weights: Path of a checkpoint, which is loaded with ``weights_only=True``. None gives random
-            weights, with a warning.
+        weights: Path of a checkpoint, which is loaded with ``weights_only=True``. None loads the
+            weights that come with this package, as those of ``hcformer_tiny_shapes`` do; any other
+            model gets random ones, with a warning.
         device: Device of the model; by default the GPU if there is one.
         dtype: ``'float32'``, or ``'bfloat16'`` or ``'float16'`` for autocast. Results are float32.
         fast: Whether to prepare the model by
@@ -95,6 +96,7 @@ class BaseInferencer:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         check_device(device)
+        weights = included_weights(config) if weights is None else weights
         if weights is None:
             warnings.warn(
                 f"no weights are given for {config.filename}: its predictions are random",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from mmengine.model import BaseModel
 
-from ..utils.config import read_config, zoo
+from ..utils.config import find_weights, read_config, zoo
 from .inference import build_model, check_device
 
 
@@ -33,8 +33,9 @@ def create_model(
     Args:
         name: One of :func:`list_models`, or another config that
             :func:`~hcformer_mm.utils.config.find_config` finds.
-        pretrained: Path of a checkpoint, which is loaded with ``weights_only=True``; None or False
-            gives random weights.
+        pretrained: Path of a checkpoint, which is loaded with ``weights_only=True``; True loads the
+            weights that come with this package, as those of ``hcformer_tiny_shapes`` do; None or
+            False gives random weights.
         device: Device of the model.
         cfg_options: Overrides of the config, as ``--cfg-options`` gives them.
 
@@ -43,15 +44,10 @@ def create_model(
 
     Raises:
         ValueError: No such config or device, the checkpoint does not fit it, or ``pretrained`` is
-            True.
+            True and no weights come with this package.
         FileNotFoundError: No such checkpoint.
     """
-    if pretrained is True:
-        raise ValueError(
-            f"expected the path of a checkpoint as pretrained of {name}, got True: no weights come "
-            "with hcformer_mm; train the model, or convert a released checkpoint as "
-            "docs/converting.md shows"
-        )
     config = read_config(name, cfg_options)
     check_device(device)
-    return build_model(config, pretrained or None, device=device)
+    weights = find_weights(config) if pretrained is True else pretrained or None
+    return build_model(config, weights, device=device)

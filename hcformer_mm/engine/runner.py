@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from ..checkpoints.io import force_weights_only
 from ..utils.arguments import add_cfg_options
 from ..utils.components import entries
-from ..utils.config import naming, read_config
+from ..utils.config import find_weights, naming, read_config
 from ..utils.errors import InputError
 from ..utils.strict_json import write_strict_logs
 from .completion import complete_evaluators, complete_pipelines
@@ -46,7 +46,12 @@ def add_common_arguments(parser: ArgumentParser) -> None:
 
 def add_checkpoint_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of every tool that tests a checkpoint."""
-    parser.add_argument("checkpoint", help="checkpoint file")
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        help="checkpoint file; by default the weights that come with this package, as those of "
+        "hcformer_tiny_shapes do",
+    )
     parser.add_argument(
         ALLOW_PARTIAL,
         action="store_true",
@@ -63,7 +68,8 @@ def load_config(args: Namespace) -> Config:
     ``load_from``.
 
     Raises:
-        InputError: There is no such config, or it lacks a section of the run.
+        InputError: There is no such config, it lacks a section of the run, or no checkpoint to test
+            is given and none comes with this package.
     """
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     config = read_config(args.config, args.cfg_options)
@@ -77,7 +83,7 @@ def load_config(args: Namespace) -> Config:
             f" with, got no {' and no '.join(missing)}"
         )
     if testing:
-        config.load_from = args.checkpoint
+        args.checkpoint = config.load_from = str(find_weights(config, args.checkpoint))
     config.launcher = args.launcher
     if args.work_dir is not None:
         config.work_dir = args.work_dir

@@ -78,10 +78,42 @@ def _describe(error: Exception) -> str:
 def zoo() -> dict[str, Path]:
     """Configs of this package by name, and by the aliases that its metafiles give them."""
     files = {file.stem: file for file in CONFIGS.glob("[!_]*/*.py")}  # without _base_
-    models = [one for file in CONFIGS.glob("*/metafile.yml") for one in load(file)["Models"]]
     return files | {
-        alias: files[model["Name"]] for model in models for alias in model.get("Alias", ())
+        alias: files[model["Name"]] for model in _listed() for alias in model.get("Alias", ())
     }
+
+
+def _listed() -> list[dict[str, Any]]:
+    """Models of the metafiles."""
+    return [model for file in CONFIGS.glob("*/metafile.yml") for model in load(file)["Models"]]
+
+
+def included_weights(config: Config) -> Path | None:
+    """Weights that come with this package for one of its configs; None for any other config."""
+    path = config.filename and Path(config.filename).resolve()
+    found = (
+        RESOURCES / model["Weights"]
+        for model in _listed()
+        if "Weights" in model and (RESOURCES / model["Config"]).resolve() == path
+    )
+    return next(found, None)
+
+
+def find_weights(config: Config, checkpoint: str | Path | None = None) -> Path:
+    """Return the path of a checkpoint, by default of the weights that come with this package.
+
+    Raises:
+        ValueError: None is given, and none comes with this package for the config.
+    """
+    found = included_weights(config) if checkpoint is None else Path(checkpoint)
+    if found is None:
+        known = ", ".join(alias for one in _listed() if "Weights" in one for alias in one["Alias"])
+        raise InputError(
+            f"expected a checkpoint for {config.filename}, got none: hcformer_mm comes with "
+            f"weights of {known} only; train the model, or convert a released checkpoint as "
+            "docs/converting.md shows"
+        )
+    return found
 
 
 def find_config(name: str | Path) -> Path:

@@ -2,16 +2,19 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 import yaml
+from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 
 import hcformer_mm
 from hcformer_mm import create_model, list_models
 from hcformer_mm.apis import HCFormerInferencer
-from hcformer_mm.utils.config import CONFIGS, find_config
+from hcformer_mm.checkpoints.io import load_checkpoint
+from hcformer_mm.utils.config import CONFIGS, find_config, included_weights, read_config
 from tests.helpers.installing import ROOT
 from tests.helpers.models import SHAPES_CONFIG
 
@@ -21,6 +24,7 @@ ALIASES = {
     for model in yaml.safe_load(file.read_text())["Models"]
     for alias in model.get("Alias", ())
 }
+TINY = "hcformer_tiny_shapes"
 SMALL = {"model.panoptic_head.num_queries": 7}
 
 
@@ -81,13 +85,39 @@ def test_models_are_created_as_by_the_inferencer(run_device, tmp_path):
 
 
 def test_pretrained_is_a_path(tmp_path):
-    with pytest.raises(ValueError, match=r"path of a checkpoint .* got True: .*converting\.md"):
+    with pytest.raises(ValueError, match=r"checkpoint for .* got none: .*tiny_.*converting\.md"):
         create_model(SHAPES_CONFIG, pretrained=True)
     with pytest.raises(FileNotFoundError, match=r"none\.pth"):
         create_model(SHAPES_CONFIG, tmp_path / "none.pth")
     assert same(create_model(SHAPES_CONFIG, pretrained=False), create_model(SHAPES_CONFIG))
     with pytest.raises(ValueError, match="a device of this machine"):
         create_model(SHAPES_CONFIG, device="cuda:77")
+
+
+@pytest.mark.parametrize(
+    "name", [TINY, f"{ALIASES[TINY]}.py", CONFIGS / f"shapes/{ALIASES[TINY]}.py"]
+)
+def test_weights_that_come_with_the_package(name):
+    """They are found by name and by path, and are those of the file, at half precision."""
+    model = create_model(name, pretrained=True)
+    path = included_weights(read_config(name))
+    assert path.stat().st_size <= 8e6
+    content = load_checkpoint(path)
+    assert model.dataset_meta == content["meta"]["dataset_meta"]
+    for key, value in model.state_dict().items():
+        assert torch.equal(content["state_dict"][key].to(value.dtype), value)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="no weights")
+        assert same(HCFormerInferencer(name, device="cpu", fast=False).model, model)
+
+
+def test_other_files_have_no_weights(tmp_path):
+    """A file of the same name in another folder can be another model."""
+    config = read_config(TINY)
+    config.dump(tmp_path / f"{ALIASES[TINY]}.py")
+    assert included_weights(config) is not None
+    assert included_weights(read_config(tmp_path / f"{ALIASES[TINY]}.py")) is None
+    assert included_weights(Config(config.to_dict())) is None
 
 
 @pytest.fixture
@@ -113,8 +143,13 @@ def test_torch_hub_loads_from_a_clone(monkeypatch):
     model = torch.hub.load(str(ROOT), "hcformer_r50", source="local", cfg_options=SMALL)
     assert same(model, create_model("hcformer_r50", cfg_options=SMALL))
     for alias in ALIASES:
-        with pytest.raises(ValueError, match=f"as pretrained of {alias}, got True"):
-            torch.hub.load(str(ROOT), alias.replace("-", "_"), pretrained=True, source="local")
+        entry = alias.replace("-", "_")
+        if alias == TINY:
+            loaded = torch.hub.load(str(ROOT), entry, pretrained=True, source="local")
+            assert same(loaded, create_model(TINY, pretrained=True))
+        else:
+            with pytest.raises(ValueError, match=rf"checkpoint for .*{ALIASES[alias]}.*, got none"):
+                torch.hub.load(str(ROOT), entry, pretrained=True, source="local")
 
 
 def test_import_of_the_package_stays_quick():
