@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 
 
 def read_split(root, split):
-    """Image entry, segment ids ``(H, W)`` and ``segments_info`` of each image; and categories."""
+    """Image entry, ids ``(H, W)`` and ``segments_info`` by name of the image; and categories."""
     content = json.loads((root / f"annotations/panoptic_{split}.json").read_text())
     images = {one["id"]: one for one in content["images"]}
     read = []
@@ -23,6 +23,7 @@ def read_split(root, split):
         with Image.open(root / f"annotations/panoptic_{split}" / one["file_name"]) as png:
             ids = rgb2id(np.asarray(png.convert("RGB")))
         read.append((images[one["image_id"]], ids, one["segments_info"]))
+    read.sort(key=lambda each: each[0]["file_name"])
     return read, {one["id"]: one for one in content["categories"]}
 
 
