@@ -8,7 +8,7 @@ IS_NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 10))
 RUN = .venv/bin/python
 WORKERS ?= 2
 
-.PHONY: help install demo test test-gpu docs lint format clean
+.PHONY: help install quick demo test test-gpu docs lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## Show the targets
@@ -32,6 +32,9 @@ install:  ## Create .venv and install everything into it
 demo: install  ## Write the Shapes set, train and evaluate an HCFormer on it, draw its results
 	@$(RUN) demo/shapes.py
 
+quick: install  ## Segment images with the tiny model that comes with the package, and browse its clusters
+	@$(RUN) demo/quick.py
+
 # worksteal starts each worker on a run of neighbors, so most module fixtures are set up only once.
 test: install  ## Run the tests on WORKERS=2 processes (the slow ones too: .venv/bin/python -m pytest -m '')
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest -n $(WORKERS) --dist worksteal
@@ -54,4 +57,4 @@ format: install  ## Fix the style automatically
 	@$(RUN) -m ruff format
 
 clean:  ## Remove .venv and caches, but no data and results
-	rm -rf .venv .ruff_cache .mypy_cache .pytest_cache hcformer_mm.egg-info hcformer_mm/.mim docs/api site
+	rm -rf .venv .ruff_cache .mypy_cache .pytest_cache hcformer_mm.egg-info hcformer_mm/.mim docs/api jupyter_execute site

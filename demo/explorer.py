@@ -1,6 +1,7 @@
 """Browse the levels of the hierarchy, and the path of any pixel through them, on a local web page.
 
-Without arguments it shows the model that `make demo` trained. It needs no network.
+Without arguments it shows the model that `make demo` trained, or else the tiny one that comes with$
+the package. It needs no network.
 """
 
 import argparse
@@ -22,12 +23,15 @@ from exploration import OVERLAYS, Exploration, draw_level, explore
 from explorer_html import CSS, NOTES, levels_html, path_html
 from mmseg.models.segmentors import BaseSegmentor
 from shapes import CONFIG, IMAGES, ROOT, Demo
+from tiny import FOLDER, TINY, render_images
 
 from hcformer_mm.apis.cluster_inferencer import ClusterInferencer
 from hcformer_mm.apis.inference import thresholds_of
 from hcformer_mm.apis.inputs import InputImage
 from hcformer_mm.structures.data_samples import SCORE_THR, predicted_segments
 from hcformer_mm.utils.arguments import add_cfg_options
+from hcformer_mm.utils.config import find_weights, read_config
+from hcformer_mm.utils.errors import InputError
 
 FIRST_PORT = 7860
 """First port that is tried: Gradio's default."""
@@ -189,40 +193,48 @@ def build_page(explorer: Explorer, examples: list[Path]) -> Any:
     return page
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", nargs="?", help="config file, or name of a config of the package")
-    parser.add_argument("checkpoint", nargs="?", type=Path, help="checkpoint file")
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        type=Path,
+        help="checkpoint file; by default the weights that come with this package, as those of "
+        "hcformer_tiny_shapes do",
+    )
     parser.add_argument("--examples", type=Path, nargs="+", help="images to choose from")
     parser.add_argument("--host", default="127.0.0.1", help="address (default: %(default)s)")
     parser.add_argument("--port", type=int, help=f"default: a free one from {FIRST_PORT} on")
     parser.add_argument("--device", help="cpu, cuda or cuda:<index>; by default the GPU if any")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
     add_cfg_options(parser)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def find_model(args: argparse.Namespace) -> tuple[str | Path, Path]:
-    """Config and checkpoint given on the command line, by default the demo's."""
-    if args.config is not None and args.checkpoint is None:
-        raise UsageError("expected CONFIG and CHECKPOINT, or neither of them, got CONFIG alone")
-    if args.config is not None:
-        if not args.checkpoint.is_file():
-            raise UsageError(f"no such checkpoint: {args.checkpoint}")
-        return args.config, args.checkpoint
-    work_dir = ROOT / "work_dirs" / CONFIG.stem
-    checkpoint = Demo(work_dir).checkpoint()
-    if checkpoint is None:
-        raise UsageError(
-            f"there is no checkpoint in {work_dir}: run `make demo` first, or name CONFIG and "
-            "CHECKPOINT"
-        )
-    return ROOT / CONFIG, checkpoint
+    """Config and checkpoint given on the command line, by default the demo's or the tiny model."""
+    checkpoint = Demo(ROOT / "work_dirs" / CONFIG.stem).checkpoint()
+    if args.config is None and checkpoint is not None:
+        return ROOT / CONFIG, checkpoint
+    name = args.config or TINY
+    try:
+        found = find_weights(read_config(name), args.checkpoint)
+    except InputError as error:
+        raise UsageError(str(error)) from None
+    if not found.is_file():
+        raise UsageError(f"no such checkpoint: {found}")
+    return name, found
 
 
 def find_examples(named: list[Path] | None) -> list[Path]:
-    """Images given on the command line, by default some of the Shapes set if it exists."""
+    """Images given on the command line, by default some of the Shapes set.
+
+    If the set is not there, they are rendered into ``work_dirs``.
+    """
     if named is None:
-        return [ROOT / path for path in IMAGES if (ROOT / path).is_file()]
+        images = [ROOT / path for path in IMAGES]
+        return images if all(path.is_file() for path in images) else [*render_images(FOLDER)]
     missing = [str(path) for path in named if not path.is_file()]
     if missing:
         raise UsageError(f"no such image: {', '.join(missing)}")
@@ -274,6 +286,7 @@ def serve(args: argparse.Namespace) -> None:
                 theme=gradio.themes.Default(primary_hue="blue", **fonts),
                 css=CSS,
                 footer_links=[],
+                inbrowser=args.open,
                 share=False,
                 ssr_mode=False,
                 run_history=False,

@@ -24,6 +24,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from hcformer_mm.apis.inference import build_model
+from hcformer_mm.utils.config import included_weights, read_config
 from tests.helpers.models import SHAPES_CONFIG
 from tests.helpers.predictions import diversify
 
@@ -293,11 +294,17 @@ def refuse(monkeypatch, *arguments):
     return end.value.code
 
 
-def test_without_a_trained_model(monkeypatch, tmp_path):
+def test_tiny_model_without_a_trained_one(monkeypatch, tmp_path):
+    """Neither a training nor a data set is needed."""
     monkeypatch.setattr(explorer, "ROOT", tmp_path)
-    message = refuse(monkeypatch)
-    assert message.startswith(f"explorer: there is no checkpoint in {tmp_path}")
-    assert "run `make demo` first, or name CONFIG and CHECKPOINT" in message
+    monkeypatch.setattr(explorer, "FOLDER", tmp_path / "images")
+    config, checkpoint = explorer.find_model(explorer.parse_args([]))
+    assert config == explorer.TINY
+    assert checkpoint == included_weights(read_config(explorer.TINY))
+    assert explorer.find_model(explorer.parse_args([explorer.TINY])) == (config, checkpoint)
+    images = explorer.find_examples(None)
+    assert [path.stem for path in images] == [path.stem for path in explorer.IMAGES]
+    assert all(mmcv.imread(str(path)).ndim == 3 for path in images)
 
 
 def test_demo_is_the_default(monkeypatch, tmp_path):
@@ -306,18 +313,18 @@ def test_demo_is_the_default(monkeypatch, tmp_path):
     (folder / "iter_7.pth").touch()
     (folder / "last_checkpoint").write_text("/somewhere/else/iter_7.pth")
     monkeypatch.setattr(explorer, "ROOT", tmp_path)
-    arguments = explorer.argparse.Namespace(config=None, checkpoint=None)
-    assert explorer.find_model(arguments) == (tmp_path / SHAPES_CONFIG, folder / "iter_7.pth")
-    assert explorer.find_examples(None) == []
-    image = tmp_path / explorer.IMAGES[1]
-    image.parent.mkdir(parents=True)
-    image.touch()
-    assert explorer.find_examples(None) == [image]
+    found = explorer.find_model(explorer.parse_args([]))
+    assert found == (tmp_path / SHAPES_CONFIG, folder / "iter_7.pth")
+    images = [tmp_path / path for path in explorer.IMAGES]
+    images[0].parent.mkdir(parents=True)
+    for image in images:
+        image.touch()
+    assert explorer.find_examples(None) == images
 
 
 def test_wrong_arguments(monkeypatch, tmp_path, checkpoint):
     missing = tmp_path / "missing"
-    assert "got CONFIG alone" in refuse(monkeypatch, SHAPES_CONFIG)
+    assert "expected a checkpoint for " in refuse(monkeypatch, SHAPES_CONFIG)
     message = refuse(monkeypatch, SHAPES_CONFIG, missing)
     assert message == f"explorer: no such checkpoint: {missing}"
     model = (SHAPES_CONFIG, checkpoint)
