@@ -8,7 +8,7 @@ for the number that averages mask and dice losses: :func:`num_objects`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from mmdet.models.utils import get_uncertain_point_coords_with_randomness
 from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ...ops.bands import is_eager_cpu
 from ...ops.precision import autocast_off
@@ -26,6 +27,10 @@ from .finite_assigner import FiniteAssigner
 
 EPS = torch.finfo(torch.float32).eps
 """What mmdet's losses add to the number by which they divide their sum."""
+
+DECODED_NUMEL = 2**27
+"""Mask logits that are decoded at once: 512 MiB of float32. Clusters down to the pixels of a large
+image exceed it; then each decoder layer is decoded alone, and again in the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +192,8 @@ class MaskCriterion:
         """Yield an image's predictions and objects of every layer, each at its random points."""
         # On a CPU the masks of one layer fit the cache; probabilities are decoded in full.
         separate = is_eager_cpu(mask_logits) or self.mask_space == "probability"
+        number = len(mask_logits) * mask_logits.shape[1]
+        separate |= _decoded_numel(number, assignments[1:]) > DECODED_NUMEL
         step = 1 if separate else len(mask_logits)
         for scores, logits in zip(class_logits.split(step), mask_logits.split(step), strict=True):
             points = torch.rand(
@@ -252,6 +259,25 @@ class MaskCriterion:
     ) -> Tensor:
         """Mask and dice losses ``(2, L)`` of one image, from mask logits ``(L, Q, h, w)``."""
         logits = mask_logits.flatten(0, 1).index_select(0, match.queries)
+        if _decoded_numel(len(logits), assignments) <= DECODED_NUMEL:
+            return self._matched_losses(logits, assignments, masks, match)
+        of_layers = [
+            checkpoint(
+                *(self._matched_losses, of_layer, assignments, masks),
+                replace(match, queries=queries, objects=objects, counts=[len(queries)]),
+                use_reentrant=False,
+            )
+            for of_layer, queries, objects in zip(
+                *(x.split(match.counts) for x in (logits, match.queries, match.objects)),
+                strict=True,
+            )
+        ]
+        return torch.cat(of_layers, dim=1)
+
+    def _matched_losses(
+        self, logits: Tensor, assignments: Sequence[Tensor], masks: Tensor, match: Match
+    ) -> Tensor:
+        """:meth:`_mask_losses` from the mask logits of the matched queries, ``(M, h, w)``."""
         decoded = decode_mask_logits(logits[None], assignments, self.mask_space)[0]
         predicted, wanted = self._at_uncertain_points(decoded, masks, match)
         loss_mask = self.loss_mask(predicted.flatten(), wanted.flatten(), reduction_override="none")
@@ -267,8 +293,9 @@ class MaskCriterion:
 
         Both results are ``(M, P)``.
         """
-        # Each mask is read at its own points, so its pixels should be adjacent in memory.
-        decoded = decoded.unsqueeze(1).contiguous()
+        # Each mask is read at its own points, so its pixels should be adjacent in memory. PyTorch
+        # transposes matrices faster than maps.
+        decoded = decoded.flatten(1).contiguous().view(len(decoded), 1, *decoded.shape[1:])
         with torch.no_grad():
             # On a CPU the candidates of one layer fit the cache.
             step = match.counts if is_eager_cpu(decoded) else [len(decoded)]
@@ -286,6 +313,11 @@ class MaskCriterion:
             )
             wanted = _targets(masks, match, points)
         return point_sample(decoded, points)[:, 0], wanted
+
+
+def _decoded_numel(number: int, assignments: Sequence[Tensor]) -> int:
+    """Mask logits of a number of masks that are decoded by assignments of one image."""
+    return number * assignments[0].shape[-2] * assignments[0].shape[-1] if assignments else 0
 
 
 def _targets(masks: Tensor, match: Match, points: Tensor) -> Tensor:

@@ -92,6 +92,7 @@ def check_equal(samples, build=detector, size=(64, 96), **options):
         {"panoptic_head.decoder": "standard"},
         {"backbone.hierarchical_level": 1},
         {"backbone.hierarchical_level": 0},
+        {"backbone.hierarchical_level": 5},
         # More objects than queries: some objects stay unmatched.
         {"panoptic_head.num_queries": 2},
     ],
@@ -105,6 +106,23 @@ def test_equal_to_mmdets_losses(same_points, options, things):
 @on_each_device
 def test_equal_with_an_odd_size(same_points):
     check_equal([data_sample((75, 109), things=3)], size=(75, 109))
+
+
+def test_layers_that_are_decoded_alone(monkeypatch):
+    """Large maps change neither losses nor gradients, with the same random points."""
+    model = detector(**{"backbone.hierarchical_level": 5, "train_cfg.num_points": 64}).train()
+    images = torch.randn(2, 3, 64, 96)
+    results = []
+    for limit in (mask_criterion.DECODED_NUMEL, 0):
+        monkeypatch.setattr(mask_criterion, "DECODED_NUMEL", limit)
+        torch.manual_seed(1)
+        samples = [data_sample((64, 96), things=things) for things in (2, 0)]
+        results.append(losses_and_gradients(model, images, samples))
+    (expected, oracle), (losses, gradients) = results
+    torch.testing.assert_close(losses, expected)
+    whole = torch.stack([gradient.norm() for gradient in oracle.values()]).norm()
+    for name, gradient in oracle.items():
+        assert (gradients[name] - gradient).norm() <= 1e-5 * whole, name
 
 
 @on_each_device
