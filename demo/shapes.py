@@ -26,7 +26,7 @@ from hcformer_mm.utils.config import read_config
 from hcformer_mm.utils.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = Path("configs/shapes/hcformer_r18_shapes-panoptic.py")
+CONFIG = Path("configs/shapes/hcformer_tiny_shapes-panoptic.py")
 DATA = Path("data/shapes")
 GROUND_TRUTH = DATA / "annotations/panoptic_val.json"
 # Few objects, tiny and thin ones, overlapping ones, and a crowd.
@@ -141,7 +141,7 @@ class Demo:
         drawn = [*(iteration for iteration in DRAWN if iteration < iterations), iterations]
         self.run(
             "training",
-            *("tools/train.py", CONFIG, "--work-dir", self.work_dir, "--resume"),
+            *("tools/train.py", CONFIG, "--fast", "--work-dir", self.work_dir, "--resume"),
             *("--draw", *drawn, "--cfg-options", *options),
             count=Iterations(ROOT / self.work_dir, first),
             total=iterations,

@@ -308,13 +308,13 @@ def test_tiny_model_without_a_trained_one(monkeypatch, tmp_path):
 
 
 def test_demo_is_the_default(monkeypatch, tmp_path):
-    folder = tmp_path / "work_dirs" / Path(SHAPES_CONFIG).stem
+    folder = tmp_path / "work_dirs" / explorer.CONFIG.stem
     folder.mkdir(parents=True)
     (folder / "iter_7.pth").touch()
     (folder / "last_checkpoint").write_text("/somewhere/else/iter_7.pth")
     monkeypatch.setattr(explorer, "ROOT", tmp_path)
     found = explorer.find_model(explorer.parse_args([]))
-    assert found == (tmp_path / SHAPES_CONFIG, folder / "iter_7.pth")
+    assert found == (tmp_path / explorer.CONFIG, folder / "iter_7.pth")
     images = [tmp_path / path for path in explorer.IMAGES]
     images[0].parent.mkdir(parents=True)
     for image in images:
