@@ -50,6 +50,7 @@ def test_every_version_is_pinned_once():
         ("torch==2.14.1", True),
         ("torch==2.14.0", False),
         ("torch>=99", True),  # a range is pip's affair
+        ('torch==2.9.0; python_version < "3.10"', True),
         ("Scikit_Image", True),
         ("numpy", False),
     ],

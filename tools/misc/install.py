@@ -90,15 +90,19 @@ def normalized(name: str) -> str:
 
 
 def is_installed(requirement: str, installed: Mapping[str, str]) -> bool:
-    """Whether a requirement is installed; only ``==`` versions are compared, not ranges."""
+    """Whether a requirement is installed.
+
+    Only ``==`` versions are compared, not ranges, nor those that depend on Python's version.
+    """
     match = re.match(r"([\w.-]+)(?:\[.*\])?\s*(==)?\s*([^\s;,]*)", requirement)
     if match is None:
         raise InstallError(f"expected a requirement such as name==1.0, got {requirement!r}.")
     found = installed.get(normalized(match.group(1)))
     if found is None:
         return False
-    # torch's version carries the build: 2.14.1+cpu.
-    return match.group(2) is None or found.partition("+")[0] == match.group(3)
+    if match.group(2) is None or ";" in requirement:
+        return True
+    return found.partition("+")[0] == match.group(3)  # torch's carries the build: 2.14.1+cpu
 
 
 def is_complete(dist_info: Path) -> bool:
