@@ -1,5 +1,6 @@
-# mmdet's Mask2Former of the size of the small HCFormer, with the same losses and matching. Its pixel
-# decoder has three layers too. A leaf adds class_weight, a list of the classes' weights, to loss_cls.
+# mmdet's Mask2Former of the size of the small HCFormer, with the same losses and matching.
+# Its pixel decoder has three layers too. A leaf adds class_weight to loss_cls: a list, one for each
+# class and for no object.
 _base_ = ["hcformer_panoptic.py", "parts/resnet18_small.py"]
 
 attention = _base_.small_attention
