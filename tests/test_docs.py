@@ -1,14 +1,14 @@
-"""What the documents name exists, and what they say about the demo is true."""
+"""What the documents name exists, and what they say about the demos is true."""
 
 import pkgutil
 import re
 from pathlib import Path
 
 import pytest
-from mmengine.config import Config
+from shapes import IMAGES
 
 from hcformer_mm import registry
-from tests.helpers.models import SHAPES_CONFIG
+from hcformer_mm.utils.config import find_weights, read_config
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -71,11 +71,12 @@ def test_documents_are_found():
     assert expected | {"docs/custom_dataset.md"} <= set(DOCUMENTS)
 
 
-def test_readme_loads_the_checkpoint_of_the_demo():
-    iterations = Config.fromfile(ROOT / SHAPES_CONFIG).train_cfg.max_iters
+def test_readme_predicts_with_weights_of_the_package():
     text = (ROOT / "README.md").read_text()
-    assert f"/iter_{iterations}.pth" in text
-    assert f'HCFormerInferencer("{Path(SHAPES_CONFIG).stem}",' in text
+    (name,) = re.findall(r'HCFormerInferencer\("([\w-]+)"\)', text)
+    assert find_weights(read_config(name)).exists()
+    (image,) = re.findall(r'"work_dirs/quick/images/(\w+)\.png"', text)
+    assert image in {path.stem for path in IMAGES}
 
 
 def test_figures_of_shapes_are_filled_in():
