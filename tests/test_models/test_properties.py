@@ -251,8 +251,8 @@ def test_fusion_of_another_number_of_classes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(hierarchical_level=4), "between 0 and 3"),
-        (dict(hierarchical_level=-1), "between 0 and 3"),
+        (dict(hierarchical_level=6), "between 0 and 5"),
+        (dict(hierarchical_level=-1), "between 0 and 5"),
         (dict(embed_channels=0), "embed_channels >= 1"),
         (dict(init_scale=float("nan")), "finite init_scale"),
         (dict(taps=["layer2.0", "layer5.0", "layer4.0"]), "got 'layer5.0'"),

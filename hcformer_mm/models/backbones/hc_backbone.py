@@ -110,7 +110,7 @@ class HCBackbone(BaseModule):
         """
         family = type(self.backbone).__name__
         names = run.find_taps() if taps is None else list(taps)
-        if taps is None and level > len(names):
+        if taps is None and not 0 <= level <= len(names):
             names = run.find_taps(stem=True)
         # The image's level needs a map of half its size.
         finest = run.calls.get(names[0]) if names else None

@@ -167,7 +167,7 @@ def test_palettes_and_bits_are_read_like_mmseg(maps, mode):
 
 def test_sixteen_bits_of_many_classes(maps):
     """Void is 65535 in maps of 16 bits; 255 is a class where there are more than 255."""
-    wide = np.where(labels() == 255, 65535, labels() + np.uint16(254))
+    wide = np.where(labels() == 255, 65535, labels().astype(np.uint16) + 254)
     maps.save_all(lambda values: wide)
     assert not [fault for fault in maps.check(300) if fault.severity != "note"]
     assert check_label_maps([maps.map], 256)[0].message.endswith("for void, got 256")

@@ -365,7 +365,7 @@ def test_custom_taps_equal_the_default_ones():
     ("options", "message"),
     [
         (dict(hierarchical_level=6), "between 0 and 5, .* got 6"),
-        (dict(hierarchical_level=-1), "between 0 and 3, .* got -1"),
+        (dict(hierarchical_level=-1), "between 0 and 5, .* got -1"),
         (dict(downsampling="dcn"), "'deform' or 'original', got 'dcn'"),
         (dict(taps=["layer9.0"], hierarchical_level=1), "got 'layer9.0'"),
         (
