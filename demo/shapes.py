@@ -78,7 +78,7 @@ class Demo:
         start = time.monotonic()
         with log.open("w") as output:
             process = subprocess.Popen(
-                [sys.executable, *line], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+                [sys.executable, "-u", *line], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
             )
             try:
                 follow(process, title, count, total)

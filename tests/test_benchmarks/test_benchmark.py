@@ -417,7 +417,7 @@ def test_training(report_of):
         (("model", NAME, *SMALL, "--baseline", "2"), "expected --baseline of 1 to 1, got 2"),
         (("model", NAME, *SMALL, "--checkpoints", "x", "y"), "1 --checkpoints, one per config"),
         (("model", NAME, *SMALL, "--checkpoints", "no.pth"), "no such checkpoint: no.pth"),
-        (("model", f"{NAME}@model.backbone.hierarchical_level=9", *SMALL), "between 0 and 3"),
+        (("model", f"{NAME}@model.backbone.hierarchical_level=9", *SMALL), "between 0 and 5"),
         (("model", "nowhere.py", *SMALL), "expected a config file or package::path"),
         (
             ("model", f"{NAME}@fuse-conv-bn@fast", *SMALL),

@@ -143,7 +143,7 @@ def test_shares_of_processes(images):
 def test_two_processes_write_what_one_writes(predict, expected, images, model, tmp_path):
     """Here one after the other; each finds nothing left of the other's share."""
     inferencer = BulkInferencer(*model, "cpu")
-    writer = ResultWriter(tmp_path, inferencer.classes, draw=False)
+    writer = ResultWriter(tmp_path, inferencer.classes, draw=False, tables=TABLES)
     sources = open_sources([images])
     monkey = Share(2, 0, 2)
     assert monkey.left(sources.total) > 0
