@@ -18,6 +18,7 @@ BLOCKS = re.findall(
 )
 COMMANDS = [line for kind, text in BLOCKS if kind == "shell" for line in text.splitlines()]
 WHEELS = "HCFORMER_MM_NUCLEI_WHEELS"
+LAST = ("iter_1500", "iter_2")  # the last checkpoint of the page, and that of the test
 OPTIONS = [
     f"{split}_dataloader.{option}"
     for split in ("train", "val", "test")
@@ -45,13 +46,14 @@ def test_commands(tmp_path):
         (tmp_path / wheel.name).symlink_to(wheel.resolve())
     for kind, text in BLOCKS:
         if kind == "python":
-            (tmp_path / re.match(r"# (\S+\.py)\n", text).group(1)).write_text(text)
+            name = re.match(r"# (\S+\.py)\n", text).group(1)
+            (tmp_path / name).write_text(text.replace(*LAST))
     for command in COMMANDS:
         program, script, *arguments = shlex.split(command)
         if program == "pip":
             continue
         assert program == "python"
-        arguments = [one.replace("iter_1500", "iter_2") for one in arguments]
+        arguments = [one.replace(*LAST) for one in arguments]
         done = subprocess.run(
             [sys.executable, script, *arguments, *SHORT.get(script, [])],
             cwd=tmp_path,
