@@ -69,5 +69,5 @@ def test_commands(tmp_path):
     ]
     assert sum("class_agnostic/PQ_th" in one for one in scores) == 2
     results = json.loads((tmp_path / "work_dirs/nuclei/clusters.json").read_text())
-    assert "clusters/blame/PQ/reached" in results
+    assert "clusters/blame/PQ/classification" in results["metrics"]
     assert (tmp_path / "work_dirs/nuclei/tiles.jpg").is_file()
