@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bands import bands
+from .bands import bands, is_eager_cpu
 from .feature_projection import (
     NORM_EPS,
     FeatureProjection,
     ProjectedBand,
+    gather_channels,
     project,
     project_features,
 )
@@ -122,7 +123,15 @@ def _assign(pixels: Tensor, cells: Tensor, divisor: Tensor, exclusions: Tensor) 
     """
     similarity = neighborhood_qk(pixels, cells)
     exclusions = repeat_for_children(exclusions, *similarity.shape[1:3])
-    return torch.addcdiv(exclusions, similarity, divisor).softmax(dim=-1)
+    return _softmax(torch.addcdiv(exclusions, similarity, divisor))
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Softmax over the candidates of ``(B, H, W, 9)``."""
+    if not is_eager_cpu(logits):
+        return logits.softmax(dim=-1)
+    # PyTorch vectorizes over pixels, but not over nine adjacent numbers.
+    return logits.flatten(0, 2).t().softmax(dim=0).t().contiguous().view(logits.shape)
 
 
 def _divisor(scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -185,7 +194,8 @@ class _BandedAssignment(torch.autograd.Function):
         divisor = _divisor(scale, exclusions.dtype)
         assignment = weights[0].new_empty(*fine.shape[:3], NUM_CANDIDATES)
         for images, rows in bands(fine):
-            features = full_precision(project_features(fine[images, rows], fine_projection))
+            pixels = gather_channels(fine[images, rows])
+            features = full_precision(project_features(pixels, fine_projection))
             candidates = full_precision(cells[images, candidate_rows(rows)])
             assignment[images, rows] = _assign(
                 features, candidates, divisor, exclusions[:, parent_rows(rows)]

@@ -55,6 +55,17 @@ def _norm_eps(dtype: torch.dtype) -> float:
     return max(NORM_EPS, torch.finfo(dtype).tiny)
 
 
+def gather_channels(pixels: Tensor) -> Tensor:
+    """Copy rows of a map ``(B, r, W, C)`` so that the channels of a pixel are adjacent.
+
+    PyTorch transposes whole matrices faster than maps or parts of matrices.
+    """
+    flat = pixels.flatten(0, 2)
+    if not flat.is_contiguous():
+        flat = flat.t().contiguous().t().contiguous()
+    return flat.view(pixels.shape)
+
+
 class ProjectedBand:
     """Features of some rows of a map, with the intermediate results that their gradients need.
 
@@ -76,7 +87,7 @@ class ProjectedBand:
     ) -> None:
         norm_weight, norm_bias, projection, eps = weights
         self._weights = weights
-        self._pixels = pixels.to(norm_weight.dtype)
+        self._pixels = gather_channels(pixels).to(norm_weight.dtype)
         self._normed, *self._moments = torch.native_layer_norm(
             self._pixels, norm_weight.shape, norm_weight, norm_bias, eps
         )
@@ -114,7 +125,10 @@ class ProjectedBand:
             *(self._pixels, norm_weight.shape, *self._moments, norm_weight, norm_bias, needed),
         )
         if grad_pixels is not None:
-            grad_pixels[place] = parts[0]
+            found = parts[0]
+            if grad_pixels.stride(-1) != 1:  # as in gather_channels()
+                found = found.flatten(0, 2).t().contiguous().t().view(found.shape)
+            grad_pixels[place] = found
         if grad_weight is not None:
             grad_weight += parts[1]
         if grad_bias is not None:

@@ -113,6 +113,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         first, second = ctx.saved_tensors
+        # Every band would copy the gradient of masks that were transposed after decoding. PyTorch
+        # transposes matrices faster than maps.
+        grad = grad.flatten(0, 2).contiguous().view(grad.shape)
         _, by_first, by_second = ctx.needs_input_grad
         if ctx.name == "av":
             grad_first = neighborhood_av_transpose(grad, second) if by_first else None
