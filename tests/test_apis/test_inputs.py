@@ -247,7 +247,7 @@ def test_members_of_an_archive(folder):
 def test_images_of_pillow_are_read_as_their_files(mode, tmp_path):
     image = Image.fromarray(pixels(5, 7)[..., ::-1])
     if mode == "I;16":
-        image = Image.fromarray(pixels(5, 7)[..., 0] * np.uint16(257))
+        image = Image.fromarray(pixels(5, 7)[..., 0].astype(np.uint16) * 257)
     image.convert(mode).save(tmp_path / "image.png")
     with Image.open(tmp_path / "image.png") as opened:
         (one,) = open_images(opened)
@@ -274,7 +274,7 @@ def test_images_of_pillow_are_turned_upright_as_their_files(tmp_path):
 
 
 def test_twelve_bits_of_pillow(folder):
-    image = Image.fromarray(pixels(6, 5)[..., 0] * np.uint16(16))
+    image = Image.fromarray(pixels(6, 5)[..., 0].astype(np.uint16) * 16)
     with pytest.warns(UserWarning, match="12 bits"):
         (one,) = open_images(image)
     assert np.array_equal(one.read(), np.repeat(pixels(6, 5)[..., :1], 3, axis=2))

@@ -71,6 +71,7 @@ def test_overrides_of_other_sections_are_told():
     """MMEngine makes a section of any name."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "pkg_resources", UserWarning)  # MMEngine 0.10 imports it
         read_config(SHAPES_CONFIG, {"randomness.seed": 1, "compile": True, "model.x": 2})
     with pytest.warns(UserWarning, match="sections of .*panoptic.py, got optim_wraper, which"):
         read_config(SHAPES_CONFIG, {"optim_wraper.optimizer.lr": 0.1})
