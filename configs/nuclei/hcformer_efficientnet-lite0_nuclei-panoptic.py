@@ -6,8 +6,6 @@ model = dict(
     backbone=dict(
         downsampling="original",
         embed_channels=64,
-        # Without its classifier, up to the head's convolution, BatchNorm and ReLU6: the map of the
-        # last block, which nothing normalizes, learns badly.
         backbone=dict(
             _delete_=True,
             type="mmpretrain.TIMMBackbone",
