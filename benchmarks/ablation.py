@@ -105,7 +105,8 @@ class Run:
     def __init__(self, folder: Path, config: Config, threads: int) -> None:
         self.folder, self.config, self.threads = folder, config, threads
         self.results = folder / "results.json"
-        file = folder / "config.py"
+        # Beside the folder, to which the training writes the config with settings of its own.
+        file = folder.with_suffix(".py")
         if file.exists() and read_config(file).to_dict() != config.to_dict():
             raise InputError(
                 f"expected the run of this config in {folder}, got one with other settings; remove "
