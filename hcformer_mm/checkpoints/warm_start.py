@@ -1,7 +1,8 @@
 """Warm starts: initialize an HCFormer from a checkpoint of mmdet, mmseg or torchvision."""
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from .io import load_checkpoint, save_checkpoint, sha256, tensors_of, weights_en
 
 HEADS = ("panoptic_head", "decode_head")
 """Attributes of detectors and segmentors that hold their head."""
+
+CLUSTERING = re.compile(r"^(backbone\.clusterings\.)(\d+)")
 
 
 @dataclass
@@ -62,7 +65,7 @@ def warm_start(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> Wa
     transformer decoder, the queries and the output layers of mmdet's Mask2Former and MaskFormer.
     Mask2Former's layers attend to three maps in turn. HCFormer takes the level embedding of the
     first, at stride 32, and HCFormer+'s encoder takes the projection of that map in Mask2Former's
-    pixel decoder.
+    pixel decoder. Of an HCFormer with more or fewer levels, the deepest clusterings fit.
 
     Args:
         tensors: Weights under the names of the file.
@@ -79,10 +82,12 @@ def warm_start(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> Wa
     if "patch_embed.proj.weight" in tensors:
         tensors = swin_converter(dict(tensors))
     head = next((head for head in HEADS if f"{head}.cls_embed.weight" in model), "")
+    more_levels = _num_levels(model) - _num_levels(tensors)
     same_decoder = _is_masked(tensors) == _is_masked(model)
     result = WarmStart()
     for source, value in tensors.items():
-        name = next((name for name in _counterparts(source, head) if name in model), None)
+        own = CLUSTERING.sub(lambda found: f"{found[1]}{int(found[2]) + more_levels}", source)
+        name = next((name for name in _counterparts(own, head) if name in model), None)
         if name is None or (".transformer_decoder." in name and not same_decoder):
             result.unused.append(source)
             continue
@@ -143,6 +148,10 @@ def _counterparts(source: str, head: str) -> Iterator[str]:
         yield f"{head}.{rest}"
         if rest.startswith("pixel_decoder.input_convs.0."):
             yield f"neck.input_proj.{rest.removeprefix('pixel_decoder.input_convs.0.')}"
+
+
+def _num_levels(names: Iterable[str]) -> int:
+    return len({found[2] for name in names if (found := CLUSTERING.match(name))})
 
 
 def _is_masked(state_dict: Mapping[str, Tensor]) -> bool:

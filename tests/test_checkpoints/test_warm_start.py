@@ -13,6 +13,7 @@ from mmengine.runner import load_checkpoint as mmengine_load_checkpoint
 
 from hcformer_mm.checkpoints.warm_start import warm_start, warm_start_file
 from hcformer_mm.utils.config import build_without_weights, find_config
+from tests.helpers.models import SHAPES_CONFIG, model_config
 from tests.helpers.released_small import small
 from tests.test_models.test_backbones.test_swin import authors_checkpoint, pretrained
 
@@ -195,6 +196,24 @@ def test_table():
         "2 tensors of panoptic_head.pixel_decoder not used",
         "1 tensor of fc.weight not used",
     ]
+
+
+@pytest.mark.parametrize(("of_file", "of_model"), [(3, 5), (3, 1), (0, 2)])
+def test_hcformers_of_other_levels_share_the_deepest(of_file, of_model):
+    file, model = (
+        MODELS.build(model_config(SHAPES_CONFIG, **{"backbone.hierarchical_level": level}))
+        for level in (of_file, of_model)
+    )
+    result = warm_start(file.state_dict(), model.state_dict())
+    assert not result.misfits
+    missing = model.load_state_dict(result.state_dict, strict=False).missing_keys
+    new = {name.split(".")[2] for name in missing if name.startswith("backbone.clusterings.")}
+    assert new == {str(level) for level in range(of_model - of_file)}
+    for mine, its in zip(
+        model.backbone.clusterings[::-1], file.backbone.clusterings[::-1], strict=False
+    ):
+        for one, other in zip(mine.parameters(), its.parameters(), strict=True):
+            assert torch.equal(one, other)
 
 
 def test_refuses_files_with_nothing_in_common():
