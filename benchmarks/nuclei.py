@@ -28,16 +28,15 @@ from panopticapi.utils import rgb2id
 from PIL import Image
 from scipy.ndimage import binary_fill_holes, distance_transform_edt
 from scipy.spatial import KDTree
+from skimage import measure
 from skimage.color import rgb2hed
 from skimage.feature import peak_local_max
 from skimage.filters import gaussian, threshold_multiotsu
-from skimage.measure import regionprops
-from skimage.morphology import disk, opening, remove_small_objects
+from skimage.morphology import disk, opening
 from skimage.segmentation import watershed
 
 from hcformer_mm.engine.run_checks.lookup import is_named
 from hcformer_mm.engine.runner import build_runner
-from hcformer_mm.evaluation.measures.panoptic_quality import PanopticQuality
 from hcformer_mm.evaluation.metrics import CocoPanopticMetric
 from hcformer_mm.registry import METRICS, MODELS
 from hcformer_mm.utils.arguments import add_cfg_options
@@ -55,10 +54,7 @@ class ClassAgnosticPanopticMetric(CocoPanopticMetric):
     """PQ with one class for all things."""
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        if self._measure is None:
-            self._measure = PanopticQuality(
-                self._ann_file, str(self.seg_prefix), self.dataset_meta["classes"]
-            )
+        super().process(data_batch, [])  # makes the measure
         things = [i for i, category in self._coco_api.cats.items() if category["isthing"]]
         merged = dict.fromkeys(things, things[0])
         for sample in data_samples:
@@ -105,14 +101,15 @@ class OtsuWatershed(BaseModel):
         """Yield the regions of an image, and numbers that describe each."""
         image, stain = read(path)
         inside = binary_fill_holes(opening(stain > self.threshold, disk(OPENING)))
-        inside = remove_small_objects(inside, max_size=LEAST_AREA)
+        parts = measure.label(inside, connectivity=1)
+        inside &= np.bincount(parts.ravel())[parts] > LEAST_AREA
         depth = gaussian(distance_transform_edt(inside), DEPTH_SIGMA)
         peaks = peak_local_max(
             depth, min_distance=LEAST_DISTANCE, labels=inside.astype(int), exclude_border=False
         )
         markers = np.zeros(inside.shape, np.int64)
         markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-        for region in regionprops(watershed(-depth, markers, mask=inside)):
+        for region in measure.regionprops(watershed(-depth, markers, mask=inside)):
             colors = image[tuple(region.coords.T)]
             shape = [np.log(region.area), region.eccentricity]
             yield region, np.concatenate([shape, colors.mean(axis=0), colors.std(axis=0)])

@@ -19,7 +19,7 @@ import shapely
 from PIL import Image
 from skimage.draw import polygon
 from skimage.filters import gaussian
-from skimage.morphology import remove_small_objects
+from skimage.measure import label
 
 from hcformer_mm.datasets.checks.report import file
 from hcformer_mm.datasets.panoptic_writer import (
@@ -113,11 +113,12 @@ def make_slide(name: str, image: RGBImage, table: dict[str, list]) -> Slide:
     nuclei = list(shapely.from_wkb(table["geometry"]))
     bounds = shapely.bounds(nuclei)
     low, high = VAL_ROWS
-    dark = gaussian(image.min(axis=2) / 255, sigma=GLASS_SIGMA) < GLASS_LEVEL
+    bright = gaussian(image.min(axis=2) / 255, sigma=GLASS_SIGMA) >= GLASS_LEVEL
+    parts = label(bright, connectivity=1)
     return Slide(
         name=name,
         image=image,
-        glass=remove_small_objects(~dark, max_size=GLASS_AREA),
+        glass=bright & (np.bincount(parts.ravel())[parts] > GLASS_AREA),
         nuclei=nuclei,
         labels=[THINGS.index(one) for one in table["class_name"]],
         in_val=list((bounds[:, 3] > low) & (bounds[:, 1] < high)),
@@ -147,23 +148,19 @@ def annotate(tile: Tile, size: int, magnify: int) -> AnnotatedImage:
     image = Image.fromarray(slide.image[window]).resize((side, side), Image.Resampling.BICUBIC)
     stuff = len(slide.nuclei) + 1 + slide.glass[window].repeat(magnify, 0).repeat(magnify, 1)
     segments = stuff.astype(np.int64)
-    areas = {}
+    labels = {}
     frame = shapely.box(tile.column, tile.row, tile.column + size, tile.row + size)
     for index in shapely.STRtree(slide.nuclei).query(frame).tolist():
         nucleus = slide.nuclei[index]
         x, y = (np.asarray(nucleus.exterior.coords) - (tile.column, tile.row)).T * magnify - 0.5
-        inside = polygon(y, x, segments.shape)
         part = frame.intersection(nucleus).area / nucleus.area
         kept = slide.in_val[index] == (tile.split == "val") and part >= LEAST_PART
-        segments[inside] = index + 1 if kept else 0
-        areas[index + 1] = slide.labels[index]
-    present = set(np.unique(segments).tolist())
-    categories = {segment: label for segment, label in areas.items() if segment in present}
-    for label in range(len(STUFF)):
-        if (segment := len(slide.nuclei) + 1 + label) in present:
-            categories[segment] = len(THINGS) + label
+        segments[polygon(y, x, segments.shape)] = index + 1 if kept else 0
+        labels[index + 1] = slide.labels[index]
+    for kind in range(len(STUFF)):
+        labels[len(slide.nuclei) + 1 + kind] = len(THINGS) + kind
     name = f"{slide.name}_{tile.row:04d}_{tile.column:04d}.jpg"
-    return AnnotatedImage(name, np.asarray(image), Panoptic(segments, categories))
+    return AnnotatedImage(name, np.asarray(image), Panoptic(segments, labels))
 
 
 def parse_args() -> argparse.Namespace:
@@ -179,7 +176,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--step", type=number(int, 1), default=32, help="distance of the tiles for training"
     )
-    parser.add_argument("--workers", type=number(int, 1), default=1, help="processes that write")
     parser.add_argument("--overwrite", action="store_true", help="replace the set in --out")
     return parser.parse_args()
 
@@ -197,7 +193,6 @@ def main() -> None:
             splits,
             partial(annotate, size=args.tile, magnify=args.magnify),
             coco_categories(THINGS, STUFF, PALETTE),
-            workers=args.workers,
             overwrite=args.overwrite,
         )
     except (OSError, ValueError) as error:
