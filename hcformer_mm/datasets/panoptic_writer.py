@@ -26,6 +26,7 @@ from ..utils.atomic_write import replacing
 from ..utils.errors import InputError, some
 from ..utils.progress import run_each
 from .checks.coco import Entry, read_coco, repeated
+from .checks.faults import Fault
 from .checks.files import image_size
 from .checks.panoptic import check_panoptic_json, check_panoptic_png, read_segments
 
@@ -42,8 +43,8 @@ class AnnotatedImage:
     Attributes:
         file_name: Path of the image below the folder of its split, with a suffix.
         image: Pixels ``(H, W, 3)``, or a file, which is copied.
-        panoptic: Segments ``(H, W)``. Those of ``categories``, which are listed in its order, have
-            ids from 1 to 256³ - 1; the pixels of all other ids are void.
+        panoptic: Segments ``(H, W)``. Those of ``categories`` have ids from 1 to 256³ - 1 and are
+            listed in its order, if they have pixels; the pixels of all other ids are void.
         crowds: Ids of the segments that are groups of objects of one class.
     """
 
@@ -86,7 +87,7 @@ def write_panoptic_set(
     info: Mapping[str, Entry] | None = None,
     workers: int = 1,
     overwrite: bool = False,
-) -> None:
+) -> dict[str, Entry]:
     """Write a data set into a folder, which appears only when it is complete.
 
     The folder holds the images ``<split>/``, their segments ``annotations/panoptic_<split>.json``
@@ -102,10 +103,14 @@ def write_panoptic_set(
         workers: Processes that load and write.
         overwrite: Whether to replace ``out`` if it holds a data set of this form.
 
+    Returns:
+        Content of the panoptic JSON file of each split.
+
     Raises:
         FileExistsError: ``out`` exists and may not be replaced.
         ValueError: A split has no image, the classes are none or too many, two images of a split
-            have one name, or the segments of an image do not fit it.
+            have one name but for the suffix, a name leads out of its folder, or the segments of an
+            image do not fit it.
     """
     if not 0 < len(categories) <= _VOID_LABEL:
         raise InputError(
@@ -115,17 +120,18 @@ def write_panoptic_set(
     for split, tasks in splits.items():
         if not tasks:
             raise InputError(f"expected images for the split {split}, got none")
+    contents = {}
     with _new_folder(Path(out).expanduser().absolute(), overwrite=overwrite) as root:
         for split, tasks in splits.items():
             write = partial(_write, load=load, root=root, split=split, categories=categories)
             records = run_each(write, list(enumerate(tasks, start=1)), workers, split)
             images, annotations, instances = zip(*records, strict=True)
-            for name in repeated(one["file_name"] for one in annotations):
+            for name in repeated(Path(one["file_name"]).with_suffix(".png") for one in images):
                 raise InputError(
                     f"expected images of different names in {split}, got several whose annotation "
                     f"is {name}; rename all but one (a.jpg and a.png have one annotation)"
                 )
-            content = {
+            contents[split] = content = {
                 "info": (info or {}).get(split, {}),
                 "images": images,
                 "annotations": annotations,
@@ -136,6 +142,7 @@ def write_panoptic_set(
                 if part["categories"]:
                     file = root / "annotations" / f"{kind}_{split}.json"
                     file.write_text(json.dumps(part), encoding="utf-8")
+    return contents
 
 
 def write_instances(
@@ -157,10 +164,8 @@ def write_instances(
             no class of things.
     """
     content = read_coco(ann_file)
-    faults = check_panoptic_json(content, ann_file)
-    things = {one["id"] for one in content["categories"] if one.get("isthing")}
-    if errors := [fault for fault in faults if fault.severity == "error"]:
-        raise InputError(f"{errors[0]}; check_panoptic.py lists all faults")
+    refuse_errors(check_panoptic_json(content, ann_file), "check_panoptic.py")
+    things = {one["id"] for one in content["categories"] if one["isthing"]}
     if not things:
         raise InputError(f"expected a category with isthing=1 in {ann_file}, got none")
     images = {image["id"]: image for image in content["images"]}
@@ -172,12 +177,17 @@ def write_instances(
     return len(instances["annotations"])
 
 
+def refuse_errors(faults: Iterable[Fault], tool: str) -> None:
+    """Raise an InputError for the first fault that is an error; ``tool`` is the one to find all."""
+    for fault in faults:
+        if fault.severity == "error":
+            raise InputError(f"{fault}; {tool} lists all faults")
+
+
 def _encode_things(task: tuple[Entry, Entry], seg_dir: Path, things: set[Any]) -> list[Entry]:
     """Instances of a panoptic annotation, without ids."""
     annotation, image = task
-    faults = check_panoptic_png(annotation, image, seg_dir)
-    if errors := [fault for fault in faults if fault.severity == "error"]:
-        raise InputError(f"{errors[0]}; check_panoptic.py lists all faults")
+    refuse_errors(check_panoptic_png(annotation, image, seg_dir), "check_panoptic.py")
     segments = np.asfortranarray(read_segments(seg_dir / annotation["file_name"]))
     return [
         {
@@ -222,7 +232,14 @@ def _write(
         Its COCO image, panoptic annotation and instance annotations, the latter without ids.
     """
     image_id, one = task[0], load(task[1])
-    segments, labels = one.panoptic.segments, one.panoptic.categories
+    segments = one.panoptic.segments
+    present = frozenset(np.unique(segments).tolist())
+    labels = {i: label for i, label in one.panoptic.categories.items() if i in present}
+    place = Path(one.file_name)
+    if place.is_absolute() or ".." in place.parts:
+        raise InputError(
+            f"expected images below the folder of their split, got the name {place}; correct it"
+        )
     size = image_size(one.image) if isinstance(one.image, Path) else one.image.shape[:2]
     if segments.shape != size or not all(VOID < number < OFFSET for number in labels):
         raise InputError(

@@ -126,6 +126,11 @@ def test_a_set_without_things_has_no_instances(tmp_path):
             r"different names in train, got several whose annotation is a\.png; rename",
         ),
         (
+            dict(train=[annotated("a.jpg", SKY), annotated("a.jpeg", SKY)]),
+            r"different names in train, got several whose annotation is a\.png; rename",
+        ),
+        (dict(train=[annotated("/a.jpg", SKY)]), "below the folder of their split, .*/a.jpg"),
+        (
             dict(train=[annotated("a.jpg", SKY, image=np.zeros((48, 63, 3), np.uint8))]),
             r"size \(48, 63\) of a\.jpg, .* got the size \(48, 64\)",
         ),

@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from hcformer_mm.datasets.checks import check_instances, check_panoptic
+from hcformer_mm.datasets.sources.classes import read_classes
 from tests.helpers.annotation_formats import (
     assert_same,
     read_split,
@@ -145,6 +146,7 @@ class TestClasses:
             ("thing: [box]", "expected .*classes.yaml to have the lists things and stuff"),
             ("- box", "expected .*classes.yaml to have the lists"),
             ("things: [1]", "expected .*classes.yaml to have the lists"),
+            ("things: box", "expected .*classes.yaml to have the lists"),
             ("{", "expected .*classes.yaml to have the lists"),
         ],
     )
@@ -156,6 +158,12 @@ class TestClasses:
         with pytest.raises(SystemExit, match=f"^to_panoptic: .*{message}"):
             run_tool(TOOL, "labelme", tmp_path / "other", *options)
         assert not out.exists()
+
+    @pytest.mark.parametrize("text", ["things: [1]", "things: [a]\nstuff: [a]", "things: ab"])
+    def test_refused_for_values(self, tmp_path, text):
+        (tmp_path / "classes.yaml").write_text(text)
+        with pytest.raises(ValueError, match=r"expected .*classes\.yaml to have the lists things"):
+            read_classes(tmp_path / "classes.yaml", by_value=True)
 
 
 def labelme_shape(label, *points, kind="polygon", group=None):
@@ -193,7 +201,7 @@ class TestOverlaps:
         assert {names[ids[15, 15]], names[ids[5, 5]]} == {"bud", "tree"}
         assert ids[35, 35] == 0
         assert sorted(names.values()) == ["bud", "tree"]
-        assert "2 objects have no pixel, since smaller ones hide them" in printed
+        assert "2 objects have no pixel: smaller ones hide them, or they lie outside" in printed
 
     def test_things_lie_on_stuff(self, draw, tmp_path):
         """Stuff of one class is one segment, and the background fills the rest."""
@@ -209,6 +217,14 @@ class TestOverlaps:
         assert names[ids[5, 45]] == "sky"
         assert names[ids[0, 0]] == "ground"
         assert len(names) == 3
+
+
+def test_labels_of_other_kinds(draw):
+    square = ([0, 0], [9, 9])
+    _, names, _ = draw(
+        labelme_shape(3, *square, kind="rectangle"), labelme_shape("猫", *square, kind="circle")
+    )
+    assert "猫" in names.values()
 
 
 def test_circles_and_groups(draw):
@@ -276,6 +292,49 @@ class TestSplits:
         (tmp_path / "set/data.yaml").write_text(yaml.safe_dump(content))
         convert("yolo", tmp_path / "set/data.yaml")
 
+    def test_yolo_in_the_working_folder(self, convert, drawn, tmp_path, monkeypatch):
+        """Labels are found from a relative path, too; outlines may be rounded beyond the image."""
+        write_yolo(drawn, tmp_path / "other", SPLITS)
+        (tmp_path / "other/labels/val/3.txt").write_text("0 -0.001 0 1.001 0 1 1.001 0 1")
+        monkeypatch.chdir(tmp_path / "other")
+        _, out = convert("yolo", "data.yaml")
+        assert len(read_split(out, "train")[0][0][2]) == 3
+        assert (read_split(out, "val")[0][0][1] > 0).all()
+
+    def test_names_of_windows_and_two_files_of_a_split(self, convert, drawn, tmp_path):
+        write_coco(drawn, tmp_path / "other", SPLITS, "text")
+        annotations = tmp_path / "other/annotations"
+        path = annotations / "instances_train.json"
+        content = json.loads(path.read_text())
+        folder = tmp_path / "other/images/train"
+        for name, one in zip(("Train", "training"), content["images"], strict=True):
+            (folder / "deep").mkdir(exist_ok=True)
+            shutil.move(folder / one["file_name"], folder / "deep" / one["file_name"])
+            image = one | dict(file_name=f"train\\deep\\{one['file_name']}")
+            shapes = [a for a in content["annotations"] if a["image_id"] == one["id"]]
+            part = content | dict(images=[image], annotations=shapes)
+            (annotations / f"instances_{name}.json").write_text(json.dumps(part))
+        path.unlink()
+        _, out = convert("coco", tmp_path / "other")
+        assert len(read_split(out, "train")[0]) == 2
+
+    def test_maps_of_names_with_dots(self, convert, drawn, tmp_path):
+        for name in ("1.2.jpg", "1.2.png"):
+            for path in drawn.glob(f"**/2{name[3:]}"):
+                path.rename(path.with_name(name))
+        edit_json(
+            drawn / "annotations/panoptic_train.json",
+            lambda c: (
+                c["images"][1].update(file_name="1.2.jpg"),
+                c["annotations"][1].update(file_name="1.2.png"),
+            ),
+        )
+        write_masks(drawn, tmp_path / "other", SPLITS, (".npy", ".npy"))
+        path = tmp_path / "other/objects/val/3.npy"
+        np.save(path, np.load(path) * 2**33)
+        _, out = convert("masks", *places("masks", tmp_path / "other"))
+        assert len(read_split(out, "train")[0]) == 2
+
     def test_nothing_to_divide(self, run_tool, drawn, tmp_path):
         write_labelme(drawn, tmp_path / "other", SPLITS, "mask")
         out = tmp_path / "new"
@@ -321,6 +380,10 @@ class TestBadInput:
                 "1.json: expected a polygon, .* as shape 1, got linestrip; draw it anew",
             ),
             (
+                lambda c: c["shapes"][1].update(shape_type="point", points=[[1, 1]]),
+                "got point; draw",
+            ),
+            (
                 lambda c: c["shapes"][1].update(mask="?"),
                 "1.json: expected a polygon, .* as shape 1, got a mask that cannot be read",
             ),
@@ -346,6 +409,12 @@ class TestBadInput:
             (
                 lambda c: c["annotations"][1].update(category_id=7),
                 "train.json: expected the annotation 2 to have .* got 1 and 7; correct it",
+            ),
+            (lambda c: c["images"][1].update(id=1), "several images have the id 1: .*lists all"),
+            (lambda c: c["categories"][1].update(id=10), "several categories have the id 10"),
+            (
+                lambda c: c["images"][0].update(file_name="../train/1.jpg"),
+                "expected images below the folder of their split, got the name ../train/1.jpg",
             ),
             (
                 lambda c: c["annotations"][1].update(image_id=7),
@@ -374,6 +443,8 @@ class TestBadInput:
             ("0 0 0 64 0 64 48", "'0 0 0 64 0 64 48'"),
             ("0 0 0 nan 0 1 1", "'0 0 0 nan 0 1 1'"),
             ("box", "'box'"),
+            ("inf 0 0 1 0 1 1", "'inf 0 0 1 0 1 1'"),
+            ("0.5 0 0 1 0 1 1", "'0.5 0 0 1 0 1 1'"),
         ],
     )
     def test_yolo(self, refuse, drawn, tmp_path, line, got):
@@ -382,6 +453,11 @@ class TestBadInput:
         file.write_text("\n" + line)
         message = f"1.txt: expected the number of a class, .* in line 2, got {got}; correct"
         refuse("yolo", message)
+
+    def test_yolo_without_labels(self, refuse, drawn, tmp_path):
+        write_yolo(drawn, tmp_path / "other", SPLITS)
+        shutil.rmtree(tmp_path / "other/labels")
+        refuse("yolo", "expected annotations of some of the 3 images, got none; correct")
 
     def test_yolo_without_folders(self, refuse, drawn, tmp_path):
         write_yolo(drawn, tmp_path / "other", SPLITS)

@@ -1,8 +1,9 @@
 """Convert masks, labelme, YOLO or COCO annotations to a COCO panoptic set with instances."""
 
 import argparse
-import json
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from hcformer_mm.datasets.sources.segments import (
     paint_shapes,
 )
 from hcformer_mm.utils.arguments import number
+from hcformer_mm.utils.errors import InputError
 
 
 def parse_args() -> argparse.Namespace:
@@ -80,8 +82,8 @@ def main() -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
-    kinds: dict[str, bool] = {}
-    if args.source == "masks":
+    masks, kinds = args.source == "masks", {}
+    if masks:
         splits = open_masks(args.images, args.objects, args.class_maps)
     elif args.source == "labelme":
         splits = open_labelme(args.folder)
@@ -91,7 +93,11 @@ def convert(args: argparse.Namespace) -> None:
         splits, kinds = open_coco(args.folder, ignore_crowds=args.ignore_crowds)
     splits = divide(splits, args.val_fraction, args.seed)
     images = [one for split in splits.values() for one in split]
-    masks = args.source == "masks"
+    if not (masks or any(one.shapes for one in images)):
+        raise InputError(
+            f"expected annotations of some of the {len(images)} images, got none; correct the "
+            "source (YOLO's folders labels/ lie beside images/)"
+        )
     if args.classes:
         classes = read_classes(args.classes, by_value=masks)
     else:
@@ -102,7 +108,7 @@ def convert(args: argparse.Namespace) -> None:
         if args.background is not None:
             classes = classes.with_background(args.background)
         paint = partial(paint_shapes, classes=classes, background=args.background)
-    write_panoptic_set(
+    contents = write_panoptic_set(
         args.out,
         splits,
         paint,
@@ -110,38 +116,35 @@ def convert(args: argparse.Namespace) -> None:
         workers=args.num_workers,
         overwrite=args.overwrite,
     )
-    report(args, classes, images)
+    report(args, classes, images, contents)
 
 
-def report(args: argparse.Namespace, classes: ClassMap, images: list) -> None:
+def report(args: argparse.Namespace, classes: ClassMap, images: list, contents: Mapping) -> None:
     """Print what was written, what was left out, and which classes were inferred."""
-    counts = dict.fromkeys((*classes.things.values(), *classes.stuff.values()), 0)
-    crowds = 0
-    for path in sorted(args.out.glob("annotations/panoptic_*.json")):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        names = {one["id"]: one["name"] for one in content["categories"]}
+    counts, crowds = Counter[int](), 0
+    for split, content in contents.items():
         segments = [info for one in content["annotations"] for info in one["segments_info"]]
-        for info in segments:
-            counts[names[info["category_id"]]] += 1
-            crowds += info["iscrowd"]
-        split = path.stem.removeprefix("panoptic_")
+        counts.update(info["category_id"] for info in segments)
+        crowds += sum(info["iscrowd"] for info in segments)
         print(f"{split}: {len(content['images'])} images, {len(segments)} segments")
-    for kind, names in (("things", classes.things.values()), ("stuff", classes.stuff.values())):
-        print(f"{kind}: {', '.join(f'{name} ({counts[name]})' for name in names) or 'none'}")
+    listed = [f"{name} ({counts[number]})" for number, name in enumerate(classes.names, start=1)]
+    num_things = len(classes.things)
+    print(f"things: {', '.join(listed[:num_things]) or 'none'}")
+    print(f"stuff: {', '.join(listed[num_things:]) or 'none'}")
     if args.source != "masks":
         drawn = sum(one["label"] in classes.things for image in images for one in image.shapes)
-        if hidden := drawn - sum(counts[name] for name in classes.things.values()):
-            print(f"{hidden} objects have no pixel, since smaller ones hide them")
+        if hidden := drawn - sum(counts[number] for number in range(1, num_things + 1)):
+            print(f"{hidden} objects have no pixel: smaller ones hide them, or they lie outside")
     if crowds:
         print(f"{crowds} crowds, which training leaves out; see --ignore-crowds")
     if not args.classes:
-        kinds = {"things": classes.things, "stuff": classes.stuff}
         values = {
             kind: {name: key for key, name in found.items()} if args.source == "masks" else [*found]
-            for kind, found in kinds.items()
+            for kind, found in (("things", classes.things), ("stuff", classes.stuff))
         }
         print("the classes were inferred; to change them, give a file like this as --classes:")
-        print(yaml.safe_dump(values, sort_keys=False, default_flow_style=None), end="")
+        text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True)
+        print(text, end="")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,7 @@ from typing import Any
 import yaml
 
 from ...utils.errors import InputError, some
-
-Key = str | int
+from ..checks.coco import repeated
 
 VOID_VALUES = frozenset({0, 255})
 
@@ -28,15 +27,20 @@ class ClassMap:
     stuff: Mapping[Any, str]
     void: frozenset[Any] = frozenset()
 
-    def label(self, key: Key, source: Path) -> int | None:
-        """Index of the class of a key, things first; None for void.
+    @property
+    def names(self) -> list[str]:
+        """Names of the classes in the order of their labels, things first."""
+        return [*self.things.values(), *self.stuff.values()]
+
+    def label(self, key: str | int, source: Path) -> int | None:
+        """Label of the class of a key; None for void.
 
         Raises:
             InputError: The key, which the file ``source`` has, is unknown.
         """
         if key in self.void:
             return None
-        keys = (*self.things, *self.stuff)
+        keys = [*self.things, *self.stuff]
         if key not in keys:
             raise InputError(
                 f"{source}: expected one of the classes {some(keys, 20)}, got {key!r}; add it to "
@@ -45,15 +49,14 @@ class ClassMap:
         return keys.index(key)
 
     def with_background(self, name: str) -> "ClassMap":
-        """Return these classes and one of stuff, if it is not among them.
+        """Return these classes, whose keys are their names, and one of stuff.
 
         Raises:
             InputError: It is one of things.
         """
-        if name in self.things.values():
+        if name in self.things:
             raise InputError(f"expected a class of stuff as background, got {name}, one of things")
-        extra = {} if name in self.stuff.values() else {name: name}
-        return replace(self, stuff={**self.stuff, **extra})
+        return replace(self, stuff={**self.stuff, name: name})
 
 
 def read_classes(path: Path, *, by_value: bool = False) -> ClassMap:
@@ -68,17 +71,18 @@ def read_classes(path: Path, *, by_value: bool = False) -> ClassMap:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-        things, stuff, void = (content.pop(key, None) or () for key in ("things", "stuff", "void"))
-        names = [*things, *stuff]
-        keys: list[Any] = [*names]
-        if by_value and (isinstance(things, Mapping) or isinstance(stuff, Mapping)):
+        parts = [content.pop(key, None) or [] for key in ("things", "stuff", "void")]
+        things, stuff, void = parts
+        names = keys = [*things, *stuff]
+        if by_value and dict in map(type, (things, stuff)):
             keys = [*dict(things).values(), *dict(stuff).values()]
         elif by_value:
             keys = list(range(1, len(names) + 1))
-        left_out = frozenset(void or (VOID_VALUES.difference(keys) if by_value else ()))
-        kind = int if by_value else str
-        fine = names and all(isinstance(key, kind) for key in (*keys, *left_out))
-        fine = fine and not content and len(left_out.union(keys)) == len(names) + len(left_out)
+        void = [*void] or [*VOID_VALUES.difference(keys)] * by_value
+        fine = names and not content and all(isinstance(part, list | dict) for part in parts)
+        fine = fine and all(isinstance(name, str) for name in names)
+        fine = fine and all(isinstance(key, int if by_value else str) for key in (*keys, *void))
+        fine = fine and not repeated(names) and not repeated((*keys, *void))
     except (yaml.YAMLError, AttributeError, TypeError, ValueError):
         fine = False
     if not fine:
@@ -87,4 +91,4 @@ def read_classes(path: Path, *, by_value: bool = False) -> ClassMap:
             "class once, or mappings from names to values of class maps; correct the file"
         )
     pairs = list(zip(keys, names, strict=True))
-    return ClassMap(dict(pairs[: len(things)]), dict(pairs[len(things) :]), left_out)
+    return ClassMap(dict(pairs[: len(things)]), dict(pairs[len(things) :]), frozenset(void))

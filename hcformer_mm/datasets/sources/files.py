@@ -1,6 +1,5 @@
 """Readers of the files of labelme, YOLO, COCO instances and label maps."""
 
-import glob
 import json
 import os
 import random
@@ -12,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
 import yaml
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ...utils.errors import InputError, cut, some
-from ..checks.coco import Entry, read_coco, require_keys
+from ..checks.coco import Entry, check_lists, read_coco, require_keys
+from ..checks.faults import faults_of
+from ..panoptic_writer import refuse_errors
 from .segments import MasksOfImage, ShapesOfImage
 
 Splits = dict[str, list[Any]]
 
 _SPLIT_NAMES = {"training": "train", "validation": "val", "valid": "val"}
-_CIRCLE = np.linspace(0, 2 * np.pi, 128, endpoint=False)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -33,10 +34,8 @@ def _split_folders(root: Path) -> dict[str, Path]:
     Without both ``train`` and ``val``, the folder itself is a split without a name.
     """
     found = {_split(path.name): path for path in sorted(root.iterdir()) if path.is_dir()}
-    kept: dict[str, Path] = {
-        name: found[name] for name in ("train", "val", "test") if name in found
-    }
-    return kept if "train" in kept and "val" in kept else {"": root}
+    kept = {split: path for split, path in found.items() if split in ("train", "val", "test")}
+    return kept if {"train", "val"} <= kept.keys() else {"": root}
 
 
 def _split(name: str) -> str:
@@ -91,15 +90,20 @@ def open_masks(images: Path, objects: Path, classes: Path) -> Splits:
     Raises:
         InputError: An image has no map, or several.
     """
+    maps = []
+    for root in (objects, classes):
+        places = defaultdict[Path, list[Path]](list)
+        for path in root.rglob("*"):
+            places[path.relative_to(root).with_suffix("")].append(path)
+        maps.append((root, places))
 
     def find(image: Path) -> Iterator[Path]:
-        for root in (objects, classes):
-            place = root / image.relative_to(images)
-            found = list(place.parent.glob(f"{glob.escape(place.stem)}.*"))
-            if len(found) != 1:
+        name = image.relative_to(images).with_suffix("")
+        for root, places in maps:
+            if len(found := places.get(name, [])) != 1:
                 raise InputError(
-                    f"expected one file {place.with_suffix('.*')} for {image}, got {some(found)}; "
-                    "give the map the name of the image"
+                    f"expected one file {root / name}.* for {image}, got {some(found)}; give the "
+                    "map the name of the image"
                 )
             yield found[0]
 
@@ -131,7 +135,7 @@ def _read_labelme(file: Path, root: Path) -> ShapesOfImage:
         content = json.loads(file.read_text(encoding="utf-8"))
         image = Path(os.path.normpath(file.parent / content["imagePath"].replace("\\", "/")))
         size = int(content["imageHeight"]), int(content["imageWidth"])
-        found = [(one["label"], one.get("group_id"), one) for one in content["shapes"]]
+        found = [(str(one["label"]), one.get("group_id"), one) for one in content["shapes"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"expected {file} to be labelme's, with imagePath, imageHeight, imageWidth and shapes "
@@ -152,21 +156,20 @@ def _labelme_part(shape: Entry, number: int, size: tuple[int, int], file: Path) 
     kind = shape.get("shape_type") or "polygon"
     try:
         points = np.array(shape["points"], float).reshape(-1, 2)
-        if kind == "polygon" or (kind == "rectangle" and len(points) == 4):
-            return [points.ravel().tolist()]
-        start, end = points
-        if kind == "rectangle":
-            return [[*start, end[0], start[1], *end, start[0], end[1]]]
-        if kind == "circle":
-            radius = np.hypot(*(end - start))
-            outline = start + radius * np.stack([np.cos(_CIRCLE), np.sin(_CIRCLE)], axis=-1)
-            return [outline.ravel().tolist()]
         if kind == "mask":
             left, top, right, bottom = points.astype(int).ravel()
             mask = np.zeros(size, np.uint8, order="F")
             with Image.open(BytesIO(b64decode(shape["mask"]))) as png:
                 mask[top : bottom + 1, left : right + 1] = np.asarray(png) > 0
             return coco_mask.encode(mask)
+        if kind == "circle":
+            center, edge = points
+            circle = shapely.Point(center).buffer(np.hypot(*(edge - center)), quad_segs=32)
+            points = shapely.get_coordinates(circle)
+        elif kind == "rectangle" and len(points) == 2:
+            points = shapely.get_coordinates(shapely.box(*points.ravel()))
+        if kind in ("polygon", "rectangle", "circle"):
+            return [points.ravel().tolist()]
     except (ValueError, KeyError, TypeError, OSError) as error:
         kind = f"a {kind} that cannot be read ({error})"
     raise InputError(
@@ -190,16 +193,15 @@ def open_yolo(file: Path) -> tuple[Splits, dict[str, bool]]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         names = content["names"]
-        names = dict(names.items() if isinstance(names, dict) else enumerate(names))
+        names = names.items() if isinstance(names, dict) else enumerate(names)
+        names = {int(number): str(name) for number, name in names}
         folders = {
-            _split(key): content[key] for key in ("train", "val", "test") if content.get(key)
-        }
-        places = {
             split: [
                 _yolo_folder(file, content.get("path") or "", one)
                 for one in ([given] if isinstance(given, str) else given)
             ]
-            for split, given in folders.items()
+            for split in ("train", "val", "test")
+            if (given := content.get(split))
         }
     except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
@@ -208,14 +210,14 @@ def open_yolo(file: Path) -> tuple[Splits, dict[str, bool]]:
         ) from None
     splits = {
         split: [_read_yolo(image, folder, names) for folder in given for image in _images(folder)]
-        for split, given in places.items()
+        for split, given in folders.items()
     }
     return splits, dict.fromkeys(names.values(), True)
 
 
 def _yolo_folder(file: Path, base: str, given: str) -> Path:
     """The folder of images of a split, which exports give from several places."""
-    root = file.parent
+    root, given = file.parent.absolute(), given.replace("\\", "/")
     for place in (root / base / given, root / given, root / given.removeprefix("../")):
         if place.is_dir():
             return place
@@ -225,28 +227,29 @@ def _yolo_folder(file: Path, base: str, given: str) -> Path:
     )
 
 
-def _read_yolo(image: Path, folder: Path, names: Mapping[int, str]) -> ShapesOfImage:
+def _read_yolo(image: Path, folder: Path, names: Mapping[float, str]) -> ShapesOfImage:
     before, images, after = str(image).rpartition(f"{os.sep}images{os.sep}")
     file = Path(f"{before}{os.sep}labels{os.sep}{after}" if images else image).with_suffix(".txt")
     shapes = []
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             first, *outline = map(float, line.split())
-            fine = len(outline) >= 6 and len(outline) % 2 == 0 and all(0 <= v <= 1 for v in outline)
-            label = names[int(first)] if fine else None
+            label, points = names[first], np.reshape(outline, (-1, 2))
+            # Tools round, and Ultralytics accepts as much.
+            fine = len(points) >= 3 and np.abs(points - 0.5).max() <= 0.51
         except (ValueError, KeyError):
-            label = None
-        if label is None and line.strip():
+            fine = False
+        if not fine:
             raise InputError(
                 f"{file}: expected the number of a class, {some(names)}, and at least three points "
                 f"from 0 to 1 in line {number}, got {cut(line, 60)!r}; correct the line (boxes "
                 "are no segments)"
             )
-        if label is not None:
-            shapes.append({"id": number, "label": label, "iscrowd": 0, "parts": [[outline]]})
-    name = image.relative_to(folder).as_posix()
-    return ShapesOfImage(image, name, file, shapes, relative=True)
+        shapes.append({"id": number, "label": label, "iscrowd": 0, "parts": [points]})
+    return ShapesOfImage(image, image.relative_to(folder).as_posix(), file, shapes)
 
 
 def open_coco(root: Path, *, ignore_crowds: bool = False) -> tuple[Splits, dict[str, bool]]:
@@ -265,35 +268,31 @@ def open_coco(root: Path, *, ignore_crowds: bool = False) -> tuple[Splits, dict[
     Raises:
         InputError: A file has another form, or an annotation is of an unknown image or category.
     """
-    splits: Splits = {}
+    splits = defaultdict[str, list[Any]](list)
     kinds: dict[str, bool] = {}
     for file in sorted((root / "annotations").glob("instances_*.json")):
         content = read_coco(file)
         require_keys(content, file, "annotations", ("id", "image_id", "category_id"))
+        refuse_errors(faults_of(file, check_lists(content)), "check_instances.py")
         names = {one["id"]: one["name"] for one in content["categories"]}
         kinds |= {one["name"]: bool(one.get("isthing", 1)) for one in content["categories"]}
-        shapes = defaultdict[Any, list[Entry]](list)
-        known = {one["id"] for one in content["images"]}
+        shapes: dict[Any, list[Entry]] = {one["id"]: [] for one in content["images"]}
         for one in content["annotations"]:
-            if one["category_id"] not in names or one["image_id"] not in known:
+            crowd = 0 if ignore_crowds else one.get("iscrowd", 0)
+            try:
+                shape = {"id": one["id"], "label": names[one["category_id"]], "iscrowd": crowd}
+                shapes[one["image_id"]].append(shape | {"parts": [one.get("segmentation")]})
+            except KeyError:
                 raise InputError(
                     f"{file}: expected the annotation {one['id']} to have an image and a category "
                     f"of the file, got {one['image_id']} and {one['category_id']}; correct it"
-                )
-            crowd = 0 if ignore_crowds else one.get("iscrowd", 0)
-            shape = {"id": one["id"], "label": names[one["category_id"]], "iscrowd": crowd}
-            shapes[one["image_id"]].append(shape | {"parts": [one.get("segmentation")]})
-        name = file.stem.removeprefix("instances_")
-        splits[_split(name)] = [
-            ShapesOfImage(
-                _coco_image(root, name, one["file_name"]),
-                one["file_name"],
-                file,
-                shapes[one["id"]],
-                (one["height"], one["width"]),
-            )
-            for one in content["images"]
-        ]
+                ) from None
+        split = file.stem.removeprefix("instances_")
+        for one in content["images"]:
+            name = one["file_name"].replace("\\", "/")
+            image, size = _coco_image(root, split, name), (one["height"], one["width"])
+            found = ShapesOfImage(image, name, file, shapes[one["id"]], size)
+            splits[_split(split)].append(found)
     if not splits:
         raise InputError(f"expected instances_*.json in {root / 'annotations'}, got none")
     return splits, kinds

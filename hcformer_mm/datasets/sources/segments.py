@@ -5,21 +5,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
+from skimage.util import map_array
 
 from ...evaluation.functional.coco_masks import encode_annotation
+from ...evaluation.functional.superpixels import overlaps
 from ...structures.panoptic import Panoptic
 from ...utils.errors import InputError
 from ..checks.coco import Entry
 from ..checks.files import UnreadableError, image_size
 from ..panoptic_writer import AnnotatedImage
 from .classes import VOID_VALUES, ClassMap
+
+# Below are the ids of stuff: there are at most 255 classes.
+_FIRST_OBJECT = 256
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,9 @@ class ShapesOfImage:
         file_name: Its name in the new set.
         source: The file of the annotations, for messages.
         shapes: One dict for each object or region: ``id`` for messages, ``label``, ``iscrowd`` and
-            ``parts``, each a COCO segmentation.
+            ``parts``, each a COCO segmentation, or points ``(N, 2)`` of a polygon as fractions of
+            the image's width and height.
         size: Height and width for which they were drawn, in pixels; None if unknown.
-        relative: Whether outlines are fractions of the image's width and height.
     """
 
     image: Path
@@ -41,7 +45,6 @@ class ShapesOfImage:
     source: Path
     shapes: list[Entry]
     size: tuple[int, int] | None = None
-    relative: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,28 +80,29 @@ def paint_shapes(one: ShapesOfImage, classes: ClassMap, background: str | None) 
     for shape in one.shapes:
         if (label := classes.label(shape["label"], one.source)) is None:
             continue
+        parts = [
+            [(part * size[::-1]).ravel().tolist()] if isinstance(part, np.ndarray) else part
+            for part in shape["parts"]
+        ]
         try:
-            parts = [
-                encode_annotation({"id": shape["id"], "segmentation": part}, size)
-                for part in (_scaled(shape["parts"], size) if one.relative else shape["parts"])
-            ]
+            rle = coco_mask.merge(
+                [encode_annotation({**shape, "segmentation": part}, size) for part in parts]
+            )
         except ValueError as error:
             raise InputError(f"{one.source}: {error}") from None
-        rle = coco_mask.merge(parts)
         level = 0 if label >= len(classes.things) else 1 if shape["iscrowd"] else 2
         layers.append((level, -int(coco_mask.area(rle)), label, rle))
-    # Stuff has the ids 1 to 255, objects those from 256 on.
     segments = np.zeros(size, np.int32)
     if background is not None:
-        segments += _names(classes).index(background) + 1
-    objects, crowds = {}, set()
-    for number, layer in enumerate(sorted(layers, key=itemgetter(0, 1)), start=256):
+        segments += classes.names.index(background) + 1
+    labels, crowds = _stuff(classes), set[int]()
+    for number, layer in enumerate(sorted(layers, key=itemgetter(0, 1)), start=_FIRST_OBJECT):
         level, _, label, rle = layer
         segments[coco_mask.decode(rle) > 0] = number if level else label + 1
-        objects[number] = label
+        labels[number] = label
         if level == 1:
             crowds.add(number)
-    return _annotated(one, segments, objects, frozenset(crowds))
+    return AnnotatedImage(one.file_name, one.image, Panoptic(segments, labels), frozenset(crowds))
 
 
 def paint_masks(one: MasksOfImage, classes: ClassMap) -> AnnotatedImage:
@@ -111,43 +115,30 @@ def paint_masks(one: MasksOfImage, classes: ClassMap) -> AnnotatedImage:
     """
     size = image_size(one.image)
     numbers, values = read_map(one.objects), read_map(one.classes)
-    for path, found in ((one.objects, numbers), (one.classes, values)):
-        _check_size(path, found.shape, size, one.image)
-    keys, indices = np.unique(values, return_inverse=True)
+    for path, pixels in ((one.objects, numbers), (one.classes, values)):
+        _check_size(path, pixels.shape, size, one.image)
+    keys = np.unique(values)
     known = [classes.label(key, one.classes) for key in keys.tolist()]
-    labels = np.array([-1 if label is None else label for label in known])[indices.reshape(size)]
-    num_things, names = len(classes.things), ("void", *_names(classes))
-    segments = np.where(labels >= num_things, labels + 1, 0)
-    inside = numbers > 0
-    pairs, counts = np.unique(numbers[inside] * len(names) + labels[inside] + 1, return_counts=True)
-    objects = {}
-    for pair in pairs[np.argsort(counts)].tolist():  # the most frequent class comes last
-        number, label = divmod(pair, len(names))
-        objects[number + 255] = label - 1
-    for number, label in objects.items():
-        if not 0 <= label < num_things:
+    labels = map_array(values, keys, np.array([-1 if label is None else label for label in known]))
+    table = overlaps(numbers, labels, ignore=numbers == 0)
+    objects = table.segment_labels[table.majority()].tolist()
+    for number, label in zip(table.cluster_labels.tolist(), objects, strict=True):
+        if not 0 <= label < len(classes.things):
             raise InputError(
-                f"{one.objects}: expected a class of things at most pixels of the object "
-                f"{number - 255}, got {names[label + 1]} in {one.classes}; correct one of both"
+                f"{one.objects}: expected a class of things at most pixels of the object {number}, "
+                f"got {classes.names[label] if label >= 0 else 'void'} in {one.classes}; correct "
+                "one of both"
             )
-    segments[inside] = numbers[inside] + 255
-    return _annotated(one, segments, objects)
+    segments = np.where(labels >= len(classes.things), labels + 1, 0)
+    inside = numbers > 0
+    segments[inside] = _FIRST_OBJECT + np.searchsorted(table.cluster_labels, numbers[inside])
+    ids = _stuff(classes) | dict(enumerate(objects, start=_FIRST_OBJECT))
+    return AnnotatedImage(one.file_name, one.image, Panoptic(segments, ids))
 
 
-def _names(classes: ClassMap) -> list[str]:
-    return [*classes.things.values(), *classes.stuff.values()]
-
-
-def _annotated(
-    one: ShapesOfImage | MasksOfImage,
-    segments: NDArray[np.integer[Any]],
-    objects: Mapping[int, int],
-    crowds: frozenset[int] = frozenset(),
-) -> AnnotatedImage:
-    """Leave out objects without a pixel, and add the stuff, whose ids are labels plus one."""
-    labels = {i: objects.get(i, i - 1) for i in np.unique(segments).tolist() if i}
-    panoptic = Panoptic(segments, labels)
-    return AnnotatedImage(one.file_name, one.image, panoptic, crowds & labels.keys())
+def _stuff(classes: ClassMap) -> dict[int, int]:
+    """Labels of the segments of stuff, whose ids are labels plus one."""
+    return {label + 1: label for label in range(len(classes.things), len(classes.names))}
 
 
 def infer_from_masks(images: Iterable[MasksOfImage]) -> ClassMap:
@@ -185,12 +176,12 @@ def read_map(path: Path) -> NDArray[np.int64]:
         InputError: The file has no such numbers, or an npz file has several arrays.
     """
     try:
-        if path.suffix == ".npz":
+        if (suffix := path.suffix.lower()) == ".npz":
             with np.load(path) as arrays:
                 (pixels,) = arrays.values()
-        elif path.suffix == ".npy":
+        elif suffix == ".npy":
             pixels = np.load(path)
-        elif path.suffix in (".tif", ".tiff"):
+        elif suffix in (".tif", ".tiff"):
             pixels = tifffile.imread(path)
         else:
             with Image.open(path) as image:
@@ -215,12 +206,3 @@ def _check_size(source: Path, drawn: tuple[int, ...], size: tuple[int, ...], ima
             f"{source}: expected the height and width {tuple(size)} of {image}, got "
             f"{tuple(drawn)}; take the image that was annotated"
         )
-
-
-def _scaled(parts: list[Any], size: tuple[int, int]) -> list[Any]:
-    """Polygons in pixels, given their fractions of the image's size."""
-    scale = np.array(size[::-1])
-    return [
-        [(np.reshape(polygon, (-1, 2)) * scale).ravel().tolist() for polygon in part]
-        for part in parts
-    ]
