@@ -122,7 +122,8 @@ def _scale_bar(per_unit: float, unit: str, width: int, height: int) -> _Key:
     """A bar of 1, 2 or 5 times a power of ten, at most a quarter of ``width`` pixels long."""
     limit = width / 4 / per_unit
     power = 10.0 ** math.floor(math.log10(limit))
-    length = max(step * power for step in (1, 2, 5) if step * power <= limit)
+    # One half, since log10 rounds limits just below a power up to it.
+    length = max(step * power for step in (0.5, 1, 2, 5) if step * power <= limit)
     pixels = max(1, round(length * per_unit))
     return _Key((0, 0, 0), (pixels, max(2, height // 4)), f"{length:g} {unit}", font(height))
 

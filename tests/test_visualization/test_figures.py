@@ -181,6 +181,14 @@ def test_scale_bar_has_its_length(
     assert (drawn[: len(drawn) - len(black)] == draw_figure(*scene, FigureStyle(side=side))).all()
 
 
+def test_scale_bar_of_a_length_just_below_a_power_of_ten() -> None:
+    """56 / 4 / 0.14 is 99.99999999999999, whose logarithm is 2."""
+    image = np.zeros((40, 56, 3), np.uint8)
+    panoptic, style = Panoptic(np.zeros((40, 56), int), {}), FigureStyle(scale_bar=(0.14, "µm"))
+    drawn = draw_figure(image, panoptic, Classes(["cup"]), style)
+    assert (drawn[40:] == 0).all(-1).sum(1).max() == 7
+
+
 STYLES = st.builds(
     FigureStyle,
     mode=st.sampled_from(MODES),
