@@ -29,7 +29,10 @@ def describe_set(content: Entry, stride: int = 32) -> Iterator[str]:
         for one in content["annotations"]
     ]
     sides = [
-        info["area"] ** 0.5 for infos in segments for info in infos if info["category_id"] in things
+        info["area"] ** 0.5
+        for infos in segments
+        for info in infos
+        if info["category_id"] in things and info["area"] > 0
     ]
     most = max(map(len, segments), default=0)
     yield f"{len(sizes)} images, {width:.0f} × {height:.0f} in the median (width × height)"

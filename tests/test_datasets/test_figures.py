@@ -35,3 +35,6 @@ def test_by_hand():
 
 def test_without_objects():
     assert len(list(describe_set(content([()])))) == 2
+    empty = content([(8,)])
+    empty["annotations"][0]["segments_info"][0]["area"] = -1
+    assert len(list(describe_set(empty))) == 2
