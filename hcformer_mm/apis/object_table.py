@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import shapely
-from scipy.ndimage import center_of_mass, find_objects
+from scipy.ndimage import center_of_mass
 
 from ..structures.arrays import Mask
 from ..structures.panoptic import Classes, Panoptic
@@ -35,16 +35,14 @@ def object_rows(panoptic: Panoptic, classes: Classes) -> list[dict[str, Any]]:
     ids, info = encode_panoptic(panoptic, range(len(classes.names)))
     centers = center_of_mass(ids > 0, ids, [segment["id"] for segment in info])
     return [
-        dict(
-            zip(("left", "top", "width", "height"), segment["bbox"], strict=True),
-            id=segment["id"],
-            thing=int(classes.is_object(segment["category_id"])),
-            area=segment["area"],
-            x=round(float(x) + 0.5, 2),
-            y=round(float(y) + 0.5, 2),
-            **{"class": classes.names[segment["category_id"]]},
-            **({"score": segment["score"]} if "score" in segment else {}),
-        )
+        {key: segment[key] for key in ("id", "area", "score") if key in segment}
+        | dict(zip(("left", "top", "width", "height"), segment["bbox"], strict=True))
+        | {
+            "class": classes.names[segment["category_id"]],
+            "thing": int(classes.is_object(segment["category_id"])),
+            "x": round(float(x) + 0.5, 2),
+            "y": round(float(y) + 0.5, 2),
+        }
         for segment, (y, x) in zip(info, centers, strict=True)
     ]
 
@@ -67,26 +65,25 @@ def to_geojson(panoptic: Panoptic, classes: Classes) -> dict[str, Any]:
     ids, info = encode_panoptic(panoptic, range(len(classes.names)))
     colors = classes.colors()
     features = []
-    for segment, place in zip(info, find_objects(ids), strict=True):
-        category = segment["category_id"]
-        outline = _outline(ids[place] == segment["id"], segment["bbox"][:2])
+    for segment in info:
+        category, (left, top, width, height) = segment["category_id"], segment["bbox"]
+        mask = ids[top : top + height, left : left + width] == segment["id"]
         properties = dict(
             id=segment["id"],
             objectType="detection" if classes.is_object(category) else "annotation",
             classification=dict(name=classes.names[category], color=colors[category].tolist()),
             measurements={key: segment[key] for key in ("area", "score") if key in segment},
         )
-        geometry = shapely.geometry.mapping(outline)
+        geometry = shapely.geometry.mapping(_outline(mask, left, top))
         features.append(dict(type="Feature", geometry=geometry, properties=properties))
     return dict(type="FeatureCollection", features=features)
 
 
-def _outline(mask: Mask, corner: tuple[int, int]) -> shapely.Geometry:
-    """The area of the pixels of a mask (h, w), whose left and top are ``corner``."""
+def _outline(mask: Mask, left: int, top: int) -> shapely.Geometry:
+    """The area of the pixels of a mask ``(h, w)``, whose corner is ``left`` and ``top``."""
     steps = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8))
     rows, starts = np.nonzero(steps == 1)
     _, ends = np.nonzero(steps == -1)
-    left, top = corner
     runs = shapely.box(left + starts, top + rows, left + ends, top + rows + 1)
     # Without the corners of runs that lie on a straight edge.
     return shapely.simplify(shapely.union_all(runs), 0)
