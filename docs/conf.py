@@ -30,7 +30,6 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
 
@@ -47,7 +46,11 @@ include_patterns = [
 exclude_patterns = [".*", "data", "docs/templates", "hcformer_mm", "site", "tests", "work_dirs"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
-nb_execution_mode = "off"  # the tests run the notebooks
+nb_execution_mode = "force"  # the notebooks are kept without outputs
+nb_execution_excludepatterns = ["your_own_data.ipynb"]  # it trains for minutes
+nb_execution_raise_on_error = True
+nb_execution_timeout = 600
+nb_output_stderr = "remove"
 
 # API reference
 autodoc_default_options = {"members": True, "show-inheritance": True}

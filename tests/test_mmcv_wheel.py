@@ -45,11 +45,14 @@ def test_wheel_key_differs_between_environments(part, other):
     assert "/" not in key and " " not in key
 
 
-def test_cache_root(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert mmcv_wheel.cache_root({}) == Path("/home/someone/.cache/hcformer_mm")
-    assert mmcv_wheel.cache_root({"XDG_CACHE_HOME": "/x"}) == Path("/x/hcformer_mm")
-    assert mmcv_wheel.cache_root({"XDG_CACHE_HOME": "/x", "HCFORMER_MM_CACHE": "/y"}) == Path("/y")
+def test_cache_root(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    env = {}
+    assert mmcv_wheel.cache_root(env) == tmp_path / ".cache/hcformer_mm"
+    env["XDG_CACHE_HOME"] = str(tmp_path / "caches")
+    assert mmcv_wheel.cache_root(env) == tmp_path / "caches/hcformer_mm"
+    env["HCFORMER_MM_CACHE"] = str(tmp_path / "wheels")
+    assert mmcv_wheel.cache_root(env) == tmp_path / "wheels"
 
 
 @pytest.mark.parametrize(
