@@ -87,7 +87,8 @@ def add_inference_arguments(parser: ArgumentParser, *, default_weights: bool = T
         "--tile",
         type=number(int, 2),
         metavar="PIXELS",
-        help="side of the square tiles into which larger images are cut; by default none is cut",
+        help="side of the square tiles into which larger images are cut; by default none is cut. "
+        "Objects on a seam stay cut unless both tiles see much the same of them",
     )
     parser.add_argument(
         "--tile-overlap",
