@@ -16,7 +16,7 @@ PACKAGE = "hcformer_mm"
 # mim and MMEngine look for these under hcformer_mm/.mim; tools/misc/mmcv_wheel.py reads mmcv's
 # version from the requirements.
 MIM = ("configs", "tools", "requirements", "model-index.yml")
-PYTHONS = (11,)  # minor versions on which the tests ran
+PYTHONS = (10, 11, 12, 13)  # minor versions on which the tests ran
 JUNK = shutil.ignore_patterns("__pycache__", "*.py[co]", ".*")
 
 
