@@ -56,7 +56,7 @@ def _norm_eps(dtype: torch.dtype) -> float:
 
 
 def gather_channels(pixels: Tensor) -> Tensor:
-    """Copy rows of a map ``(B, r, W, C)`` so that the channels of a pixel are adjacent.
+    """Rows of a map ``(B, r, W, C)`` with the channels of a pixel adjacent; copied unless they are.
 
     PyTorch transposes whole matrices faster than maps or parts of matrices.
     """
