@@ -25,7 +25,7 @@ from mmengine.config import Config
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import measure, models
 from hcformer_mm.engine.run_checks.lookup import is_named
-from hcformer_mm.utils.arguments import number
+from hcformer_mm.utils.arguments import add_cfg_options, number
 from hcformer_mm.utils.atomic_write import replacing
 from hcformer_mm.utils.config import read_config
 from hcformer_mm.utils.errors import InputError
@@ -224,8 +224,9 @@ def parse_args() -> argparse.Namespace:
     add("--out", type=Path, metavar="FILE.md", help="write the table to this file too")
     figure = "draw accuracy against latency, and the blame of each part, to this image"
     add("--figure", type=Path, metavar="FILE", help=figure)
+    add_cfg_options(parser)
     args = parser.parse_args()
-    args.cfg_options, args.checkpoints, args.device, args.seed = {}, None, "cpu", 0
+    args.checkpoints, args.device, args.seed = None, "cpu", 0
     args.fuse_conv_bn = args.channels_last = False  # what models.parse_specs() reads
     return args
 
