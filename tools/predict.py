@@ -107,7 +107,6 @@ def predict(args: argparse.Namespace) -> int:
     tiling, style = tiling_of(args), style_of(args)
     sources = open_sources(args.inputs)
     config = read_config(args.config, args.cfg_options)
-    folder = RunFolder(args.out, rank)
     check_writable(args.out)
     inferencer = BulkInferencer(
         config, args.checkpoint, device_of(args), dtype=args.dtype, fast=args.fast, font=args.font
@@ -125,30 +124,33 @@ def predict(args: argparse.Namespace) -> int:
     options = {name: getattr(args, name) for name in RESULT_OPTIONS}
     result_config(inferencer.model, **options)
     images = writer.accept(sources.images)
-    # Only now, when nothing can be refused any more: --overwrite removes results.
-    if rank == 0:
-        folder.claim(settings_of(args, config, sources), overwrite=args.overwrite)
-    wait(world_size)
-    share = Share(args.batch_size, rank, world_size, folder.done())
-    records = inferencer.records(
-        images, writer, share, workers=args.workers, tiling=tiling, **options
-    )
-    shown = progress(records, share.left(sources.total), unit=" images") if rank == 0 else records
-    for image, record in shown:
-        folder.append(image, record)
-    wait(world_size)
-    if rank != 0:
-        return 0
-    written, failed = folder.merge(writer)
-    print(f"results of {written} images in {args.out}")
-    if not failed:
-        return 0
-    print(
-        f"predict: {failed} images could not be read: see 'failed' in {args.out / 'images.json'}; "
-        "replace them, and the same command does them alone",
-        file=sys.stderr,
-    )
-    return SOME_FAILED
+    with RunFolder(args.out, rank) as folder:
+        # Only now, when nothing can be refused any more: --overwrite removes results.
+        if rank == 0:
+            folder.claim(settings_of(args, config, sources), overwrite=args.overwrite)
+        wait(world_size)
+        share = Share(args.batch_size, rank, world_size, folder.done())
+        records = inferencer.records(
+            images, writer, share, workers=args.workers, tiling=tiling, **options
+        )
+        shown = (
+            progress(records, share.left(sources.total), unit=" images") if rank == 0 else records
+        )
+        for image, record in shown:
+            folder.append(image, record)
+        wait(world_size)
+        if rank != 0:
+            return 0
+        written, failed = folder.merge(writer)
+        print(f"results of {written} images in {args.out}")
+        if not failed:
+            return 0
+        print(
+            f"predict: {failed} images could not be read: see 'failed' in "
+            f"{args.out / 'images.json'}; replace them, and the same command does them alone",
+            file=sys.stderr,
+        )
+        return SOME_FAILED
 
 
 def wait(world_size: int) -> None:

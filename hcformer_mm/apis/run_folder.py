@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock, Timeout
+
 from ..utils.atomic_write import replacing
 from ..utils.errors import InputError, cut
 from ..utils.strict_json import dumps
@@ -39,6 +41,16 @@ class RunFolder:
         self._settings = path / "settings.json"
         self._merged = path / "results.jsonl"
         self._own = path / f"results.{rank}.jsonl"
+        self._lock = FileLock(path / ".lock")
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let others claim the folder."""
+        if self._lock.is_locked:
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._lock.release()
 
     def claim(self, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
         """Begin a run, or go on with one of the same settings; one process does it for all.
@@ -49,8 +61,15 @@ class RunFolder:
                 which are replaced image by image.
 
         Raises:
-            ValueError: The folder has results of other settings.
+            ValueError: The folder has results of other settings, or another run writes to it.
         """
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(
+                f"expected a folder to which no other run writes, got {self.path}; wait for that "
+                "run, or name another folder"
+            ) from None
         if overwrite:
             for file in (*self._files(), *(self.path / name for name in FILES)):
                 file.unlink(missing_ok=True)

@@ -237,6 +237,13 @@ def test_a_run_without_images_has_its_files(tmp_path):
     assert sorted(read(tmp_path)) == ["images.json", "results.jsonl"]
 
 
+def test_a_folder_to_which_another_run_writes_is_refused(predict, tmp_path):
+    other = RunFolder(tmp_path)
+    other.claim({})
+    assert "no other run writes" in predict("--out", tmp_path, "--overwrite")
+    assert sorted(read(tmp_path)) == [".lock", "settings.json"]
+
+
 def test_an_image_that_is_broken_and_last_is_not_forgotten():
     runs = SimpleNamespace(_predict=chain.from_iterable)
     last = InputImage("0", 0), "broken"
