@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -45,6 +46,7 @@ COLUMNS = (
 )
 BLAME = "clusters/blame/PQ/"
 PARTS = ("stem", "level_1", "level_2", "level_3", "level_4", "level_5", "classification")
+BEGIN, END = "<!-- tables of ablation.py -->", "<!-- end of tables -->"
 
 
 def with_iterations(config: Config, iterations: int) -> None:
@@ -181,31 +183,59 @@ def latencies(specs: Sequence[models.ModelSpec], args: argparse.Namespace) -> di
     return {row["name"]: 1e3 * median(row["seconds"]) for row in rows}
 
 
+def label(name: str) -> str:
+    """Short name for a figure: without the data set at its end, nor the whole keys of settings."""
+    stem, *settings = name.split("@")
+    short = [re.sub(r"^[\w.]+\.(?=\w+=)", "", setting) for setting in settings]
+    return "\n".join([stem.rpartition("_")[0] or stem, *short])
+
+
 def draw(rows: Sequence[measure.Row], runs: Mapping[str, list[dict[str, float]]], to: Path) -> None:
     """Draw PQ (mIoU without PQ) against latency, and the parts of the blame of each model."""
     shown = {name: one for name, one in runs.items() if values(one, BLAME + "stem")}
-    figure, axes = plt.subplots(1, 1 + bool(shown), figsize=(6 + 5 * bool(shown), 4), squeeze=False)
+    figure, axes = plt.subplots(1, 1 + bool(shown), figsize=(6 + 6 * bool(shown), 5), squeeze=False)
     for row in rows:
         name = row["Config"]
         key = "PQ" if values(runs[name], COLUMNS[0][1]) else "mIoU"
         scores = [x for title, k, f in COLUMNS if title == key for x in values(runs[name], k, f)]
         if scores:
             error = stdev(scores) if len(scores) > 1 else 0
-            axes[0, 0].errorbar(row["Latency (ms)"], mean(scores), error, fmt="o", capsize=3)
             point = (row["Latency (ms)"], mean(scores))
-            axes[0, 0].annotate(name, point, (4, 4), textcoords="offset points", fontsize=7)
+            axes[0, 0].errorbar(*point, error, fmt="o", capsize=3)
+            axes[0, 0].annotate(label(name), point, (4, 4), textcoords="offset points", fontsize=7)
     axes[0, 0].set(xlabel="latency (ms)", ylabel="PQ or mIoU")
     if shown:
-        bottom = dict.fromkeys(shown, 0.0)
+        names = list(map(label, shown))
+        bottom = [0.0] * len(names)
         for part in PARTS:
             heights = [mean(values(one, BLAME + part) or [0.0]) for one in shown.values()]
-            axes[0, 1].bar(list(shown), heights, bottom=list(bottom.values()), label=part)
-            bottom = {n: b + h for (n, b), h in zip(bottom.items(), heights, strict=True)}
+            axes[0, 1].bar(names, heights, bottom=bottom, label=part.replace("_", " "))
+            bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
         axes[0, 1].set(ylabel="PQ lost")
         axes[0, 1].tick_params(axis="x", rotation=90, labelsize=7)
         axes[0, 1].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(to, dpi=150)
+
+
+def tables(rows: Sequence[measure.Row]) -> str:
+    """Results, and below them the parts of the blame of the models that have them, in Markdown."""
+    results = [{k: v for k, v in row.items() if k not in PARTS} for row in rows]
+    blame = [
+        {"PQ lost": row["Config"], **{k.replace("_", " "): row[k] for k in PARTS if k in row}}
+        for row in rows
+        if "stem" in row
+    ]
+    return "\n\n".join(measure.as_table(part, ".1f") for part in (results, blame) if part) + "\n"
+
+
+def write_tables(text: str, to: Path) -> None:
+    """Replace the tables that an earlier call wrote to a file, or add them at its end."""
+    content = to.read_text() if to.exists() else ""
+    before, _, rest = content.partition(BEGIN)
+    with replacing(to) as unfinished:
+        after = rest.partition(END)[2] or "\n"
+        unfinished.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
 
 
 def parse_args() -> argparse.Namespace:
@@ -221,11 +251,12 @@ def parse_args() -> argparse.Namespace:
     add("--work-dir", type=Path, default=Path("work_dirs/ablation"), help=work_dir)
     size = "image whose prediction is timed and counted (default: 192 256)"
     add("--shape", type=int, nargs=2, default=(192, 256), metavar=("H", "W"), help=size)
-    add("--out", type=Path, metavar="FILE.md", help="write the table to this file too")
+    add("--out", type=Path, metavar="FILE.md", help="put the tables into this file, too")
     figure = "draw accuracy against latency, and the blame of each part, to this image"
     add("--figure", type=Path, metavar="FILE", help=figure)
     add_cfg_options(parser)
     args = parser.parse_args()
+    args.cfg_options = args.cfg_options or {}
     args.checkpoints, args.device, args.seed = None, "cpu", 0
     args.fuse_conv_bn = args.channels_last = False  # what models.parse_specs() reads
     return args
@@ -258,16 +289,15 @@ def ablate(args: argparse.Namespace) -> None:
                 row[title] = spread(numbers)
         for part in PARTS:
             if numbers := values(found, BLAME + part):
-                row[f"lost: {part}"] = spread(numbers)
+                row[part] = spread(numbers)
         row["Parameters (M)"] = count_parameters(model) / 1e6
         row["Multiply-adds (G)"] = count_multiply_adds(model, *args.shape).total() / 1e9
         row["Latency (ms)"] = times[spec.name]
         rows.append(row)
-    table = measure.as_table(rows, floatfmt=".1f") + "\n"
-    print(table)
+    text = tables(rows)
+    print(text)
     if args.out is not None:
-        with replacing(args.out) as unfinished:
-            unfinished.write_text(table)
+        write_tables(text, args.out)
     if args.figure is not None:
         draw(rows, results, args.figure)
 

@@ -69,19 +69,29 @@ def test_table_and_figure_of_finished_runs(monkeypatch, tmp_path, capsys):
         (folder / "results.json").write_text(json.dumps(metrics))
     figure, table = tmp_path / "figure.png", tmp_path / "table.md"
     command = (name, MASK2FORMER, "--seeds", 0, 1, "--out", table, "--figure", figure)
+    table.write_text("# Results\n")
     ablate(monkeypatch, tmp_path, *command)
-    header, _, ours, theirs = (
+    written = table.read_text()
+    header, _, *body = (
         [cell.strip() for cell in line.strip("|\n").split("|")]
-        for line in table.read_text().splitlines()
+        for line in written.splitlines()
+        if line.startswith("|")
     )
-    ours, theirs = (dict(zip(header, line, strict=True)) for line in (ours, theirs))
+    ours, theirs = (dict(zip(header, line, strict=True)) for line in body[:2])
+    header, _, lost = body[2:]
     assert ours["PQ"] == "62.0 ± 1.4"
     assert ours["AP^boundary"] == "25.0"
-    assert ours["lost: stem"] == "2.0 ± 0.0"
+    assert header == ["PQ lost", "stem", "level 1", "classification"]
+    assert lost == [name, "2.0 ± 0.0", "2.0 ± 0.0", "2.0 ± 0.0"]
     assert theirs["PQ"].startswith("60.2 ± 0.4")
     assert theirs["AP^boundary"] == ""
     assert float(ours["Parameters (M)"]) == pytest.approx(12.5, abs=0.05)
     assert figure.stat().st_size > 10_000
+    table.write_text(f"{written}Below.\n")
+    ablate(monkeypatch, tmp_path, *command)
+    again = table.read_text()
+    assert again.startswith("# Results\n") and again.endswith("Below.\n")
+    assert again.count("PQ lost") == 1
     with pytest.raises(InputError, match="got one with other settings; remove it, or choose"):
         ablate(monkeypatch, tmp_path, name, "--iterations", 1000)
 
