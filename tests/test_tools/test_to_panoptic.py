@@ -292,6 +292,17 @@ class TestSplits:
         (tmp_path / "set/data.yaml").write_text(yaml.safe_dump(content))
         convert("yolo", tmp_path / "set/data.yaml")
 
+    def test_yolo_lists_of_images(self, convert, drawn, tmp_path):
+        write_yolo(drawn, tmp_path / "set", SPLITS)
+        content = yaml.safe_load((tmp_path / "set/data.yaml").read_text())
+        for split in SPLITS:
+            images = sorted((tmp_path / "set/images" / split).iterdir())
+            lines = [f"./images/{split}/{image.name}" for image in images[:-1]] + [str(images[-1])]
+            (tmp_path / "set" / f"{split}.txt").write_text("\n".join(lines) + "\n\n")
+            content[split] = f"{split}.txt"
+        (tmp_path / "set/data.yaml").write_text(yaml.safe_dump(content))
+        convert("yolo", tmp_path / "set/data.yaml")
+
     def test_yolo_in_the_working_folder(self, convert, drawn, tmp_path, monkeypatch):
         """Labels are found from a relative path, too; outlines may be rounded beyond the image."""
         write_yolo(drawn, tmp_path / "other", SPLITS)
@@ -462,7 +473,14 @@ class TestBadInput:
     def test_yolo_without_folders(self, refuse, drawn, tmp_path):
         write_yolo(drawn, tmp_path / "other", SPLITS)
         shutil.rmtree(tmp_path / "other/images/val")
-        refuse("yolo", "expected a folder of images for 'images/val' of .*data.yaml, got none at")
+        refuse(
+            "yolo",
+            "expected a folder or a list of images for 'images/val' of .*data.yaml, got none at",
+        )
+        (tmp_path / "other/images/val").write_text("./none.jpg")
+        refuse("yolo", "none.jpg")
+        (tmp_path / "other/images/val").write_text("")
+        refuse("yolo", "got none")
         (tmp_path / "other/data.yaml").write_text("train: images")
         refuse("yolo", "expected .*data.yaml to be YOLO's, .* got KeyError: 'names'")
 

@@ -181,6 +181,8 @@ def _labelme_part(shape: Entry, number: int, size: tuple[int, int], file: Path) 
 def open_yolo(file: Path) -> tuple[Splits, dict[str, bool]]:
     """Read a set for YOLO's segmentation: ``data.yaml``, ``images/`` and ``labels/``.
 
+    A split is a folder of images, a text file that lists them, or several of both.
+
     Each line of a label file is an object: the number of its class, and its outline in fractions of
     the image's width and height.
 
@@ -195,9 +197,9 @@ def open_yolo(file: Path) -> tuple[Splits, dict[str, bool]]:
         names = content["names"]
         names = names.items() if isinstance(names, dict) else enumerate(names)
         names = {int(number): str(name) for number, name in names}
-        folders = {
+        places = {
             split: [
-                _yolo_folder(file, content.get("path") or "", one)
+                _yolo_place(file, content.get("path") or "", one)
                 for one in ([given] if isinstance(given, str) else given)
             ]
             for split in ("train", "val", "test")
@@ -205,29 +207,39 @@ def open_yolo(file: Path) -> tuple[Splits, dict[str, bool]]:
         }
     except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"expected {file} to be YOLO's, with names and the folders train and val, got "
+            f"expected {file} to be YOLO's, with names, train and val, got "
             f"{type(error).__name__}: {error}"
         ) from None
     splits = {
-        split: [_read_yolo(image, folder, names) for folder in given for image in _images(folder)]
-        for split, given in folders.items()
+        split: [_read_yolo(*image, names) for place in given for image in _yolo_images(place)]
+        for split, given in places.items()
     }
     return splits, dict.fromkeys(names.values(), True)
 
 
-def _yolo_folder(file: Path, base: str, given: str) -> Path:
-    """The folder of images of a split, which exports give from several places."""
+def _yolo_place(file: Path, base: str, given: str) -> Path:
+    """The folder or list of images of a split, which exports give from several places."""
     root, given = file.parent.absolute(), given.replace("\\", "/")
     for place in (root / base / given, root / given, root / given.removeprefix("../")):
-        if place.is_dir():
+        if place.is_dir() or place.is_file():
             return place
     raise InputError(
-        f"expected a folder of images for {given!r} of {file}, got none at {root / base / given}; "
-        "correct path, train or val there"
+        f"expected a folder or a list of images for {given!r} of {file}, got none at "
+        f"{root / base / given}; correct path, train or val there"
     )
 
 
-def _read_yolo(image: Path, folder: Path, names: Mapping[float, str]) -> ShapesOfImage:
+def _yolo_images(place: Path) -> list[tuple[Path, str]]:
+    """Images in a folder, or in a text file of paths from its own folder, and their names."""
+    images = _images(place)
+    if place.is_file():
+        lines = place.read_text(encoding="utf-8").replace("\\", "/").splitlines()
+        images = [Path(os.path.normpath(place.parent / line)) for line in lines if line.strip()]
+        place = Path(os.path.commonpath([image.parent for image in images] or [place]))
+    return [(image, image.relative_to(place).as_posix()) for image in images]
+
+
+def _read_yolo(image: Path, name: str, names: Mapping[float, str]) -> ShapesOfImage:
     before, images, after = str(image).rpartition(f"{os.sep}images{os.sep}")
     file = Path(f"{before}{os.sep}labels{os.sep}{after}" if images else image).with_suffix(".txt")
     shapes = []
@@ -249,7 +261,7 @@ def _read_yolo(image: Path, folder: Path, names: Mapping[float, str]) -> ShapesO
                 "are no segments)"
             )
         shapes.append({"id": number, "label": label, "iscrowd": 0, "parts": [points]})
-    return ShapesOfImage(image, image.relative_to(folder).as_posix(), file, shapes)
+    return ShapesOfImage(image, name, file, shapes)
 
 
 def open_coco(root: Path, *, ignore_crowds: bool = False) -> tuple[Splits, dict[str, bool]]:
