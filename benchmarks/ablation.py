@@ -249,6 +249,8 @@ def parse_args() -> argparse.Namespace:
     add("--threads", type=number(int, 1), default=1, help="threads of each (default: 1)")
     work_dir = "folder of a folder per run (default: work_dirs/ablation)"
     add("--work-dir", type=Path, default=Path("work_dirs/ablation"), help=work_dir)
+    tabulate = "train nothing, and tabulate the runs that are done"
+    add("--tabulate", action="store_true", help=tabulate)
     size = "image whose prediction is timed and counted (default: 192 256)"
     add("--shape", type=int, nargs=2, default=(192, 256), metavar=("H", "W"), help=size)
     add("--out", type=Path, metavar="FILE.md", help="put the tables into this file, too")
@@ -275,15 +277,16 @@ def ablate(args: argparse.Namespace) -> None:
         ]
         for spec in specs
     }
-    with ThreadPoolExecutor(args.jobs) as pool:  # one seed of every config first
-        turns = [run for turn in zip(*runs.values(), strict=True) for run in turn]
-        list(pool.map(Run.finish, turns))
+    if not args.tabulate:
+        with ThreadPoolExecutor(args.jobs) as pool:  # one seed of every config first
+            turns = [run for turn in zip(*runs.values(), strict=True) for run in turn]
+            list(pool.map(Run.finish, turns))
     results = {name: [run.metrics() for run in ones] for name, ones in runs.items()}
     times = latencies(specs, args)
     rows = []
     for spec in specs:
         model, found = spec.build(args), results[spec.name]
-        row: measure.Row = {"Config": spec.name}
+        row: measure.Row = {"Config": spec.name, "Runs": sum(map(bool, found))}
         for title, key, factor in COLUMNS:
             if numbers := values(found, key, factor):
                 row[title] = spread(numbers)
