@@ -91,6 +91,12 @@ def run_config(spec: models.ModelSpec, seed: int, iterations: int | None) -> Con
     return config
 
 
+def clusters(config: Config) -> bool:
+    """Whether the model has clusters to score."""
+    backbone = config.model.backbone
+    return is_named(backbone, "HCBackbone") and backbone.get("hierarchical_level") != 0
+
+
 def minutes_of(folder: Path) -> float:
     """Minutes of the training steps in a run's logs, whatever interrupted it."""
     times: dict[int, float] = {}
@@ -142,7 +148,7 @@ class Run:
         if not self.checkpoint().exists():
             self._tool("train.py", self.file, "--work-dir", self.folder, "--resume")
         tested = self.folder / "test"
-        if is_named(self.config.model.backbone, "HCBackbone"):
+        if clusters(self.config):
             file = tested / "clusters.json"
             tool = "analysis_tools/evaluate_clusters.py"
             self._tool(tool, self.file, self.checkpoint(), "--work-dir", tested, "--out", file)

@@ -41,6 +41,12 @@ def test_schedule_within_the_warm_up_is_refused():
         ablation.with_iterations(read_config(SHAPES_CONFIG), 100)
 
 
+def test_models_without_clusters():
+    names = ("hcformer_r18_shapes-panoptic", "hcformer_r18_level0_shapes-panoptic")
+    ours, level_0, theirs = map(read_config, (*names, MASK2FORMER))
+    assert [ablation.clusters(one) for one in (ours, level_0, theirs)] == [True, False, False]
+
+
 def test_minutes_of_an_interrupted_run_count_each_step_once(tmp_path):
     for name, lines in {
         "1": [(10, 6.0), (20, 3.0), (30, 1.0)],  # repeated below, from the checkpoint at 20
