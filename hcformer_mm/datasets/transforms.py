@@ -105,7 +105,12 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
         if image is None:
             file = results["img_path"]
             try:
-                image = self.decode(self._content(file), file)
+                if self.file_client_args is None:
+                    content = fileio.get(file, backend_args=self.backend_args)
+                else:
+                    client = fileio.FileClient.infer_client(self.file_client_args, file)
+                    content = client.get(file)
+                image = self.decode(content, file)
             except (OSError, ValueError):
                 if self.ignore_empty:
                     return None
@@ -113,11 +118,6 @@ class LoadImageFromFile(MMCVLoadImageFromFile):
         results["img"] = image.astype(np.float32) if self.to_float32 else image
         results["img_shape"] = results["ori_shape"] = image.shape[:2]
         return results
-
-    def _content(self, file: str) -> bytes:
-        if self.file_client_args is None:
-            return fileio.get(file, backend_args=self.backend_args)
-        return fileio.FileClient.infer_client(self.file_client_args, file).get(file)
 
 
 @TRANSFORMS.register_module()
@@ -401,5 +401,5 @@ def _naming(file: str) -> Iterator[None]:
         if file in str(error):
             raise
         raise InputError(
-            f"expected {file} to be readable: {error or type(error).__name__}"
+            f"expected {file} to be readable: {str(error) or type(error).__name__}"
         ) from error

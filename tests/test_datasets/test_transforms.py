@@ -11,6 +11,7 @@ from hcformer_mm.datasets import (
     LoadImageFromFile,
     LoadInstanceAnnotations,
     LoadPanopticAnnotations,
+    transforms,
 )
 from tests.helpers.pipelines import HEIGHT, SIZE, WIDTH, save
 
@@ -137,3 +138,12 @@ def test_arrays_that_a_model_does_not_take():
     for image in (np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3, 5)), np.zeros((2, 3), np.uint8)):
         with pytest.raises(ValueError, match=message):
             five.check(image, "image 0")
+
+
+def test_errors_without_a_message_are_named_by_their_kind(tiny, monkeypatch):
+    def fails(*args, **options):
+        raise EOFError
+
+    monkeypatch.setattr(transforms.fileio, "get", fails)
+    with pytest.raises(ValueError, match=r"expected ids\.png to be readable: EOFError"):
+        LoadPanopticAnnotations()(tiny["mmdet"] | dict(seg_map_path="ids.png"))
