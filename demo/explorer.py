@@ -1,6 +1,6 @@
 """Browse the levels of the hierarchy, and the path of any pixel through them, on a local web page.
 
-Without arguments it shows the model that `make demo` trained, or else the tiny one that comes with$
+Without arguments it shows the model that `make demo` trained, or else the tiny one that comes with
 the package. It needs no network.
 """
 
@@ -38,10 +38,6 @@ FIRST_PORT = 7860
 
 LARGEST_SIDE = 2048
 """Larger images are reduced to this longer side, since masks have the image's size."""
-
-
-class UsageError(Exception):
-    """A mistake on the command line, reported in one line."""
 
 
 class Explorer:
@@ -218,12 +214,9 @@ def find_model(args: argparse.Namespace) -> tuple[str | Path, Path]:
     if args.config is None and checkpoint is not None:
         return ROOT / CONFIG, checkpoint
     name = args.config or TINY
-    try:
-        found = find_weights(read_config(name), args.checkpoint)
-    except InputError as error:
-        raise UsageError(str(error)) from None
+    found = find_weights(read_config(name), args.checkpoint)
     if not found.is_file():
-        raise UsageError(f"no such checkpoint: {found}")
+        raise InputError(f"no such checkpoint: {found}")
     return name, found
 
 
@@ -237,19 +230,19 @@ def find_examples(named: list[Path] | None) -> list[Path]:
         return images if all(path.is_file() for path in images) else [*render_images(FOLDER)]
     missing = [str(path) for path in named if not path.is_file()]
     if missing:
-        raise UsageError(f"no such image: {', '.join(missing)}")
+        raise InputError(f"no such image: {', '.join(missing)}")
     return named
 
 
 def check_address(host: str, port: int | None) -> None:
-    """Raise a UsageError if the address cannot be served on, before the model is loaded."""
+    """Raise an InputError if the address cannot be served on, before the model is loaded."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port or 0))
         except (OSError, OverflowError) as error:
             where = host if port is None else f"port {port} of {host}"
-            raise UsageError(
+            raise InputError(
                 f"cannot serve on {where} ({error}); choose another, or leave out --host and "
                 f"--port for a free port of this machine from {FIRST_PORT} on"
             ) from None
@@ -264,7 +257,7 @@ def import_gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise UsageError(f"expected Gradio 6 ({error}): pip install 'gradio>=6'") from None
+        raise InputError(f"expected Gradio 6 ({error}): pip install 'gradio>=6'") from None
     return gradio
 
 
@@ -275,27 +268,24 @@ def serve(args: argparse.Namespace) -> None:
     with TemporaryDirectory(prefix="explorer-") as cache:
         os.environ["GRADIO_TEMP_DIR"] = cache  # for images that pages upload and show
         gradio = import_gradio()
-        try:
-            explorer = Explorer(config, checkpoint, args.device, args.cfg_options)
-            page = build_page(explorer, examples)
-            # Generic fonts: the default ones would be downloaded.
-            fonts = {"font": "sans-serif", "font_mono": "monospace"}
-            _, url, _ = page.launch(
-                server_name=args.host,
-                server_port=args.port,
-                theme=gradio.themes.Default(primary_hue="blue", **fonts),
-                css=CSS,
-                footer_links=[],
-                inbrowser=args.open,
-                share=False,
-                ssr_mode=False,
-                run_history=False,
-                enable_monitoring=False,
-                quiet=True,
-                prevent_thread_lock=True,
-            )
-        except (ValueError, OSError) as error:
-            raise UsageError(str(error)) from None
+        explorer = Explorer(config, checkpoint, args.device, args.cfg_options)
+        page = build_page(explorer, examples)
+        # Generic fonts: the default ones would be downloaded.
+        fonts = {"font": "sans-serif", "font_mono": "monospace"}
+        _, url, _ = page.launch(
+            server_name=args.host,
+            server_port=args.port,
+            theme=gradio.themes.Default(primary_hue="blue", **fonts),
+            css=CSS,
+            footer_links=[],
+            inbrowser=args.open,
+            share=False,
+            ssr_mode=False,
+            run_history=False,
+            enable_monitoring=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
         print(f"explorer: {explorer.title}: open {url} in a browser; Ctrl+C stops", flush=True)
         try:
             threading.Event().wait()
@@ -307,7 +297,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl+C
     try:
         serve(parse_args())
-    except UsageError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"explorer: {error}")
     except KeyboardInterrupt:
         sys.exit("\nexplorer: stopped")

@@ -1,11 +1,9 @@
 """HTML and CSS of the explorer's page."""
 
-import base64
-import io
 from html import escape
 
-import numpy as np
 from exploration import Exploration, Step, light_up, trace
+from page import data_uri
 from PIL import Image
 
 
@@ -36,11 +34,11 @@ def path_html(exploration: Exploration, pixel: tuple[int, int] | None) -> str:
             body = f"<p>The path of the pixel begins in cell {steps[1].cell}.</p>"
         else:
             title, body = "Prediction", prediction_html(exploration, pixel)
+        lit = data_uri(Image.fromarray(light_up(exploration, level, pixel)), "png")
         columns.append(
             f'<figure data-level="{level}"><figcaption><b>{title}</b>'
             f"<span>{share:.2%} of image</span></figcaption>"
-            f'<img src="{data_uri(light_up(exploration, level, pixel))}" alt="{title}, lit">'
-            f"{body}</figure>"
+            f'<img src="{lit}" alt="{title}, lit">{body}</figure>'
         )
     y, x = pixel
     return f'<div class="path" data-pixel="{y},{x}">{"".join(columns)}</div>'
@@ -85,13 +83,6 @@ def prediction_html(exploration: Exploration, pixel: tuple[int, int]) -> str:
         f'<p class="predicted"><i style="background: rgb({color})"></i>'
         f"<b>{escape(name)}</b> {kind if exploration.classes.things else 'class'}{confidence}</p>"
     )
-
-
-def data_uri(image: np.ndarray) -> str:
-    """Data URI of an image, as PNG."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 CSS = """

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -83,12 +84,17 @@ def _table(caption: str, rows: Table) -> str:
 def _figure(caption: str, file: Path, folder: Path) -> str:
     image = Image.open(file).convert("RGB")
     image.thumbnail((WIDTH, 100 * WIDTH), Image.Resampling.LANCZOS)
-    content = io.BytesIO()
-    image.save(content, "WEBP", quality=85)
-    data = base64.b64encode(content.getvalue()).decode()
+    source = data_uri(image, "webp", quality=85)
     link = Path(os.path.relpath(file, folder)).as_posix()
     return (
         f'<figure><figcaption>{escape(caption)}</figcaption><a href="{escape(link)}">'
-        f'<img src="data:image/webp;base64,{data}" width="{image.width}" height="{image.height}" '
+        f'<img src="{source}" width="{image.width}" height="{image.height}" '
         f'alt="{escape(caption)}" loading="lazy"></a></figure>'
     )
+
+
+def data_uri(image: Image.Image, kind: str, **options: Any) -> str:
+    """Data URI of an image, encoded as Pillow encodes this kind of file."""
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -120,7 +120,7 @@ def main() -> None:
         else:
             command = f"{os.path.relpath(sys.executable)} demo/explorer.py {TINY}"
             print(f"quick: there is no browser here; this serves the explorer: {command}")
-    except (explorer.UsageError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"quick: {error}")
     except KeyboardInterrupt:
         sys.exit("\nquick: stopped")
