@@ -5,16 +5,16 @@ command line is wrong.
 """
 
 import argparse
+import hashlib
 import os
 import sys
-from hashlib import sha256
 from pathlib import Path
 
 import hcformer_mm.utils.threads  # noqa: F401
 
 import torch
 from mmengine.config import Config
-from torch import distributed
+from mmengine.dist import barrier
 
 from hcformer_mm.apis.arguments import add_inference_arguments, style_of, tiling_of
 from hcformer_mm.apis.bulk_inferencer import BulkInferencer, Share
@@ -22,6 +22,7 @@ from hcformer_mm.apis.inference import ResultOptions, result_config
 from hcformer_mm.apis.result_writer import ResultWriter, check_writable
 from hcformer_mm.apis.run_folder import RunFolder
 from hcformer_mm.apis.sources import Sources, open_sources
+from hcformer_mm.checkpoints.io import sha256
 from hcformer_mm.engine.dist import join_processes
 from hcformer_mm.utils.arguments import number
 from hcformer_mm.utils.config import read_config
@@ -81,17 +82,12 @@ def parse_args() -> argparse.Namespace:
 def settings_of(args: argparse.Namespace, config: Config, sources: Sources) -> dict[str, object]:
     """What the results depend on, by name."""
     effective = dumps(config.to_dict(), default=str, sort_keys=True)
-    weights = sha256()
-    with args.checkpoint.open("rb") as file:
-        while block := file.read(2**20):
-            weights.update(block)
-    annotations = args.ann_file and sha256(args.ann_file.read_bytes()).hexdigest()
     return {
         "version": __version__,
-        "config": f"{args.config} {sha256(effective.encode()).hexdigest()[:12]}",
-        "checkpoint": f"{args.checkpoint} {weights.hexdigest()[:12]}",
+        "config": f"{args.config} {hashlib.sha256(effective.encode()).hexdigest()[:12]}",
+        "checkpoint": f"{args.checkpoint} {sha256(args.checkpoint)[:12]}",
         "inputs": f"{sources.total} images {sources.digest[:12]}",
-        "--ann-file": annotations and f"{args.ann_file} {annotations[:12]}",
+        "--ann-file": args.ann_file and f"{args.ann_file} {sha256(args.ann_file)[:12]}",
         **{f"--{name.replace('_', '-')}": getattr(args, name) for name in SETTINGS},
     }
 
@@ -128,7 +124,7 @@ def predict(args: argparse.Namespace) -> int:
         # Only now, when nothing can be refused any more: --overwrite removes results.
         if rank == 0:
             folder.claim(settings_of(args, config, sources), overwrite=args.overwrite)
-        wait(world_size)
+        barrier()
         share = Share(args.batch_size, rank, world_size, folder.done())
         records = inferencer.records(
             images, writer, share, workers=args.workers, tiling=tiling, **options
@@ -138,7 +134,7 @@ def predict(args: argparse.Namespace) -> int:
         )
         for image, record in shown:
             folder.append(image, record)
-        wait(world_size)
+        barrier()
         if rank != 0:
             return 0
         written, failed = folder.merge(writer)
@@ -153,17 +149,11 @@ def predict(args: argparse.Namespace) -> int:
         return SOME_FAILED
 
 
-def wait(world_size: int) -> None:
-    """Wait for all processes."""
-    if world_size > 1:
-        distributed.barrier()
-
-
 def device_of(args: argparse.Namespace) -> str | None:
     """The device of this process."""
-    number = torch.cuda.device_count()
-    if args.device is None and number:
-        return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % number}"
+    count = torch.cuda.device_count()
+    if args.device is None and count:
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % count}"
     return args.device
 
 
