@@ -21,14 +21,13 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from mmcv_build import InstallError
+from mmcv_build import InstallError, run_script
 from stacks import DEFAULT, requirements_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -203,9 +202,8 @@ def check_version(version: Sequence[int]) -> None:
     """
     if tuple(version[:2]) < MINIMUM:
         raise InstallError(
-            "Python {}.{} or newer is needed, and ".format(*MINIMUM)
-            + "{} is {}.{}. ".format(sys.executable, *version[:2])
-            + "Name another one: PYTHON=python3.11 make install"
+            "Python {}.{} or newer is needed, and {} is {}.{}. Name another one: "
+            "PYTHON=python3.11 make install".format(*MINIMUM, sys.executable, *version[:2])
         )
 
 
@@ -366,10 +364,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    try:
-        main()
-    except InstallError as error:
-        sys.exit(f"\n{error}")
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted; `make install` continues from here.")
+    run_script(main, "`make install` continues from here.")

@@ -23,7 +23,7 @@ import sysconfig
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 PROGRESS_SECONDS = 30
@@ -35,6 +35,17 @@ CPP20_PROBE = "#include <concepts>\nstatic_assert(std::integral<int>);\n"
 
 class InstallError(Exception):
     """A fault that the user has to fix; the message explains how."""
+
+
+def run_script(main: Callable[[], None], interrupted: str) -> None:
+    """Run a script; an InstallError or an interruption ends it with one message."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    try:
+        main()
+    except InstallError as error:
+        sys.exit(f"\n{error}")
+    except KeyboardInterrupt:
+        sys.exit(f"\nInterrupted; {interrupted}")
 
 
 def find_compiler(env: Mapping[str, str]) -> list[str]:

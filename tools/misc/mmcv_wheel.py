@@ -20,7 +20,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -29,7 +28,7 @@ from importlib import metadata
 from pathlib import Path
 
 import mmcv_build
-from mmcv_build import InstallError, pip
+from mmcv_build import InstallError, pip, run_script
 from stacks import requirements_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,12 +84,6 @@ def wheel_key(*, mmcv: str, torch: str, python: str, machine: str, device: str) 
     return f"mmcv-{mmcv}_torch-{torch}_{python}_{machine}_{device}"
 
 
-def python_tag() -> str:
-    """The running interpreter's wheel tag."""
-    short = {"cpython": "cp", "pypy": "pp"}.get(sys.implementation.name, sys.implementation.name)
-    return f"{short}{sys.version_info.major}{sys.version_info.minor}"
-
-
 def cuda_release(env: Mapping[str, str]) -> str | None:
     """The CUDA release to compile for; None for operators that run on the CPU only.
 
@@ -117,11 +110,6 @@ def cuda_release(env: Mapping[str, str]) -> str | None:
         flush=True,
     )
     return None
-
-
-def cached_wheel(folder: Path) -> Path | None:
-    """The wheel in a folder; None if there is none."""
-    return next(iter(sorted(folder.glob("*.whl"))), None)
 
 
 def install(wheel: Path) -> str | None:
@@ -182,12 +170,12 @@ def main() -> None:
     key = wheel_key(
         mmcv=version,
         torch=torch.__version__,
-        python=python_tag(),
+        python="cp{}{}".format(*sys.version_info[:2]),  # torch runs on CPython alone
         machine=f"{platform.system()}-{platform.machine()}".lower(),
         device=f"cuda{cuda}" if cuda else "cpu",
     )
     folder = cache_root(env) / "wheels" / key
-    if wheel := cached_wheel(folder):
+    if wheel := next(folder.glob("*.whl"), None):
         error = install(wheel)
         if error is None:
             print(f"mmcv: installed from the cache, {folder}", flush=True)
@@ -206,10 +194,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    try:
-        main()
-    except InstallError as error:
-        sys.exit(f"\n{error}")
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted; the next run continues the build.")
+    run_script(main, "the next run continues the build.")
