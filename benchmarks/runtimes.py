@@ -19,7 +19,7 @@ from torch._inductor import config as inductor
 from benchmarks.measure import Call, Case, Shape
 from benchmarks.models import inference_call, keep_queries, parse_specs
 from hcformer_mm.acceleration.inference import prepare_for_inference
-from hcformer_mm.deployment.export import ExportableModel, export_model, load_exported
+from hcformer_mm.deployment.export import ExportableModel, as_arrays, export_model, load_exported
 
 RUNTIMES = ("prepared", "compiled", "onnx", "onnx-fp16", "onnx-int8", "openvino")
 
@@ -51,21 +51,20 @@ def _runtimes(
     model: BaseModel, exportable: ExportableModel, shape: Shape, args: Namespace
 ) -> dict[str, Call]:
     """Calls by runtime."""
-    wanted = dict.fromkeys(args.runtimes)
+    wanted = args.runtimes
     calls: dict[str, Call] = {}
-    if "prepared" in wanted or "compiled" in wanted:
+    if "prepared" in wanted:
         prepared = deepcopy(model)
         prepare_for_inference(prepared)
-        if "prepared" in wanted:
-            calls["prepared"] = inference_call(prepared, shape, mode="predict", seed=args.seed)
-        if "compiled" in wanted:
-            calls["compiled"] = _compiled(deepcopy(model), shape, args.seed)
-    if not any(name in wanted for name in RUNTIMES[2:]):
+        calls["prepared"] = inference_call(prepared, shape, mode="predict", seed=args.seed)
+    if "compiled" in wanted:
+        calls["compiled"] = _compiled(deepcopy(model), shape, args.seed)
+    if not set(wanted) & set(RUNTIMES[2:]):
         return calls
     from hcformer_mm.deployment.compression import to_float16, to_int8
 
     inputs = exportable.example(shape, seed=args.seed)
-    named = {name: x.numpy() for name, x in zip(("image", "size"), inputs, strict=True)}
+    named = as_arrays(inputs)
     with TemporaryDirectory() as folder:
         files = {name: Path(folder, f"{name}.onnx") for name in RUNTIMES[2:5]}
         export_model(exportable, files["onnx"], format="onnx", shape=shape)

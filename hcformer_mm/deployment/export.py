@@ -7,7 +7,7 @@ returns logits or results. :func:`load_exported` runs the exported file.
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -31,7 +31,7 @@ from ..utils.atomic_write import replacing
 from ..utils.config import tested_dataset
 from ..utils.errors import InputError
 from ..utils.random_inputs import image_bands
-from .post_processing import GraphFusion, most_likely_class, resize
+from .post_processing import GraphFusion, Size, most_likely_class, resize
 from .rewriters import rewrite_modules
 
 Format = Literal["onnx", "torch-export"]
@@ -49,7 +49,6 @@ TRACED_SHAPE = (1024, 1088)
 """Image size at which a dynamic model is traced. It spans several attention windows and several
 cells of pooling pyramids, because PyTorch's tracer treats a size of 1 as a constant."""
 
-_Size = tuple[int, int]
 Runner = Callable[..., dict[str, Tensor]]
 """Function from images and, with post-processing, the size of the results to outputs by name."""
 
@@ -160,9 +159,7 @@ class ExportableModel(nn.Module):
         """The head that predicts logits."""
         return getattr(self.model, "panoptic_head", None) or self.model.decode_head
 
-    def _results(
-        self, features: Any, image: _Size, padded: _Size, size: _Size
-    ) -> dict[str, Tensor]:
+    def _results(self, features: Any, image: Size, padded: Size, size: Size) -> dict[str, Tensor]:
         """Results at ``size`` of an image that was padded at the right and the bottom."""
 
         def resize_to_image(maps: Tensor) -> Tensor:
@@ -201,12 +198,10 @@ class ExportableModel(nn.Module):
             image: Bytes ``(3, H, W)`` as files are loaded: BGR.
         """
         image = image.flip(0).permute(1, 2, 0)[None].contiguous()
-        size = torch.tensor(image.shape[1:3])
-        inputs = [image if self.uint8 else self.normalize(image), size]
-        names = (IMAGE, SIZE) if self.with_postprocess else (IMAGE,)
-        return {name: x.numpy() for name, x in zip(names, inputs, strict=False)}
+        inputs = [image if self.uint8 else self.normalize(image), torch.tensor(image.shape[1:3])]
+        return as_arrays(inputs if self.with_postprocess else inputs[:1])
 
-    def example(self, shape: tuple[int, int], batch_size: int = 1, seed: int = 0) -> list[Tensor]:
+    def example(self, shape: Size, batch_size: int = 1, seed: int = 0) -> list[Tensor]:
         """Inputs of :meth:`forward`: noise, and its size where there is post-processing."""
         generator = torch.Generator().manual_seed(seed)
         if self.uint8:
@@ -216,7 +211,12 @@ class ExportableModel(nn.Module):
         return [image, torch.tensor(shape)] if self.with_postprocess else [image]
 
 
-def _sides(size: Tensor) -> tuple[int, int]:
+def as_arrays(inputs: Iterable[Tensor]) -> dict[str, np.ndarray]:
+    """Inputs of :meth:`ExportableModel.forward` by their names in an ONNX file."""
+    return {name: x.numpy() for name, x in zip((IMAGE, SIZE), inputs, strict=False)}
+
+
+def _sides(size: Tensor) -> Size:
     """Height and width as numbers, which an export records as symbols."""
     height, width = size.tolist()
     for side in (height, width):
@@ -284,7 +284,7 @@ def export_model(
     path: Path,
     *,
     format: Format,
-    shape: tuple[int, int],
+    shape: Size,
     batch_size: int = 1,
     dynamic: bool = False,
     metadata: Mapping[str, Any] | None = None,
@@ -369,7 +369,7 @@ def _require(*names: str) -> None:
 
 
 def _trace(
-    model: ExportableModel, shape: tuple[int, int], batch_size: int, dynamic: bool
+    model: ExportableModel, shape: Size, batch_size: int, dynamic: bool
 ) -> torch.export.ExportedProgram:
     example = model.example(shape, batch_size)
     image_sides: dict[int, Any] = {
@@ -465,7 +465,7 @@ def load_exported(path: Path) -> Runner:
     names = [output.name for output in session.get_outputs()]
 
     def run_session(*inputs: Tensor) -> dict[str, Tensor]:
-        given = {name: x.numpy() for name, x in zip((IMAGE, SIZE), inputs, strict=False)}
+        given = as_arrays(inputs)
         try:
             arrays = session.run(names, given)
         except InvalidArgument:

@@ -17,9 +17,10 @@ from ..models.utils.post_processing import (
     THRESHOLDS,
     best_pairs,
     class_probabilities,
+    extent,
+    needed_queries,
     panoptic_queries,
     semantic_candidates,
-    semantic_queries,
 )
 
 Size = tuple[int, int]
@@ -57,14 +58,7 @@ class GraphFusion(nn.Module):
         """
         probabilities = class_probabilities(class_logits)
         kept = panoptic_queries(probabilities, self.test_cfg, self.num_classes)[0]
-        needed = torch.zeros_like(kept)
-        if self.test_cfg.get("panoptic_on", True):
-            needed = needed | kept
-        if self.test_cfg.get("instance_on", False):
-            pairs = best_pairs(probabilities, self.test_cfg, self.num_classes)[0]
-            needed = needed.scatter(1, pairs, torch.ones_like(pairs, dtype=torch.bool))
-        if self.test_cfg.get("semantic_on", False):
-            needed = needed | semantic_queries(probabilities)
+        needed = needed_queries(class_logits, self.test_cfg, self.num_classes)
         return probabilities, _true_first(needed, kept)
 
     def forward(
@@ -120,8 +114,8 @@ class GraphFusion(nn.Module):
         positive = mask_logits > 0
         sums = (masks * positive).sum(3).sum(2)
         confidence = sums / (_area(positive).to(sums.dtype) + 1e-6)
-        left, right = _extent(mask_logits.amax(2) > 0)
-        top, bottom = _extent(mask_logits.amax(3) > 0)
+        left, right = extent(mask_logits.amax(2) > 0)
+        top, bottom = extent(mask_logits.amax(3) > 0)
         boxes = torch.stack([left, top, right, bottom], dim=-1).to(sums.dtype)
         return dict(
             boxes=boxes.gather(1, _expand(index, boxes)),
@@ -176,15 +170,10 @@ def _true_first(needed: Tensor, first: Tensor) -> Tensor:
 
 def _expand(index: Tensor, rows: Tensor) -> Tensor:
     """Index ``(B, N)`` for gathering from rows ``(B, Q, C)`` along dim 1."""
+    # ``take_along_dim`` would ask for the number of rows, which a graph does not know.
     return index[..., None].expand(-1, -1, rows.shape[-1])
 
 
 def _area(masks: Tensor) -> Tensor:
     """Pixels of masks ``(B, N, H, W)``; float64, whose sums are exact for any image."""
     return masks.float().sum(3).double().sum(2)
-
-
-def _extent(filled: Tensor) -> tuple[Tensor, Tensor]:
-    """First true position of each row of ``(..., L)``, and the one after the last; 0 if none."""
-    ends = torch.arange(1, filled.shape[-1] + 1, device=filled.device)
-    return filled.long().argmax(-1), (filled * ends).amax(-1)

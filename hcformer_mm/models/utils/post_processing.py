@@ -84,21 +84,21 @@ def needed_queries(class_logits: Tensor, test_cfg: dict[str, Any], num_classes: 
     """Queries of an image that can appear in a result.
 
     Args:
-        class_logits: ``(Q, K + 1)``, the last class being "no object".
+        class_logits: ``(..., Q, K + 1)``, the last class being "no object".
         test_cfg: Options of :class:`~hcformer_mm.models.HCFormerFusionHead`.
         num_classes: Number of classes, :math:`K`.
 
     Returns:
-        Bool ``(Q,)``.
+        Bool ``(..., Q)``.
     """
     probabilities = class_probabilities(class_logits)
-    needed = torch.zeros_like(probabilities[:, 0], dtype=torch.bool)
+    needed = torch.zeros_like(probabilities[..., 0], dtype=torch.bool)
     if test_cfg.get("panoptic_on", True):
         needed |= panoptic_queries(probabilities, test_cfg, num_classes)[0]
     if test_cfg.get("candidates_on", False):
         needed |= panoptic_queries(probabilities, without_thresholds(test_cfg), num_classes)[0]
     if test_cfg.get("instance_on", False):
-        needed.index_fill_(0, best_pairs(probabilities, test_cfg, num_classes)[0], True)
+        needed.scatter_(-1, best_pairs(probabilities, test_cfg, num_classes)[0], True)
     if test_cfg.get("semantic_on", False):
         needed |= semantic_queries(probabilities)
     return needed
@@ -221,9 +221,8 @@ class PanopticResult:
         self._winners = torch.zeros(size, dtype=torch.int32, device=probabilities.device)
         self._unsure = torch.zeros_like(self._winners, dtype=torch.bool)
         self._areas = torch.zeros_like(self._queries)
-        self._segments_on, self._confidence_on = (
-            test_cfg.get(name, False) for name in ("segments_on", "confidence_on")
-        )
+        self._segments_on = test_cfg.get("segments_on", False)
+        self._confidence_on = test_cfg.get("confidence_on", False)
         self._confidence: Tensor | None = None
         if self._segments_on or self._confidence_on:
             self._confidence = probabilities.new_zeros(size)
@@ -235,7 +234,7 @@ class PanopticResult:
         masks = _select(masks, self._queries)  # (N, rows, W)
         sure = masks >= 0.5
         self._areas += sure.flatten(1).sum(1)
-        confidence, winners = _max(self._scores.view(-1, 1, 1) * masks)
+        confidence, winners = (self._scores.view(-1, 1, 1) * masks).max(0)
         self._winners[rows] = winners
         if self._confidence is not None:
             self._confidence[rows] = confidence
@@ -359,8 +358,8 @@ class InstanceResult:
     def fields(self) -> dict[str, PixelData | InstanceData]:
         """Return ``pred_instances``: ``scores``, ``labels``, ``bboxes`` and ``masks``."""
         confidence = self._sums.sum(1) / (self._areas + 1e-6)
-        left, right = _extent(self._masks.any(1))
-        top, bottom = _extent((self._sums > 0)[self._index])
+        left, right = extent(self._masks.any(1))
+        top, bottom = extent((self._sums > 0)[self._index])
         instances = InstanceData(
             scores=self._scores * confidence[self._index],
             labels=self._classes,
@@ -387,7 +386,8 @@ class SemanticResult:
 
     def add(self, rows: slice, logits: Tensor, masks: Tensor) -> None:
         """Accumulate mask logits and their sigmoid, ``(Q, rows, W)``, of some rows of the image."""
-        self._winners[rows] = _max(torch.einsum("kq,qhw->khw", self._weights, masks))[1]
+        scores = torch.einsum("kq,qhw->khw", self._weights, masks)
+        self._winners[rows] = scores.max(0).indices  # on CPUs 3 to 5 times faster than argmax
 
     def fields(self) -> dict[str, PixelData | InstanceData]:
         """Return ``pred_sem_seg``: ``sem_seg`` ``(1, H, W)``."""
@@ -416,11 +416,6 @@ def resized_bands(masks: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice,
         yield rows, full_precision(band)
 
 
-def _max(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The maxima along dim 0 and the first's index; on CPUs 3 to 5 times faster than ``argmax``."""
-    return values.max(dim=0)
-
-
 def resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize masks ``(Q, h, w)`` bilinearly."""
     # One channel an image, as in mmdet: other layouts round otherwise and may be four times slower.
@@ -428,7 +423,7 @@ def resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _resize_rows(masks: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
-    """:func:`_resize` for some rows alone: interpolate down the columns, then along the rows."""
+    """:func:`resize` for some rows alone: interpolate down the columns, then along the rows."""
     height = masks.shape[1]
     # A center is a fraction with this denominator: its numerator is exact in integers.
     denominator = 2 * size[0]
@@ -475,7 +470,7 @@ def _share_reaches(parts: Tensor, wholes: Tensor, threshold: float, largest: int
     return parts >= wholes if float(nearest) >= threshold else parts > wholes
 
 
-def _extent(filled: Tensor) -> tuple[Tensor, Tensor]:
-    """First true position of each row of ``(N, L)``, and the one after the last; 0 if none."""
-    ends = torch.arange(1, filled.shape[1] + 1, device=filled.device)
-    return filled.int().argmax(1), (filled * ends).amax(1)
+def extent(filled: Tensor) -> tuple[Tensor, Tensor]:
+    """First true position of each row of ``(..., L)``, and the one after the last; 0 if none."""
+    ends = torch.arange(1, filled.shape[-1] + 1, device=filled.device)
+    return filled.int().argmax(-1), (filled * ends).amax(-1)
