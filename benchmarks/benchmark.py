@@ -84,9 +84,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     subcommands = parser.add_subparsers(required=True, metavar="SUBCOMMAND")
 
+    def subcommand(name: str, text: str, **defaults: Any) -> argparse.ArgumentParser:
+        added = subcommands.add_parser(name, help=text, description=text)
+        added.set_defaults(**{"run": run, **defaults})
+        return added
+
     text = "time operators against reference implementations"
-    ops = subcommands.add_parser("ops", help=text, description=text)
-    ops.set_defaults(run=run, cases=operators.cases, baseline=1)
+    ops = subcommand("ops", text, cases=operators.cases, baseline=1)
     add = ops.add_argument
     kinds = operators.OPERATORS
     add("--operator", nargs="+", choices=kinds, default=kinds, help="default: all")
@@ -104,9 +108,7 @@ def parse_args() -> argparse.Namespace:
     add("--compile", action="store_true", help="add ours under torch.compile")
     add_common_arguments(ops)
 
-    text = "time inference of any config's model"
-    model = subcommands.add_parser("model", help=text, description=text)
-    model.set_defaults(run=run, cases=models.inference)
+    model = subcommand("model", "time inference of any config's model", cases=models.inference)
     add_config_arguments(model)
     add_baseline_argument(model)
     add = model.add_argument
@@ -119,8 +121,7 @@ def parse_args() -> argparse.Namespace:
     add_common_arguments(model)
 
     text = "time models end to end, from bytes to results, in PyTorch and as exported files"
-    deployed = subcommands.add_parser("deployment", help=text, description=text)
-    deployed.set_defaults(run=run, cases=runtimes.cases)
+    deployed = subcommand("deployment", text, cases=runtimes.cases)
     add_config_arguments(deployed)
     add_baseline_argument(deployed)
     kinds = runtimes.RUNTIMES
@@ -131,9 +132,7 @@ def parse_args() -> argparse.Namespace:
     add_kept_queries(deployed)
     add_common_arguments(deployed)
 
-    text = "time training of any config's model"
-    train = subcommands.add_parser("train", help=text, description=text)
-    train.set_defaults(run=run, cases=models.training)
+    train = subcommand("train", "time training of any config's model", cases=models.training)
     add_config_arguments(train)
     add_baseline_argument(train)
     add = train.add_argument
@@ -143,8 +142,7 @@ def parse_args() -> argparse.Namespace:
     add_common_arguments(train)
 
     text = "count what a GPU would do for any config's model, on a machine without one"
-    costs = subcommands.add_parser("costs", help=text, description=text)
-    costs.set_defaults(run=count, device="cpu", baseline=1)
+    costs = subcommand("costs", text, run=count, device="cpu", baseline=1)
     add_config_arguments(costs)
     add = costs.add_argument
     phases = "network, all up to results, fusion head, losses, or step (default: network)"
