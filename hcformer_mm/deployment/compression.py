@@ -1,8 +1,8 @@
 """Half precision and 8-bit integers in exported ONNX files, by onnxruntime's own tools.
 
 Both change the wrapped backbone alone, which takes most of the time. Clustering, attention inside
-masks, decoding and results stay in float32, as do deformable convolutions with the offsets that
-they read: their positions need more digits than either type has.
+masks, decoding and results stay in float32, as does deformable downsampling: positions need more
+digits than either type has.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,10 +13,12 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
+from ..models.layers.deformable_downsampling import DeformableDownsampling
 from ..utils.atomic_write import replacing
 
 BACKBONE = "model.backbone.backbone"
 SCOPES = "pkg.torch.onnx.name_scopes"
+CLASSES = "pkg.torch.onnx.class_hierarchy"
 Inputs = dict[str, np.ndarray]
 
 
@@ -26,6 +28,16 @@ def to_float16(source: Path, path: Path) -> None:
     inside = set(_backbone_nodes(model))
     others = [node.name for node in model.graph.node if node.name not in inside]
     model = convert_float_to_float16(model, keep_io_types=True, node_block_list=others)
+    # It casts the results of nodes in float32 to float16, and back where others of them read.
+    casts = [node for node in model.graph.node if node.op_type == "Cast"]
+    whole = {
+        node.output[0]: node.input[0]
+        for node in casts
+        if node.attribute[0].i == onnx.TensorProto.FLOAT16
+    }
+    for node in casts:
+        if node.attribute[0].i == onnx.TensorProto.FLOAT and node.input[0] in whole:
+            node.input[0] = whole[node.input[0]]
     with replacing(path) as unfinished:
         onnx.save(model, unfinished)
 
@@ -61,14 +73,13 @@ class _Reader(CalibrationDataReader):
 
 
 def _backbone_nodes(model: onnx.ModelProto, *kinds: str) -> list[str]:
-    """Names of the nodes inside the wrapped backbone, except deformable sampling."""
+    """Names of the nodes inside the wrapped backbone, except those of deformable downsampling."""
     names = []
     for node in model.graph.node:
-        scopes = {entry.key: entry.value for entry in node.metadata_props}.get(SCOPES, "")
+        inside = {entry.key: entry.value for entry in node.metadata_props}
         if (
-            f"'{BACKBONE}'" in scopes
-            and ".conv_offset'" not in scopes
-            and node.op_type != "DeformConv"
+            f"'{BACKBONE}'" in inside.get(SCOPES, "")
+            and f".{DeformableDownsampling.__name__}'" not in inside.get(CLASSES, "")
             and (not kinds or node.op_type in kinds)
         ):
             names.append(node.name)
