@@ -35,7 +35,17 @@ SOME_FAILED = 3
 
 RESULT_OPTIONS = tuple(ResultOptions.__annotations__)
 SETTINGS = (
-    *("draw", "draw_scores", "score_thr", "batch_size", "dtype", "fast", "tile", "tile_overlap"),
+    *(
+        "draw",
+        "draw_scores",
+        "font",
+        "score_thr",
+        "batch_size",
+        "dtype",
+        "fast",
+        "tile",
+        "tile_overlap",
+    ),
     *("draw_mode", "palette", "enlarge", "no_names", "legend", "scale_bar", "tables"),
     *RESULT_OPTIONS,
 )
