@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from statistics import mean, median, stdev
 
@@ -286,7 +286,14 @@ def ablate(args: argparse.Namespace) -> None:
     if not args.tabulate:
         with ThreadPoolExecutor(args.jobs) as pool:  # one seed of every config first
             turns = [run for turn in zip(*runs.values(), strict=True) for run in turn]
-            list(pool.map(Run.finish, turns))
+            finished = [pool.submit(run.finish) for run in turns]
+            try:
+                wait(finished)
+            except KeyboardInterrupt:
+                pool.shutdown(cancel_futures=True)
+                raise
+        for one in finished:  # a run that failed stops no other
+            one.result()
     results = {name: [run.metrics() for run in ones] for name, ones in runs.items()}
     times = latencies(specs, args)
     rows = []

@@ -59,6 +59,20 @@ def test_minutes_of_an_interrupted_run_count_each_step_once(tmp_path):
     assert ablation.minutes_of(tmp_path) == pytest.approx((60 + 30 + 30 + 30) / 60)
 
 
+def test_a_run_that_fails_stops_no_other(monkeypatch, tmp_path):
+    done = []
+
+    def finish(run):
+        if run.config.randomness.seed == 0:
+            raise InputError("not finite")
+        done.append(run.config.randomness.seed)
+
+    monkeypatch.setattr(ablation.Run, "finish", finish)
+    with pytest.raises(InputError, match="not finite"):
+        ablate(monkeypatch, tmp_path, MASK2FORMER, "--seeds", 0, 1, 2)
+    assert done == [1, 2]
+
+
 def test_table_and_figure_of_finished_runs(monkeypatch, tmp_path, capsys):
     """Missing runs and metrics, and undefined ones, are left out."""
     name = "hcformer_r18_shapes-panoptic"
