@@ -19,13 +19,8 @@ KEPT, OTHER = "opencv-python", "opencv-python-headless"
 
 def installed_versions() -> dict[str, str]:
     """Versions of the two distributions, as far as they are installed."""
-    found = {}
-    for name in (KEPT, OTHER):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    names = (KEPT, OTHER)
+    return {name: one.version for name in names for one in metadata.distributions(name=name)}
 
 
 def main() -> None:
