@@ -199,36 +199,40 @@ def label(name: str) -> str:
 def draw(rows: Sequence[measure.Row], runs: Mapping[str, list[dict[str, float]]], to: Path) -> None:
     """Draw PQ (mIoU without PQ) against latency, and the parts of the blame of each model."""
     shown = {name: one for name, one in runs.items() if values(one, BLAME + "stem")}
-    figure, axes = plt.subplots(1, 1 + bool(shown), figsize=(6 + 6 * bool(shown), 5), squeeze=False)
+    figure = plt.figure(figsize=(12 if shown else 6, 4.5), layout="constrained")
+    latency = figure.add_subplot(1, 1 + bool(shown), 1)
     for row in rows:
         name = row["Config"]
         key = "PQ" if values(runs[name], COLUMNS[0][1]) else "mIoU"
         scores = [x for title, k, f in COLUMNS if title == key for x in values(runs[name], k, f)]
         if scores:
-            error = stdev(scores) if len(scores) > 1 else 0
             point = (row["Latency (ms)"], mean(scores))
-            axes[0, 0].errorbar(*point, error, fmt="o", capsize=3)
-            axes[0, 0].annotate(label(name), point, (4, 4), textcoords="offset points", fontsize=7)
-    axes[0, 0].set(xlabel="latency (ms)", ylabel="PQ or mIoU")
+            latency.errorbar(*point, stdev(scores) if len(scores) > 1 else 0, fmt="o", capsize=3)
+            latency.annotate(label(name), point, (5, 4), textcoords="offset points", fontsize=7)
+    latency.set(xlabel="latency (ms)", ylabel="PQ or mIoU")
+    latency.margins(x=0.25)
     if shown:
-        names = list(map(label, shown))
-        bottom = [0.0] * len(names)
-        for part in PARTS:
-            heights = [mean(values(one, BLAME + part) or [0.0]) for one in shown.values()]
-            axes[0, 1].bar(names, heights, bottom=bottom, label=part.replace("_", " "))
-            bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
-        axes[0, 1].set(ylabel="PQ lost")
-        axes[0, 1].tick_params(axis="x", rotation=90, labelsize=7)
-        axes[0, 1].legend(fontsize=7)
-    figure.tight_layout()
+        blame = figure.add_subplot(1, 2, 2)
+        left = [0.0] * len(shown)
+        for i, part in enumerate(PARTS):
+            widths = [mean(values(one, BLAME + part) or [0.0]) for one in shown.values()]
+            color = "lightgray" if part == PARTS[-1] else plt.get_cmap("viridis")(i / 5)
+            title = part.replace("_", " ")
+            blame.barh([*map(label, shown)], widths, left=left, color=color, label=title)
+            left = [x + width for x, width in zip(left, widths, strict=True)]
+        blame.set(xlabel="PQ lost")
+        blame.tick_params(axis="y", labelsize=7)
+        blame.invert_yaxis()
+        figure.legend(loc="outside upper right", ncols=len(PARTS), fontsize=7)
     figure.savefig(to, dpi=150)
 
 
 def tables(rows: Sequence[measure.Row]) -> str:
     """Results, and below them the parts of the blame of the models that have them, in Markdown."""
     results = [{k: v for k, v in row.items() if k not in PARTS} for row in rows]
+    parts = [part for part in PARTS if any(part in row for row in rows)]
     blame = [
-        {"PQ lost": row["Config"], **{k.replace("_", " "): row[k] for k in PARTS if k in row}}
+        {"PQ lost": row["Config"], **{part.replace("_", " "): row.get(part) for part in parts}}
         for row in rows
         if "stem" in row
     ]
