@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..registry import TRANSFORMS
 from ..structures.data_samples import VOID_LABEL, WIDE_VOID_LABEL, void_label
-from ..utils.errors import InputError
+from ..utils.errors import InputError, reason
 from ..utils.images import decode_bands, decode_image, is_truncated
 
 
@@ -400,6 +400,4 @@ def _naming(file: str) -> Iterator[None]:
     except Exception as error:
         if file in str(error):
             raise
-        raise InputError(
-            f"expected {file} to be readable: {str(error) or type(error).__name__}"
-        ) from error
+        raise InputError(f"expected {file} to be readable: {reason(error)}") from error

@@ -23,3 +23,8 @@ def cut(value: Any, length: int) -> str:
     """A value as text of a message, shortened."""
     text = str(value)
     return text if len(text) <= length else f"{text[:length]}…"
+
+
+def reason(error: Exception) -> str:
+    """What an error says, or its kind if it says nothing."""
+    return str(error) or type(error).__name__

@@ -11,7 +11,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import InputError
+from .errors import InputError, reason
 
 
 def decode_image(content: bytes, file: str | Path) -> NDArray[np.uint8]:
@@ -86,8 +86,7 @@ def decode_bands(content: bytes, file: str | Path, bands: int) -> NDArray[Any]:
     # Decoders raise any kind of error for a damaged file.
     except Exception as error:
         raise InputError(
-            f"expected a complete image, got {file}: {error or type(error).__name__}; replace the "
-            "file"
+            f"expected a complete image, got {file}: {reason(error)}; replace the file"
         ) from error
     if image.ndim != 3 or image.shape[2] != bands:
         raise InputError(

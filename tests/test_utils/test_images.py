@@ -10,6 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from hcformer_mm.utils import images
 from hcformer_mm.utils.images import decode_bands, decode_image, is_truncated, to_uint8
 
 SHAPE = (37, 53, 3)
@@ -164,6 +165,15 @@ def test_bands_are_read_as_they_are_stored(layout):
         decode_bands(content, "field.tif", 4)
     with pytest.raises(ValueError, match=r"expected a complete image, got field\.tif: "):
         decode_bands(content[: len(content) * 2 // 3], "field.tif", 5)
+
+
+def test_errors_without_a_message_are_named_by_their_kind(monkeypatch):
+    def fails(content):
+        raise EOFError
+
+    monkeypatch.setattr(images, "stored_pixels", fails)
+    with pytest.raises(ValueError, match=r"complete image, got field\.tif: EOFError; replace"):
+        decode_bands(b"", "field.tif", 5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -16,7 +16,7 @@ from skimage.util import map_array
 from ...evaluation.functional.coco_masks import encode_annotation
 from ...evaluation.functional.superpixels import overlaps
 from ...structures.panoptic import Panoptic
-from ...utils.errors import InputError
+from ...utils.errors import InputError, reason
 from ..checks.coco import Entry
 from ..checks.files import UnreadableError, image_size
 from ..panoptic_writer import AnnotatedImage
@@ -189,7 +189,7 @@ def read_map(path: Path) -> NDArray[np.int64]:
         whole = pixels.astype(np.int64)
     except Exception as error:  # decoders raise any kind
         raise InputError(
-            f"expected one array of numbers in {path}, got {error or type(error).__name__}; save "
+            f"expected one array of numbers in {path}, got {reason(error)}; save "
             "the map as a PNG of 8 or 16 bits, or alone in an npy or npz file"
         ) from error
     if pixels.ndim != 2 or (whole != pixels).any() or whole.min(initial=0) < 0:
