@@ -35,18 +35,8 @@ SOME_FAILED = 3
 
 RESULT_OPTIONS = tuple(ResultOptions.__annotations__)
 SETTINGS = (
-    *(
-        "draw",
-        "draw_scores",
-        "font",
-        "score_thr",
-        "batch_size",
-        "dtype",
-        "fast",
-        "tile",
-        "tile_overlap",
-    ),
-    *("draw_mode", "palette", "enlarge", "no_names", "legend", "scale_bar", "tables"),
+    *("draw", "draw_scores", "font", "draw_mode", "palette", "enlarge", "no_names", "legend"),
+    *("scale_bar", "tables", "score_thr", "batch_size", "dtype", "fast", "tile", "tile_overlap"),
     *RESULT_OPTIONS,
 )
 """Arguments that results depend on, besides the files that they name."""
