@@ -53,7 +53,8 @@ def test_a_killed_data_worker_is_an_error(tmp_path):
     process.join(60)
     process.kill()  # if it waits
     process.join()
-    assert process.exitcode == 0
+    # The signal handler may raise the error again while the process ends.
+    assert process.exitcode in (0, 1)
     assert (tmp_path / "error.txt").exists()
 
 
