@@ -42,7 +42,9 @@ def train_with_a_killed_worker(work_dir):
     try:
         runner.train()
     except (RuntimeError, ConnectionError, EOFError) as error:
-        # The latter two if it is killed while it hands an image over.
+        # The latter two if it is killed while it hands an image over. Torch's handler would
+        # raise the error again while this process ends.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         (work_dir / "error.txt").write_text(str(error))
 
 
@@ -53,8 +55,7 @@ def test_a_killed_data_worker_is_an_error(tmp_path):
     process.join(60)
     process.kill()  # if it waits
     process.join()
-    # The signal handler may raise the error again while the process ends.
-    assert process.exitcode in (0, 1)
+    assert process.exitcode == 0
     assert (tmp_path / "error.txt").exists()
 
 
