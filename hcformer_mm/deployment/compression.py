@@ -29,14 +29,14 @@ def to_float16(source: Path, path: Path) -> None:
     others = [node.name for node in model.graph.node if node.name not in inside]
     model = convert_float_to_float16(model, keep_io_types=True, node_block_list=others)
     # It casts the results of nodes in float32 to float16, and back where others of them read.
-    casts = [node for node in model.graph.node if node.op_type == "Cast"]
-    whole = {
-        node.output[0]: node.input[0]
-        for node in casts
-        if node.attribute[0].i == onnx.TensorProto.FLOAT16
-    }
-    for node in casts:
-        if node.attribute[0].i == onnx.TensorProto.FLOAT and node.input[0] in whole:
+    casts = [
+        (node, onnx.helper.get_node_attr_value(node, "to"))
+        for node in model.graph.node
+        if node.op_type == "Cast"
+    ]
+    whole = {node.output[0]: node.input[0] for node, to in casts if to == onnx.TensorProto.FLOAT16}
+    for node, to in casts:
+        if to == onnx.TensorProto.FLOAT and node.input[0] in whole:
             node.input[0] = whole[node.input[0]]
     with replacing(path) as unfinished:
         onnx.save(model, unfinished)
