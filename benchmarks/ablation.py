@@ -216,7 +216,9 @@ def draw(rows: Sequence[measure.Row], runs: Mapping[str, list[dict[str, float]]]
         left = [0.0] * len(shown)
         for i, part in enumerate(PARTS):
             widths = [mean(values(one, BLAME + part) or [0.0]) for one in shown.values()]
-            color = "lightgray" if part == PARTS[-1] else plt.get_cmap("viridis")(i / 5)
+            color = (
+                "lightgray" if part == PARTS[-1] else plt.get_cmap("viridis")(i / (len(PARTS) - 2))
+            )
             title = part.replace("_", " ")
             blame.barh([*map(label, shown)], widths, left=left, color=color, label=title)
             left = [x + width for x, width in zip(left, widths, strict=True)]
@@ -243,8 +245,10 @@ def write_tables(text: str, to: Path) -> None:
     """Replace the tables that an earlier call wrote to a file, or add them at its end."""
     content = to.read_text() if to.exists() else ""
     before, _, rest = content.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:  # where earlier tables end is unknown
+        before, after = content, "\n"
     with replacing(to) as unfinished:
-        after = rest.partition(END)[2] or "\n"
         unfinished.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
 
 

@@ -47,6 +47,20 @@ def test_models_without_clusters():
     assert [ablation.clusters(one) for one in (ours, level_0, theirs)] == [True, False, False]
 
 
+def test_tables_take_the_place_of_earlier_ones_alone(tmp_path):
+    file = tmp_path / "README.md"
+    for text in ("old", "new"):
+        ablation.write_tables(text, file)
+    file.write_text(f"Above.\n\n{file.read_text()}\nBelow.\n")
+    ablation.write_tables("newer", file)
+    tables = f"{ablation.BEGIN}\n\nnewer\n{ablation.END}\n"
+    assert file.read_text() == f"Above.\n\n{tables}\nBelow.\n"
+    whole = file.read_text().replace(ablation.END, "")
+    file.write_text(whole)
+    ablation.write_tables("newer", file)
+    assert file.read_text() == whole + tables
+
+
 def test_minutes_of_an_interrupted_run_count_each_step_once(tmp_path):
     for name, lines in {
         "1": [(10, 6.0), (20, 3.0), (30, 1.0)],  # repeated below, from the checkpoint at 20
