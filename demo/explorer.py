@@ -104,39 +104,43 @@ def build_page(explorer: Explorer, examples: list[Path]) -> Any:
 
     import gradio as gr
 
-    def view(exploration, level, overlay, opacity, pixel):
-        if exploration is None:
+    def change(file, opened, *values):
+        path = opened and opened[0][0]
+        if file is not None:  # removed: keep the image that is shown
+            path = Path(file["path"])
+        asked = (path, values)
+        if path is None or (opened and opened[0] == asked):
+            return gr.skip()
+        thresholds = dict(zip(names, values, strict=True))
+        try:
+            return asked, explorer.open(InputImage(path.stem, 0, path=path).read(), **thresholds)
+        except ValueError as error:  # name the user's file, not the uploaded copy
+            name = file and file["orig_name"]
+            gr.Warning(str(error).replace(str(path), name or "the image"))
+            return gr.skip()
+
+    def click(opened, event: gr.SelectData):
+        asked, exploration = opened
+        height, width = exploration.image.shape[:2]
+        x, y = event.index
+        return asked[0], (min(max(int(y), 0), height - 1), min(max(int(x), 0), width - 1))
+
+    def chosen(opened, clicked):
+        """The pixel that was clicked, unless another image was opened since."""
+        return clicked[1] if clicked and clicked[0] == opened[0][0] else None
+
+    def view(opened, clicked, level, overlay, opacity):
+        if opened is None:
             return None, ""
-        level = int(level)
+        exploration, level, pixel = opened[1], int(level), chosen(opened, clicked)
         drawn = draw_level(exploration, level, overlay, opacity=opacity, pixel=pixel)
         return drawn, levels_html(exploration, level)
 
-    def change_image(file, *values):
-        if file is None:  # removed: keep the image that is shown
-            return [gr.skip()] * 6
-        try:
-            return run(Path(file["path"]), None, *values)
-        except ValueError as error:  # name the user's file, not the uploaded copy
-            gr.Warning(str(error).replace(file["path"], file["orig_name"] or "the image"))
-            return [gr.skip()] * 6
-
-    def run(path, pixel, *values):
-        if path is None:
-            return [gr.skip()] * 6
-        given = dict(zip(names, values, strict=False))  # controls come after them
-        exploration = explorer.open(InputImage(path.stem, 0, path=path).read(), **given)
-        drawn, legend = view(exploration, *values[len(names) :], pixel)
-        return path, exploration, pixel, drawn, legend, path_html(exploration, pixel)
-
-    def click(exploration, level, overlay, opacity, event: gr.SelectData):
-        height, width = exploration.image.shape[:2]
-        x, y = event.index
-        pixel = (min(max(int(y), 0), height - 1), min(max(int(x), 0), width - 1))
-        drawn, _ = view(exploration, level, overlay, opacity, pixel)
-        return pixel, drawn, path_html(exploration, pixel)
+    def follow(opened, clicked):
+        return path_html(opened[1], chosen(opened, clicked))
 
     with gr.Blocks(title="HCFormer explorer", analytics_enabled=False) as page:
-        source, exploration, pixel = gr.State(), gr.State(), gr.State()
+        opened, clicked = gr.State(), gr.State()
         gr.HTML(f"<h1>HCFormer explorer</h1><p>{escape(explorer.title)}</p>", elem_id="head")
         with gr.Row():
             with gr.Column(scale=1, min_width=240):
@@ -172,20 +176,31 @@ def build_page(explorer: Explorer, examples: list[Path]) -> Any:
         path = gr.HTML(elem_id="path")
         gr.HTML(NOTES, elem_id="notes")
 
+        # Each output has one listener: two could finish in another order than they began.
         controls = [level, overlay, opacity]
-        opened = [source, exploration, pixel, shown, legend, path]
-        private = dict(api_visibility="private")
-        for event in (page.load, image.change):
-            # Not preprocessed: Gradio's own reading of a broken file fails silently.
-            event(
-                change_image, [image, *thresholds, *controls], opened, preprocess=False, **private
-            )
-        quick = dict(show_progress="hidden", trigger_mode="always_last", **private)
-        for threshold in thresholds:
-            threshold.change(run, [source, pixel, *thresholds, *controls], opened, **quick)
-        for control in controls:
-            control.change(view, [exploration, *controls, pixel], [shown, legend], **quick)
-        shown.select(click, [exploration, *controls], [pixel, shown, path], **quick)
+        last = dict(trigger_mode="always_last", api_visibility="private")
+        gr.on(
+            [page.load, image.change, *(threshold.change for threshold in thresholds)],
+            change,
+            [image, opened, *thresholds],
+            opened,
+            show_progress="minimal",
+            show_progress_on=shown,
+            preprocess=False,  # Gradio's own reading of a broken file fails silently
+            **last,
+        )
+        shown.select(click, opened, clicked, **last)
+        states = [opened, clicked]
+        changes = [state.change for state in states]
+        quick = dict(show_progress="hidden", **last)
+        gr.on(
+            [*changes, *(control.change for control in controls)],
+            view,
+            [*states, *controls],
+            [shown, legend],
+            **quick,
+        )
+        gr.on(changes, follow, states, path, **quick)
     return page
 
 

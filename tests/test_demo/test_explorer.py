@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -183,6 +184,24 @@ def wait_for_image(page, expected):
         source = page.locator("#shown img").get_attribute("src")
 
 
+@contextmanager
+def hold_first_request(page):
+    """Keep the first request for an event from the server, while later ones may overtake it."""
+    held = []
+
+    def handle(route):
+        if held:
+            route.continue_()
+        else:
+            held.append(route)
+
+    page.route("**/queue/join*", handle)
+    yield
+    page.wait_for_timeout(1000)
+    held[0].continue_()
+    page.wait_for_timeout(1000)
+
+
 def test_page(page, server, model, images, one_thread):
     first, second = (model.open(mmcv.imread(str(path))) for path in images)
     assert first.counts() != second.counts()
@@ -214,10 +233,11 @@ def test_page(page, server, model, images, one_thread):
     # The thresholds move, and the model runs again.
     page.get_by_label("prediction").check()
     assert not second.prediction.categories
-    for name in ("object_mask_thr", "iou_thr"):
-        page.get_by_label(f"range slider for {name}").press("Home")
     second = model.open(mmcv.imread(str(images[1])), object_mask_thr=0, iou_thr=0)
     assert second.prediction.categories
+    with hold_first_request(page):
+        for name in ("object_mask_thr", "iou_thr"):
+            page.get_by_label(f"range slider for {name}").press("Home")
     wait_for_image(page, draw_level(second, 0, "prediction"))
     page.get_by_label("confidence").check()
     wait_for_image(page, draw_level(second, 0, "confidence"))
