@@ -70,9 +70,10 @@ def data_sample(
             pad_shape=(height, width),
         )
     )
-    sample.gt_instances = InstanceData(
-        labels=torch.arange(things) % 6, masks=BitmapMasks(masks.cpu().numpy(), height, width)
-    )
+    labels = torch.arange(things) % 6
+    bitmaps = BitmapMasks(masks.cpu().numpy(), height, width)
+    boxes = bitmaps.get_bboxes("hbox").tensor.to(labels.device)
+    sample.gt_instances = InstanceData(labels=labels, masks=bitmaps, bboxes=boxes)
     semantic = torch.full((1, height, width), 255 if stuff_label is None else stuff_label)
     for i in range(things):
         semantic[0, masks[i].bool()] = i % 6
