@@ -245,8 +245,10 @@ def pipeline_resize(config: Config) -> dict[str, Any] | None:
         ``scale``, the bounds of the two sides, and ``keep_ratio``; None if there is no ``Resize``.
     """
     for step in (tested_dataset(config) or {}).get("pipeline", ()):
-        if str(step["type"]).rpartition(".")[2] == "Resize" and "scale" in step:
-            return dict(scale=list(step["scale"]), keep_ratio=step.get("keep_ratio", False))
+        name = getattr(step["type"], "__name__", step["type"])
+        if name.rpartition(".")[2] == "Resize" and (scale := step.get("scale")):
+            scale = [scale] * 2 if isinstance(scale, int) else list(scale)
+            return dict(scale=scale, keep_ratio=step.get("keep_ratio", False))
     return None
 
 

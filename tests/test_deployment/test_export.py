@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmdet.structures import DetDataSample
+from mmengine.config import Config
 from mmseg.structures import SegDataSample
 
+from hcformer_mm.datasets.transforms import Resize
 from hcformer_mm.deployment import export
 from hcformer_mm.deployment.export import (
     ExportableModel,
@@ -15,6 +17,7 @@ from hcformer_mm.deployment.export import (
     export_model,
     load_exported,
     pipeline_divisor,
+    pipeline_resize,
 )
 from tests.helpers.exporting import (
     SMALL_SWIN,
@@ -199,6 +202,15 @@ def test_models_without_a_known_head(tiny, monkeypatch):
     monkeypatch.setattr(tiny, "panoptic_head", torch.nn.Identity())
     with pytest.raises(ValueError, match="got MaskFormer with Identity"):
         ExportableModel(tiny)
+
+
+@pytest.mark.parametrize("kind", ["Resize", "hcformer_mm.Resize", Resize])
+@pytest.mark.parametrize(("scale", "expected"), [((96, 64), [96, 64]), (64, [64, 64])])
+def test_resizing_is_described_however_it_is_written(kind, scale, expected):
+    """A config may hold classes in place of names, and one number for both bounds."""
+    pipeline = [dict(type="LoadImageFromFile"), dict(type=kind, scale=scale, keep_ratio=True)]
+    config = Config(dict(test_dataloader=dict(dataset=dict(pipeline=pipeline))))
+    assert pipeline_resize(config) == dict(scale=expected, keep_ratio=True)
 
 
 def test_unknown_files():
