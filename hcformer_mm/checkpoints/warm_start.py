@@ -15,7 +15,14 @@ from ..utils.config import build_without_weights, read_config
 from ..utils.errors import some
 from ..version import __version__
 from .hcformer_d2.key_mapping import COUNTER
-from .io import load_checkpoint, save_checkpoint, sha256, tensors_of, weights_entry
+from .io import (
+    check_different,
+    load_checkpoint,
+    save_checkpoint,
+    sha256,
+    tensors_of,
+    weights_entry,
+)
 
 HEADS = ("panoptic_head", "decode_head")
 """Attributes of detectors and segmentors that hold their head."""
@@ -124,9 +131,10 @@ def warm_start_file(
 
     Raises:
         FileNotFoundError: ``source`` is not a file.
-        ValueError: ``source`` has nothing in common with the model, or ``target`` is not a
-            ``.pth`` file.
+        ValueError: ``source`` has nothing in common with the model, or ``target`` is ``source`` or
+            not a ``.pth`` file.
     """
+    check_different(source, target)
     if Path(target).suffix != ".pth":
         raise ValueError(f"expected a .pth file to write, which load_from reads, got {target}")
     tensors = tensors_of(weights_entry(load_checkpoint(source)))

@@ -166,6 +166,8 @@ def test_mmengine_loads_the_file(tmp_path):
     assert torch.equal(weights["backbone.backbone.conv1.weight"], tensors["conv1.weight"])
     with pytest.raises(ValueError, match=r"expected a \.pth file to write"):
         warm_start_file(source, tmp_path / "warm.safetensors", R18)
+    with pytest.raises(ValueError, match="expected another file to write to"):
+        warm_start_file(target, target, R18)
 
 
 def test_table():

@@ -12,7 +12,14 @@ from torch import Tensor
 from ...utils.config import dataset_meta_of, find_config, read_config
 from ...utils.errors import some
 from ...version import __version__
-from ..io import load_checkpoint, save_checkpoint, sha256, tensors_of, weights_entry
+from ..io import (
+    check_different,
+    load_checkpoint,
+    save_checkpoint,
+    sha256,
+    tensors_of,
+    weights_entry,
+)
 from .architecture import Architecture, choose_config, find_architecture
 from .convert import BACKBONES, Conversion, convert, revert, shapes_of
 from .key_mapping import DROPPED
@@ -62,7 +69,7 @@ def convert_file(
         FileNotFoundError: ``source`` is not a file.
         ValueError: ``source`` is not a released HCFormer, or does not fit the config.
     """
-    _check_different(source, target)
+    check_different(source, target)
     content = load_checkpoint(source)
     released, left_out = _released_tensors(content, source)
     architecture = find_architecture(shapes_of(released))
@@ -107,7 +114,7 @@ def revert_file(
         FileNotFoundError: ``source`` is not a file.
         ValueError: ``source`` is not such a checkpoint, or does not fit the config.
     """
-    _check_different(source, target)
+    check_different(source, target)
     content = load_checkpoint(source)
     state_dict = tensors_of(weights_entry(content))
     if "backbone.backbone.conv1.weight" not in state_dict and not any(
@@ -172,8 +179,3 @@ def _config(
     else:
         path, options = find_config(config), dict(cfg_options or {})
     return path, read_config(path, options), options
-
-
-def _check_different(source: str | Path, target: str | Path) -> None:
-    if Path(source).resolve() == Path(target).resolve():
-        raise ValueError(f"expected another file to write to than {source}")
