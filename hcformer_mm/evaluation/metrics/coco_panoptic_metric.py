@@ -23,6 +23,7 @@ class CocoPanopticMetric(_CocoPanopticMetric):
     - a group without any category in the data, such as things in a set of stuff alone, has nan,
       where mmdet divides by zero after the first validation;
     - PNG files are those that the annotations name, so images of several folders may share a name;
+      those that it writes end in ``.png``;
     - void of the prediction is never taken for a segment, and predictions are not changed.
 
     Args:
@@ -66,6 +67,8 @@ class CocoPanopticMetric(_CocoPanopticMetric):
                 stat = self._measure.count(predicted, self._measure.truth(sample))
             if self.tmp_dir is None:  # outfile_prefix is given
                 file = self._measure.png(sample["img_id"])
+                if not file.endswith(".png"):  # as mmdet names the PNG of an image *.JPG
+                    file += ".png"  # or OpenCV would write a JPEG, whose colors are no ids
                 # mmdet writes void as 0 into the prediction itself.
                 copy = dict(pred_panoptic_seg=deepcopy(sample["pred_panoptic_seg"]))
                 written = self._parse_predictions(copy, sample["img_id"], file)

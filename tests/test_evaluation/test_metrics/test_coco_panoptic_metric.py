@@ -15,6 +15,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import METRICS
 from PIL import Image
 
+from hcformer_mm.datasets.checks.panoptic import read_segments
 from hcformer_mm.evaluation import CocoPanopticMetric
 from tests.helpers.clustering_samples import evaluate as evaluate_shapes
 from tests.helpers.clustering_samples import metric, samples
@@ -166,6 +167,20 @@ def test_png_that_the_annotation_names(tmp_path):
     Path(pngs, "1.png").rename(Path(pngs, "one.png"))
     found = evaluate(CocoPanopticMetric(ann_file, pngs), predicted(drawing(*ALL), name="1.jpeg"))
     assert found["PQ"] == 100
+
+
+@pytest.mark.parametrize("name", ["1.JPG", "1.jpeg", "1.tif"])
+def test_written_predictions_are_png_files(tmp_path, name):
+    """Annotations of such images have their names, by which OpenCV would lose colors, the ids."""
+    ann_file, pngs = write_panoptic_set(tmp_path, "val", {"1.jpg": drawing(*ALL)})
+    file = Path(ann_file)
+    file.write_text(file.read_text().replace("1.jpg", name).replace("1.png", name))
+    Path(pngs, "1.png").rename(Path(pngs, name))
+    built = CocoPanopticMetric(ann_file, pngs, outfile_prefix=str(tmp_path / "out/val"))
+    assert evaluate(built, predicted(drawing(*ALL), name=name))["PQ"] == 100
+    (one,) = json.loads((tmp_path / "out/val.panoptic.json").read_text())["annotations"]
+    written = read_segments(tmp_path / "out/val.panoptic" / one["file_name"])
+    assert set(np.unique(written)) == {info["id"] for info in one["segments_info"]}
 
 
 def test_table_of_classes(one_image, caplog, monkeypatch):
