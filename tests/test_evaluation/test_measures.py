@@ -13,7 +13,7 @@ from panopticapi.utils import id2rgb
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from hcformer_mm.evaluation.measures import MaskAP, MeanIoU, PanopticQuality
+from hcformer_mm.evaluation.measures import ImageGroundTruth, MaskAP, MeanIoU, PanopticQuality
 from hcformer_mm.evaluation.measures.panoptic_quality import PanopticTruth, panoptic_counts
 from tests.helpers.clustering_samples import CLASSES, THINGS, evaluate, metric, samples
 
@@ -269,6 +269,14 @@ def test_nothing_found_and_nothing_to_find(overlapping):
     assert overlapping.figures([overlapping.count([], truth)]) == dict(AP=0.0)
     assert overlapping.figures([]) == {}
     assert MeanIoU(3).figures([]) == {}
+
+
+def test_images_of_many_pixels():
+    """mmseg counts at most 2**24 pixels of a class in an image."""
+    pixels = np.zeros((4097, 4096), np.uint8)
+    pixels[0, :10] = 1
+    truth = ImageGroundTruth(pixels, pixels > 1)
+    assert [*map(list, MeanIoU(2).count(pixels, truth)[1:])] == [[4097 * 4096 - 10, 10]] * 2
 
 
 def test_missing_fields_and_images(folder, overlapping):
