@@ -1,12 +1,14 @@
 """Values of images, found by the images' paths."""
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from itertools import takewhile
+from operator import itemgetter
 from pathlib import Path, PurePath
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
+_Entry: TypeAlias = tuple[tuple[str, ...], PurePath, T]
 
 
 class PathIndex(Generic[T]):
@@ -31,12 +33,20 @@ class PathIndex(Generic[T]):
         name: Callable[[PurePath], str] = lambda path: path.name,
     ) -> None:
         self._source, self._name = source, name
-        self._entries: defaultdict[str, dict[PurePath, T]] = defaultdict(dict)
+        listed: defaultdict[str, dict[PurePath, T]] = defaultdict(dict)
         for path, value in entries:
             path = PurePath(path)
-            if path in self._entries[name(path)]:
+            if path in listed[name(path)]:
                 raise ValueError(f"expected every image once in {source}, got {path} twice")
-            self._entries[name(path)][path] = value
+            listed[name(path)][path] = value
+        # With folders from the file upwards, by which entries are sorted for a fast search.
+        self._entries: dict[str, list[_Entry[T]]] = {
+            name: sorted(
+                ((path.parent.parts[::-1], path, value) for path, value in found.items()),
+                key=itemgetter(0),
+            )
+            for name, found in listed.items()
+        }
 
     def find(self, path: str | PurePath) -> T | None:
         """Value of a path; None if there is none of its name.
@@ -45,23 +55,25 @@ class PathIndex(Generic[T]):
             ValueError: Several paths fit equally well.
         """
         path = PurePath(path)
-        found = self._entries.get(self._name(path), {})
-        if len(found) < 2:
-            return next(iter(found.values()), None)
-        folders = Path(path).absolute().parent.parts
-        fit = {
-            one: (_common_end(one.parent.parts, folders), one.name == path.name) for one in found
-        }
-        best = [one for one in found if fit[one] == max(fit.values())]
-        if len(best) > 1:
+        found = self._entries.get(self._name(path), [])
+        if len(found) > 1:
+            folders = Path(path).absolute().parent.parts[::-1]
+            shared = (_within(found, folders[:number]) for number in range(len(folders), -1, -1))
+            fit = next(filter(None, shared))
+            found = [entry for entry in fit if entry[1].name == path.name] or fit
+        if len(found) > 1:
             raise ValueError(
                 f"expected a path whose folders say which image of {self._source} it is, got "
-                f"{path}, which may be {best[0]} or {best[1]}"
+                f"{path}, which may be {found[0][1]} or {found[1][1]}"
             )
-        return found[best[0]]
+        return found[0][2] if found else None
 
 
-def _common_end(one: tuple[str, ...], other: tuple[str, ...]) -> int:
-    """Number of last parts that two paths share."""
-    pairs = zip(reversed(one), reversed(other), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+def _within(entries: list[_Entry[T]], folders: tuple[str, ...]) -> list[_Entry[T]]:
+    """Entries whose last folders are these."""
+
+    def last(entry: _Entry[T]) -> tuple[str, ...]:
+        return entry[0][: len(folders)]
+
+    first = bisect_left(entries, folders, key=last)
+    return entries[first : bisect_right(entries, folders, first, key=last)]
