@@ -5,7 +5,7 @@ from pathlib import Path
 from PIL import ExifTags, Image
 
 from ...utils.errors import InputError
-from ...utils.images import stored_pixels
+from ...utils.images import decode_image, stored_pixels
 from .faults import Fault
 
 
@@ -53,6 +53,9 @@ def image_size(path: Path) -> tuple[int, int]:
         image.draft("L", (1, 1))  # decodes a JPEG at an eighth of its size
         decode(path, image)
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    if image.format == "WEBP" and orientation >= 5:  # not every version of OpenCV turns it
+        height, width, _ = decode_image(path.read_bytes(), path).shape
+        return height, width
     # MMCV turns images; values from 5 on swap height and width.
     return (width, height) if orientation >= 5 else (height, width)
 
