@@ -51,7 +51,8 @@ def check_semantic(
     if ann_file is None:
         names = [name.removesuffix(img_suffix) for name in _files(img_dir, img_suffix)]
     else:
-        names = [line.strip() for line in Path(ann_file).read_text().splitlines() if line.strip()]
+        lines = Path(ann_file).read_text(encoding="utf-8").splitlines()
+        names = [line.strip() for line in lines if line.strip()]
     faults = list(_check_lists(img_dir, map_dir, names, img_suffix, seg_map_suffix, ann_file))
     tasks = [
         (map_dir / f"{name}{seg_map_suffix}", img_dir / f"{name}{img_suffix}") for name in names
