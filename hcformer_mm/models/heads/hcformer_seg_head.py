@@ -36,7 +36,8 @@ class HCFormerSegHead(HCFormerHead):
 
     Raises:
         TypeError: An option is unknown.
-        ValueError: See :class:`~hcformer_mm.models.HCFormerHead`.
+        ValueError: There are less than two classes, or as in
+            :class:`~hcformer_mm.models.HCFormerHead`.
     """
 
     def __init__(
@@ -47,6 +48,11 @@ class HCFormerSegHead(HCFormerHead):
         align_corners: bool = False,
         **options: Any,
     ) -> None:
+        if num_classes < 2:  # mmseg would take the score of a single one for a logit
+            raise ValueError(
+                f"expected num_classes of at least 2 for {type(self).__name__}, got {num_classes}; "
+                "let the background be a class too, in the label maps as well"
+            )
         # HCFormerHead rejects unknown options, and Python rejects options that are passed twice.
         super().__init__(
             num_things_classes=num_classes, num_stuff_classes=0, test_cfg=None, **options

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...ops.bands import is_eager_cpu, row_bands
-from .mask_decoding import full_precision
+from ...ops.precision import autocast_off, full_precision
 
 BAND_NUMEL = 2**18
 """Mask logits in one band on a CPU: 1 MiB of float32."""
@@ -42,10 +42,12 @@ def semantic_scores(class_logits: Tensor, mask_logits: Tensor) -> Tensor:
         mask_logits: ``(..., Q, H, W)``.
 
     Returns:
-        Scores ``(..., K, H, W)``, not negative.
+        Scores ``(..., K, H, W)``, not negative and not in half precision.
     """
-    probabilities = class_logits.softmax(dim=-1)[..., :-1]
-    return torch.einsum("...qk,...qhw->...khw", probabilities, mask_logits.sigmoid())
+    with autocast_off(mask_logits.device.type):  # scores of close classes need float32
+        probabilities = class_probabilities(class_logits)[..., :-1]
+        masks = full_precision(mask_logits).sigmoid()
+        return torch.einsum("...qk,...qhw->...khw", probabilities, masks)
 
 
 def semantic_confidence(maps: Tensor, classes: Tensor, *, are_scores: bool) -> Tensor:

@@ -62,6 +62,19 @@ def test_scores_sum_up_masks_by_class():
 
 
 @on_each_device
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_are_as_exact_in_half_precision(dtype):
+    """Rounded sums would make other classes win."""
+    class_logits = torch.tensor([[[9.0, 0, 0, 0], [0, 9.01, 0, 0]]]).to(dtype).float()
+    masks = torch.tensor([2.0, 2.001]).view(1, 2, 1, 1)
+    expected = semantic_scores(class_logits, masks)
+    with torch.autocast(masks.device.type, dtype):
+        scores = semantic_scores(class_logits, masks)
+    assert scores.dtype == torch.float32
+    assert torch.equal(scores, expected)
+
+
+@on_each_device
 def test_ground_truth_of_a_hand_made_map():
     head = segmentor().decode_head
     truth = head.masks_of_classes(torch.tensor([[[3, 3, 255], [0, 9, 255]]]))
@@ -282,6 +295,11 @@ def test_derived_and_unknown_options_are_refused(name):
     config = Config.fromfile(SEMANTIC_CONFIG).model.decode_head
     with pytest.raises(TypeError, match=f"'{name}'"):
         MODELS.build({**config, name: 10})
+
+
+def test_a_single_class_is_refused():
+    with pytest.raises(ValueError, match="num_classes of at least 2 for HCFormerSegHead, got 1"):
+        segmentor(**{"decode_head.num_classes": 1})
 
 
 def test_runner_trains_validates_and_tests(shapes, tmp_path):
