@@ -218,6 +218,22 @@ class TestOverlaps:
         assert names[ids[0, 0]] == "ground"
         assert len(names) == 3
 
+    def test_void_lies_among_stuff(self, draw, tmp_path):
+        """Its pixels are neither the background nor the stuff around it."""
+        (tmp_path / "c.yaml").write_text("things: [box]\nstuff: [sky]\nvoid: [unclear]")
+        ids, names, _ = draw(
+            labelme_shape("unclear", [10, 10], [20, 20], kind="rectangle"),
+            labelme_shape("unclear", [50, 0], [60, 9], kind="rectangle"),
+            labelme_shape("sky", [0, 0], [30, 30], kind="rectangle"),
+            labelme_shape("box", [9, 9], [15, 25], kind="rectangle"),
+            options=("--classes", tmp_path / "c.yaml", "--background", "ground"),
+        )
+        assert (ids == 0).sum() == 50 + 90
+        assert ids[15, 18] == ids[5, 55] == 0
+        assert [names[ids[place]] for place in ((5, 5), (20, 12), (35, 5))] == [
+            *("sky", "box", "ground")
+        ]
+
 
 def test_labels_of_other_kinds(draw):
     square = ([0, 0], [9, 9])

@@ -61,7 +61,7 @@ def paint_shapes(one: ShapesOfImage, classes: ClassMap, background: str | None) 
     """Draw the shapes of an image over each other: stuff, then crowds, then single objects.
 
     Among each of them smaller shapes lie on larger ones, and of equal ones the last lies on top.
-    All shapes of a class of stuff make one segment.
+    All shapes of a class of stuff make one segment. Void is drawn like stuff.
 
     Args:
         one: The shapes.
@@ -78,8 +78,7 @@ def paint_shapes(one: ShapesOfImage, classes: ClassMap, background: str | None) 
     _check_size(one.source, one.size or size, size, one.image)
     layers = []
     for shape in one.shapes:
-        if (label := classes.label(shape["label"], one.source)) is None:
-            continue
+        label = classes.label(shape["label"], one.source)
         parts = [
             [(part * size[::-1]).ravel().tolist()] if isinstance(part, np.ndarray) else part
             for part in shape["parts"]
@@ -90,7 +89,9 @@ def paint_shapes(one: ShapesOfImage, classes: ClassMap, background: str | None) 
             )
         except ValueError as error:
             raise InputError(f"{one.source}: {error}") from None
-        level = 0 if label >= len(classes.things) else 1 if shape["iscrowd"] else 2
+        label = -1 if label is None else label  # whose segment, 0, is void
+        is_thing = 0 <= label < len(classes.things)
+        level = 0 if not is_thing else 1 if shape["iscrowd"] else 2
         layers.append((level, -int(coco_mask.area(rle)), label, rle))
     segments = np.zeros(size, np.int32)
     if background is not None:
