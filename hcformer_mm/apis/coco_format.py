@@ -38,7 +38,7 @@ def read_coco_ids(
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such annotations: {path}")
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_bytes())
         images = PathIndex(((one["file_name"], one["id"]) for one in content["images"]), path)
         sizes = {
             one["id"]: (one["height"], one["width"])

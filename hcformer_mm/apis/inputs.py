@@ -80,14 +80,18 @@ class InputImage:
         """
         if self.array is not None:
             return self.array
-        content = self.content
-        if content is None:
-            assert self.path is not None
-            try:
-                content = self.path.read_bytes()
-            except OSError as error:
-                raise ValueError(f"expected an image, got {self.path}: {error.strerror}") from None
+        try:
+            content = self._encoded()
+        except OSError as error:
+            raise ValueError(f"expected an image, got {self.source}: {error.strerror}") from None
         return self.decode(content, self.source)
+
+    def _encoded(self) -> bytes:
+        """Bytes of the image file."""
+        if self.content is not None:
+            return self.content
+        assert self.path is not None
+        return self.path.read_bytes()
 
     def read_rgb(self) -> NDArray[np.uint8]:
         """Pixels to look at, ``(H, W, 3)`` uint8, RGB.

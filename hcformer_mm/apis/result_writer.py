@@ -222,7 +222,7 @@ class ResultWriter:
         if "csv" in self._tables:
             with (
                 replacing(self.out_dir / "objects.csv") as path,
-                path.open("w", encoding="utf-8", newline="") as file,
+                path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
             ):
                 self._entries["objects"].write_to(file)
 
@@ -283,7 +283,11 @@ class _Entries:
 
     def __init__(self, folder: Path) -> None:
         self._file = TemporaryFile(  # noqa: SIM115  # closed with the writer
-            "w+", dir=folder, encoding="utf-8", newline=""
+            "w+",
+            dir=folder,
+            encoding="utf-8",
+            errors="surrogateescape",  # names of files may have any bytes
+            newline="",
         )
         self.close = self._file.close
         self._separator = ""

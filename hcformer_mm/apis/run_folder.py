@@ -119,7 +119,7 @@ class RunFolder:
         return len(lines) - failed, failed
 
     def _files(self) -> list[Path]:
-        return sorted(self.path.glob("results*.jsonl"))
+        return sorted(self.path.glob("results.*jsonl"))
 
     def _parts(self) -> list[Path]:
         return [file for file in self._files() if file != self._merged]

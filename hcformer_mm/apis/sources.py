@@ -59,15 +59,10 @@ class ShardImage(InputImage):
     offset: int = 0
     size: int = 0
 
-    def read(self) -> NDArray[Any]:
-        """Pixels of the member.
-
-        Raises:
-            ValueError: It is not a whole image.
-        """
+    def _encoded(self) -> bytes:
         with self.shard.open("rb") as file:
             file.seek(self.offset)
-            return self.decode(file.read(self.size), self.source)
+            return file.read(self.size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +102,7 @@ def open_sources(inputs: Iterable[str | Path]) -> Sources:
     for file in with_distinct_names(files):
         assert file.path is not None
         suffix = file.path.suffix.lower()
-        if suffix in VIDEO_EXTENSIONS:
+        if suffix in VIDEO_EXTENSIONS and file.path.is_file():
             number = max(1, mmcv.VideoReader(str(file.path)).frame_cnt)
             parts.append(_frames(file))
             names = [f"{file.name} {number}"]

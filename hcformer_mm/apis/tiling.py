@@ -199,8 +199,8 @@ class _Objects:
         if not (ours and theirs):
             return
         ious = mask_util.iou(our_masks, their_masks, [0] * len(theirs))
-        labels = np.array(self.labels)
-        ious[labels[ours][:, None] != labels[theirs]] = 0
+        labels = [np.array([self.labels[part] for part in parts]) for parts in (ours, theirs)]
+        ious[labels[0][:, None] != labels[1]] = 0
         ious[ious < self.iou_thr] = 0
         for i, j in zip(*linear_sum_assignment(ious, maximize=True), strict=True):
             if ious[i, j] > 0:

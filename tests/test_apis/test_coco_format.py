@@ -99,6 +99,8 @@ def test_ids_of_annotations(tmp_path):
     images, categories, _ = read_coco_ids(path, CLASSES)
     assert [images.find(name) for name in ("a.jpg", "data/b.jpg", "c.jpg")] == [7, 3, None]
     assert categories == [47, 18, 193, 187]
+    path.write_text("\ufeff" + json.dumps(content), encoding="utf-8")
+    assert read_coco_ids(path, CLASSES)[1] == categories
     with pytest.raises(ValueError, match="got none for mug, pot, tea, box and 1 more"):
         read_coco_ids(path, Classes(["cup", "mug", "pot", "tea", "box", "bag"]))
     with pytest.raises(ValueError, match=r"got none for mug$"):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -62,6 +63,18 @@ def write(out, folder, samples=None, **options):
 
 def read_json(path):
     return json.loads(path.read_text())
+
+
+def test_names_of_any_bytes(tmp_path):
+    """As older systems wrote them, in Latin-1 for example."""
+    image = tmp_path / "images" / os.fsdecode(b"caf\xe9.png")
+    image.parent.mkdir()
+    write_image(image, np.zeros((5, 7, 3), np.uint8))
+    write(tmp_path / "out", image, [random_sample(5, 7)], tables=["csv", "geojson"])
+    _, *rows = (tmp_path / "out/objects.csv").read_bytes().splitlines()
+    assert rows and all(row.startswith(b"caf\xe9.png,") for row in rows)
+    (entry,) = read_json(tmp_path / "out/images.json")["images"]
+    assert os.fsencode(entry["file_name"]) == b"caf\xe9.png"
 
 
 def test_all_files_are_written(files, tmp_path):

@@ -167,6 +167,24 @@ def test_videos(tree, tmp_path):
         broken.read()
 
 
+def test_videos_that_are_missing(tree):
+    """In a list, and by a link in a folder."""
+    (tree / "c.mp4").symlink_to("nowhere.mp4")
+    (tree / "list.txt").write_text("nowhere.mp4\n")
+    for inputs in ([tree / "list.txt"], [tree]):
+        missing = open_sources(inputs).images[-1]
+        with pytest.raises(ValueError, match=r"got .*\.mp4: No such file"):
+            missing.read()
+
+
+def test_shards_that_vanish(tmp_path):
+    shard = write_shard(tmp_path / "s.tar", {"0.png": png(1)})
+    (image,) = open_sources([shard]).images
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"expected an image, got .*s\.tar/0\.png: No such file"):
+        image.read()
+
+
 def test_the_digest_tells_inputs_apart(tree):
     one = open_sources([tree]).digest
     assert open_sources([tree / "a", tree / "b.png"]).digest == one
