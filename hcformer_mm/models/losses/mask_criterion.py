@@ -241,10 +241,10 @@ class MaskCriterion:
         )
         loss_cls = loss_cls.view(images, layers, -1).sum(dim=(0, 2))
 
+        # Not slices: the gradient of each would be as large as the batch.
+        parts = [assignment.split(1) for assignment in assignments]
         of_images = [
-            self._mask_losses(
-                logits, [assignment[i : i + 1] for assignment in assignments], gt.masks, match
-            )
+            self._mask_losses(logits, [part[i] for part in parts], gt.masks, match)
             for i, (logits, gt, match) in enumerate(zip(mask_logits, targets, matches, strict=True))
         ]
         loss_mask, loss_dice = torch.stack(of_images).sum(dim=0)
@@ -278,7 +278,7 @@ class MaskCriterion:
         self, logits: Tensor, assignments: Sequence[Tensor], masks: Tensor, match: Match
     ) -> Tensor:
         """:meth:`_mask_losses` from the mask logits of the matched queries, ``(M, h, w)``."""
-        decoded = decode_mask_logits(logits[None], assignments, self.mask_space)[0]
+        decoded = decode_mask_logits(logits[None], assignments, self.mask_space).squeeze(0)
         predicted, wanted = self._at_uncertain_points(decoded, masks, match)
         loss_mask = self.loss_mask(predicted.flatten(), wanted.flatten(), reduction_override="none")
         loss_dice = self.loss_dice(predicted, wanted, reduction_override="none")
