@@ -161,8 +161,10 @@ def write_instances(
 
     Raises:
         ValueError: The annotations have an error, as :func:`~.checks.check_panoptic` finds it, or
-            no class of things.
+            no class of things; or ``out`` is their file.
     """
+    if Path(out).resolve() == Path(ann_file).resolve():
+        raise InputError(f"expected another file to write to than {ann_file}")
     content = read_coco(ann_file)
     refuse_errors(check_panoptic_json(content, ann_file), "check_panoptic.py")
     things = {one["id"] for one in content["categories"] if one["isthing"]}

@@ -17,3 +17,5 @@ def test_writes_and_refuses(run_tool, shapes, tmp_path, capsys):
     with pytest.raises(SystemExit, match=r"panoptic_to_instances: expected .* segments_info"):
         run_tool(TOOL, shapes / "annotations/instances_val.json", panoptic.with_suffix(""), out)
     assert not out.exists()
+    with pytest.raises(SystemExit, match=r"expected another file to write to than .*panoptic_val"):
+        run_tool(TOOL, panoptic, panoptic.with_suffix(""), panoptic)

@@ -273,6 +273,20 @@ def test_crowds(convert, run_tool, drawn, tmp_path):
     assert not any(info["iscrowd"] for info in infos)
 
 
+@pytest.mark.parametrize("part", ["", "annotations"])
+def test_a_source_is_not_replaced(run_tool, drawn, tmp_path, part):
+    """COCO's own folder has panoptic annotations, too."""
+    write_coco(drawn, tmp_path / "coco", SPLITS, "text")
+    (tmp_path / "coco/annotations/panoptic_val.json").touch()
+    (tmp_path / "coco/captions.json").touch()
+    classes = write_classes(drawn, tmp_path / "coco" / part / "classes.yaml")
+    source = tmp_path / "coco" if not part else shutil.copytree(tmp_path / "coco", tmp_path / "b")
+    options = ("--classes", classes, "--out", tmp_path / "coco", "--overwrite")
+    with pytest.raises(SystemExit, match=r"^to_panoptic: expected --out without .*coco.* in it"):
+        run_tool(TOOL, "coco", source, *options)
+    assert (tmp_path / "coco/captions.json").exists()
+
+
 class TestSplits:
     def test_fraction(self, run_tool, shapes, tmp_path):
         """The division depends on the seed alone, and every image is in one part."""

@@ -82,6 +82,13 @@ def main() -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
+    for name, path in vars(args).items():
+        # What is replaced is deleted with all that is in it.
+        inside = isinstance(path, Path) and path.resolve().is_relative_to(args.out.resolve())
+        if inside and name != "out":
+            raise InputError(
+                f"expected --out without {path} in it, got {args.out}; choose another folder"
+            )
     masks, kinds = args.source == "masks", {}
     if masks:
         splits = open_masks(args.images, args.objects, args.class_maps)
