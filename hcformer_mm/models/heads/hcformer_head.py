@@ -234,7 +234,8 @@ class HCFormerHead(MaskTransformer):
 
         Raises:
             TypeError: The features carry no clustering.
-            ValueError: The head has no ``train_cfg``, or, on a CPU, a label is not a class.
+            ValueError: The head has no ``train_cfg``, masks or label maps do not have the size of
+                the padded images, or, on a CPU, a label is not a class.
         """
         x = require_clustering(x)
         self._check_train_cfg()
@@ -275,6 +276,15 @@ class HCFormerHead(MaskTransformer):
                 )
             masks = sample.gt_instances.masks.to_tensor(torch.bool, labels.device)
             semantic = sample.get("gt_sem_seg")
+            # The losses sample masks at shares of the padded image's sides.
+            padded = tuple(sample.get("batch_input_shape", masks.shape[-2:]))
+            for part in [masks] if semantic is None else [masks, semantic.sem_seg]:
+                if tuple(part.shape[-2:]) != padded:
+                    raise ValueError(
+                        f"expected masks and label maps of {padded}, the size of the padded images,"
+                        f" got {tuple(part.shape[-2:])} of {sample.get('img_path')}; set pad_mask "
+                        "and pad_seg of model.data_preprocessor to True"
+                    )
             if semantic is not None:
                 label_map = semantic.sem_seg  # (1, H', W')
                 stuff = present_labels(label_map, self.num_things_classes, self.num_classes)

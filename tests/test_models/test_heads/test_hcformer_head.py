@@ -320,11 +320,24 @@ def test_padding_of_the_batch():
         labels = torch.full((1, 64, 96), 255)
         labels[:, :height, :width] = sample.gt_sem_seg.sem_seg
         sample.gt_sem_seg = PixelData(sem_seg=labels)
+        sample.set_metainfo(dict(batch_input_shape=(64, 96)))
     torch.manual_seed(1)
     expected = model.loss(padded, samples)
     assert set(losses) == set(expected)
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value)
+
+
+@pytest.mark.parametrize("option", ["pad_mask", "pad_seg"])
+def test_ground_truth_without_padding_is_refused(option):
+    """It would be stretched over the padded image."""
+    model = detector(**{f"data_preprocessor.{option}": False}).train()
+    images = [torch.zeros(3, 50, 70, dtype=torch.uint8)]
+    batch = dict(inputs=images, data_samples=[data_sample((50, 70))])
+    batch = model.data_preprocessor(batch, training=True)
+    message = rf"expected masks and label maps of \(64, 96\).*got \(50, 70\).*{option}"
+    with pytest.raises(ValueError, match=message):
+        model(**batch, mode="loss")
 
 
 def test_features_without_clustering_are_refused():
