@@ -139,10 +139,14 @@ def paint_instances(
     claimed, ignore = np.zeros((2, *segments.shape), np.bool_)
     for number, (mask, label) in enumerate(zip(masks, labels, strict=True), start=1):
         segment = int(label) + offset * number
-        segments[mask] = segment
         categories[segment] = int(label)
-        ignore |= claimed & mask
-        claimed |= mask
+        # Only its box, as many small instances of a large image are many passes over it.
+        filled = (np.asarray(mask.any(axis)) for axis in (1, 0))
+        box = tuple(slice(one.argmax(), len(one) - one[::-1].argmax()) for one in filled)
+        mask = mask[box]
+        segments[box][mask] = segment
+        ignore[box] |= claimed[box] & mask
+        claimed[box] |= mask
     if under.ignore is not None:
         ignore |= under.ignore & ~claimed
     visible = set(np.unique(segments).tolist()) & categories.keys()
