@@ -2,6 +2,9 @@
 
 import argparse
 import sys
+from pathlib import Path
+
+from mmengine.config import Config
 
 from hcformer_mm.engine.runner import add_common_arguments, build_runner, load_config
 from hcformer_mm.utils.arguments import number
@@ -15,7 +18,8 @@ def parse_args() -> argparse.Namespace:
         "--resume",
         nargs="?",
         const="auto",
-        help="resume from this checkpoint; without a value, from the newest in the work directory",
+        help="resume from this checkpoint; without a value, from the newest in the work directory, "
+        "or begin if there is none",
     )
     parser.add_argument(
         "--fast",
@@ -45,6 +49,18 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def resume(config: Config, checkpoint: str) -> None:
+    """Resume from a checkpoint, or from the newest of the work directory if it is ``'auto'``."""
+    if checkpoint != "auto":
+        config.resume, config.load_from = True, checkpoint
+        return
+    saved = (Path(config.work_dir).glob(name) for name in ("last_checkpoint", "*.pth"))
+    # A training that has saved nothing yet begins from load_from, if there is one.
+    config.resume = any(map(any, saved)) or not config.get("load_from")
+    if config.resume:
+        config.load_from = None
+
+
 def train(args: argparse.Namespace) -> None:
     config = load_config(args)
     if args.amp:
@@ -64,8 +80,7 @@ def train(args: argparse.Namespace) -> None:
             )
         config.auto_scale_lr.enable = True
     if args.resume is not None:
-        config.resume = True
-        config.load_from = None if args.resume == "auto" else args.resume
+        resume(config, args.resume)
     build_runner(config).train()
 
 

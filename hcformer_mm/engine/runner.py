@@ -83,7 +83,8 @@ def load_config(args: Namespace) -> Config:
             f" with, got no {' and no '.join(missing)}"
         )
     if testing:
-        args.checkpoint = config.load_from = str(find_weights(config, args.checkpoint))
+        # A URL, which MMEngine loads too, is no path.
+        args.checkpoint = config.load_from = args.checkpoint or str(find_weights(config))
     config.launcher = args.launcher
     if args.work_dir is not None:
         config.work_dir = args.work_dir

@@ -1,14 +1,18 @@
 """tools/train.py and tools/test.py, from data to metrics, on a few images of the Shapes set."""
 
 import pickle
+import runpy
 import shutil
+from argparse import Namespace
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 
 from hcformer_mm.checkpoints.io import load_checkpoint
 from hcformer_mm.deployment import export
+from hcformer_mm.engine.runner import load_config
 from tests.helpers.exporting import confident, lively_model
 from tests.helpers.models import SHAPES_CONFIG
 from tests.helpers.tools import (
@@ -72,6 +76,22 @@ def test_training_resumes(trained, small_shapes, tmp_path):
     (tmp_path / "last_checkpoint").write_text(str(tmp_path / "iter_2.pth"))
     assert "resumed" in train(tmp_path, small_shapes, "--resume", iterations=3)
     assert (tmp_path / "iter_3.pth").is_file()
+
+
+def test_a_training_that_has_saved_nothing_begins_from_load_from_again(tmp_path):
+    """A job that always starts with --resume would otherwise begin from random weights."""
+    resume = runpy.run_path(str(ROOT / "tools/train.py"))["resume"]
+
+    def settings(load_from, checkpoint="auto"):
+        config = Config(dict(work_dir=str(tmp_path), load_from=load_from))
+        resume(config, checkpoint)
+        return config.resume, config.load_from
+
+    assert settings("warm.pth") == (False, "warm.pth")
+    assert settings(None) == (True, None)  # the hook tells that there is nothing
+    assert settings("warm.pth", "iter_2.pth") == (True, "iter_2.pth")
+    (tmp_path / "last_checkpoint").touch()
+    assert settings("warm.pth") == (True, None)
 
 
 def test_test_reports_all_metrics_and_dumps_predictions(trained, small_shapes, tmp_path):
@@ -169,6 +189,13 @@ def test_a_work_dir_that_is_a_file(tmp_path):
         run_tool("tools/train.py", SHAPES_CONFIG, "--work-dir", file)
 
 
+def test_a_checkpoint_at_a_url_is_no_path():
+    """A path would lose the second slash."""
+    given = dict(config=SHAPES_CONFIG, checkpoint="https://a.org/b.pth", work_dir=None)
+    config = load_config(Namespace(**given, cfg_options=None, launcher="none", local_rank=0))
+    assert config.load_from == "https://a.org/b.pth"
+
+
 def test_dump_must_be_a_pickle():
     with pytest.raises(SystemExit, match=r"expected --out to end in \.pkl"):
         run_tool("tools/test.py", SHAPES_CONFIG, "x.pth", "--out", "x.json")
@@ -234,3 +261,15 @@ def test_exported_files_have_the_metrics_of_the_model(small_shapes, tmp_path, mo
     assert expected["sem_seg/mIoU"] > 0
     for name in names:
         assert float(found[name]) == pytest.approx(expected[name], abs=0.006), name
+
+
+def test_exported_files_get_the_pixels_of_the_model(small_shapes, monkeypatch):
+    """Those of 10 to 16 bits too, which mmcv's step reads in another way."""
+    monkeypatch.setattr(export, "load_exported", lambda path: None)
+    pipelines = []
+    monkeypatch.setattr(
+        Runner, "build_dataloader", lambda loader: pipelines.append(loader.dataset.pipeline)
+    )
+    with pytest.raises(AttributeError):  # there is no loader
+        run_tool("tools/deployment/test.py", SHAPES_CONFIG, "x", "--cfg-options", *small_shapes)
+    assert pipelines[0][0].type == "hcformer_mm.LoadImageFromFile"

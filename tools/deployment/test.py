@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
 
 from hcformer_mm.deployment.export import load_exported
+from hcformer_mm.engine.completion import complete_evaluators, complete_pipelines
 from hcformer_mm.utils.arguments import add_cfg_options
 from hcformer_mm.utils.config import read_config
 from hcformer_mm.utils.progress import progress
@@ -31,6 +32,8 @@ def parse_args() -> argparse.Namespace:
 def evaluate(config: Any, file: Path) -> dict[str, float]:
     """Metrics of the config's test set by name."""
     run = load_exported(file)
+    complete_pipelines(config)
+    complete_evaluators(config)
     with DefaultScope.overwrite_default_scope(config.get("default_scope", "mmdet")):
         loader = Runner.build_dataloader(config.test_dataloader)
         evaluator = Evaluator(config.test_evaluator)
