@@ -56,10 +56,8 @@ class MaskAP(Measure[InstanceTruth, list[Detection], tuple[int, list[Detection]]
     def __init__(
         self, ann_file: str, classes: Sequence[str], *, backend_args: dict[str, Any] | None = None
     ) -> None:
-        annotations = load(ann_file, backend_args=backend_args)
-        annotations.setdefault("annotations", [])
         self._ann_file = ann_file
-        self._coco = COCO(annotations)
+        self._coco = index_instances(load(ann_file, backend_args=backend_args))
         self._categories = self._coco.getCatIds(catNms=list(classes))
         check_categories(self._coco.cats, classes, ann_file)
 
@@ -139,6 +137,20 @@ class MaskAP(Measure[InstanceTruth, list[Detection], tuple[int, list[Detection]]
         evaluation.run()
         precision = float(evaluation.stats[0])
         return {} if precision < 0 else {"AP": 100 * precision}
+
+
+def index_instances(content: dict[str, Any]) -> COCO:
+    """Index COCO annotations, and change in place what faster-coco-eval does not read.
+
+    It refuses sizes and ids like 480.0, and takes the object of id 0 for missed, as pycocotools.
+    """
+    annotations = content.setdefault("annotations", [])
+    for image in content["images"]:
+        image |= {side: int(image[side]) for side in ("height", "width")}
+    unused = 1 + max((int(one["id"]) for one in annotations), default=0)
+    for one in annotations:
+        one["id"] = int(one["id"]) or unused
+    return COCO(content)
 
 
 def _detection(image: int, category: int, encoded: dict[str, Any], score: float) -> Detection:

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval import COCOeval_faster
 from mmdet.evaluation import CocoMetric
 from mmengine.fileio import load
 from mmengine.logging import MMLogger
 
 from ...registry import METRICS
+from ..measures.mask_ap import index_instances
 
 
 @METRICS.register_module()
@@ -81,10 +82,9 @@ class CocoBoundaryMetric(CocoMetric):
             prefix = self.outfile_prefix or str(Path(folder, "results"))
             if self._coco_api is None:
                 annotations = load(self.gt_to_coco_json(ground_truth, prefix))
-                annotations.setdefault("annotations", [])
             else:
                 annotations = self._coco_api.dataset
-            truth = COCO(annotations)
+            truth = index_instances(annotations)
             self.cat_ids = truth.getCatIds(catNms=self.dataset_meta["classes"])
             files = self.results2json(predictions, prefix)
             if "segm" not in files:

@@ -5,6 +5,7 @@ The object is a box of 24 x 20 = 480 pixels; without its inside, 20 x 16 = 320, 
 """
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from mmengine.structures import InstanceData
 from pycocotools import mask as coco_mask
 
 from hcformer_mm.evaluation import CocoBoundaryMetric
+from hcformer_mm.evaluation.measures import MaskAP
 
 HEIGHT, WIDTH = 60, 80
 CLASSES = ("box", "other")
@@ -91,6 +93,19 @@ def test_perfect_prediction(ann_file):
         "coco/boundary_mAP_m": -1.0,
         "coco/boundary_mAP_l": -1.0,
     }
+
+
+@pytest.mark.parametrize("number", [0, 0.0, 7.0])
+def test_ids_and_sizes_of_other_tools(ann_file, number):
+    """pycocotools takes the object of id 0 for missed, and faster-coco-eval refuses 60.0 rows."""
+    content = json.loads(Path(ann_file).read_text())
+    content["annotations"][0]["id"] = number
+    content["images"][0] |= dict(id=1.0, height=float(HEIGHT), width=float(WIDTH))
+    Path(ann_file).write_text(json.dumps(content))
+    assert evaluate(ann_file, predictions(box()), predictions())["coco/boundary_mAP"] == 1
+    measure = MaskAP(ann_file, CLASSES)
+    truth = measure.truth(dict(img_id=1))
+    assert measure.figures([measure.count(measure.perfect(truth), truth)]) == dict(AP=100)
 
 
 def test_shifted_prediction(ann_file):
