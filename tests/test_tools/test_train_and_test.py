@@ -14,7 +14,7 @@ from hcformer_mm.checkpoints.io import load_checkpoint
 from hcformer_mm.deployment import export
 from hcformer_mm.engine.runner import load_config
 from tests.helpers.exporting import confident, lively_model
-from tests.helpers.models import SHAPES_CONFIG
+from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
 from tests.helpers.tools import (
     ROOT,
     loader_options,
@@ -238,27 +238,35 @@ def test_fine_tuning_starts_from_other_classes(quick, checkpoint, tmp_path):
     assert (tmp_path / "work_dir" / "iter_2.pth").is_file()
 
 
-def test_exported_files_have_the_metrics_of_the_model(small_shapes, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        (SHAPES_CONFIG, ("coco_panoptic/PQ", "coco/segm_mAP", "sem_seg/mIoU")),
+        (SEMANTIC_CONFIG, ("mIoU", "aAcc")),
+    ],
+)
+def test_exported_files_have_the_metrics_of_the_model(
+    path, names, shapes, small_shapes, tmp_path, monkeypatch
+):
     """With the model itself in place of the file."""
-    model = lively_model(Config.fromfile(ROOT / SHAPES_CONFIG))
+    model = lively_model(Config.fromfile(ROOT / path))
     confident(model)
-    model.test_cfg.object_mask_thr = model.panoptic_fusion_head.test_cfg.object_mask_thr = 0.2
+    options = loader_options(shapes)
+    if path == SHAPES_CONFIG:
+        model.test_cfg.object_mask_thr = model.panoptic_fusion_head.test_cfg.object_mask_thr = 0.2
+        options = [*small_shapes, "model.test_cfg.object_mask_thr=0.2"]
     torch.save(dict(state_dict=model.state_dict()), tmp_path / "model.pth")
-    options = [*small_shapes, "model.test_cfg.object_mask_thr=0.2"]
     run_tool(
-        *("tools/test.py", SHAPES_CONFIG, tmp_path / "model.pth", "--work-dir", tmp_path),
+        *("tools/test.py", path, tmp_path / "model.pth", "--work-dir", tmp_path),
         *("--cfg-options", *options),
     )
     expected = read_metrics(tmp_path)
 
     exported = export.ExportableModel(model, with_postprocess=True, uint8=True).eval()
     monkeypatch.setattr(export, "load_exported", lambda path: torch.no_grad()(exported))
-    output = run_tool(
-        *("tools/deployment/test.py", SHAPES_CONFIG, "model.onnx", "--cfg-options", *options)
-    )
+    output = run_tool("tools/deployment/test.py", path, "model.onnx", "--cfg-options", *options)
     found = dict(line.split(": ") for line in output.splitlines() if ": " in line)
-    names = ("coco_panoptic/PQ", "coco/segm_mAP", "sem_seg/mIoU")
-    assert expected["sem_seg/mIoU"] > 0
+    assert expected[names[-1]] > 0
     for name in names:
         assert float(found[name]) == pytest.approx(expected[name], abs=0.006), name
 

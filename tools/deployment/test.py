@@ -45,7 +45,9 @@ def evaluate(config: Any, file: Path) -> dict[str, float]:
             if "panoptic" in results:
                 sample.pred_panoptic_seg = PixelData(sem_seg=results["panoptic"][None])
             if "semantic" in results:
-                sample.pred_sem_seg = PixelData(sem_seg=results["semantic"][None].long())
+                semantic = results["semantic"][None].long()
+                # Metrics of mmdet and of mmseg read it by different names.
+                sample.pred_sem_seg = PixelData(sem_seg=semantic, data=semantic)
             if "masks" in results:
                 there = results["labels"] >= 0
                 sample.pred_instances = InstanceData(
