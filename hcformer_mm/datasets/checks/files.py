@@ -13,8 +13,11 @@ class UnreadableError(InputError):
     """An image cannot be read; ``fault`` tells why, and the message its file too."""
 
     def __init__(self, kind: str, file: Path, message: str) -> None:
+        super().__init__(kind, file, message)  # as a pickle calls it again
         self.fault = Fault(kind, file, message)
-        super().__init__(str(self.fault))
+
+    def __str__(self) -> str:
+        return str(self.fault)
 
 
 def check_image(path: Path, size: tuple[int, int] | None = None) -> list[Fault]:

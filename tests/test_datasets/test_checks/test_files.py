@@ -1,5 +1,7 @@
 """Images are read to their end, and what cannot be read is told apart."""
 
+import pickle
+
 import mmcv
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import tifffile
 from PIL import Image
 
 from hcformer_mm.datasets.checks import check_image
+from hcformer_mm.datasets.checks.files import UnreadableError, image_size
 
 
 @pytest.fixture(params=["jpg", "png", "webp"])
@@ -46,6 +49,15 @@ def test_every_part_of_a_file_is_needed(image, kept):
     image.write_bytes(image.read_bytes()[:kept])
     (fault,) = check_image(image)
     assert (fault.kind, fault.severity) == ("unreadable file", "error")
+
+
+def test_an_error_reaches_the_process_that_waits(image):
+    """Workers send it as a pickle, and would take the pool down otherwise."""
+    image.write_bytes(b"")
+    with pytest.raises(UnreadableError, match=f"{image}: expected an image") as caught:
+        image_size(image)
+    received = pickle.loads(pickle.dumps(caught.value))
+    assert (str(received), received.fault) == (str(caught.value), caught.value.fault)
 
 
 @pytest.mark.parametrize("name", ["../image.jpg", "image.bmp"])
