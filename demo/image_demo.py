@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     to_file = args.out.suffix.lower() in IMG_EXTENSIONS
     if to_file and not (isinstance(images, list) and len(images) == 1):
         raise ValueError(f"expected a folder for several images, got --out {args.out}")
-    if to_file and args.out.resolve() == Path(args.image).resolve():
+    if to_file and args.out.resolve() == images[0].path.resolve():
         raise ValueError(f"expected another file than the image itself, got --out {args.out}")
     for name in ("ann_file", "confidence", "tables"):
         if to_file and getattr(args, name):

@@ -13,7 +13,9 @@ def read_image(path):
         return np.load(path)
     from PIL import Image, ImageOps
 
-    return np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    image = ImageOps.exif_transpose(Image.open(path))
+    # Of 16 bits and more, Pillow would make white.
+    return np.asarray(image if image.mode[0] in "IF" else image.convert("RGB"))
 
 
 def input_size(height, width, resize):

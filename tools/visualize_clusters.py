@@ -80,10 +80,23 @@ def read_ground_truth(
 
 def draw(args: argparse.Namespace) -> None:
     images = with_unique_names(open_images(args.img))
+    if isinstance(images, list):
+        files = {image.path.resolve() for image in images if image.path}
+        sheets = {(args.out / f"{image.name}.png").resolve() for image in images}
+        if over := sorted(files & sheets):
+            raise ValueError(
+                f"expected --out where no sheet would replace an image, got {args.out}, which has "
+                f"{over[0]}; name another folder"
+            )
     inferencer = ClusterInferencer(**model_options(args))
     truth = read_ground_truth(args, inferencer, images)
-    drawn = 0
+    drawn = set[str]()
     for result in inferencer.iterate(args.img, batch_size=args.batch_size, progress=True):
+        if result.name in drawn:
+            raise ValueError(
+                f"expected frames of different names, got two called {result.name}; draw the "
+                "videos separately, into different folders"
+            )
         sheet = cluster_sheet(
             result.image,
             result.labels(connected=args.connected),
@@ -96,10 +109,10 @@ def draw(args: argparse.Namespace) -> None:
             side=args.side,
         )
         write_image(args.out / f"{result.name}.png", sheet)
-        drawn += 1
-    print(f"{drawn} images in {args.out}")
-    if isinstance(images, list) and drawn < len(images):
-        raise ValueError(f"{len(images) - drawn} of {len(images)} images could not be read")
+        drawn.add(result.name)
+    print(f"{len(drawn)} images in {args.out}")
+    if isinstance(images, list) and len(drawn) < len(images):
+        raise ValueError(f"{len(images) - len(drawn)} of {len(images)} images could not be read")
 
 
 def main() -> None:

@@ -223,6 +223,11 @@ def test_errors_end_in_one_line(run, model, images, tmp_path):
         run(images / "scene0.png", "--out", "out.png", "--confidence")
     with pytest.raises(SystemExit, match="image_demo: expected another file than the image"):
         run(images / "scene0.png", "--out", images / "scene0.png")
+    one = tmp_path.with_name("one") / "a.png"
+    one.parent.mkdir()
+    one.write_bytes((images / "scene0.png").read_bytes())
+    with pytest.raises(SystemExit, match="image_demo: expected another file than the image"):
+        run(one.parent, "--out", one)
     with pytest.raises(SystemExit, match="image_demo: expected a config file"):
         run(images, files=("nowhere", model[1]))
     with pytest.raises(SystemExit, match=r"image_demo: .*nowhere\.pth"):

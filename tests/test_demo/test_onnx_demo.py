@@ -147,6 +147,13 @@ def test_other_arrays_are_refused(demo, photograph, change):
         demo["predict"](None, change(photograph))
 
 
+def test_pixels_of_16_bits_are_refused(demo, photograph, tmp_path):
+    """Pillow would make them white."""
+    cv2.imwrite(str(tmp_path / "deep.png"), photograph[..., 0].astype(np.uint16) * 16)
+    with pytest.raises(SystemExit, match=r"expected RGB bytes \(H, W, 3\), got uint16 \("):
+        demo["predict"](None, demo["read_image"](str(tmp_path / "deep.png")))
+
+
 @pytest.mark.parametrize("size", [(192, 289), (480, 700), (31, 1), (300, 451)])
 def test_resized_images_are_those_of_opencv(demo, photograph, size):
     found = demo["resize_image"](photograph, size)

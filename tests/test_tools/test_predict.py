@@ -158,6 +158,16 @@ def test_two_processes_write_what_one_writes(predict, expected, images, model, t
     assert found == one
 
 
+def test_other_files_of_the_folder_stay(tmp_path):
+    copy = tmp_path / "results_copy.jsonl"
+    copy.write_text("of the user")
+    with RunFolder(tmp_path) as folder:
+        folder.claim({}, overwrite=True)
+        folder.append(0, dict(failed={}))
+        assert folder.merge(ResultWriter(tmp_path, CLASSES)) == (0, 1)
+    assert copy.read_text() == "of the user"
+
+
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})

@@ -151,6 +151,10 @@ def test_frames_of_a_video(run, checkpoint, tmp_path):
     assert names == ["street_000000.png", "street_000001.png"]
     with pytest.raises(SystemExit, match="frames of a video have no ground truth"):
         run(*arguments, "--out", out, "--gt", tmp_path)
+    (tmp_path / "b").mkdir()
+    shutil.copy(video, tmp_path / "b")
+    with pytest.raises(SystemExit, match="got two called street_000000; draw the videos separ"):
+        run(*arguments, tmp_path / "b" / video.name, "--out", tmp_path / "both")
 
 
 def test_labels_that_count_from_1(tmp_path):
@@ -169,6 +173,15 @@ def test_labels_that_count_from_1(tmp_path):
         else:
             with pytest.raises(ValueError, match="labels below 1,"):
                 truth.read("a.jpg", (1, 2))
+
+
+def test_no_sheet_replaces_an_image(run, shapes, checkpoint, tmp_path):
+    image = tmp_path / "a.png"
+    Image.open(shapes / "val/000000.jpg").save(image)
+    content = image.read_bytes()
+    with pytest.raises(SystemExit, match=r"would replace an image, got .*, which has .*a\.png;"):
+        run(PANOPTIC, checkpoint(PANOPTIC), "--img", tmp_path, "--out", tmp_path)
+    assert image.read_bytes() == content
 
 
 def test_images_without_ground_truth_are_named_first(run, shapes, checkpoint, tmp_path):
