@@ -8,6 +8,8 @@ from ...utils.errors import InputError
 from ...utils.images import decode_image, stored_pixels
 from .faults import Fault
 
+_TURNED = range(5, 9)  # EXIF orientations for which MMCV swaps height and width
+
 
 class UnreadableError(InputError):
     """An image cannot be read; ``fault`` tells why, and the message its file too."""
@@ -50,17 +52,16 @@ def image_size(path: Path) -> tuple[int, int]:
         except Exception:  # decoders raise any kind
             raise error from None
         height, width, _ = pixels.shape
-        return (width, height) if orientation >= 5 else (height, width)
+        return (width, height) if orientation in _TURNED else (height, width)
     with opened as image:
         width, height = image.size
         image.draft("L", (1, 1))  # decodes a JPEG at an eighth of its size
         decode(path, image)
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    if image.format == "WEBP" and orientation >= 5:  # not every version of OpenCV turns it
+    if image.format == "WEBP" and orientation in _TURNED:  # not every version of OpenCV turns it
         height, width, _ = decode_image(path.read_bytes(), path).shape
         return height, width
-    # MMCV turns images; values from 5 on swap height and width.
-    return (width, height) if orientation >= 5 else (height, width)
+    return (width, height) if orientation in _TURNED else (height, width)
 
 
 def open_file(path: Path) -> Image.Image:

@@ -51,6 +51,17 @@ def test_every_part_of_a_file_is_needed(image, kept):
     assert (fault.kind, fault.severity) == ("unreadable file", "error")
 
 
+@pytest.mark.parametrize(
+    "entry", [b"\3\0\0\0\1\0\0\0\0", b"\3\0\0\0\1\0\t\0\0", b"\2\0\0\0\4six\0"]
+)
+def test_orientations_that_do_not_exist(tmp_path, entry):
+    """0, 9 and a text."""
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0" + entry + bytes(4)
+    Image.new("RGB", (40, 30)).save(tmp_path / "image.jpg", exif=exif)
+    assert mmcv.imread(str(tmp_path / "image.jpg")).shape[:2] == (30, 40)
+    assert check_image(tmp_path / "image.jpg", (30, 40)) == []
+
+
 def test_an_error_reaches_the_process_that_waits(image):
     """Workers send it as a pickle, and would take the pool down otherwise."""
     image.write_bytes(b"")
