@@ -101,7 +101,7 @@ def write_tracks(
             else:
                 text = dumps(youtube_vis(tracks, [name for _, name in frames], size, classes))
             unfinished.write_text(text)
-        if fps is not None:
+        if fps is not None and frames:
             drawing.replace(path.with_name(f"{path.name}.mp4"))
 
 

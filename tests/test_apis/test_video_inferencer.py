@@ -161,6 +161,11 @@ def test_nothing_is_left_of_a_video_that_is_not_finished(inferencer, frames, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_frames_are_no_error(inferencer, tmp_path):
+    assert list(inferencer.track([], out_dir=tmp_path)) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["video.json"]
+
+
 def mask(*pixels):
     array = np.zeros(SIZE, np.uint8, order="F")
     for row, column in pixels:
