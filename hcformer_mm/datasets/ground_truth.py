@@ -122,6 +122,7 @@ class _PanopticSegments(GroundTruth):
         file = self.path.with_suffix("") / entry["file_name"]
         segments = read_segments(file)
         check_size(str(file), segments.shape, size)
+        require_keys(entry, self.path, "segments_info", ("id", "category_id"))
         infos = entry["segments_info"]
         for category in (info["category_id"] for info in infos):
             if category not in self._labels:

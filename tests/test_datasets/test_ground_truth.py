@@ -41,7 +41,12 @@ def test_unusable_panoptic_segments(tmp_path: Path) -> None:
     truth = open_ground_truth(path, CLASSES)
     with pytest.raises(ValueError, match=r"for category 71 \(disc\) of .*got none"):
         open_ground_truth(path, Classes(["sand"])).read("a.jpg", (4, 6))
-    path.write_text(path.read_text().replace('"id": 71', '"id": 72'))
+    text = path.read_text()
+    for wrong in ('"id": [9],', ""):
+        path.write_text(text.replace('"id": 9,', wrong))
+        with pytest.raises(ValueError, match=r"truth.json to have a list of segments_info, each "):
+            open_ground_truth(path, CLASSES).read("a.jpg", (4, 6))
+    path.write_text(text.replace('"id": 71', '"id": 72'))
     with pytest.raises(ValueError, match=r"for category 71 \(not among the categories\)"):
         open_ground_truth(path, CLASSES).read("a.jpg", (4, 6))
     (tmp_path / "truth" / "a.png").write_bytes(b"no image")
