@@ -168,7 +168,7 @@ class BaseInferencer:
             ValueError: Its array is not what the model takes.
         """
         loader = self._pipeline.transforms[0]
-        if image.array is not None:
+        if image.array is not None and image.decode != loader.decode:  # else it is a part of one
             loader.check(image.array, image.source)
         return replace(image, decode=loader.decode, rgb=loader.rgb)
 

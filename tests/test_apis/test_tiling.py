@@ -359,6 +359,21 @@ def test_files_of_tiled_images(inferencers, folder, tmp_path, capsys):
     )
 
 
+def test_tiles_of_gray_images(model_files, folder):
+    """The loader gives pixels (H, W), which no user can give."""
+    settings = {
+        "test_dataloader.dataset.pipeline.0.color_type": "grayscale",
+        "model.data_preprocessor": dict(mean=[120.0], std=[60.0], bgr_to_rgb=False),
+        "model.backbone.backbone.in_channels": 1,
+    }
+    config = Config.fromfile(model_files()[0])
+    config.merge_from_dict(settings)
+    with pytest.warns(UserWarning, match="no weights are given"):
+        inferencer = HCFormerInferencer(config, device="cpu")
+    (sample,) = inferencer(folder / "scene0.png", tile_size=64, tile_overlap=16)
+    assert sample.pred_sem_seg.sem_seg.shape[1:] == sample.ori_shape
+
+
 def test_records_of_tiled_images(model_files, folder, tmp_path):
     inferencer, tiling = BulkInferencer(*model_files()), Tiling(64, 16)
     images = open_images(folder)
