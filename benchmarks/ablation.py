@@ -193,24 +193,27 @@ def label(name: str) -> str:
     """Short name for a figure: without the data set at its end, nor the whole keys of settings."""
     stem, *settings = name.split("@")
     short = [re.sub(r"^[\w.]+\.(?=\w+=)", "", setting) for setting in settings]
-    return "\n".join([stem.rpartition("_")[0] or stem, *short])
+    return " ".join([stem.rpartition("_")[0] or stem, *short])
 
 
 def draw(rows: Sequence[measure.Row], runs: Mapping[str, list[dict[str, float]]], to: Path) -> None:
     """Draw PQ (mIoU without PQ) against latency, and the parts of the blame of each model."""
     shown = {name: one for name, one in runs.items() if values(one, BLAME + "stem")}
-    figure = plt.figure(figsize=(12 if shown else 6, 4.5), layout="constrained")
+    height = max(4.5, 0.3 * len(shown))
+    figure = plt.figure(figsize=(15 if shown else 8, height), layout="constrained")
     latency = figure.add_subplot(1, 1 + bool(shown), 1)
-    for row in rows:
+    for i, row in enumerate(rows, start=1):
         name = row["Config"]
         key = "PQ" if values(runs[name], COLUMNS[0][1]) else "mIoU"
         scores = [x for title, k, f in COLUMNS if title == key for x in values(runs[name], k, f)]
         if scores:
             point = (row["Latency (ms)"], mean(scores))
-            latency.errorbar(*point, stdev(scores) if len(scores) > 1 else 0, fmt="o", capsize=3)
-            latency.annotate(label(name), point, (5, 4), textcoords="offset points", fontsize=7)
+            deviation = stdev(scores) if len(scores) > 1 else 0
+            style = dict(fmt="o", capsize=3, label=f"{i}  {label(name)}")
+            latency.errorbar(*point, deviation, **style, color=plt.get_cmap("tab20")(i % 20))
+            latency.annotate(i, point, (5, 4), textcoords="offset points", fontsize=8)
     latency.set(xlabel="latency (ms)", ylabel="PQ or mIoU")
-    latency.margins(x=0.25)
+    latency.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
     if shown:
         blame = figure.add_subplot(1, 2, 2)
         left = [0.0] * len(shown)
@@ -224,8 +227,10 @@ def draw(rows: Sequence[measure.Row], runs: Mapping[str, list[dict[str, float]]]
             left = [x + width for x, width in zip(left, widths, strict=True)]
         blame.set(xlabel="PQ lost")
         blame.tick_params(axis="y", labelsize=7)
+        blame.margins(y=0.01)
         blame.invert_yaxis()
-        figure.legend(loc="outside upper right", ncols=len(PARTS), fontsize=7)
+        handles, parts = blame.get_legend_handles_labels()
+        figure.legend(handles, parts, loc="outside upper right", ncols=len(PARTS), fontsize=7)
     figure.savefig(to, dpi=150)
 
 
