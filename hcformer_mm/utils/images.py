@@ -93,7 +93,8 @@ def decode_bands(content: bytes, file: str | Path, bands: int) -> NDArray[Any]:
             f"expected {bands} bands in {file}, as set in LoadImageFromFile, got pixels of shape "
             f"{image.shape}; leave the file out, or set bands to its number of bands"
         )
-    if orientation != 1 or image.dtype.kind == "c":
+    # Some cameras write an orientation of 0, which is none.
+    if orientation in range(2, 9) or image.dtype.kind == "c":
         raise InputError(
             f"expected upright pixels of real numbers in {file}, got {image.dtype} of orientation "
             f"{orientation}; save it without orientation or complex numbers"

@@ -220,6 +220,12 @@ def test_bands_that_mean_something_else_are_refused():
             decode_bands(content, "photo", number)
 
 
+@pytest.mark.parametrize("orientation", [0, 1, 9])
+def test_orientations_that_turn_nothing(orientation):
+    content = tiff(bands(2), planarconfig="contig", extratags=[(274, "H", 1, orientation, True)])
+    assert (decode_bands(content, "field.tif", 2) == bands(2)).all()
+
+
 def test_colors_of_16_bits_in_files_of_two_bands_are_refused():
     """OpenCV reads 8 bits of them."""
     content = tiff(bands(2), planarconfig="contig")
