@@ -196,7 +196,8 @@ def hold_first_request(page):
             held.append(route)
 
     page.route("**/queue/join*", handle)
-    yield
+    with page.expect_request("**/queue/join*"):
+        yield
     page.wait_for_timeout(1000)
     held[0].continue_()
     page.wait_for_timeout(1000)
