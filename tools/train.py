@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import hcformer_mm.utils.threads  # noqa: F401
+
 from mmengine.config import Config
 
 from hcformer_mm.engine.runner import add_common_arguments, build_runner, load_config
