@@ -105,9 +105,8 @@ def build_page(explorer: Explorer, examples: list[Path]) -> Any:
     import gradio as gr
 
     def change(file, opened, *values):
-        path = opened and opened[0][0]
-        if file is not None:  # removed: keep the image that is shown
-            path = Path(file["path"])
+        # Where the file is removed, the image that is shown stays.
+        path = Path(file["path"]) if file else opened and opened[0][0]
         asked = (path, values)
         if path is None or (opened and opened[0] == asked):
             return gr.skip()

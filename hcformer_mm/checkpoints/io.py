@@ -101,12 +101,6 @@ def save_checkpoint(
                 torch.save({**content, weights: tensors}, file)
 
 
-def check_different(source: str | Path, target: str | Path) -> None:
-    """Raise a ValueError if a checkpoint would be overwritten by what is made of it."""
-    if Path(source).resolve() == Path(target).resolve():
-        raise ValueError(f"expected another file to write to than {source}")
-
-
 def weights_entry(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the entry of a checkpoint that holds the weights, else the whole checkpoint."""
     entries = (content.get(key) for key in ("state_dict", "model", "model_state"))

@@ -11,18 +11,12 @@ from mmdet.models.backbones.swin import swin_converter
 from torch import Tensor
 
 from ..models.utils.pretrained import timm_names
+from ..utils.atomic_write import check_different
 from ..utils.config import build_without_weights, read_config
 from ..utils.errors import some
 from ..version import __version__
 from .hcformer_d2.key_mapping import COUNTER
-from .io import (
-    check_different,
-    load_checkpoint,
-    save_checkpoint,
-    sha256,
-    tensors_of,
-    weights_entry,
-)
+from .io import load_checkpoint, save_checkpoint, sha256, tensors_of, weights_entry
 
 HEADS = ("panoptic_head", "decode_head")
 """Attributes of detectors and segmentors that hold their head."""

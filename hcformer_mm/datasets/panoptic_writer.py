@@ -22,7 +22,7 @@ from skimage.util import map_array
 from ..structures.arrays import Mask, RGBImage
 from ..structures.palette import distinct_colors
 from ..structures.panoptic import Panoptic
-from ..utils.atomic_write import replacing
+from ..utils.atomic_write import check_different, replacing
 from ..utils.errors import InputError, some
 from ..utils.progress import run_each
 from .checks.coco import Entry, read_coco, repeated
@@ -163,8 +163,7 @@ def write_instances(
         ValueError: The annotations have an error, as :func:`~.checks.check_panoptic` finds it, or
             no class of things; or ``out`` is their file.
     """
-    if Path(out).resolve() == Path(ann_file).resolve():
-        raise InputError(f"expected another file to write to than {ann_file}")
+    check_different(ann_file, out)
     content = read_coco(ann_file)
     refuse_errors(check_panoptic_json(content, ann_file), "check_panoptic.py")
     things = {one["id"] for one in content["categories"] if one["isthing"]}

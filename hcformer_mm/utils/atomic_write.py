@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import InputError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -35,3 +37,9 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if unfinished.exists():
             unfinished.unlink()
+
+
+def check_different(source: str | Path, target: str | Path) -> None:
+    """Raise a ValueError if a file would be overwritten by what is made of it."""
+    if Path(source).resolve() == Path(target).resolve():
+        raise InputError(f"expected another file to write to than {source}")

@@ -9,17 +9,11 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
+from ...utils.atomic_write import check_different
 from ...utils.config import dataset_meta_of, find_config, read_config
 from ...utils.errors import some
 from ...version import __version__
-from ..io import (
-    check_different,
-    load_checkpoint,
-    save_checkpoint,
-    sha256,
-    tensors_of,
-    weights_entry,
-)
+from ..io import load_checkpoint, save_checkpoint, sha256, tensors_of, weights_entry
 from .architecture import Architecture, choose_config, find_architecture
 from .convert import BACKBONES, Conversion, convert, revert, shapes_of
 from .key_mapping import DROPPED
