@@ -42,11 +42,11 @@ COLUMNS = (
     ("AP^boundary", "coco/boundary_mAP", 100),
     ("mIoU", "sem_seg/mIoU", 1),
     ("mIoU", "mIoU", 1),
+    ("Pixel accuracy", "aAcc", 1),
     ("Training (min)", "minutes", 1),
 )
-BLAME = "clusters/blame/PQ/"
 PARTS = ("stem", "level_1", "level_2", "level_3", "level_4", "level_5", "classification")
-BEGIN, END = "<!-- tables of ablation.py -->", "<!-- end of tables -->"
+BEGIN, END = "<!-- tables of ablation.py{} -->", "<!-- end of tables -->"
 
 
 def with_iterations(config: Config, iterations: int) -> None:
@@ -178,6 +178,21 @@ def values(runs: Iterable[Mapping[str, float]], key: str, factor: float = 1) -> 
     return [factor * run[key] for run in runs if key in run and math.isfinite(run[key])]
 
 
+def score(runs: Iterable[Mapping[str, float]]) -> str:
+    """The score of a model's task: mIoU for the models without PQ."""
+    return "PQ" if values(runs, COLUMNS[0][1]) else "mIoU"
+
+
+def scored_by(models: Iterable[Sequence[Mapping[str, float]]]) -> str:
+    """Title of the scores of several models."""
+    return " or ".join(sorted({score(runs) for runs in models}, reverse=True))
+
+
+def lost(runs: Sequence[Mapping[str, float]], part: str) -> list[float]:
+    """Points of the score that a part of the model loses."""
+    return values(runs, f"clusters/blame/{score(runs)}/{part}")
+
+
 def latencies(specs: Sequence[models.ModelSpec], args: argparse.Namespace) -> dict[str, float]:
     """Milliseconds of one prediction of each model, measured in turn."""
     calls = {
@@ -197,35 +212,35 @@ def label(name: str) -> str:
 
 
 def draw(rows: Sequence[measure.Row], runs: Mapping[str, list[dict[str, float]]], to: Path) -> None:
-    """Draw PQ (mIoU without PQ) against latency, and the parts of the blame of each model."""
-    shown = {name: one for name, one in runs.items() if values(one, BLAME + "stem")}
+    """Draw the score against latency, and the parts of the blame of each model."""
+    shown = {name: one for name, one in runs.items() if lost(one, "stem")}
     height = max(4.5, 0.3 * len(shown))
     figure = plt.figure(figsize=(15 if shown else 8, height), layout="constrained")
     latency = figure.add_subplot(1, 1 + bool(shown), 1)
     for i, row in enumerate(rows, start=1):
         name = row["Config"]
-        key = "PQ" if values(runs[name], COLUMNS[0][1]) else "mIoU"
-        scores = [x for title, k, f in COLUMNS if title == key for x in values(runs[name], k, f)]
+        wanted = score(runs[name])
+        scores = [x for one, k, f in COLUMNS if one == wanted for x in values(runs[name], k, f)]
         if scores:
             point = (row["Latency (ms)"], mean(scores))
             deviation = stdev(scores) if len(scores) > 1 else 0
             style = dict(fmt="o", capsize=3, label=f"{i}  {label(name)}")
             latency.errorbar(*point, deviation, **style, color=plt.get_cmap("tab20")(i % 20))
             latency.annotate(i, point, (5, 4), textcoords="offset points", fontsize=8)
-    latency.set(xlabel="latency (ms)", ylabel="PQ or mIoU")
+    latency.set(xlabel="latency (ms)", ylabel=scored_by(runs.values()))
     latency.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
     if shown:
         blame = figure.add_subplot(1, 2, 2)
         left = [0.0] * len(shown)
         for i, part in enumerate(PARTS):
-            widths = [mean(values(one, BLAME + part) or [0.0]) for one in shown.values()]
+            widths = [mean(lost(one, part) or [0.0]) for one in shown.values()]
             color = (
                 "lightgray" if part == PARTS[-1] else plt.get_cmap("viridis")(i / (len(PARTS) - 2))
             )
-            title = part.replace("_", " ")
-            blame.barh([*map(label, shown)], widths, left=left, color=color, label=title)
+            name = part.replace("_", " ")
+            blame.barh([*map(label, shown)], widths, left=left, color=color, label=name)
             left = [x + width for x, width in zip(left, widths, strict=True)]
-        blame.set(xlabel="PQ lost")
+        blame.set(xlabel=f"{scored_by(shown.values())} lost")
         blame.tick_params(axis="y", labelsize=7)
         blame.margins(y=0.01)
         blame.invert_yaxis()
@@ -234,27 +249,32 @@ def draw(rows: Sequence[measure.Row], runs: Mapping[str, list[dict[str, float]]]
     figure.savefig(to, dpi=150)
 
 
-def tables(rows: Sequence[measure.Row]) -> str:
+def tables(rows: Sequence[measure.Row], title: str) -> str:
     """Results, and below them the parts of the blame of the models that have them, in Markdown."""
     results = [{k: v for k, v in row.items() if k not in PARTS} for row in rows]
     parts = [part for part in PARTS if any(part in row for row in rows)]
     blame = [
-        {"PQ lost": row["Config"], **{part.replace("_", " "): row.get(part) for part in parts}}
+        {
+            f"{title} lost": row["Config"],
+            **{part.replace("_", " "): row.get(part) for part in parts},
+        }
         for row in rows
         if "stem" in row
     ]
     return "\n\n".join(measure.as_table(part, ".1f") for part in (results, blame) if part) + "\n"
 
 
-def write_tables(text: str, to: Path) -> None:
-    """Replace the tables that an earlier call wrote to a file, or add them at its end."""
-    content = to.read_text() if to.exists() else ""
-    before, _, rest = content.partition(BEGIN)
+def write_tables(text: str, to: str) -> None:
+    """Replace the tables that an earlier call wrote to ``FILE[#NAME]``, or add them at its end."""
+    file, _, name = to.partition("#")
+    path, begin = Path(file), BEGIN.format(name and f": {name}")
+    content = path.read_text() if path.exists() else ""
+    before, _, rest = content.partition(begin)
     _, end, after = rest.partition(END)
     if not end:  # where earlier tables end is unknown
         before, after = content, "\n"
-    with replacing(to) as unfinished:
-        unfinished.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
+    with replacing(path) as unfinished:
+        unfinished.write_text(f"{before}{begin}\n\n{text}\n{END}{after}")
 
 
 def parse_args() -> argparse.Namespace:
@@ -272,7 +292,8 @@ def parse_args() -> argparse.Namespace:
     add("--tabulate", action="store_true", help=tabulate)
     size = "image whose prediction is timed and counted (default: 192 256)"
     add("--shape", type=int, nargs=2, default=(192, 256), metavar=("H", "W"), help=size)
-    add("--out", type=Path, metavar="FILE.md", help="put the tables into this file, too")
+    out = "put the tables into this file, too, in place of those of the same name"
+    add("--out", metavar="FILE.md[#NAME]", help=out)
     figure = "draw accuracy against latency, and the blame of each part, to this image"
     add("--figure", type=Path, metavar="FILE", help=figure)
     add_cfg_options(parser)
@@ -317,13 +338,13 @@ def ablate(args: argparse.Namespace) -> None:
             if numbers := values(found, key, factor):
                 row[title] = spread(numbers)
         for part in PARTS:
-            if numbers := values(found, BLAME + part):
+            if numbers := lost(found, part):
                 row[part] = spread(numbers)
         row["Parameters (M)"] = count_parameters(model) / 1e6
         row["Multiply-adds (G)"] = count_multiply_adds(model, *args.shape).total() / 1e9
         row["Latency (ms)"] = times[spec.name]
         rows.append(row)
-    text = tables(rows)
+    text = tables(rows, scored_by(results.values()))
     print(text)
     if args.out is not None:
         write_tables(text, args.out)

@@ -20,6 +20,20 @@ def ablate(monkeypatch, work_dir, *arguments):
     ablation.ablate(ablation.parse_args())
 
 
+def save(work_dir, results):
+    """Write the metrics of finished runs, by name and seed."""
+    for (config, seed), metrics in results.items():
+        folder = work_dir / config / f"seed_{seed}"
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps(metrics))
+
+
+def cells(text):
+    """Cells of the tables in a text in Markdown, row by row."""
+    rows = (line for line in text.splitlines() if line.startswith("|"))
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
 def test_schedule_is_shortened_behind_its_warm_up():
     config = read_config(SHAPES_CONFIG)
     warm_up, decay = config.param_scheduler
@@ -49,16 +63,32 @@ def test_models_without_clusters():
 
 def test_tables_take_the_place_of_earlier_ones_alone(tmp_path):
     file = tmp_path / "README.md"
+    begin = "<!-- tables of ablation.py -->"
     for text in ("old", "new"):
-        ablation.write_tables(text, file)
+        ablation.write_tables(text, str(file))
     file.write_text(f"Above.\n\n{file.read_text()}\nBelow.\n")
-    ablation.write_tables("newer", file)
-    tables = f"{ablation.BEGIN}\n\nnewer\n{ablation.END}\n"
+    ablation.write_tables("newer", str(file))
+    tables = f"{begin}\n\nnewer\n{ablation.END}\n"
     assert file.read_text() == f"Above.\n\n{tables}\nBelow.\n"
     whole = file.read_text().replace(ablation.END, "")
     file.write_text(whole)
-    ablation.write_tables("newer", file)
+    ablation.write_tables("newer", str(file))
     assert file.read_text() == whole + tables
+
+
+def test_a_file_holds_tables_of_several_names(tmp_path):
+    file = tmp_path / "README.md"
+    for name, text in (
+        ("", "a"),
+        ("#fcn", "b"),
+        ("#psp", "c"),
+        ("#fcn", "newer b"),
+        ("", "newer a"),
+    ):
+        ablation.write_tables(text, f"{file}{name}")
+    begins = [f"<!-- tables of ablation.py{name} -->" for name in ("", ": fcn", ": psp")]
+    tables = zip(begins, ("newer a", "newer b", "c"), strict=True)
+    assert file.read_text() == "".join(f"{b}\n\n{t}\n{ablation.END}\n" for b, t in tables)
 
 
 def test_minutes_of_an_interrupted_run_count_each_step_once(tmp_path):
@@ -96,20 +126,13 @@ def test_table_and_figure_of_finished_runs(monkeypatch, tmp_path, capsys):
         (name, 1): {"coco_panoptic/PQ": 63.0, "coco/boundary_mAP": float("nan"), **blame},
         ("mask2former_r18_shapes-panoptic", 0): {"coco_panoptic/PQ": 60.0},
     }
-    for (config, seed), metrics in results.items():
-        folder = tmp_path / config / f"seed_{seed}"
-        folder.mkdir(parents=True)
-        (folder / "results.json").write_text(json.dumps(metrics))
+    save(tmp_path, results)
     figure, table = tmp_path / "figure.png", tmp_path / "table.md"
     command = (name, MASK2FORMER, "--seeds", 0, 1, "--tabulate", "--out", table, "--figure", figure)
     table.write_text("# Results\n")
     ablate(monkeypatch, tmp_path, *command)
     written = table.read_text()
-    header, _, *body = (
-        [cell.strip() for cell in line.strip("|\n").split("|")]
-        for line in written.splitlines()
-        if line.startswith("|")
-    )
+    header, _, *body = cells(written)
     ours, theirs = (dict(zip(header, line, strict=True)) for line in body[:2])
     header, _, lost = body[2:]
     assert ours["PQ"] == "62.0 ± 1.4"
@@ -128,6 +151,22 @@ def test_table_and_figure_of_finished_runs(monkeypatch, tmp_path, capsys):
     assert again.count("PQ lost") == 1
     with pytest.raises(InputError, match="got one with other settings; remove it, or choose"):
         ablate(monkeypatch, tmp_path, name, "--iterations", 1000)
+
+
+def test_segmentors_are_scored_by_their_miou(monkeypatch, tmp_path):
+    name, other = "hc-fcn32s_r18_shapes-semantic", "fcn32s_r18_shapes-semantic"
+    blame = {"clusters/blame/mIoU/stem": 3.0, "clusters/blame/mIoU/level_1": 4.0}
+    save(tmp_path, {(name, 0): {"mIoU": 60.0, "aAcc": 80.0, **blame}, (other, 0): {"mIoU": 59.0}})
+    figure, table = tmp_path / "figure.png", tmp_path / "table.md"
+    configs = [f"configs/shapes/{one}.py" for one in (name, other)]
+    command = (*configs, "--tabulate", "--out", table, "--figure", figure)
+    ablate(monkeypatch, tmp_path, *command)
+    header, _, ours, theirs, *lost = cells(table.read_text())
+    assert header[2:4] == ["mIoU", "Pixel accuracy"]
+    assert (ours[2:4], theirs[2:4]) == (["60.0", "80.0"], ["59.0", ""])
+    assert lost[0] == ["mIoU lost", "stem", "level 1"]
+    assert lost[2:] == [[name, "3.0", "4.0"]]
+    assert figure.stat().st_size > 10_000
 
 
 @pytest.mark.slow
