@@ -1,15 +1,17 @@
 """Scores of clusters from the command line, for each task, with mmdet and mmseg."""
 
 import json
+import runpy
 import shutil
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 from PIL import Image
 
 from hcformer_mm.evaluation import ClusteringMetric
 from hcformer_mm.evaluation.measures.panoptic_faults import KINDS, MISSED
-from tests.helpers.tools import loader_options
+from tests.helpers.tools import ROOT, loader_options
 
 CONFIGS = Path(__file__).parents[2] / "configs/shapes"
 LEVELS = ("level_1", "level_2", "level_3")
@@ -186,6 +188,20 @@ def test_limit(arguments, run, shapes, tmp_path, monkeypatch, capfd):
     metrics = json.loads(out.read_text())["metrics"]
     assert "coco_panoptic/PQ" in metrics and "coco/segm_mAP" not in metrics
     assert (2 * metrics["clusters/cells/clusters"]).is_integer()
+
+
+@pytest.mark.parametrize(
+    ("indices", "expected"),
+    [(None, [0, 1]), (2, [0, 1]), (-2, [1, 2]), ([2, 0, 1, 1], [2, 1])],
+)
+def test_limit_chooses_among_the_images_that_the_dataset_lists(indices, expected, shapes):
+    """In ``indices``: so many from the start, or below 0 from the end, or a list."""
+    config = Config.fromfile(CONFIGS / "hcformer_r18_shapes-panoptic.py")
+    config.test_dataloader.dataset.update(data_root=f"{shapes}/", indices=indices)
+    limit_images = runpy.run_path(ROOT / "tools/analysis_tools/evaluate_clusters.py")["limit_images"]
+    number = 3 if indices is None else 4 if isinstance(indices, list) else 2
+    assert limit_images(config, 2) == f"2 of {number} images, evenly spaced"
+    assert config.test_dataloader.dataset.indices == expected
 
 
 def test_config_with_the_metric(arguments, run, tmp_path):

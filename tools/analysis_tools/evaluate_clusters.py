@@ -136,10 +136,14 @@ def limit_images(config: Config, number: int) -> str:
             f"expected a dataset with a pipeline for --limit, got {dataset.get('type')}, a wrapper"
         )
     check_settings(config, ["test"])
-    with DefaultScope.overwrite_default_scope(config.get("default_scope")), naming(config):
-        total = len(DATASETS.build(dataset))
+    listed = dataset.get("indices")
+    if listed is None or isinstance(listed, int):  # so many from the start, or below 0 from the end
+        with DefaultScope.overwrite_default_scope(config.get("default_scope")), naming(config):
+            images = range(len(DATASETS.build({**dataset, "indices": None})))
+        listed = images[listed:] if (listed or 0) < 0 else images[:listed]
+    total = len(listed)
     number = min(number, total)
-    dataset.indices = [index * total // number for index in range(number)]
+    dataset.indices = [listed[index * total // number] for index in range(number)]
     config.test_evaluator = [
         evaluator
         for evaluator in config.test_evaluator
