@@ -198,9 +198,9 @@ def test_limit_chooses_among_the_images_that_the_dataset_lists(indices, expected
     """In ``indices``: so many from the start, or below 0 from the end, or a list."""
     config = Config.fromfile(CONFIGS / "hcformer_r18_shapes-panoptic.py")
     config.test_dataloader.dataset.update(data_root=f"{shapes}/", indices=indices)
-    limit_images = runpy.run_path(ROOT / "tools/analysis_tools/evaluate_clusters.py")["limit_images"]
+    tool = runpy.run_path(ROOT / "tools/analysis_tools/evaluate_clusters.py")
     number = 3 if indices is None else 4 if isinstance(indices, list) else 2
-    assert limit_images(config, 2) == f"2 of {number} images, evenly spaced"
+    assert tool["limit_images"](config, 2) == f"2 of {number} images, evenly spaced"
     assert config.test_dataloader.dataset.indices == expected
 
 

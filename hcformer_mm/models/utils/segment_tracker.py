@@ -60,6 +60,7 @@ class SegmentTracker:
             )
         self._weights, self._min_similarity, self._memory = weights, min_similarity, memory
         self._tracks: _Tracks | None = None
+        self._size: tuple[int, ...] | None = None
         self._born = 0
 
     def update(self, masks: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:
@@ -78,7 +79,14 @@ class SegmentTracker:
         Raises:
             ValueError: The frame differs in size from those before.
         """
-        stride = -(-max(masks.shape[1:]) // MAX_SIDE)
+        size = tuple(masks.shape[1:])
+        self._size = self._size or size
+        if size != self._size:
+            raise ValueError(
+                f"expected frames of one size, got another one, {size} after {self._size}; track "
+                "each video by its own tracker"
+            )
+        stride = -(-max(size) // MAX_SIDE)
         masks = masks[:, ::stride, ::stride]
         centers = _centers(masks)
         seen = _Tracks(
@@ -92,10 +100,6 @@ class SegmentTracker:
             torch.zeros_like(centers),
         )
         tracks = self._tracks or _Tracks(*(field[:0] for field in seen))
-        if tracks.masks.shape[1:] != masks.shape[1:]:
-            raise ValueError(
-                "expected frames of one size, got another one; track each video by its own tracker"
-            )
         similarity = self._similarity(tracks, seen).cpu()
         rows, columns = map(
             torch.from_numpy, linear_sum_assignment(similarity.numpy(), maximize=True)

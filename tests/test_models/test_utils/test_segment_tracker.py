@@ -1,5 +1,7 @@
 """Ids of objects over the frames of a video."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -154,7 +156,14 @@ def test_masks_that_leave_the_image_do_not_come_back_on_the_other_side():
 def test_refusals():
     with pytest.raises(ValueError, match=r"expected weights and memory of at least 0, got .*-1"):
         SegmentTracker(memory=-1)
+
+
+@pytest.mark.parametrize("size", [(39, 40), (41, 40), (80, 80), (79, 80)])
+def test_frames_of_another_size_are_refused(size, monkeypatch):
+    """Also where as many of their rows and columns are compared."""
+    monkeypatch.setattr(segment_tracker, "MAX_SIDE", 40)
     tracker = SegmentTracker()
     tracker.update(square(4, 4), LABEL, EMBEDDING)
-    with pytest.raises(ValueError, match="expected frames of one size, got"):
-        tracker.update(square(4, 4)[:, 1:], LABEL, EMBEDDING)
+    message = re.escape(f"expected frames of one size, got another one, {size} after (40, 40);")
+    with pytest.raises(ValueError, match=message):
+        tracker.update(torch.ones(1, *size, dtype=torch.bool), LABEL, EMBEDDING)
