@@ -112,7 +112,9 @@ class SegmentTracker:
         self._born += int(born.sum())
         frames = tracks.elapsed[rows, None].to(centers)
         steps = (centers[columns] - tracks.centers[rows]) / frames
-        seen.velocities[columns] = (tracks.velocities[rows] + steps) / 2
+        before = tracks.velocities[rows]
+        # A sliver between the pixels that are compared has no center, and moves on as before.
+        seen.velocities[columns] = (before + steps.where(steps.isfinite(), before)) / 2
         waiting = tracks.elapsed <= self._memory
         waiting[rows] = False
         (lost,) = waiting.nonzero(as_tuple=True)
@@ -134,10 +136,10 @@ class SegmentTracker:
 
 
 def _centers(masks: Tensor) -> Tensor:
-    """Mean row and column of the pixels of each mask, ``(N, 2)``; 0 of an empty one."""
+    """Mean row and column of the pixels of each mask, ``(N, 2)``; NaN of an empty one."""
     profiles = [masks.sum(2).float(), masks.sum(1).float()]  # by row and by column
     sums = [one @ torch.arange(one.shape[1]).to(one) for one in profiles]
-    return torch.stack(sums, 1) / profiles[0].sum(1).clamp_min(1)[:, None]
+    return torch.stack(sums, 1) / profiles[0].sum(1)[:, None]
 
 
 def _moved(masks: Tensor, steps: Tensor) -> Tensor:

@@ -105,14 +105,15 @@ def test_a_mask_moves_on_while_it_is_not_seen():
 
 
 def test_velocity_is_per_frame():
-    """Four rows in two frames; an empty mask, of a small segment, has no center and no velocity."""
+    """Four rows in two frames; an empty mask, of a small segment, keeps the velocity."""
     tracker = SegmentTracker(weights=(1, 0, 0), min_similarity=0.5)
     tracker.update(square(4, 4), LABEL, EMBEDDING)
     tracker.update(square(0, 0)[:0], LABEL[:0], EMBEDDING[:0])
     tracker.update(square(8, 4), LABEL, EMBEDDING)
     assert tracker._tracks.velocities.tolist() == [[1, 0]]
-    tracker.update(torch.zeros_like(square(0, 0)), LABEL, EMBEDDING)
-    assert tracker._tracks.velocities.isfinite().all()
+    for mask in (torch.zeros_like(square(0, 0)), square(12, 4)):
+        tracker.update(mask, LABEL, EMBEDDING)
+        assert tracker._tracks.velocities.tolist() == [[1, 0]]
 
 
 @pytest.mark.parametrize(("min_similarity", "expected"), [(0.5, 1), (0.51, 2)])
