@@ -130,12 +130,13 @@ def paint_instances(
 
     Returns:
         The visible segments. Instance ids are mmdet's, class + 1000 · number, counted from 1, with
-        a larger factor for classes from 1000 on. ``ignore`` covers pixels of several instances, and
-        pixels that ``under`` ignores and no instance covers.
+        a larger factor if ids of ``under`` or classes reach 1000. ``ignore`` covers pixels of
+        several instances, and pixels that ``under`` ignores and no instance covers.
     """
     segments = under.segments.astype(np.int64)
     categories = dict(under.categories)
-    offset = max(INSTANCE_OFFSET, 1 + max([*categories, *map(int, labels)], default=0))
+    # Beyond void of 16 bits, too, which would be the number of an object of class 535.
+    offset = max(INSTANCE_OFFSET, 1 + max(map(int, (segments.max(), *labels))))
     claimed, ignore = np.zeros((2, *segments.shape), np.bool_)
     for number, (mask, label) in enumerate(zip(masks, labels, strict=True), start=1):
         segment = int(label) + offset * number

@@ -152,6 +152,18 @@ def test_more_classes_than_a_byte_holds() -> None:
     assert categories == [1000, 0, 1100, None]
 
 
+def test_true_instances_beside_void_of_16_bits() -> None:
+    """With 1000 between numbers, the 65th object of class 535 would have the number of void."""
+    classes = Classes([f"class {i}" for i in range(600)])
+    semantic = PixelData(sem_seg=torch.tensor([[[65535, 535, 5, 5]]]))
+    instances = cups(*[mask(2)] * 64, mask(1))
+    instances.labels[:] = 535
+    truth = true_segments(detection(gt_instances=instances, gt_sem_seg=semantic), classes)
+    categories = [truth.categories.get(segment) for segment in truth.segments[0].tolist()]
+    assert categories == [None, 535, 535, 5]
+    assert len(truth.categories) == 3
+
+
 @pytest.mark.parametrize("value", [2, 254, -1, 3000])
 def test_classes_that_the_model_lacks(value: int) -> None:
     labels = torch.tensor([[[0, value, 1, 1]]])
