@@ -54,11 +54,13 @@ class Classes:
         """
         if not meta or not meta.get("classes"):
             raise ValueError(f"expected metainfo with 'classes', got {meta}")
-        palette = meta.get("palette")
+        names, palette = meta["classes"], meta.get("palette")
+        # Datasets keep the palette of their type when their classes are replaced.
+        fits = isinstance(palette, list) and len(palette) >= len(names)
         return cls(
-            names=meta["classes"],
+            names=names,
             things=frozenset(meta.get("thing_classes", ())),
-            palette=palette if isinstance(palette, list) else None,
+            palette=palette if fits else None,
         )
 
     def is_object(self, category: int) -> bool:

@@ -17,6 +17,9 @@ def test_classes_of_metainfo() -> None:
     assert classes.colors().tolist() == [[1, 2, 3], [4, 5, 6]]
     made_up = Classes.from_metainfo(dict(classes=("a", "b"), palette="random"))
     assert made_up.things == frozenset() and made_up.colors().shape == (2, 3)
+    for palette in ([], [(1, 2, 3)]):
+        few = Classes.from_metainfo(dict(classes=("a", "b"), palette=palette))
+        assert np.array_equal(few.colors(), distinct_colors(2))
     for nothing in (None, {}, dict(classes=None)):
         with pytest.raises(ValueError, match="expected metainfo with 'classes'"):
             Classes.from_metainfo(nothing)
