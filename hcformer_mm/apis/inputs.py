@@ -18,6 +18,7 @@ from skimage.exposure import rescale_intensity
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from ..utils.errors import InputError
 from ..utils.images import decode_image, to_uint8
 
 VIDEO_EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
@@ -103,6 +104,17 @@ class InputImage:
         if shown.dtype != np.uint8:
             shown = rescale_intensity(shown, out_range=np.uint8)
         return np.ascontiguousarray(shown)
+
+
+@dataclass(frozen=True, eq=False)
+class RefusedImage(InputImage):
+    """An image that can have no result; its ``reason`` says why."""
+
+    reason: str = ""
+
+    def read(self) -> NDArray[Any]:
+        """Raise a ValueError with the reason."""
+        raise InputError(self.reason)
 
 
 def open_images(inputs: Inputs) -> list[InputImage] | Iterator[InputImage]:

@@ -1,6 +1,7 @@
 """ResultWriter: write drawings, tables, COCO panoptic and instance results, and label maps."""
 
 import csv
+import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,12 +17,12 @@ from PIL import Image
 
 from ..structures.data_samples import SCORE_THR, check_score_thr, predicted_segments
 from ..structures.panoptic import Classes, Panoptic
-from ..utils.atomic_write import replacing
+from ..utils.atomic_write import replacing, temporary
 from ..utils.path_index import PathIndex
 from ..utils.strict_json import dumps
 from ..visualization import PLAIN, FigureStyle, draw_figure
 from .coco_format import encode_instances, encode_panoptic, label_map, read_coco_ids
-from .inputs import InputImage, with_unique_names
+from .inputs import InputImage, RefusedImage, with_unique_names
 from .object_table import COLUMNS, object_rows, to_geojson
 
 TABLES = ("csv", "geojson")
@@ -29,6 +30,9 @@ TABLES = ("csv", "geojson")
 
 FILES = ("images.json", "panoptic.json", "instances.json", "objects.csv")
 """Files about all images."""
+
+# Bytes of the name of a file or folder, in the file systems in common use.
+_NAME_MAX = 255
 
 Record = dict[str, Any]
 """Entries of one image in the files about all: ``image``, ``panoptic`` and ``instances`` as far as
@@ -112,6 +116,8 @@ class ResultWriter:
     ) -> list[InputImage] | Iterator[InputImage]:
         """Check that the results of all images can be written, and return the images.
 
+        Those whose names are too long for files become images that cannot be read.
+
         Args:
             images: A list, which is checked at once, or an iterator, which is checked while it
                 runs.
@@ -119,11 +125,22 @@ class ResultWriter:
         Raises:
             ValueError: Two images share a name or an entry of ``ann_file``, or one has none.
         """
-        images = with_unique_names(images)
-        if self._image_ids is None:
-            return images
-        checked = self._with_own_ids(images)
+        checked: Iterator[InputImage] = map(self._nameable, with_unique_names(images))
+        if self._image_ids is not None:
+            checked = self._with_own_ids(checked)
         return list(checked) if isinstance(images, list) else checked
+
+    def _nameable(self, image: InputImage) -> InputImage:
+        """The image, or one that is refused if its name is too long for the files of results."""
+        file = Path(image.name + (".geojson" if "geojson" in self._tables else ".png"))
+        length = max(len(os.fsencode(part)) for part in temporary(file).parts)
+        if length <= _NAME_MAX:
+            return image
+        reason = (
+            f"expected names of at most {_NAME_MAX} bytes for the results of {image.source}, got "
+            f"{length} while they are written; shorten its name by {length - _NAME_MAX} bytes"
+        )
+        return RefusedImage(image.name, image.number, path=image.path, reason=reason)
 
     def _with_own_ids(self, images: Iterable[InputImage]) -> Iterator[InputImage]:
         seen: dict[int, str] = {}

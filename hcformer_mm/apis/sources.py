@@ -10,14 +10,19 @@ from glob import glob, has_magic
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import mmcv
-from numpy.typing import NDArray
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..utils.errors import InputError
-from .inputs import VIDEO_EXTENSIONS, InputImage, is_input, open_images, with_distinct_names
+from .inputs import (
+    VIDEO_EXTENSIONS,
+    InputImage,
+    RefusedImage,
+    is_input,
+    open_images,
+    with_distinct_names,
+)
 
 SHARD, LIST = ".tar", ".txt"
 """Suffixes of shards and of lists of inputs."""
@@ -65,17 +70,6 @@ class ShardImage(InputImage):
             return file.read(self.size)
 
 
-@dataclass(frozen=True, eq=False)
-class BrokenFile(InputImage):
-    """A shard or a video that cannot be read, in place of its images; its ``reason`` says why."""
-
-    reason: str = ""
-
-    def read(self) -> NDArray[Any]:
-        """Raise a ValueError with the reason."""
-        raise InputError(f"expected a whole file, got {self.path}: {self.reason}; replace it")
-
-
 def open_sources(inputs: Iterable[str | Path]) -> Sources:
     """List the images of inputs of any number.
 
@@ -102,7 +96,7 @@ def open_sources(inputs: Iterable[str | Path]) -> Sources:
     for file in with_distinct_names(files):
         assert file.path is not None
         suffix = file.path.suffix.lower()
-        if suffix in VIDEO_EXTENSIONS and file.path.is_file():
+        if suffix in VIDEO_EXTENSIONS and os.path.isfile(file.path):
             number = max(1, mmcv.VideoReader(str(file.path)).frame_cnt)
             parts.append(_frames(file))
             names = [f"{file.name} {number}"]
@@ -120,7 +114,8 @@ def open_sources(inputs: Iterable[str | Path]) -> Sources:
 def _files(item: str | Path, *, listed: bool = False) -> list[Path]:
     """Images, videos and shards of one input; ``listed`` in a list, or found by a pattern."""
     text, path = str(item), Path(item)
-    if path.is_file():
+    # Of a name that is too long, methods of paths raise an error.
+    if os.path.isfile(path):
         if path.name.lower().endswith(COMPRESSED):
             raise InputError(f"expected shards without compression, got {path}; decompress it")
         if listed or path.suffix.lower() != LIST:
@@ -128,7 +123,7 @@ def _files(item: str | Path, *, listed: bool = False) -> list[Path]:
         content = path.read_bytes().removeprefix(BOM_UTF8)
         lines = [os.fsdecode(line).strip() for line in content.splitlines()]
         found = [_files(line, listed=True) for line in lines if line and line[0] != "#"]
-    elif path.is_dir():
+    elif os.path.isdir(path):
         found = [sorted(file for file in _walk(path) if is_input(file, FILES))]
     elif span := _RANGE.search(text):
         low, high = span.groups()
@@ -185,7 +180,7 @@ def _members(file: InputImage) -> Iterator[InputImage]:
     except (tarfile.TarError, OSError) as error:
         reason = str(error)
     if reason:
-        yield BrokenFile(file.name, file.number, path=file.path, reason=reason)
+        yield _broken(file, reason)
 
 
 def _frames(file: InputImage) -> Iterator[InputImage]:
@@ -195,4 +190,10 @@ def _frames(file: InputImage) -> Iterator[InputImage]:
         for frame in open_images(file.path):
             yield replace(frame, name=f"{file.name}{frame.name.removeprefix(file.path.stem)}")
     except ValueError as error:
-        yield BrokenFile(file.name, file.number, path=file.path, reason=str(error))
+        yield _broken(file, error)
+
+
+def _broken(file: InputImage, reason: object) -> RefusedImage:
+    """What stands for the images of a shard or a video that cannot be read."""
+    reason = f"expected a whole file, got {file.path}: {reason}; replace it"
+    return RefusedImage(file.name, file.number, path=file.path, reason=reason)

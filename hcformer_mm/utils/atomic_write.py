@@ -25,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: The file cannot be written; the error names ``path``.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
@@ -35,8 +35,13 @@ def replacing(path: Path) -> Iterator[Path]:
             error.filename, error.filename2 = str(path), None
         raise
     finally:
-        if unfinished.exists():
+        if os.path.lexists(unfinished):  # False for a name that is too long
             unfinished.unlink()
+
+
+def temporary(path: Path) -> Path:
+    """Path to which the content of a file is written before it replaces the file."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def check_different(source: str | Path, target: str | Path) -> None:

@@ -77,6 +77,13 @@ def test_a_full_disk_is_told_with_the_name_of_the_file(name, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_name_that_is_too_long(tmp_path):
+    path = tmp_path / ("a" * 300)
+    with pytest.raises(OSError, match="File name too long") as told:
+        write_text(path)
+    assert told.value.filename == str(path)
+
+
 def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "a").write_text("old")
     with pytest.raises(OSError, match=str(tmp_path / "a")), replacing(tmp_path / "a" / "b.json"):
