@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from itertools import groupby, islice
@@ -234,7 +235,10 @@ class BaseInferencer:
         """
         try:
             path = image.path and str(image.path)
-            given = self._pipeline(dict(img=image.read(), img_path=path, img_id=image.number))
+            # Threads share the pipeline, and steps such as mmseg's ResizeShortestEdge store the
+            # size of an image in themselves.
+            pipeline = deepcopy(self._pipeline)
+            given = pipeline(dict(img=image.read(), img_path=path, img_id=image.number))
         except cv2.error as error:
             raise ValueError(
                 f"expected an image that the test pipeline can resize, got {image.source} of "

@@ -1,7 +1,9 @@
 """BaseInferencer: images in batches, streams and several precisions."""
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import mmcv
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import TRANSFORMS
 from PIL import Image
 from torch import nn
 from torchvision.io import decode_image
@@ -223,6 +227,24 @@ def test_images_that_a_pipeline_cannot_resize(images, model_files):
         with pytest.raises(ValueError, match=r"image 0 of the input.*(2, 1500|1500 × 2)") as raised:
             samples(inferencer, thin)
         assert "\n" not in str(raised.value)
+
+
+def test_threads_do_not_share_the_state_of_steps(segmentor, images, monkeypatch):
+    """mmseg's ResizeShortestEdge stores the size of an image in itself while it runs."""
+    step = TRANSFORMS.build(dict(type="mmseg.ResizeShortestEdge", scale=32, max_size=64))
+    resize, both = type(step.resize).transform, Barrier(2)
+
+    def waiting(self, results):
+        both.wait(timeout=30)
+        return resize(self, results)
+
+    monkeypatch.setattr(type(step.resize), "transform", waiting)
+    loader, _, *others = segmentor._pipeline.transforms
+    monkeypatch.setattr(segmentor, "_pipeline", Compose([loader, step, *others]))
+    with ThreadPoolExecutor(2) as pool:
+        prepared = pool.map(segmentor._prepare, map(segmentor.bound, open_images(images[1:3])))
+        shapes = [tuple(one["inputs"].shape[1:]) for one in prepared]
+    assert shapes == [(32, 53), (48, 32)]
 
 
 def test_broken_images_are_errors(detector, broken_folder):
