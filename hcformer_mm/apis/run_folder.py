@@ -127,7 +127,7 @@ class RunFolder:
     def _lines(self) -> dict[int, _Line]:
         """The line of each image: its result, if there is one, however often it failed before."""
         found: dict[int, _Line] = {}
-        for path in self._files():
+        for path in reversed(self._files()):  # the merged one first, which is older
             with path.open("rb") as file:
                 offset = 0
                 for content in file:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from itertools import chain, count
 from types import SimpleNamespace
 
@@ -168,6 +169,15 @@ def test_other_files_of_the_folder_stay(tmp_path):
     assert copy.read_text() == "of the user"
 
 
+def test_an_image_that_fails_again_has_the_new_reason(tmp_path):
+    for reason in ("old", "new"):
+        with RunFolder(tmp_path) as folder:
+            folder.claim({})
+            folder.append(0, dict(failed=dict(file_name="a.png", reason=reason)))
+            assert folder.merge(ResultWriter(tmp_path, CLASSES)) == (0, 1)
+    assert json.loads((tmp_path / "images.json").read_text())["failed"][0]["reason"] == "new"
+
+
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
@@ -281,6 +291,27 @@ def test_broken_files(predict, images, tmp_path, capsys):
     assert predict("--out", out, inputs=[folder]) == 0
     assert predict("--out", tmp_path / "whole", inputs=[folder]) == 0
     assert read(out) == read(tmp_path / "whole")
+
+
+def test_names_that_are_too_long_for_results(predict, images, tmp_path):
+    """Files, members of shards, and lines of lists; each fails alone, and nothing is written."""
+    folder, out = tmp_path / "images", tmp_path / "out"
+    content = sorted(images.rglob("*.png"))[0].read_bytes()
+    folder.mkdir()
+    for name in ("a", "é" * 125):
+        (folder / f"{name}.png").write_bytes(content)
+    with tarfile.open(folder / "s.tar", "w") as shard:
+        for letter in "bc":
+            shard.add(folder / "a.png", f"{letter * 300}.png")
+    (tmp_path / "list.txt").write_text(f"{'d' * 300}.png\n")
+    assert predict("--out", out, "--draw", inputs=[folder, tmp_path / "list.txt"]) == 3
+    listed = json.loads((out / "images.json").read_text())
+    assert [image["file_name"] for image in listed["images"]] == ["a.png"]
+    assert len(listed["failed"]) == 4
+    for one in listed["failed"]:
+        assert "expected names of at most 255 bytes" in one["reason"]
+        assert "; shorten its name by" in one["reason"]
+    assert [file.name for file in (out / "vis").iterdir()] == ["a.png"]
 
 
 def test_other_settings_are_refused(predict, images, tmp_path):
