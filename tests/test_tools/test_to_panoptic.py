@@ -328,7 +328,11 @@ class TestSplits:
         for split in SPLITS:
             images = sorted((tmp_path / "set/images" / split).iterdir())
             lines = [f"./images/{split}/{image.name}" for image in images[:-1]] + [str(images[-1])]
-            (tmp_path / "set" / f"{split}.txt").write_text("\n".join(lines) + "\n\n")
+            # Some editors of Windows write a mark before the text.
+            text = "\n".join(lines) + "\n\n"
+            (tmp_path / "set" / f"{split}.txt").write_text(text, encoding="utf-8-sig")
+            for file in (tmp_path / "set/labels" / split).iterdir():
+                file.write_text(file.read_text(), encoding="utf-8-sig")
             content[split] = f"{split}.txt"
         (tmp_path / "set/data.yaml").write_text(yaml.safe_dump(content))
         convert("yolo", tmp_path / "set/data.yaml")
@@ -495,6 +499,11 @@ class TestBadInput:
         message = f"1.txt: expected the number of a class, .* in line 2, got {got}; correct"
         refuse("yolo", message)
 
+    def test_yolo_of_other_encodings(self, refuse, drawn, tmp_path):
+        write_yolo(drawn, tmp_path / "other", SPLITS)
+        (tmp_path / "other/labels/train/1.txt").write_text("0 0 0 0 1", encoding="utf-16")
+        refuse("yolo", "1.txt: expected the number of a class, .* in line 1, got ")
+
     def test_yolo_without_labels(self, refuse, drawn, tmp_path):
         write_yolo(drawn, tmp_path / "other", SPLITS)
         shutil.rmtree(tmp_path / "other/labels")
@@ -513,6 +522,8 @@ class TestBadInput:
         refuse("yolo", "got none")
         (tmp_path / "other/data.yaml").write_text("train: images")
         refuse("yolo", "expected .*data.yaml to be YOLO's, .* got KeyError: 'names'")
+        (tmp_path / "other/data.yaml").write_text("names: [box]")
+        refuse("yolo", "expected .*data.yaml to be YOLO's, .* got KeyError: 'train'")
 
     @pytest.mark.parametrize(
         ("file", "pixels", "message"),

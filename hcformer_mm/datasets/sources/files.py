@@ -205,6 +205,8 @@ def open_yolo(file: Path) -> tuple[Splits, dict[str, bool]]:
             for split in ("train", "val", "test")
             if (given := content.get(split))
         }
+        if not places:
+            raise KeyError("train")
     except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"expected {file} to be YOLO's, with names, train and val, got "
@@ -233,7 +235,7 @@ def _yolo_images(place: Path) -> list[tuple[Path, str]]:
     """Images in a folder, or in a text file of paths from its own folder, and their names."""
     images = _images(place)
     if place.is_file():
-        lines = place.read_text(encoding="utf-8").replace("\\", "/").splitlines()
+        lines = place.read_text("utf-8-sig", "surrogateescape").replace("\\", "/").splitlines()
         images = [Path(os.path.normpath(place.parent / line)) for line in lines if line.strip()]
         place = Path(os.path.commonpath([image.parent for image in images] or [place]))
     return [(image, image.relative_to(place).as_posix()) for image in images]
@@ -243,7 +245,7 @@ def _read_yolo(image: Path, name: str, names: Mapping[float, str]) -> ShapesOfIm
     before, images, after = str(image).rpartition(f"{os.sep}images{os.sep}")
     file = Path(f"{before}{os.sep}labels{os.sep}{after}" if images else image).with_suffix(".txt")
     shapes = []
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = file.read_text("utf-8-sig", "replace").splitlines() if file.is_file() else []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
