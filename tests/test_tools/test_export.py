@@ -4,6 +4,7 @@ import json
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import mmcv
 import numpy as np
@@ -38,6 +39,7 @@ MODELS = {
     "HC-PSPNet R101": ("hc-pspnet_r101_4xb4-160k_ade20k-512x512", {}),
 }
 BASIC = ("--format", "torch-export", "--shape", 64, 64)
+RESIZE = dict(type="hcformer_mm.Resize", scale=(256, 192), keep_ratio=True)
 
 
 @pytest.fixture(autouse=True)
@@ -166,6 +168,29 @@ def test_wrong_arguments(fails, arguments, message, tmp_path):
     status, output = fails(*arguments)
     assert message in f"{status} {output}"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [dict(type="hcformer_mm.Resize", scale_factor=0.5)],
+        [dict(type="hcformer_mm.ResizeShortestEdge", scale=192, max_size=256)],
+        [RESIZE, dict(type="mmdet.Pad", size_divisor=32)],
+        [RESIZE, dict(type="hcformer_mm.Resize", scale=(64, 64))],
+    ],
+)
+def test_resizing_that_metadata_do_not_tell_is_refused(steps, fails, monkeypatch):
+    def read(*options):
+        config = read_config(TINY_CONFIG, TINY)
+        pipeline = config.test_dataloader.dataset.pipeline
+        config.test_dataloader.dataset.pipeline = [pipeline[0], *steps, *pipeline[2:]]
+        return config
+
+    monkeypatch.setattr("hcformer_mm.utils.config.read_config", read)
+    status, _ = fails(TINY_CONFIG, "random", *BASIC)
+    assert "resizes images by Resize with scale alone" in status
+    assert "in place of" in status
+    assert not list(Path().iterdir())
 
 
 def test_a_difference_fails(fails, monkeypatch):

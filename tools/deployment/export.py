@@ -11,6 +11,9 @@ from typing import Any
 
 import hcformer_mm.utils.threads  # noqa: F401
 
+import mmcv
+import numpy as np
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 
 from hcformer_mm.apis.inference import build_model, inference_pipeline
@@ -28,10 +31,12 @@ from hcformer_mm.deployment.export import (
 from hcformer_mm.deployment.post_processing import resize
 from hcformer_mm.deployment.verify import TOLERANCE, agrees, as_text, compare, time_both
 from hcformer_mm.utils.arguments import add_cfg_options, number
-from hcformer_mm.utils.config import read_config
+from hcformer_mm.utils.config import read_config, tested_dataset
 
 RANDOM = "random"
 STRIDE = 32
+IMAGE_SIZES = ((481, 643), (359, 241))
+"""Heights and widths of images on which metadata and test pipeline are compared."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -94,7 +99,28 @@ def load(args: argparse.Namespace) -> tuple[ExportableModel, dict[str, Any]]:
         size_divisor=divisor,
     )
     about = describe(exportable, Path(config.filename).stem) | dict(resize=pipeline_resize(config))
+    if tested_dataset(config):
+        check_resize(config, about["resize"])
     return exportable.eval(), about
+
+
+def check_resize(config: Config, resize: dict[str, Any] | None) -> None:
+    """Raise a ValueError unless the test pipeline resizes images as the metadata say."""
+    pipeline = inference_pipeline(config)
+    for height, width in IMAGE_SIZES:
+        size = width, height
+        if resize:
+            scale = tuple(resize["scale"])
+            size = mmcv.rescale_size(size, scale) if resize["keep_ratio"] else scale
+        image = np.zeros((height, width, 3), np.uint8)
+        found = tuple(pipeline(dict(img=image, img_path="", img_id=0))["inputs"].shape[1:])
+        if found != size[::-1]:
+            raise ValueError(
+                f"expected a test pipeline in {config.filename} that resizes images by Resize with "
+                f"scale alone, which the metadata of the file tell its users, got {found} of an "
+                f"image of {(height, width)} in place of {size[::-1]}; replace the other steps of "
+                "test_dataloader.dataset.pipeline that change the size"
+            )
 
 
 def compress(args: argparse.Namespace, model: ExportableModel, source: Path, path: Path) -> None:
