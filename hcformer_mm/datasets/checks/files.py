@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from PIL import ExifTags, Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ...utils.errors import InputError
 from ...utils.images import decode_image, stored_pixels
@@ -103,7 +104,6 @@ def check_size(path: Path, found: tuple[int, ...], size: tuple[int, int] | None)
 
 def _elsewhere(path: Path) -> str:
     """Where a missing file is instead, if it is near."""
-    for near in (path.parent.parent / path.name, *sorted(path.parent.glob(f"{path.stem}.*"))[:1]):
-        if near.is_file():
-            return f", but {near} does"
-    return ""
+    suffixes = (*IMG_EXTENSIONS, *map(str.upper, IMG_EXTENSIONS))
+    places = (path.parent.parent / path.name, *map(path.with_suffix, suffixes))
+    return next((f", but {near} does" for near in places if near.is_file()), "")
