@@ -199,6 +199,8 @@ class LoadSemanticAnnotations(mmseg_transforms.LoadAnnotations):
         with _naming(file):
             content = fileio.get(file, backend_args=self.backend_args)
             labels = mmcv.imfrombytes(content, flag="unchanged", backend=self.imdecode_backend)
+            if labels is None or is_truncated(content):  # OpenCV raises no error
+                raise InputError("it is no image, or cut off")
         if labels.ndim == 3 and labels.shape[2] == 1:
             labels = labels[..., 0]
         if labels.ndim != 2:

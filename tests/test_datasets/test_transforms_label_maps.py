@@ -111,8 +111,10 @@ def test_label_maps_that_cannot_be_read_are_refused(tmp_path):
     content = Path(save(file, noise)).read_bytes()
     for broken in (content[: len(content) // 2], b"", b"no image"):
         file.write_bytes(broken)
-        with pytest.raises(ValueError, match=r"expected .*map\.png to be readable: "):
-            load(str(file), size=(60, 60))
+        for backend in ("pillow", "cv2"):
+            step = LoadSemanticAnnotations(imdecode_backend=backend)
+            with pytest.raises(ValueError, match=r"expected .*map\.png to be readable: "):
+                step(sample(str(file), size=(60, 60)))
 
 
 def test_images_of_an_inferencer_have_no_label_map():
