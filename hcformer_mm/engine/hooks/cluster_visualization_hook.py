@@ -174,10 +174,12 @@ class ClusterVisualizationHook(Hook):
         runner.visualizer.add_image(name, sheet, step=step)
 
     def _name(self, path: str) -> str:
-        """Name of an image without suffix, with its folder if another image has this name."""
+        """Name of an image without suffix, with its folders while another image has this name."""
         name = Path(path).stem
-        if self._named.setdefault(name, path) != path:
-            name = f"{Path(path).parent.name}_{name}"
+        for folder in Path(path).parents:
+            if self._named.setdefault(name, path) == path:
+                break
+            name = f"{folder.name}_{name}"
         return name
 
     def _is_full(self) -> bool:

@@ -257,8 +257,9 @@ def test_ground_truth_is_opened_before_training(build, tmp_path: Path) -> None:
 def test_images_of_one_name_have_sheets_of_their_own() -> None:
     hook = HOOKS.build(dict(type="hcformer_mm.ClusterVisualizationHook"))
     for _ in range(2):  # validations
-        names = [hook._name(f"/val/{image}") for image in ("a/1.jpg", "2.jpg", "b/1.jpg")]
-        assert names == ["1", "2", "b_1"]
+        images = ("a/v/1.jpg", "2.jpg", "b/v/1.jpg", "c/v/1.jpg", "v_1.jpg", "c/v/1.jpg")
+        names = [hook._name(f"/val/{image}") for image in images]
+        assert names == ["1", "2", "v_1", "c_v_1", "val_v_1", "c_v_1"]
 
 
 def test_models_without_a_clustering_are_refused_before_they_run() -> None:
