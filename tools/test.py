@@ -10,6 +10,7 @@ import hcformer_mm.utils.threads  # noqa: F401
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
 from mmengine.fileio import dump
+from mmengine.runner import Runner
 
 from hcformer_mm.acceleration.inference import DTYPES
 from hcformer_mm.engine.run_checks.lookup import is_named
@@ -102,6 +103,28 @@ def result_file(path: str) -> BaseMetric:
     return DumpWhole(out_file_path=path)
 
 
+def check_files(runner: Runner, option: str, folder: Path, part: str) -> None:
+    """Raise an InputError if an option would write over an image, a label map or its own files.
+
+    mmdet and mmseg name a file after its image, without folders: by its ``name`` or its ``stem``.
+    """
+    dataset = runner.test_loop.dataloader.dataset
+    samples = [dataset.get_data_info(index) for index in range(len(dataset))]
+    keys = ("img_path", "seg_map_path")
+    sources = {Path(sample[key]).parent for sample in samples for key in keys if sample.get(key)}
+    if folder.resolve() in {source.resolve() for source in sources}:
+        raise InputError(
+            f"expected another folder than that of images or label maps for {option}, got {folder}"
+        )
+    seen: dict[str, str] = {}
+    for path in (sample["img_path"] for sample in samples):
+        if (other := seen.setdefault(getattr(Path(path), part), path)) != path:
+            raise InputError(
+                f"expected images of different names for {option}, which leaves out their folders, "
+                f"got {other} and {path}; use tools/predict.py, which keeps folders"
+            )
+
+
 def augment(config: Config) -> None:
     """Wrap the model, and replace the pipeline, for test-time augmentation."""
     missing = [name for name in ("tta_model", "tta_pipeline") if name not in config]
@@ -130,6 +153,11 @@ def test(args: argparse.Namespace) -> None:
         hook = dict(type="hcformer_mm.FastInferenceHook", fast=args.fast, dtype=args.dtype)
         config.custom_hooks = [*(config.get("custom_hooks") or []), hook]
     runner = build_runner(config, ["test"], allow_partial=args.allow_partial)
+    if args.show_dir and not segmentor:
+        folder = Path(runner.work_dir, runner.timestamp, args.show_dir)
+        check_files(runner, "--show-dir", folder, "name")
+    if args.out is not None and segmentor:
+        check_files(runner, "--out", Path(args.out), "stem")
     if args.out is not None and not segmentor:
         runner.test_evaluator.metrics.append(result_file(args.out))
     runner.test()

@@ -4,10 +4,12 @@ import pickle
 import runpy
 import shutil
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.runner import Runner
 
 from hcformer_mm.checkpoints.io import load_checkpoint
@@ -108,6 +110,30 @@ def test_test_reports_all_metrics_and_dumps_predictions(trained, small_shapes, t
     assert 0 <= scores["sem_seg/mIoU"] <= 100
     assert len(pickle.loads(dump.read_bytes())) == 3
     assert len(list(tmp_path.glob("*/images/**/*.jpg"))) == 3
+
+
+class Images(BaseDataset):
+    """Images of a test, with the label maps ``maps/*.png``."""
+
+    def load_data_list(self):
+        return [dict(img_path=path, seg_map_path="maps/1.png") for path in self.ann_file.split()]
+
+
+@pytest.mark.parametrize(
+    ("folder", "part", "message"),
+    [
+        ("out", "name", "images of different names for --x, .*, got a/1.jpg and b/1.jpg; use"),
+        ("out", "stem", "images of different names for --x, .*, got a/1.jpg and c/1.png; use"),
+        ("maps", "name", "another folder than that of images or label maps for --x, got maps"),
+        ("b/../c", "name", "another folder than that of images or label maps for --x, got b"),
+    ],
+)
+def test_files_of_a_test_replace_no_others(folder, part, message):
+    dataset = Images("a/1.jpg a/1.jpg c/1.png" + " b/1.jpg" * (part == "name"))
+    runner = Namespace(test_loop=Namespace(dataloader=Namespace(dataset=dataset)))
+    check = runpy.run_path(ROOT / "tools/test.py")["check_files"]
+    with pytest.raises(ValueError, match=f"expected {message}"):
+        check(runner, "--x", Path(folder), part)
 
 
 def test_test_in_bfloat16_and_fast(trained, small_shapes, tmp_path):
