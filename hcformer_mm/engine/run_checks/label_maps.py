@@ -65,7 +65,8 @@ def label_map_findings(part: Part, queries: int | None, found: Findings) -> None
 
 def _spread(items: Sequence[T], number: int) -> list[T]:
     """Choose a number of items at equal distances."""
-    return list(items[:: max(1, len(items) // number)][:number])
+    number = min(number, len(items))
+    return [items[index * len(items) // number] for index in range(number)]
 
 
 def _image_faults(entries: list[dict[str, Any]]) -> Iterator[Fault]:

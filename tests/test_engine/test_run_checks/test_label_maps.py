@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hcformer_mm.engine.run_checks import label_maps
 from tests.helpers.run_configs import faults, segmentor, semantic_config, warnings
 
 BINARY = ("background", "object")
@@ -36,6 +37,13 @@ def test_rare_objects_pass(tmp_path):
     maps = [mask(0, 255)] * 40
     maps[1] = mask(1)
     assert check(tmp_path, maps) == []
+
+
+def test_maps_are_opened_up_to_the_last_ones(tmp_path, monkeypatch):
+    """As of folders whose first files show one kind of image."""
+    monkeypatch.setattr(label_maps, "FEW", 2)
+    monkeypatch.setattr(label_maps, "MANY", 4)
+    assert check(tmp_path, [mask(255, 255)] * 4 + [mask(1)] * 3) == []
 
 
 @pytest.mark.parametrize(
