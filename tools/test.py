@@ -117,7 +117,7 @@ def check_files(runner: Runner, option: str, folder: Path, part: str) -> None:
             f"expected another folder than that of images or label maps for {option}, got {folder}"
         )
     seen: dict[str, str] = {}
-    for path in (sample["img_path"] for sample in samples):
+    for path in (sample["img_path"] for sample in samples if "img_path" in sample):
         if (other := seen.setdefault(getattr(Path(path), part), path)) != path:
             raise InputError(
                 f"expected images of different names for {option}, which leaves out their folders, "
