@@ -43,6 +43,9 @@ def predict(session, image):
     """Results of one image by name; every instance comes with its mask."""
     if image.dtype != np.uint8 or image.shape[2:] != (3,):
         sys.exit(f"onnx_demo: expected RGB bytes (H, W, 3), got {image.dtype} {image.shape}")
+    takes = [f"{x.name} {x.type}" for x in session.get_inputs()]
+    if takes != ["image tensor(uint8)", "size tensor(int64)"]:
+        sys.exit(f"onnx_demo: expected an export with --with-postprocess --uint8, got {takes}")
     resize = json.loads(session.get_modelmeta().custom_metadata_map["resize"])
     resized = resize_image(image, input_size(*image.shape[:2], resize))
     inputs = {"image": resized[None], "size": np.array(image.shape[:2], dtype=np.int64)}

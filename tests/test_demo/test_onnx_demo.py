@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from types import SimpleNamespace
 
 import cv2
 import mmcv
@@ -152,6 +153,14 @@ def test_pixels_of_16_bits_are_refused(demo, photograph, tmp_path):
     cv2.imwrite(str(tmp_path / "deep.png"), photograph[..., 0].astype(np.uint16) * 16)
     with pytest.raises(SystemExit, match=r"expected RGB bytes \(H, W, 3\), got uint16 \("):
         demo["predict"](None, demo["read_image"](str(tmp_path / "deep.png")))
+
+
+def test_files_of_logits_are_refused(demo, photograph):
+    image = SimpleNamespace(name="image", type="tensor(float)")
+    session = SimpleNamespace(get_inputs=lambda: [image])
+    message = r"--with-postprocess --uint8, got \['image tensor\(float\)'\]"
+    with pytest.raises(SystemExit, match=message):
+        demo["predict"](session, photograph)
 
 
 @pytest.mark.parametrize("size", [(192, 289), (480, 700), (31, 1), (300, 451)])
