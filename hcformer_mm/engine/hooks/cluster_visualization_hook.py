@@ -24,6 +24,7 @@ from ...structures.data_samples import (
     true_segments,
 )
 from ...structures.panoptic import Classes
+from ...utils.errors import InputError
 from ...utils.images import decode_image
 from ...visualization import LAYOUTS, cluster_sheet
 from ...visualization.fonts import fonts_for
@@ -108,7 +109,7 @@ class ClusterVisualizationHook(Hook):
         loops = built_loops(runner)
         loop = loops.get("val", loops.get("test"))
         if self.train_iters and "train" in loops and "val" not in loops:
-            raise ValueError(
+            raise InputError(
                 "expected a validation set for train_iters, whose first image is drawn, got none; "
                 "add val_dataloader, val_evaluator and val_cfg to the config"
             )

@@ -18,6 +18,7 @@ from hcformer_mm.datasets.ground_truth import open_ground_truth
 from hcformer_mm.engine.hooks import cluster_visualization_hook
 from hcformer_mm.structures.data_samples import predicted_segments
 from hcformer_mm.structures.image_clusters import ImageClusters
+from hcformer_mm.utils.errors import InputError
 from hcformer_mm.visualization import cluster_sheet
 from tests.helpers.models import SEMANTIC_CONFIG, SHAPES_CONFIG
 from tests.helpers.tools import INSTANCE_CONFIG, quick_config
@@ -151,7 +152,8 @@ def test_first_image_is_drawn_during_training(build) -> None:
 def test_training_without_a_validation_set(build) -> None:
     runner, _ = build(train_iters=(1,))
     runner._val_loop = runner._val_dataloader = runner._val_evaluator = None
-    with pytest.raises(ValueError, match="expected a validation set for train_iters"):
+    # tools/train.py prints it without a traceback.
+    with pytest.raises(InputError, match="expected a validation set for train_iters"):
         runner.train()
 
 
