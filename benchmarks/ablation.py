@@ -233,7 +233,10 @@ def draw(rows: Sequence[measure.Row], runs: Mapping[str, list[dict[str, float]]]
         blame = figure.add_subplot(1, 2, 2)
         left = [0.0] * len(shown)
         for i, part in enumerate(PARTS):
-            widths = [mean(lost(one, part) or [0.0]) for one in shown.values()]
+            points = [lost(one, part) for one in shown.values()]
+            if not any(points):
+                continue
+            widths = [mean(one or [0.0]) for one in points]
             color = (
                 "lightgray" if part == PARTS[-1] else plt.get_cmap("viridis")(i / (len(PARTS) - 2))
             )
