@@ -82,5 +82,15 @@ def test_readme_predicts_with_weights_of_the_package():
 def test_figures_of_shapes_are_filled_in():
     text = (ROOT / "configs/shapes/README.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| [")]
-    assert len(rows) == 10
+    assert len(rows) == 3
     assert not [row for row in rows if re.search(r"\| [A-Z]{2,} \|", row)]
+
+
+def test_tables_of_shapes_name_configs():
+    folder = ROOT / "configs/shapes"
+    text = (folder / "README.md").read_text()
+    tables = re.findall(r"<!-- tables of [^>]+-->(.+?)<!-- end of tables -->", text, re.DOTALL)
+    for table in tables:
+        names = set(re.findall(r"^\| ([\w-]+_shapes-\w+)", table, re.MULTILINE))
+        assert names and not [name for name in names if not (folder / f"{name}.py").exists()]
+    assert len(tables) == 2
