@@ -220,7 +220,7 @@ def draw(rows: Sequence[measure.Row], runs: Mapping[str, list[dict[str, float]]]
     for i, row in enumerate(rows, start=1):
         name = row["Config"]
         wanted = score(runs[name])
-        scores = [x for one, k, f in COLUMNS if one == wanted for x in values(runs[name], k, f)]
+        scores = [x for title, k, f in COLUMNS if title == wanted for x in values(runs[name], k, f)]
         if scores:
             point = (row["Latency (ms)"], mean(scores))
             deviation = stdev(scores) if len(scores) > 1 else 0
